@@ -1,0 +1,63 @@
+# Needs Python >= 3.10 with pip and venv, nothing else: every target installs what it uses into $(VENV).
+# Each stamp file in $(VENV) stands for one finished install, so a second run installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One resolution with torch in it, always under the tested versions; a newer torch would not fit torchvision.
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
+PYTEST_ARGS ?=
+# Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
+REQUIRE_CLUSTER ?=
+
+.PHONY: help demo test lint bench clean
+.NOTPARALLEL:  # two pip processes must not write to one environment
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/demo.stamp  ## real tokens of a photograph become a graph, shrink, and come back
+	$(BIN)/python -m tokengraph demo
+
+test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'not slow'" for the quick ones
+	@grep -qx ok $(VENV)/cluster.stamp || { \
+	  echo "torch-cluster or torch-scatter did not install or import: the reason stands in that install's output."; \
+	  echo "Tests that need them are skipped. To try again: rm $(VENV)/cluster.stamp && make test"; \
+	  test -z "$(REQUIRE_CLUSTER)"; }
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/test.stamp  ## ruff, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/demo.stamp $(VENV)/cluster.stamp  ## merge cost and end-to-end speed on this machine, the quick form
+	$(BIN)/python benchmarks/merge_cost.py --quick
+	$(BIN)/python benchmarks/end_to_end.py --quick
+
+clean:  ## remove the environment, caches and outputs
+	rm -rf .venv build *.egg-info outputs .pytest_cache .ruff_cache
+	find tokengraph tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+# An environment without pip is one whose making failed halfway: make it again.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# No compiler needed up to here: torch-cluster and torch-scatter stay out.
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[timm,viz,cli]'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(INSTALL) --editable '.[timm,viz,cli,test]'
+	touch $@
+
+# Both are source packages whose build imports torch: hence after torch, and without build isolation. Wheels found
+# through PIP_FIND_LINKS are taken instead. torch's build looks for ninja on PATH, and MAX_JOBS limits its processes.
+# Only an import shows that the result fits this torch. A failed try leaves its stamp as well, so that `make test`
+# does not repeat it, for minutes, each time.
+$(VENV)/cluster.stamp: $(VENV)/demo.stamp
+	$(INSTALL) setuptools wheel ninja
+	@status=failed; \
+	if PATH="$(abspath $(BIN)):$$PATH" $(INSTALL) --no-build-isolation torch-cluster torch-scatter \
+	  && $(BIN)/python -W ignore -c 'import torch_cluster, torch_scatter'; then status=ok; fi; \
+	echo $$status > $@

@@ -1,0 +1,56 @@
+"""tokengraph: the tokens of a vision transformer as a graph, and fewer tokens as graph coarsening."""
+
+import warnings as _warnings
+
+with _warnings.catch_warnings():
+    # PyTorch Geometric warns at import that it ignores an installed torch-cluster (called directly here) and scripts code.
+    _warnings.filterwarnings("ignore", message=".*torch[-_]cluster.*")
+    _warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    import torch_geometric.data as _data  # noqa: F401
+
+from tokengraph import schedule
+from tokengraph.assignment import Assignment
+from tokengraph.attach import Attachment, attach, detach
+from tokengraph.coarsen import coarsen, hierarchy
+from tokengraph.edges import backends, grid_graph, knn_graph, window_graph
+from tokengraph.graph import TokenGraph
+from tokengraph.select import Select, registry, resolve
+from tokengraph.select.ailurus import AiluRus, ailurus
+from tokengraph.select.dpc_knn import DPCKNN, dpc_knn
+from tokengraph.select.grid_pool import GridPool, grid_pool
+from tokengraph.select.random import Random
+from tokengraph.select.tome import ToMe, tome
+from tokengraph.select.topk import TopK, topk
+from tokengraph.soft import SoftAssignment
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AiluRus",
+    "Assignment",
+    "Attachment",
+    "DPCKNN",
+    "GridPool",
+    "Random",
+    "Select",
+    "SoftAssignment",
+    "ToMe",
+    "TokenGraph",
+    "TopK",
+    "ailurus",
+    "attach",
+    "backends",
+    "coarsen",
+    "detach",
+    "dpc_knn",
+    "grid_graph",
+    "grid_pool",
+    "hierarchy",
+    "knn_graph",
+    "registry",
+    "resolve",
+    "schedule",
+    "tome",
+    "topk",
+    "window_graph",
+]

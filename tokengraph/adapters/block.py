@@ -1,0 +1,186 @@
+"""The coarsened block: attend, coarsen, feed, by the block's own submodules and in its own class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.mask import attention_bias
+from tokengraph.assignment import Assignment
+from tokengraph.prefix import with_prefix
+from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.select.base import Select
+from tokengraph.select.tokens import Tokens
+from tokengraph.trace import State, Trace
+
+SITE = "_tokengraph"  # attribute that an attached module carries
+STASH = "_tokengraph_projected"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked for, the same for every block of a model."""
+
+    adapter: Adapter
+    select: Select
+    schedule: Schedule
+    prop_attn: bool
+    lift: bool
+
+
+@dataclass
+class Site:
+    """What an attached module knows: what was asked for, the record of the run, and its own place."""
+
+    recipe: Recipe
+    trace: Trace
+    index: int = -1
+    original: type | None = None
+
+    def budget(self, patches: int, finished: int) -> int:
+        """Patch tokens to have left once ``finished`` blocks are done, for ``patches`` at the input."""
+        plan = self.trace.plan
+        if patches != plan[0]:
+            recipe = self.recipe
+            plan = tokens_per_layer(recipe.schedule, self.trace.depth, patches, recipe.select.fewest)
+        return plan[finished]
+
+
+class Coarse:
+    """Mixin of every swapped class: what copying, pickling and replicating need."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        original = getattr(self, SITE).original
+        return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), self.__dict__
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "Expected an attached model outside nn.DataParallel: its replicas would share one record. "
+            "Use DistributedDataParallel."
+        )
+
+
+class CoarseBlock(Coarse):
+    """Mixin of a swapped block; a family's own mixin gives ``forward`` the block's signature and calls ``coarse``."""
+
+    def coarse(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
+        site: Site = getattr(self, SITE)
+        adapter, placement = site.recipe.adapter, site.recipe.select.placement
+        state = self._enter(site, x)
+        if placement == "before":
+            x, state = _coarsen(site, state, x, site.budget(state.patches, site.index), None)
+        bias = attention_bias(mask, state, site.trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
+        x = adapter.attend(self, x, bias)  # type: ignore[arg-type]
+        if placement != "before":
+            keep = site.budget(state.patches, site.index + 1)
+            projected = self.__dict__.pop(STASH, None)
+            stats = None
+            if keep < state.count and projected is not None:
+                stats = adapter.statistics(self, projected, site.trace.num_prefix, bias)  # type: ignore[arg-type]
+            if placement == "inside":
+                x, state = _coarsen(site, state, x, keep, stats)
+                x = adapter.feed(self, x)  # type: ignore[arg-type]
+            else:
+                x = adapter.feed(self, x)  # type: ignore[arg-type]
+                x, state = _coarsen(site, state, x, keep, stats)
+        else:
+            x = adapter.feed(self, x)  # type: ignore[arg-type]
+            if site.index + 1 == site.trace.depth:  # no block follows that could do it before itself
+                x, state = _coarsen(site, state, x, site.budget(state.patches, site.index + 1), None)
+        site.trace.slots[site.index + 1] = state
+        if site.index + 1 == site.trace.depth:
+            site.trace.output = x.detach()
+        return x
+
+    @staticmethod
+    def _enter(site: Site, x: Tensor) -> State:
+        trace = site.trace
+        if site.index == trace.start:
+            count = x.size(1) - trace.num_prefix
+            return State(x.size(0), count, count)
+        return trace.slots[site.index]
+
+
+def _coarsen(site: Site, state: State, x: Tensor, keep: int, stats: Any) -> tuple[Tensor, State]:
+    """One coarsening of ``x [B, P+n, C]`` to ``keep`` patch tokens an image, if there are more."""
+    if keep >= state.count:
+        return x, state
+    trace, select = site.trace, site.recipe.select
+    prefix = trace.num_prefix
+    size = None if state.size is None else state.size.view(state.images, -1)[:, prefix:]
+    known = trace.grid[0] * trace.grid[1] == state.patches
+    tokens = Tokens(
+        x[:, prefix:],
+        size,
+        trace.grid if known else None,
+        known and state.source is None,
+        None,
+        site.index,
+        prefix,
+        stats,
+        (lambda: trace.locate(state, x.device)) if known else None,
+    )
+    assignment = select(tokens, keep)
+    whole = with_prefix(assignment, state.images, prefix)
+    rows = x.reshape(-1, x.size(2))
+    if isinstance(whole, Assignment):
+        rows, new_size = whole.reduce(rows, state.size, reduce=select.reduction)
+    else:
+        rows, new_size = whole.reduce(rows, state.size)
+    count = assignment.num_clusters // state.images
+    new_state = state.step(assignment, count, new_size if select.merges else None)
+    return rows.view(state.images, prefix + count, -1), new_state
+
+
+def keep_projection(module: nn.Module, args: Any, output: Tensor) -> None:
+    """Forward hook: leaves the projection's output on its block until the block has read it."""
+    block = module.__dict__[SITE][0]
+    block.__dict__[STASH] = output
+
+
+def note_grid(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the embedding: notes the patch grid of the images that come in."""
+    site: Site = module.__dict__[SITE]
+    site.trace.grid = site.recipe.adapter.image_grid(module, args[0])
+
+
+@cache
+def coarse_class(mixin: type, original: type) -> type:
+    """The class ``mixin`` + ``original``, one for each pair."""
+    return type(f"Coarse{original.__name__}", (mixin, original), {"__module__": original.__module__})
+
+
+def _rebuild(mixin: type, original: type) -> Any:
+    cls = coarse_class(mixin, original)
+    return cls.__new__(cls)
+
+
+def check_halves(adapter: Adapter, block: nn.Module) -> None:
+    """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
+
+    It turns a change upstream, or a block with parts that the adapter does not know, into an error. The block is not
+    changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]``.
+    """
+    parameter = next(block.parameters())
+    if parameter.is_meta:
+        return
+    channels = adapter.projection(block).in_features
+    devices = [parameter.device] if parameter.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        x = torch.linspace(-2, 2, 8 * int(channels), device=parameter.device).sin().view(1, 8, -1).to(parameter.dtype)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        wanted = type(block).forward(block, x)
+        torch.manual_seed(0)
+        got = adapter.feed(block, adapter.attend(block, x, None))
+    if not torch.equal(wanted, got):
+        worst = (wanted - got).abs().max().item()
+        raise ValueError(
+            f"Expected {type(block).__name__} to be its two halves, attention and MLP (got outputs that differ by up "
+            f"to {worst:.3g}). The block has parts that the adapter '{adapter.family}' does not know: nothing changed."
+        )

@@ -1,0 +1,91 @@
+"""The additive mask of a coarsened attention: the log size of each key, and the user's own mask carried along."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.segment import segment_max, segment_sum
+from tokengraph.trace import State
+
+
+def attention_bias(
+    mask: Tensor | None, state: State, num_prefix: int, *, prop_attn: bool, dtype: torch.dtype
+) -> Tensor | None:
+    """What a block's attention adds to its logits.
+
+    Args:
+        mask: The user's mask over the uncoarsened sequence, ``[..., 1 or P+N, P+N]``, bool (True: attend) or additive.
+        state: The tokens that the block sees.
+        num_prefix: P.
+        prop_attn: Weigh keys by size: adds ``log size``.
+        dtype: Of the features.
+
+    Returns:
+        ``None`` when there is nothing to add; the mask as it came while nothing is coarsened; else an additive mask
+        ``[..., 1 or P+n, P+n]``.
+    """
+    if mask is not None and (mask.dim() < 2 or mask.size(-1) != num_prefix + state.patches):
+        raise ValueError(
+            f"Expected attn_mask of shape [..., 1 or {num_prefix + state.patches}, {num_prefix + state.patches}] "
+            f"(got {list(mask.shape)})."
+        )
+    if state.source is None:
+        return mask
+    if mask is not None:
+        return coarse_mask(mask, state, num_prefix, prop_attn=prop_attn).to(dtype)
+    if not prop_attn or state.size is None:
+        return None
+    return state.size.log().view(state.images, 1, 1, -1).to(dtype)
+
+
+def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool) -> Tensor:
+    """Carries a mask over to clusters.
+
+    A key cluster's entry is the log of the sum over its members of ``exp(mask)``: exactly what the members' own entries
+    would give if all had the cluster's key. Without ``prop_attn`` the sum becomes a mean over members that may be
+    attended. A query cluster takes the mean of ``exp`` over its members. This is our own choice.
+
+    Returns:
+        ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where no member may be attended.
+    """
+    if not isinstance(state.source, Assignment):
+        raise ValueError("Expected no attn_mask with a strategy of weighted edges (got one).")
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
+    while mask.dim() < 4:
+        mask = mask[None]
+    mask = mask.float().expand(state.images, -1, -1, -1)
+    cluster = _sequence_clusters(state, num_prefix)
+    count = num_prefix + state.count
+    out = _log_sum(mask.movedim(-1, 1), cluster, count).movedim(1, -1)
+    if not prop_attn:
+        members = _log_sum(torch.where(mask > -torch.inf, 0.0, -torch.inf).movedim(-1, 1), cluster, count)
+        out = torch.where(out > -torch.inf, out - members.movedim(1, -1), out)
+    if out.size(2) > 1:
+        rows = _log_sum(out.movedim(2, 1), cluster, count)
+        size = _log_sum(torch.zeros(*out.shape[:1], out.size(2), device=out.device), cluster, count)
+        out = (rows - size.view(*size.shape, *[1] * (rows.dim() - 2))).movedim(1, 2)
+    return out
+
+
+def _sequence_clusters(state: State, num_prefix: int) -> Tensor:
+    """Cluster within its image of each token of the uncoarsened sequence, ``[B, P+N]``; ``P+n`` for dropped ones."""
+    assert isinstance(state.source, Assignment)
+    local = state.source.cluster.view(state.images, -1)
+    start = torch.arange(state.images, device=local.device)[:, None] * state.count
+    local = torch.where(local == state.source.num_clusters, state.count, local - start) + num_prefix
+    ahead = torch.arange(num_prefix, device=local.device).expand(state.images, -1)
+    return torch.cat([ahead, local], dim=1)
+
+
+def _log_sum(x: Tensor, cluster: Tensor, count: int) -> Tensor:
+    """``log sum exp`` of ``x [B, P+N, ...]`` over the members of each cluster: ``[B, count, ...]``."""
+    images = x.size(0)
+    rows = count + 1  # one more for dropped tokens
+    index = (cluster + torch.arange(images, device=x.device)[:, None] * rows).flatten()
+    flat = x.reshape(-1, *x.shape[2:])
+    top = segment_max(flat.clamp_min(torch.finfo(torch.float32).min), index, images * rows)
+    total = segment_sum((flat - top.index_select(0, index)).exp(), index, images * rows)
+    return (total.log() + top).view(images, rows, *x.shape[2:])[:, :count]

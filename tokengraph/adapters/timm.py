@@ -1,0 +1,166 @@
+"""timm's plain vision transformers: ViT, DeiT (also distilled), DeiT-III, CLIP and SigLIP towers, GAP, DINOv2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.block import SITE, Coarse, CoarseBlock, Site
+from tokengraph.assignment import Assignment
+from tokengraph.select.attention import AttentionStats
+
+
+class TimmBlock(CoarseBlock):
+    """``timm.models.vision_transformer.Block`` with a coarsening in it."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Takes ``[B, P+n, C]``; ``attn_mask`` is over the uncoarsened sequence."""
+        if is_causal:
+            raise ValueError("Expected is_causal=False (got True): clusters have no order in time.")
+        return self.coarse(x, attn_mask)
+
+
+class TimmModel(Coarse):
+    """``timm.models.vision_transformer.VisionTransformer`` around coarsened blocks."""
+
+    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens after the final norm: ``[B, P+n, C]``, or at full resolution where ``attach(lift=True)`` said so."""
+        site: Site = getattr(self, SITE)
+        x = super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
+        return site.trace.lift_sequence(x) if site.recipe.lift else x
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Pools as if every input patch had its cluster's features; pruned patches have no say."""
+        trace = getattr(self, SITE).trace
+        pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
+        reads_patches = self.attn_pool is not None or pooled not in ("token", "")  # type: ignore[attr-defined]
+        state = trace.state()
+        if reads_patches and isinstance(state.source, Assignment) and not state.source.drops:
+            if x.size(1) == trace.num_prefix + state.count:
+                x = trace.lift_sequence(x)
+        return super().pool(x, pool_type)  # type: ignore[misc]
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
+        site: Site = getattr(self, SITE)
+        names = ("indices", "return_prefix_tokens", "norm", "stop_early", "output_fmt", "intermediates_only")
+        kwargs |= dict(zip(names, args, strict=False))
+        as_map = kwargs.get("output_fmt", "NCHW") == "NCHW"
+        if kwargs.get("output_fmt", "NCHW") not in ("NCHW", "NLC"):
+            raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {kwargs['output_fmt']!r}).")
+        # A run that stops early leaves later slots to older runs, of another batch maybe: always run to the end.
+        kwargs |= {"output_fmt": "NLC", "stop_early": False}
+        out = super().forward_intermediates(x, **kwargs)  # type: ignore[misc]
+        layers = _taken(kwargs.get("indices"), len(self.blocks))  # type: ignore[attr-defined]
+
+        def lifted(tokens: Any, layer: int) -> Any:
+            if isinstance(tokens, tuple):
+                return lifted(tokens[0], layer), *tokens[1:]
+            trace = site.trace
+            return trace.as_map(tokens, layer=layer).contiguous() if as_map else trace.lift(tokens, layer=layer)
+
+        def whole(tokens: Tensor) -> Tensor:
+            return site.trace.lift_sequence(tokens) if site.recipe.lift else tokens
+
+        if isinstance(out, dict):
+            out["image_intermediates"] = [
+                lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)
+            ]
+            if "image_features" in out:
+                out["image_features"] = whole(out["image_features"])
+            return out
+        if kwargs.get("intermediates_only"):
+            return [lifted(t, i) for t, i in zip(out, layers, strict=True)]
+        return whole(out[0]), [lifted(t, i) for t, i in zip(out[1], layers, strict=True)]
+
+
+class TimmViT(Adapter):
+    """timm >= 1.0.16, ``VisionTransformer`` with pre-norm ``Block``."""
+
+    family = "timm VisionTransformer (ViT, DeiT, DeiT-III, CLIP, SigLIP, GAP, DINOv2) with Block"
+    block_mixin = TimmBlock
+    model_mixin = TimmModel
+
+    def serves(self, model: nn.Module) -> bool:
+        return _is_a(model, "timm.models.vision_transformer", "VisionTransformer")
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
+        for i, block in enumerate(blocks):
+            kind = type(block)
+            if not _is_a(block, "timm.models.vision_transformer", "Block"):
+                raise ValueError(
+                    f"Expected blocks of class Block (got {kind.__name__} at {i}). Blocks whose attention and MLP run "
+                    "in parallel or whose norms come last have no place between the halves."
+                )
+            attention = type(block.attn)
+            if not _is_a(block.attn, "timm.layers.attention", "Attention", "timm.models.vision_transformer"):
+                raise ValueError(f"Expected attention of class Attention (got {attention.__name__} in block {i}).")
+        return blocks
+
+    def num_prefix(self, model: nn.Module) -> int:
+        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        height, width = model.patch_embed.grid_size  # type: ignore[union-attr,misc]
+        return int(height), int(width)
+
+    def has_class_token(self, model: nn.Module) -> bool:
+        return model.cls_token is not None
+
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))  # type: ignore[operator]
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[operator]
+
+    def projection(self, block: nn.Module) -> nn.Module:
+        return block.attn.qkv  # type: ignore[union-attr,return-value]
+
+    def statistics(self, block: nn.Module, projected: Tensor, num_prefix: int, bias: Tensor | None) -> AttentionStats:
+        attn: Any = block.attn
+
+        def project() -> tuple[Tensor, Tensor]:
+            heads = projected.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            return attn.q_norm(heads[0]), attn.k_norm(heads[1])
+
+        return AttentionStats(project, float(attn.scale), num_prefix, bias)
+
+    def embedding(self, model: nn.Module) -> nn.Module:
+        return model.patch_embed  # type: ignore[return-value]
+
+    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+        height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))  # type: ignore[operator]
+        return height, width
+
+    def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+        depth = len(model.blocks)  # type: ignore[arg-type]
+        if not -depth <= layer < depth:
+            raise ValueError(f"Expected a layer in [-{depth}, {depth}) (got {layer}).")
+        with torch.no_grad():
+            out = model.forward_intermediates(  # type: ignore[operator]
+                images,
+                indices=[layer % depth],
+                return_prefix_tokens=True,
+                output_fmt="NLC",
+                intermediates_only=True,
+                stop_early=True,
+            )[0]
+        tokens = torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out
+        return tokens, self.image_grid(model.patch_embed, images)  # type: ignore[arg-type]
+
+
+def _is_a(module: object, origin: str, name: str, *also: str) -> bool:
+    """Whether a class of this name and origin is among the module's classes; imports nothing."""
+    return any(c.__name__ == name and c.__module__ in (origin, *also) for c in type(module).__mro__)
+
+
+def _taken(indices: int | list[int] | None, depth: int) -> list[int]:
+    """Finished blocks at each intermediate, in the order that timm returns them."""
+    if indices is None:
+        return list(range(1, depth + 1))
+    chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
+    return [i + 1 for i in sorted(set(chosen))]

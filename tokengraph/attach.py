@@ -1,0 +1,159 @@
+"""attach: a strategy put inside a stock model, and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tokengraph.adapters import find_adapter
+from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.block import SITE, STASH, Recipe, Site, check_halves, coarse_class, keep_projection, note_grid
+from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.select.base import Select, resolve
+from tokengraph.trace import Trace
+
+
+@dataclass(eq=False)
+class Attachment:
+    """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
+
+    Attributes:
+        model: The model that was given, changed in place.
+        trace: The record of the model's last run.
+    """
+
+    model: nn.Module
+    trace: Trace
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        return self.model(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Gives the model back as it was. Calling it again does nothing."""
+        detach(self.model)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def attach(
+    model: nn.Module,
+    select: str | type[Select] | Select,
+    schedule: Schedule,
+    *,
+    prop_attn: bool | None = None,
+    lift: bool = False,
+) -> Attachment:
+    """Makes a stock vision transformer coarsen its tokens, in place, with its own weights.
+
+    The classes of blocks and model are swapped for subclasses of themselves; parameters, state_dict keys and the fused
+    attention stay. While nothing is removed the output is bit-identical.
+
+    Args:
+        model: A supported model, or a wrapper around one.
+        select: A strategy by name, class or instance.
+        schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
+            left, an int or a float share of the input. A list: removed block by block. See
+            :func:`tokengraph.schedule.tokens_per_layer`.
+        prop_attn: Weigh keys by the log of the patches they stand for. Default: where the strategy merges.
+        lift: Make ``forward_features`` return every input patch again, ``[B, P+N, C]``; dropped ones as zeros.
+            ``forward_intermediates`` lifts its maps in any case.
+
+    Returns:
+        An :class:`Attachment`: ``handle.trace`` for counts and lifting, ``handle.remove()``; or use it in a ``with``.
+
+    Raises:
+        ValueError: For an unsupported model, one that is attached already, a schedule that does not fit, or a block
+            whose two halves do not give its output. The model is then as it was.
+
+    Cost: milliseconds. In a run: the strategy's cost and one reduction in each block that removes tokens.
+
+    Example:
+        >>> from tokengraph.testing import tiny_vit
+        >>> model = tiny_vit()
+        >>> with attach(model, "tome", 4) as coarse:
+        ...     out = model(torch.randn(1, 3, 32, 32))
+        >>> coarse.trace.counts
+        [16, 12, 8, 4]
+    """
+    chosen = resolve(select)
+    core, adapter = find_adapter(model)
+    if any(SITE in m.__dict__ for m in model.modules()):
+        raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
+    blocks = adapter.blocks(core)
+    prefix, grid = adapter.num_prefix(core), adapter.grid(core)
+    plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest)
+    _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
+    for block in {type(b): b for b in blocks}.values():
+        check_halves(adapter, block)
+    start = _first_block(schedule, chosen)
+    trace = Trace(prefix, len(blocks), start, plan, grid)
+    recipe = Recipe(adapter, chosen, schedule, chosen.merges if prop_attn is None else prop_attn, lift)
+    try:
+        _swap(core, adapter, blocks, recipe, trace)
+    except BaseException:
+        detach(model)
+        raise
+    return Attachment(model, trace)
+
+
+def detach(model: nn.Module) -> None:
+    """Takes whatever is attached out of a model, also out of a copy or a loaded one. Without any it does nothing."""
+    for module in list(model.modules()):
+        site = module.__dict__.pop(SITE, None)
+        if site is None:
+            continue
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [k for k, hook in hooks.items() if hook in (keep_projection, note_grid)]:
+                del hooks[key]
+        module.__dict__.pop(STASH, None)
+        if isinstance(site, Site) and site.original is not None:
+            module.__class__ = site.original
+
+
+def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
+    steps = sum(a > b for a, b in zip(plan[:-1], plan[1:], strict=True)) + (
+        isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0
+    )
+    if select.needs_grid and steps > 1:
+        raise ValueError(
+            f"Expected {type(select).__name__} to act once, on the full grid (got {steps} layers). "
+            "Give one layer, for example schedule={2: 0.25}."
+        )
+    if select.needs_class_token and not class_token:
+        raise ValueError(f"Expected a model with a class token for {select} (got one without). Use score='norm'.")
+    if isinstance(schedule, Mapping) and 0 in schedule and select.placement != "before":
+        raise ValueError(
+            f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
+            "(got layer 0)."
+        )
+
+
+def _first_block(schedule: Schedule, select: Select) -> int:
+    """Index of the first block that can see or make coarse tokens; those before it are left alone."""
+    if not isinstance(schedule, Mapping) or not schedule:
+        return 0
+    return max(min(schedule) - (select.placement != "before"), 0)
+
+
+def _swap(core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Recipe, trace: Trace) -> None:
+    for index in range(trace.start, len(blocks)):
+        block = blocks[index]
+        block.__dict__[SITE] = Site(recipe, trace, index, type(block))
+        block.__class__ = coarse_class(adapter.block_mixin, type(block))
+        projection = adapter.projection(block)
+        projection.__dict__[SITE] = (block,)  # a tuple hides the block from nn.Module's bookkeeping
+        projection.register_forward_hook(keep_projection)
+    embedding = adapter.embedding(core)
+    embedding.__dict__[SITE] = Site(recipe, trace)
+    embedding.register_forward_pre_hook(note_grid)
+    core.__dict__[SITE] = Site(recipe, trace, original=type(core))
+    if adapter.model_mixin is not None:
+        core.__class__ = coarse_class(adapter.model_mixin, type(core))

@@ -1,0 +1,16 @@
+"""How tokens are connected: k nearest neighbours, the patch grid, the window of nearest patches."""
+
+from tokengraph.edges.grid import grid_graph, grid_positions
+from tokengraph.edges.knn import knn_graph, knn_neighbors
+from tokengraph.probe import Backend, backends
+from tokengraph.edges.window import window_graph
+
+__all__ = [
+    "Backend",
+    "backends",
+    "grid_graph",
+    "grid_positions",
+    "knn_graph",
+    "knn_neighbors",
+    "window_graph",
+]

@@ -1,0 +1,111 @@
+"""The k-nearest-neighbour graph of tokens, one set of edges whichever engine finds them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.edges import knn_extension, knn_torch
+from tokengraph.probe import backends
+from tokengraph.errors import check_finite, check_positive, check_ptr, check_tokens
+
+BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
+
+
+def knn_graph(
+    x: Tensor,
+    k: int,
+    *,
+    ptr: Tensor | None = None,
+    cosine: bool = False,
+    loop: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Connects each token to its k nearest tokens of the same image.
+
+    .. math:: \mathcal{N}(i) = \operatorname{top}_k -\lVert x_i - x_j \rVert, \quad j \ne i
+
+    Args:
+        x: Token features, ``[B, N, C]``, or flat ``[M, C]`` with ``ptr`` (without it: one image).
+        k: Neighbours a token, ``1 <= k < N``. Images of a ragged batch with fewer tokens connect all they have.
+        ptr: First token of each image, ``[B+1]`` int64, for flat ``x``.
+        cosine: Compare directions; otherwise Euclidean distance.
+        loop: Count each token as its own first neighbour.
+        backend: ``"torch"`` (batched product and top-k), ``"torch-cluster"``, ``"pyg-lib"``, or ``"auto"``.
+
+    Returns:
+        ``edge_index [2, E]`` int64, source (the neighbour) to target, flat ids, sorted by target and then nearest
+        first; and ``weight [E]``, distance in feature units or cosine in [-1, 1], float32 or wider.
+
+    Raises:
+        ValueError: If ``k >= N`` (``k > N`` with ``loop``), or tokens are not finite, or ``ptr`` does not fit.
+        ImportError: If a named backend is not usable; the message says why.
+
+    Cost: ``"torch"``: ``O(B N^2 C)`` time and ``B N^2`` floats, in chunks above 256 MB. Nothing is differentiated.
+
+    Every backend gives the same edges: self excluded by index, ties to the lower index, images never mixed. Distances
+    closer than float32 rounding may order differently.
+    """
+    neighbors, weight = knn_neighbors(x, k, ptr=ptr, cosine=cosine, loop=loop, backend=backend)
+    target = torch.arange(neighbors.size(0), device=x.device)[:, None].expand_as(neighbors)
+    if ptr is None:  # every token has exactly k
+        return torch.stack([neighbors.flatten(), target.flatten()]), weight.flatten()
+    there = neighbors >= 0
+    return torch.stack([neighbors[there], target[there]]), weight[there]
+
+
+@torch.no_grad()
+def knn_neighbors(
+    x: Tensor,
+    k: int,
+    *,
+    ptr: Tensor | None = None,
+    cosine: bool = False,
+    loop: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The fixed-degree form of :func:`knn_graph`: ``neighbors [M, k]`` flat ids and ``weight [M, k]``.
+
+    Arguments, errors and cost as there. Nearest first. In a ragged batch a missing neighbour is -1 with weight inf
+    (-inf for cosine).
+    """
+    check_tokens(x, dims=(3,) if ptr is None and x.dim() == 3 else (2,))
+    check_positive(k=k)
+    if ptr is not None:
+        check_ptr(ptr, x.size(0))
+    flat = x.flatten(0, 1) if x.dim() == 3 else x
+    if ptr is None:
+        images, tokens = (x.size(0), x.size(1)) if x.dim() == 3 else (1, x.size(0))
+        counts = [tokens] * images
+    else:
+        counts = ptr.diff().tolist()
+    most = max(counts, default=0)
+    if k > most - (not loop):
+        sign = "<=" if loop else "<"
+        raise ValueError(f"Expected 1 <= k {sign} N={most} neighbours (got k={k}).")
+    check_finite(flat)
+    name = choose_backend(flat, k, cosine=cosine) if backend == "auto" else backend
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    if cosine:
+        flat = F.normalize(flat, dim=-1)
+    if name == "torch":
+        neighbors, distance = knn_torch.search(flat, counts, k, loop=loop)
+    elif name in ("torch-cluster", "pyg-lib"):
+        neighbors, distance = knn_extension.search(name, flat, counts, k, loop=loop)
+    else:
+        raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
+    # Between unit vectors |a - b|^2 = 2 - 2 cos.
+    return neighbors, 1.0 - 0.5 * distance.square() if cosine else distance
+
+
+def choose_backend(x: Tensor, k: int, *, cosine: bool = False) -> str:
+    """The engine that ``backend="auto"`` takes for flat tokens ``x [M, C]``.
+
+    On CPU the product form beats the k-d tree of torch-cluster at every token shape measured (see
+    ``benchmarks/merge_cost.py``). On CUDA no crossover has been measured yet, so the product form is taken there too.
+    """
+    return "torch"
+
+
+__all__ = ["BACKENDS", "backends", "choose_backend", "knn_graph", "knn_neighbors"]

@@ -1,0 +1,68 @@
+"""k nearest neighbours by the compiled kernels of torch-cluster and pyg-lib, behind guards, with canonical edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges import knn_torch
+from tokengraph.probe import require
+
+SPARE = 2  # one for the token itself, one to see whether the last place is tied
+
+
+def search(name: str, x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
+    """Searches within each image by a named extension; arguments and results as :func:`knn_torch.search`.
+
+    Raises:
+        ImportError: If the extension is missing or broken.
+        ValueError: If its kernel cannot serve the request.
+
+    Cost: the kernel's, plus a host synchronisation: these kernels return as many edges as they find. Rows whose last
+    place is tied are searched again by the torch backend.
+    """
+    require(name)
+    most = max(counts)
+    ask = min(k + SPARE, most)
+    if x.is_cuda and ask > 100:
+        raise ValueError(f"Expected k <= {100 - SPARE} for {name} on CUDA (got k={k}). Use backend='torch'.")
+    device = x.device
+    count = torch.tensor(counts, device=device)
+    image = torch.repeat_interleave(torch.arange(len(counts), device=device), count)
+    if name == "torch-cluster":
+        row, col = require(name).knn(x.contiguous(), x.contiguous(), ask, image, image, batch_size=len(counts))
+    else:
+        ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        row, col = torch.ops.pyg.knn(x.contiguous(), x.contiguous(), ptr, ptr, ask, False, 1)
+    return _canonical(x, counts, image, row, col, k, loop)
+
+
+def _canonical(
+    x: Tensor, counts: list[int], image: Tensor, row: Tensor, col: Tensor, k: int, loop: bool
+) -> tuple[Tensor, Tensor]:
+    """Sorts edges by (target, distance, source), moves or removes self by index, and mends ties at the last place."""
+    distance = torch.linalg.vector_norm(x[row] - x[col], dim=-1)
+    distance = torch.where(row == col, -1.0 if loop else torch.inf, distance)
+    order = col.argsort(stable=True)
+    for key in (distance, row):
+        order = order[key[order].argsort(stable=True)]
+    row, col, distance = row[order], col[order], distance[order]
+    found = torch.bincount(row, minlength=x.size(0))
+    first = found.cumsum(0) - found
+    width = int(found.max())
+    rank = torch.arange(row.numel(), device=x.device) - first[row]
+    neighbors = row.new_full((x.size(0), max(width, k + 1)), -1)
+    table = distance.new_full(neighbors.shape, torch.inf)
+    neighbors[row, rank], table[row, rank] = col, distance
+    own = torch.arange(x.size(0), device=x.device)
+    available = torch.tensor(counts, device=x.device)[image] - (not loop)
+    # Full rows whose last place is tied, or from which duplicates have pushed the token itself out.
+    unsure = (table[:, k] <= table[:, k - 1] * (1 + 1e-6)) & (available > k)
+    if loop:
+        unsure |= neighbors[:, 0] != own
+    neighbors = torch.where(table == torch.inf, -1, neighbors)[:, :k].contiguous()
+    table = table[:, :k].clamp_min(0.0)
+    if bool(unsure.any()):
+        exact, exact_distance = knn_torch.search(x, counts, k, loop=loop)
+        neighbors[unsure], table[unsure] = exact[unsure], exact_distance[unsure]
+    return neighbors, table

@@ -1,0 +1,77 @@
+"""k nearest neighbours by batched products and top-k, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges.distance import recentre, squared_norm
+from tokengraph.ragged import pad
+
+BUDGET = 256 * 2**20  # bytes of the largest block of distances
+
+
+def search(x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
+    """Searches within each image.
+
+    Args:
+        x: Flat tokens ``[M, C]``, float32 or wider.
+        counts: Tokens of each image.
+        k: Neighbours a token.
+        loop: Whether a token is its own first neighbour.
+
+    Returns:
+        ``neighbors [M, k]`` flat ids (-1 where an image has too few) and Euclidean ``distance [M, k]`` (inf there).
+    """
+    if len(set(counts)) <= 1:
+        dense, mask = x.view(len(counts), -1, x.size(1)), None
+    else:
+        dense, mask = pad(x, counts)
+    images, tokens = dense.shape[:2]
+    centred = recentre(dense, mask)
+    half = 0.5 * squared_norm(centred)
+    barred = half if mask is None else half.masked_fill(~mask, torch.inf)
+    rows = max(1, BUDGET // max(1, images * tokens * x.element_size()))
+    parts = [_block(centred, barred, start, rows, k, loop) for start in range(0, tokens, rows)]
+    local, score = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
+    distance = (2.0 * (score + half[..., None])).clamp_min_(0.0).sqrt_()
+    start = torch.tensor([0, *counts[:-1]], device=x.device).cumsum(0)
+    neighbors = local + start[:, None, None]
+    if mask is None:
+        return neighbors.view(-1, k), distance.view(-1, k)
+    neighbors = neighbors.masked_fill(distance == torch.inf, -1)
+    return neighbors[mask], distance[mask]
+
+
+def _block(x: Tensor, half: Tensor, start: int, rows: int, k: int, loop: bool) -> tuple[Tensor, Tensor]:
+    """Neighbours of tokens ``start : start + rows``, and |x_j|^2 / 2 - x_i x_j, which ranks as the distance does."""
+    query = x[:, start : start + rows]
+    score = torch.baddbmm(half[:, None, :], query, x.transpose(1, 2), alpha=-1.0)
+    own = torch.arange(query.size(1), device=x.device)
+    score[:, own, own + start] = -torch.inf if loop else torch.inf
+    value, index = lowest(score, k)
+    if loop:
+        value = torch.where(index == (own + start)[:, None], -half[:, start : start + rows, None], value)
+    return index, value
+
+
+def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row ``[..., J]``, ascending, ties to the lower index: ``(value, index)`` ``[..., k]``.
+
+    ``torch.topk`` leaves ties open. Rows where the k-th value ties with the next one are looked at again, exactly;
+    under ``torch.compile`` all rows are, so that shapes stay fixed.
+    """
+    if torch.compiler.is_compiling():
+        value, index = score.sort(dim=-1, stable=True)
+        return value[..., :k], index[..., :k]
+    more = min(k + 1, score.size(-1))
+    value, index = score.topk(more, dim=-1, largest=False, sorted=True)
+    if more > k:
+        tied = (value[..., k] == value[..., k - 1]) & (value[..., k] != torch.inf)
+        value, index = value[..., :k].contiguous(), index[..., :k].contiguous()
+        if bool(tied.any()):
+            exact, place = score[tied].sort(dim=-1, stable=True)
+            value[tied], index[tied] = exact[:, :k], place[:, :k]
+    index, order = index.sort(dim=-1)
+    value, again = value.gather(-1, order).sort(dim=-1, stable=True)
+    return value, index.gather(-1, again)

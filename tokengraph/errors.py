@@ -1,0 +1,67 @@
+"""Checks at the public boundary; every message reads ``Expected WHAT (got VALUE). HINT``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tokens(x: Tensor, *, dims: tuple[int, ...] = (3,), name: str = "x") -> None:
+    """Raises unless ``x`` is a floating-point tensor with one of the given numbers of dimensions."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"Expected {name} to be a Tensor (got {type(x).__name__}).")
+    if x.dim() not in dims:
+        shapes = " or ".join({2: "[M, C]", 3: "[B, N, C]", 4: "[B, C, H, W]"}.get(d, f"{d}-D") for d in dims)
+        raise ValueError(f"Expected {name} of shape {shapes} (got {list(x.shape)}).")
+    if not x.is_floating_point():
+        raise TypeError(f"Expected floating-point {name} (got {x.dtype}). Convert with .float() first.")
+
+
+def check_finite(x: Tensor, name: str = "tokens") -> None:
+    """Raises when ``x`` holds NaN or infinity. Reads the values: on CUDA this synchronises with the host."""
+    if torch.compiler.is_compiling() or x.numel() == 0:
+        return
+    if not bool(torch.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))):
+        bad = int((~torch.isfinite(x)).any(dim=-1).sum())
+        if bad:
+            raise ValueError(f"Expected finite {name} (got NaN or infinity in {bad} rows). Clean or mask them first.")
+
+
+def check_positive(**values: int) -> None:
+    """Raises when one of the named integers is below 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+            raise TypeError(f"Expected {name} to be an int (got {value!r}).")
+        if value < 1:
+            raise ValueError(f"Expected {name} >= 1 (got {name}={value}).")
+
+
+def check_ptr(ptr: Tensor, num_tokens: int) -> None:
+    """Raises unless ``ptr [B+1]`` starts at 0, never falls, and ends at ``num_tokens``."""
+    if ptr.dim() != 1 or ptr.numel() < 1 or ptr.dtype != torch.long:
+        raise ValueError(f"Expected ptr of shape [B+1] and dtype int64 (got {list(ptr.shape)}, {ptr.dtype}).")
+    values = ptr.tolist()
+    if values[0] != 0 or values[-1] != num_tokens or any(a > b for a, b in zip(values, values[1:], strict=False)):
+        raise ValueError(f"Expected ptr to rise from 0 to M={num_tokens} (got {values}).")
+
+
+def check_sorted(batch: Tensor) -> None:
+    """Raises unless ``batch [M]`` is sorted: flat layout keeps the tokens of an image together."""
+    if batch.numel() > 1 and bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError(
+            "Expected a sorted batch vector (got one that falls). Sort the tokens by image first: "
+            "order = batch.argsort(stable=True)."
+        )
+
+
+def check_grid(grid: tuple[int, int], num_tokens: int) -> tuple[int, int]:
+    """Returns ``grid`` as two ints; raises unless it holds exactly ``num_tokens`` patches."""
+    if not isinstance(grid, tuple | list) or len(grid) != 2:
+        raise TypeError(f"Expected grid as (H, W) (got {grid!r}).")
+    height, width = int(grid[0]), int(grid[1])
+    if height < 0 or width < 0 or height * width != num_tokens:
+        raise ValueError(
+            f"Expected a grid of N={num_tokens} patches (got {height} x {width} = {height * width}). "
+            "Count only patch tokens: give prefix tokens by num_prefix."
+        )
+    return height, width

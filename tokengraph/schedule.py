@@ -1,0 +1,129 @@
+"""Schedules: how many tokens are left after each block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tokengraph.select.base import tokens_to_keep
+
+Rule = Callable[[int, int], Sequence[int]]
+Schedule = int | Sequence[int] | Mapping[int, int | float] | Rule
+
+
+def constant(removed: int) -> Rule:
+    """Removes the same number of tokens in every block (ToMe's ``r``). Same as giving the int itself."""
+    return lambda depth, num_tokens: [removed] * depth
+
+
+def linear(removed: int) -> Rule:
+    """Removes ``2 * removed`` tokens in the first block, falling to none in the last; about as many in all as constant.
+
+    Source: the decreasing schedule of ToMe (Bolya et al., ICLR 2023).
+    """
+
+    def rule(depth: int, num_tokens: int) -> list[int]:
+        if depth == 1:
+            return [removed]
+        step = 2 * removed / (depth - 1)
+        return [int(2 * removed - step * i) for i in range(depth)]
+
+    return rule
+
+
+def ratio(keep: float) -> Rule:
+    """Keeps the share ``keep`` of what is left in every block, rounded up."""
+
+    def rule(depth: int, num_tokens: int) -> list[int]:
+        removed, left = [], num_tokens
+        for _ in range(depth):
+            removed.append(left - tokens_to_keep(float(keep), left))
+            left -= removed[-1]
+        return removed
+
+    return rule
+
+
+def tokens_per_layer(
+    schedule: Schedule, depth: int, num_tokens: int, fewest: Callable[[int], int] | None = None
+) -> list[int]:
+    """Works a schedule out for a model of ``depth`` blocks and ``num_tokens`` patch tokens an image.
+
+    Args:
+        schedule: An int: tokens removed in every block. A sequence of ``depth`` ints: removed block by block. A mapping
+            ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input).
+            A callable ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return.
+        depth: Blocks in the model.
+        num_tokens: Patch tokens an image at the input.
+        fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
+            is an error.
+
+    Returns:
+        ``depth + 1`` counts: tokens before the first block, then after each block.
+
+    Raises:
+        ValueError: For a key outside ``[0, depth]``, a list of the wrong length, a negative removal, counts that rise.
+        TypeError: For anything that is no schedule.
+
+    Example:
+        >>> tokens_per_layer({2: 0.25}, 4, 196)
+        [196, 196, 49, 49, 49]
+        >>> tokens_per_layer(50, 4, 196)
+        [196, 146, 96, 46, 1]
+    """
+    least = fewest or (lambda n: min(1, n))
+    if isinstance(schedule, Mapping):
+        return _kept(schedule, depth, num_tokens, least)
+    return _removed(_removals(schedule, depth, num_tokens), num_tokens, least)
+
+
+def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
+    if isinstance(schedule, bool) or isinstance(schedule, float | str):
+        raise TypeError(
+            f"Expected a schedule: int removed a layer, list, or dict {{layer: keep}} (got {schedule!r}). "
+            "For a share kept after layer l write {l: 0.5}."
+        )
+    if isinstance(schedule, int):
+        removed: Sequence[int] = [schedule] * depth
+    elif callable(schedule):
+        removed = schedule(depth, num_tokens)
+    elif isinstance(schedule, Sequence):
+        removed = schedule
+    else:
+        raise TypeError(f"Expected a schedule as int, list, dict or callable (got {type(schedule).__name__}).")
+    if len(removed) != depth:
+        raise ValueError(f"Expected one removal for each of {depth} blocks (got {len(removed)}).")
+    for r in removed:
+        if isinstance(r, bool) or not isinstance(r, int):
+            raise TypeError(f"Expected removals as ints (got {r!r}). For shares write a dict {{layer: keep}}.")
+        if r < 0:
+            raise ValueError(f"Expected removals >= 0 (got {r}).")
+    return list(removed)
+
+
+def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int]) -> list[int]:
+    counts = [num_tokens]
+    for r in removed:
+        counts.append(max(counts[-1] - r, least(counts[-1])))
+    return counts
+
+
+def _kept(
+    schedule: Mapping[int, int | float], depth: int, num_tokens: int, least: Callable[[int], int]
+) -> list[int]:
+    for layer in schedule:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= depth:
+            raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")
+    counts, left = [], num_tokens
+    for layer in range(depth + 1):
+        if layer in schedule:
+            keep = tokens_to_keep(schedule[layer], num_tokens)
+            if keep > left:
+                raise ValueError(f"Expected at most the {left} tokens left at layer {layer} (got keep={keep}).")
+            if keep < least(left):
+                raise ValueError(
+                    f"Expected keep >= {least(left)} of {left} tokens at layer {layer} (got keep={keep}): this strategy "
+                    "cannot remove more in one step. Spread the removal over several layers."
+                )
+            left = keep
+        counts.append(left)
+    return counts

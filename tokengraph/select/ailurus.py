@@ -1,0 +1,187 @@
+"""AiluRus: density peaks inside spatial windows, linear in the number of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.cost import Cost, distance_cost
+from tokengraph.edges.distance import recentre, squared_norm
+from tokengraph.edges.window import Tiles, window_graph, window_tiles
+from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
+from tokengraph.select.ailurus_orphans import adopt_orphans
+from tokengraph.select.base import Select
+from tokengraph.select.peaks import TINY, assign_to_centers, choose_centers, density_order
+from tokengraph.select.tokens import Tokens, clamp_budget
+
+EPS = 1e-6  # keeps the spatial order where features are equal
+BLOCK = 2 * 2**20  # bytes of gathered candidates at a time: about what a core's cache holds
+
+
+def ailurus(
+    x: Tensor,
+    keep: int,
+    grid: tuple[int, int],
+    *,
+    k: int = 5,
+    lam: int = 50,
+    alpha: float = 0.9,
+    include_self: bool = False,
+    order: str = "index",
+) -> Assignment:
+    r"""Clusters the tokens of a patch grid around density peaks, each token looking only at its nearest patches.
+
+    With :math:`r_{ij}` the rank of patch j by grid distance from i, and
+    :math:`d_{ij} = \lVert x_i - x_j\rVert / \sqrt C`:
+
+    .. math::
+        \sigma_{ij} = (\alpha + (1 - \alpha)\, r_{ij} / \lambda)\,(d_{ij} + \epsilon), \quad r_{ij} \le \lambda, \qquad
+        \log\rho_i = -\tfrac1k \sum_{kNN} \sigma_{ij}^2, \qquad
+        \delta_i = \min_{\rho_j > \rho_i} \sigma_{ij}
+
+    The ``keep`` tokens with the largest :math:`\log\rho + \log\delta` are the anchors; every token joins the anchor of
+    its window with the smallest sigma. A token without an anchor in its window takes the best of all anchors.
+
+    Args:
+        x: Features of the full grid in row-major order, ``[B, H*W, C]``.
+        keep: Clusters an image, at least 1; clamped to N.
+        grid: ``(H, W)``.
+        k: Neighbours that make the density; clamped to the window.
+        lam: Patches in a window.
+        alpha: Factor at rank 0, in [0, 1]. 1 leaves only the window, 0 makes the factor proportional to the rank.
+        include_self: Count the token itself among its k nearest.
+        order: ``"index"``: clusters follow their anchors' order in the grid; ``"score"``: best anchor first.
+
+    Returns:
+        The map over ``B*N`` tokens, with ``centers``. Every cluster has its anchor.
+
+    Raises:
+        ValueError: If ``keep``, ``k`` or ``lam`` is below 1, ``alpha`` outside [0, 1], the grid does not match N, or
+            tokens are not finite.
+
+    Cost: ``O(B N lam C)`` at most, by matrix products of tiles; memory linear in N. One host synchronisation on CUDA,
+    to see whether any token is without an anchor.
+
+    Source: Li et al., *AiluRus*, NeurIPS 2023, for the idea: spatially restricted density peaks at an early layer,
+    undone at the end. The formulae, lambda, alpha and k are this project's own reading, not the paper's.
+    """
+    check_tokens(x)
+    _check(k, lam, alpha, order)
+    grid = check_grid(grid, x.size(1))
+    check_finite(x)
+    return _ailurus(x, keep, grid, k, lam, alpha, include_self, order)
+
+
+@dataclass(frozen=True)
+class AiluRus(Select):
+    """AiluRus as a strategy, after a block, once a model; see :func:`ailurus`.
+
+    Args:
+        k: Neighbours that make the density.
+        lam: Patches in a window.
+        alpha: Spatial factor at rank 0.
+        include_self: Count the token itself among its k nearest.
+        order: ``"index"`` or ``"score"``.
+    """
+
+    name: ClassVar[str] = "ailurus"
+    placement: ClassVar[str] = "after"
+    needs_grid: ClassVar[bool] = True
+    k: int = 5
+    lam: int = 50
+    alpha: float = 0.9
+    include_self: bool = False
+    order: str = "index"
+
+    def __post_init__(self) -> None:
+        _check(self.k, self.lam, self.alpha, self.order)
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
+            raise ValueError(
+                "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
+                "a grid). Use DPCKNN there."
+            )
+        return _ailurus(tokens.x, budget, tokens.grid, self.k, self.lam, self.alpha, self.include_self, self.order)
+
+    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+        """Products of 8 x 8 tiles with their candidates, then a few passes over the window edges."""
+        edges = num_tokens * min(self.lam, max(num_tokens - 1, 0))
+        side = round(num_tokens**0.5)
+        candidates = window_tiles((side, side), self.lam).candidates.size(1) if side else 0
+        return distance_cost(num_tokens, candidates, channels) + Cost(12 * edges, 40 * edges)
+
+
+def _check(k: int, lam: int, alpha: float, order: str) -> None:
+    check_positive(k=k, lam=lam)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"Expected alpha in [0, 1] (got alpha={alpha}).")
+    if order not in ("index", "score"):
+        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+
+
+def _ailurus(
+    x: Tensor, keep: int, grid: tuple[int, int], k: int, lam: int, alpha: float, include_self: bool, order: str
+) -> Assignment:
+    images, tokens, channels = x.shape
+    keep = clamp_budget(keep, x, None)  # type: ignore[assignment]
+    if keep == tokens:
+        return Assignment.from_dense(torch.arange(tokens, device=x.device).expand(images, tokens), tokens)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        centred = recentre(x.detach())
+        window = window_graph(grid, lam, device=x.device)
+        rank = torch.arange(1, window.size(1) + 1, device=x.device, dtype=centred.dtype)
+        factor = alpha + (1 - alpha) * rank / lam
+        sigma = _window_distances(centred, grid, lam, channels).add_(EPS).mul_(factor)
+        score, by_density = _peak_scores(sigma, window, k, include_self)
+        anchors = choose_centers(score, by_density, keep)
+        anchored = torch.zeros_like(score, dtype=torch.bool).scatter_(1, anchors, True)
+        # The nearest anchor of the window; window columns run by rank, and argmin takes the first of equals.
+        reachable = torch.where(anchored[:, window], sigma, torch.inf)
+        best = reachable.argmin(dim=2)
+        orphan = reachable.gather(2, best[..., None]).squeeze(2) == torch.inf
+        center = window.expand(images, -1, -1).gather(2, best[..., None]).squeeze(2)
+        own = torch.arange(tokens, device=x.device)
+        center = torch.where(anchored, own, center)
+        center = adopt_orphans(center, orphan & ~anchored, centred, anchors, grid[0], grid[1], lam, alpha)
+        return assign_to_centers(center, anchors, keep, mask=None, order=order)
+
+
+def _window_distances(x: Tensor, grid: tuple[int, int], lam: int, channels: int) -> Tensor:
+    """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates."""
+    tiles: Tiles = window_tiles(grid, lam, device=x.device)
+    images, tokens = x.shape[:2]
+    count, queries, reach = tiles.local.shape
+    norm = squared_norm(x)
+    step = max(1, BLOCK // max(1, tiles.candidates.size(1) * x.size(2) * x.element_size()))
+    if x.is_cuda:
+        step = count
+    parts = []
+    for start in range(0, count, step):
+        query, candidate, local = (t[start : start + step] for t in tiles[:3])
+        a = x[:, query].flatten(0, 1)
+        b = x[:, candidate].flatten(0, 1)
+        product = torch.bmm(a, b.transpose(1, 2)).view(images, -1, queries, candidate.size(1))
+        dot = product.gather(3, local.expand(images, -1, -1, -1))
+        parts.append(dot)
+    dot = torch.cat(parts, dim=1).flatten(1, 2)[:, tiles.slot]
+    window = window_graph(grid, lam, device=x.device)
+    squared = (norm[:, window] + norm[..., None]).sub_(dot, alpha=2.0)
+    return squared.clamp_min_(0.0).mul_(1.0 / channels).sqrt_()
+
+
+def _peak_scores(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> tuple[Tensor, Tensor]:
+    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
+    near = min(k - include_self, sigma.size(2))
+    lowest = sigma.topk(near, dim=2, largest=False).values if near else sigma[..., :0]
+    used = max(near + include_self, 1)
+    order, rank = density_order(log_density := -lowest.square().sum(dim=2) / used)
+    denser = rank[:, window] < rank[..., None]
+    delta = torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
+    farthest = sigma.flatten(1).amax(dim=1, keepdim=True) if sigma.numel() else sigma.new_ones(rank.size(0), 1)
+    delta = torch.where(delta < torch.inf, delta, farthest)
+    return log_density + delta.clamp_min(TINY).log(), order

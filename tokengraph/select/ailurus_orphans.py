@@ -1,0 +1,60 @@
+"""The rare tokens that see no anchor in their window, as one custom operator: how many there are depends on the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("tokengraph::adopt_orphans", mutates_args=())
+def adopt_orphans(
+    center: Tensor,
+    orphan: Tensor,
+    x: Tensor,
+    anchors: Tensor,
+    height: int,
+    width: int,
+    lam: int,
+    alpha: float,
+) -> Tensor:
+    """Gives each orphan the anchor with the smallest sigma over the whole image, the spatial factor not cut at lambda.
+
+    Args:
+        center: Centre token of each token so far, ``[B, N]``.
+        orphan: ``[B, N]`` bool.
+        x: Features, ``[B, N, C]`` float32.
+        anchors: ``[B, K]`` token ids.
+        height: H of the grid.
+        width: W of the grid.
+        lam: Patches in a window.
+        alpha: Spatial factor at rank 0.
+
+    Returns:
+        ``center`` with the orphans filled in, ``[B, N]``.
+
+    Cost: nothing without orphans but one look (a host synchronisation on CUDA); ``O(N log N + K C)`` for each orphan.
+    """
+    center = center.clone()
+    image, token = orphan.nonzero(as_tuple=True)
+    patch = torch.arange(height * width, device=x.device)
+    y, z = patch // width, patch % width
+    for i, t in zip(image.split(256), token.split(256), strict=True):
+        squared = (y - y[t, None]).square() + (z - z[t, None]).square()
+        by_distance = squared.argsort(dim=1, stable=True)
+        rank = torch.empty_like(by_distance).scatter_(1, by_distance, patch.expand_as(by_distance))
+        theirs = anchors[i]
+        rank = rank.gather(1, theirs).to(x.dtype)
+        distance = torch.linalg.vector_norm(x[i[:, None], theirs] - x[i, t][:, None], dim=2) * x.size(2) ** -0.5
+        sigma = (alpha + (1 - alpha) * rank / lam) * (distance + 1e-6)
+        # The smallest sigma, ties to the smaller rank: look at anchors in the order of their rank.
+        by_rank = rank.argsort(dim=1)
+        first = sigma.gather(1, by_rank).argmin(dim=1, keepdim=True)
+        center[i, t] = theirs.gather(1, by_rank.gather(1, first)).squeeze(1)
+    return center
+
+
+@adopt_orphans.register_fake
+def _(
+    center: Tensor, orphan: Tensor, x: Tensor, anchors: Tensor, height: int, width: int, lam: int, alpha: float
+) -> Tensor:
+    return torch.empty_like(center)

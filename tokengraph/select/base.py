@@ -1,0 +1,124 @@
+"""The strategy class, its registry, and the resolver from names."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from tokengraph.assignment import Assignment
+from tokengraph.cost import Cost
+from tokengraph.select.tokens import Tokens
+from tokengraph.soft import SoftAssignment
+
+_REGISTRY: dict[str, type[Select]] = {}
+
+
+class Select(ABC):
+    """Chooses which tokens become which clusters. One file a method; a subclass registers under ``name``.
+
+    Write ``__call__``, and say by class attributes how the method wants to be used. Nothing here knows any model.
+
+    Attributes:
+        name: What ``resolve`` and ``attach(model, "name")`` find it by.
+        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
+        merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
+        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"`` or ``"mlerp"``.
+        needs_grid: Whether it works on the full patch grid only, so once a model.
+        learns: Whether it has parameters to train.
+    """
+
+    name: ClassVar[str] = ""
+    placement: ClassVar[str] = "inside"
+    merges: ClassVar[bool] = True
+    reduction: ClassVar[str] = "mean"
+    needs_grid: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.name:
+            return
+        if cls.placement not in ("before", "inside", "after"):
+            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}).")
+        _REGISTRY[_key(cls.name)] = cls
+
+    @abstractmethod
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
+        """Maps the tokens to clusters.
+
+        Args:
+            tokens: The patch tokens, ``[B, N, C]``, with all that is known of them.
+            budget: Clusters to keep an image: one int, or one an image.
+
+        Returns:
+            A map over the ``B*N`` tokens (over the True ones, where ``tokens.mask`` is given), whose clusters lie
+            image by image.
+        """
+
+    @property
+    def needs_class_token(self) -> bool:
+        """Whether it reads the attention of a class token."""
+        return False
+
+    def fewest(self, num_tokens: int) -> int:
+        """The fewest clusters that one step can leave of ``num_tokens`` tokens."""
+        return min(1, num_tokens)
+
+    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost | None:
+        """What choosing costs for one image; ``None`` where nobody has counted it."""
+        return None
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def registry() -> dict[str, type[Select]]:
+    """The known strategies by name."""
+    return {cls.name: cls for cls in _REGISTRY.values()}
+
+
+def resolve(select: str | type[Select] | Select) -> Select:
+    """Takes a strategy by name, class or instance and returns an instance.
+
+    Raises:
+        ValueError: For an unknown name; the message gives the nearest known one.
+        TypeError: For anything else.
+
+    Example:
+        >>> resolve("DPC-KNN")
+        DPCKNN(k=5, include_self=True, order='index')
+    """
+    if isinstance(select, Select):
+        return select
+    if isinstance(select, type) and issubclass(select, Select):
+        return select()
+    if not isinstance(select, str):
+        raise TypeError(f"Expected a strategy as name, class or instance (got {type(select).__name__}).")
+    found = _REGISTRY.get(_key(select))
+    if found is None:
+        near = difflib.get_close_matches(_key(select), _REGISTRY, n=1, cutoff=0.4)
+        hint = f"Did you mean {_REGISTRY[near[0]].name!r}?" if near else f"Known: {', '.join(sorted(registry()))}."
+        raise ValueError(f"Expected a strategy name (got {select!r}). {hint}")
+    return found()
+
+
+def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
+    """Turns a budget into tokens: an int as it is, a ratio in (0, 1] as ``max(1, ceil(ratio * N))``; at most N.
+
+    Raises:
+        ValueError: If an int is below 1 or a ratio outside (0, 1].
+        TypeError: If it is neither.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int | float):
+        raise TypeError(f"Expected keep as an int or a float ratio (got {keep!r}).")
+    if isinstance(keep, float):
+        if not 0 < keep <= 1:
+            raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
+        keep = max(1, math.ceil(keep * num_tokens))
+    if keep < 1:
+        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
+    return min(keep, num_tokens)

@@ -1,0 +1,202 @@
+"""DPC-KNN: density peaks in feature space, every token to its nearest peak."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.cost import Cost, distance_cost
+from tokengraph.edges.distance import recentre, squared_distance, squared_norm
+from tokengraph.errors import check_finite, check_positive, check_tokens
+from tokengraph.select.base import Select
+from tokengraph.select.dpc_knn_parity import dpc_knn_parity
+from tokengraph.select.peaks import TINY, assign_to_centers, choose_centers, density_order
+from tokengraph.select.tokens import Tokens, clamp_budget
+
+BUDGET = 256 * 2**20  # bytes of the largest block of distances
+
+
+def dpc_knn(
+    x: Tensor,
+    keep: int | list[int],
+    *,
+    k: int = 5,
+    mask: Tensor | None = None,
+    noise: Tensor | None = None,
+    include_self: bool = True,
+    importance: Tensor | None = None,
+    order: str = "index",
+) -> Assignment:
+    r"""Clusters tokens around density peaks.
+
+    .. math::
+        \log\rho_i = -\tfrac1k \sum_{j \in kNN(i)} d_{ij}^2, \quad
+        \delta_i = \min_{\rho_j > \rho_i} d_{ij}, \quad
+        \text{centres} = \operatorname{top}_K \log\rho_i + \log\delta_i, \quad d_{ij} = \lVert x_i - x_j\rVert/\sqrt C
+
+    Args:
+        x: Token features, ``[B, N, C]``.
+        keep: Clusters an image, at least 1; clamped to the tokens an image has. A list gives one budget an image.
+        k: Tokens that make the density; clamped to the tokens there are.
+        mask: ``[B, N]`` bool, True where there is a token. Others enter nothing and have no cluster.
+        noise: ``[B, N]`` uniform numbers in [0, 1): asks for the published code's exact form ("parity"), which adds
+            ``noise * 1e-6`` to exp densities, numbers clusters by score and lets masked batch mates meet. Zeros give
+            its noise-free form.
+        include_self: Count the token itself among its k nearest, as published.
+        importance: ``[B, N]``; the ``keep`` highest become centres instead of the density peaks.
+        order: ``"index"``: clusters follow their centres' order in the sequence; ``"score"``: best centre first.
+
+    Returns:
+        The map over ``B*N`` tokens (over the True ones of ``mask``), with ``centers``. Every cluster has its centre.
+
+    Raises:
+        ValueError: If ``keep`` or ``k`` is below 1, or tokens are not finite.
+
+    Cost: ``O(B N^2 C)`` time, ``B N^2`` floats in chunks of at most 256 MB; no host synchronisation without a mask.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
+        >>> dpc_knn(x, 2, k=2).cluster.tolist()
+        [0, 0, 1, 1]
+
+    Source: Zeng et al., *Not All Tokens Are Equal* (TCFormer), CVPR 2022, and its code. Differs by default: densities
+    stay in the log domain, ties go to the lower index instead of to noise, masked tokens leave the map.
+    """
+    check_tokens(x)
+    check_positive(k=k)
+    check_finite(x if mask is None else x[mask])
+    if order not in ("index", "score"):
+        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+    if noise is not None:
+        return dpc_knn_parity(x, clamp_budget(keep, x, None), k=k, mask=mask, noise=noise).assignment
+    return _dpc_knn(x, keep, k, mask, include_self, importance, order)
+
+
+@dataclass(frozen=True)
+class DPCKNN(Select):
+    """DPC-KNN as a strategy, after a block, on the features; see :func:`dpc_knn`.
+
+    Args:
+        k: Tokens that make the density.
+        include_self: Count the token itself among them.
+        order: ``"index"`` or ``"score"``: how clusters are numbered.
+    """
+
+    name: ClassVar[str] = "dpc-knn"
+    placement: ClassVar[str] = "after"
+    k: int = 5
+    include_self: bool = True
+    order: str = "index"
+
+    def __post_init__(self) -> None:
+        check_positive(k=self.k)
+        if self.order not in ("index", "score"):
+            raise ValueError(f"Expected order to be 'index' or 'score' (got {self.order!r}).")
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        return _dpc_knn(tokens.x, budget, self.k, tokens.mask, self.include_self, None, self.order)
+
+    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+        """Distances of all pairs, a top-k, a masked minimum, distances to the centres (read again, not multiplied)."""
+        pairs = num_tokens * num_tokens
+        return distance_cost(num_tokens, num_tokens, channels) + Cost(3 * pairs + keep * num_tokens, 12 * pairs)
+
+
+def _dpc_knn(
+    x: Tensor,
+    keep: int | list[int],
+    k: int,
+    mask: Tensor | None,
+    include_self: bool,
+    importance: Tensor | None,
+    order: str,
+) -> Assignment:
+    budget = clamp_budget(keep, x, mask)
+    images, tokens, channels = x.shape
+    most = max(budget, default=0) if isinstance(budget, list) else budget
+    if mask is None and most == tokens:
+        return Assignment.from_dense(torch.arange(tokens, device=x.device).expand(images, tokens), tokens)
+    if include_self and k == 1 and not torch.compiler.is_compiling():
+        warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
+                      stacklevel=3)  # fmt: skip
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        centred = recentre(x.detach(), mask) * channels**-0.5
+        if importance is None:
+            score, by_density = _peak_scores(_Distances(centred, mask), k, mask, include_self)
+        else:
+            score = importance.float() if mask is None else importance.float().masked_fill(~mask, -torch.inf)
+            by_density = score.argsort(dim=1, descending=True, stable=True)
+        centers = choose_centers(score, by_density, most)
+        center = _nearest_center(centred, centers, budget, mask)
+        return assign_to_centers(center, centers, budget, mask=mask, order=order)
+
+
+class _Distances:
+    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time."""
+
+    def __init__(self, x: Tensor, mask: Tensor | None) -> None:
+        self.x, self.mask, self.norm = x, mask, squared_norm(x)
+        images, self.tokens = x.shape[:2]
+        self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
+        self._whole: Tensor | None = None
+
+    def __iter__(self):  # noqa: ANN204
+        for start in range(0, self.tokens, self.step):
+            if self._whole is not None:
+                yield start, self._whole
+                continue
+            rows = slice(start, start + self.step)
+            block = squared_distance(self.x[:, rows], self.x, self.norm[:, rows], self.norm)
+            own = torch.arange(block.size(1), device=block.device)
+            block[:, own, own + start] = 0.0
+            if self.mask is not None:
+                block = block.masked_fill(~self.mask[:, None, :], torch.inf)
+            if self.step >= self.tokens:
+                self._whole = block
+            yield start, block
+
+
+def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
+    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
+    tokens = pairs.tokens
+    near = min(k + (not include_self), tokens)
+    lowest = torch.cat([b.topk(near, dim=2, largest=False).values for _, b in pairs], dim=1)
+    if not include_self:
+        lowest = lowest[..., 1:]  # the token itself is at distance 0, the smallest there is
+    there = lowest < torch.inf
+    mean = torch.where(there, lowest, 0.0).sum(dim=2) / there.sum(dim=2).clamp_min(1)
+    log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)
+    order, rank = density_order(log_density)
+    deltas, farthest = [], []
+    for start, block in pairs:
+        denser = rank[:, None, :] < rank[:, start : start + block.size(1), None]
+        deltas.append(torch.where(denser, block, torch.inf).amin(dim=2))
+        row = block if mask is None else torch.where(block < torch.inf, block, 0.0)
+        farthest.append(row.amax(dim=2))
+    delta, far = torch.cat(deltas, dim=1), torch.cat(farthest, dim=1)
+    if mask is not None:
+        far = far.masked_fill(~mask, 0.0)
+    delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
+    score = log_density + 0.5 * delta.clamp_min(TINY).log()
+    return score, order
+
+
+def _nearest_center(x: Tensor, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
+    """The nearest centre of each token, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
+    at = x.gather(1, centers[..., None].expand(-1, -1, x.size(2)))
+    distance = squared_distance(at, x, squared_norm(at), squared_norm(x))
+    if isinstance(budget, list):
+        place = torch.arange(centers.size(1), device=x.device)
+        spare = place >= torch.tensor(budget, device=x.device)[:, None]
+        distance = distance.masked_fill(spare[..., None], torch.inf)
+        centers = centers.masked_fill(spare, x.size(1))
+    nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
+    own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
+    return own if mask is None else own.clamp_max(x.size(1) - 1)
+
+

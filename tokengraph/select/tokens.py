@@ -1,0 +1,102 @@
+"""What a strategy sees of a layer's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokengraph.select.attention import AttentionStats
+
+
+@dataclass
+class Tokens:
+    """The patch tokens of a batch at one place in a model, or of a graph. Prefix tokens are never among them.
+
+    Args:
+        x: Features, ``[B, N, C]``.
+        size: Input patches each token stands for, ``[B, N]`` float32; ``None`` means one each.
+        grid: ``(H, W)`` of the input patches; ``None`` when unknown.
+        full: Whether token i still is patch i of the grid, nothing coarsened so far.
+        mask: ``[B, N]`` bool, True where there is a token (ragged batches); ``None`` means everywhere.
+        layer: Index of the block, 0-based; -1 outside a model.
+        num_prefix: Prefix tokens in front of the sequence inside the model.
+        attention: Statistics of the block's attention; ``None`` outside a model and before a block.
+        locate: Makes ``pos`` when it is asked for.
+    """
+
+    x: Tensor
+    size: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    full: bool = True
+    mask: Tensor | None = None
+    layer: int = -1
+    num_prefix: int = 0
+    attention: AttentionStats | None = None
+    locate: Callable[[], Tensor] | None = None
+
+    @property
+    def pos(self) -> Tensor:
+        """Centroids in patch units, ``[B, N, 2]`` float32 as (y, x); centre of patch (0, 0) is (0.5, 0.5)."""
+        if self.locate is None:
+            raise ValueError("Expected tokens with positions (got tokens without a grid). Give the graph a grid.")
+        return self.locate()
+
+    @property
+    def keys(self) -> Tensor:
+        """The layer's attention keys, averaged over heads, ``[B, N, D]``; the features themselves outside a model."""
+        if self.attention is None:
+            return self.x
+        return self.attention.keys()
+
+    def class_attention(self) -> Tensor:
+        """Attention that the class token pays each patch token, mean over heads, ``[B, N]``.
+
+        Raises:
+            ValueError: Outside a model, before a block, or in a model without a class token.
+        """
+        if self.attention is None or self.num_prefix == 0:
+            where = "outside a model's block" if self.attention is None else "in a model without a class token"
+            raise ValueError(f"Expected tokens with class attention (got tokens {where}). Use score='norm'.")
+        return self.attention.class_row().mean(dim=1)
+
+    def with_x(self, x: Tensor) -> Tokens:
+        """The same tokens with other features."""
+        return Tokens(x, *(getattr(self, f) for f in list(self.__dataclass_fields__)[1:]))
+
+
+def valid_counts(tokens: Tensor, mask: Tensor | None) -> list[int]:
+    """Tokens of each image of ``[B, N, ...]``; with a mask one host synchronisation."""
+    if mask is None:
+        return [tokens.size(1)] * tokens.size(0)
+    return mask.sum(dim=1).tolist()
+
+
+def clamp_budget(keep: int | list[int], tokens: Tensor, mask: Tensor | None) -> int | list[int]:
+    """The budget an image, at most its tokens: an int for equal images, a list where a mask makes them differ.
+
+    Raises:
+        ValueError: If a budget is below 1.
+    """
+    smallest = min(keep, default=1) if isinstance(keep, list) else keep
+    if smallest < 1 and not isinstance(keep, list):
+        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
+    if mask is None and not isinstance(keep, list):
+        return min(keep, tokens.size(1))
+    counts = valid_counts(tokens, mask)
+    wanted = keep if isinstance(keep, list) else [keep] * len(counts)
+    if len(wanted) != len(counts):
+        raise ValueError(f"Expected one budget an image, B={len(counts)} (got {len(wanted)}).")
+    if any(w < 1 for w, n in zip(wanted, counts, strict=True) if n):
+        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
+    clamped = [min(w, n) for w, n in zip(wanted, counts, strict=True)]
+    return clamped[0] if mask is None and len(set(clamped)) == 1 else clamped
+
+
+def below(rank: Tensor, keep: int | list[int]) -> Tensor:
+    """``rank < keep`` for ranks ``[B, N]``, with one budget for all images or one each."""
+    if isinstance(keep, list):
+        return rank < torch.tensor(keep, device=rank.device)[:, None]
+    return rank < keep

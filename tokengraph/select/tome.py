@@ -1,0 +1,126 @@
+"""ToMe: bipartite soft matching; the most similar pairs merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.cost import Cost, distance_cost
+from tokengraph.errors import check_finite, check_tokens
+from tokengraph.select.base import Select
+from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
+
+
+def tome(
+    metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Tensor | None = None
+) -> Assignment:
+    r"""Merges the ``N - keep`` most similar pairs between two alternating sets of tokens.
+
+    Tokens at even places of the sequence (prefix tokens counted) form A, those at odd places B. Each token of A keeps
+    its edge to the most similar token of B by cosine; the ``r`` heaviest edges are contracted.
+
+    Args:
+        metric: What similarity is measured on, published: keys, mean over heads; ``[B, N, D]`` of patch tokens.
+        keep: Clusters an image. One round can at most merge all of A: fewer than ``ceil(N / 2)`` are not reached, the
+            result then has as few as possible.
+        num_prefix: Prefix tokens in front of the sequence: they take part in the alternation, never in a merge.
+        mask: ``[B, N]`` bool, True where there is a token; real tokens first.
+
+    Returns:
+        The map over ``B*N`` tokens (the True ones of ``mask``). Clusters come in the published order: unmerged tokens
+        of A, then B. The next layer alternates over that order, so it matters. Unmerged tokens of A follow their index;
+        without any prefix token they follow falling similarity, lowest last (as published).
+
+    Raises:
+        ValueError: If ``keep`` is below 1 or tokens are not finite.
+
+    Cost: ``O(B N^2 D / 4)`` time, ``B N^2 / 4`` floats; no host synchronisation without a mask.
+
+    Example:
+        >>> tome(torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.5]]]), 3).cluster.tolist()
+        [1, 1, 0, 2]
+
+    Source: Bolya et al., *Token Merging: Your ViT But Faster*, ICLR 2023, section 3. Differs: zero vectors have
+    similarity 0 (published: NaN), ties go to the lower index.
+    """
+    check_tokens(metric)
+    check_finite(metric if mask is None else metric[mask])
+    return _tome(metric, keep, num_prefix, mask)
+
+
+@dataclass(frozen=True)
+class ToMe(Select):
+    """ToMe as a strategy, between attention and MLP, on the attention keys; see :func:`tome`."""
+
+    name: ClassVar[str] = "tome"
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        return _tome(tokens.keys, budget, tokens.num_prefix, tokens.mask)
+
+    def fewest(self, num_tokens: int) -> int:
+        """A round leaves at least one set: ``ceil(N / 2)``."""
+        return num_tokens - num_tokens // 2
+
+    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+        """Products between the halves, a maximum over each row; ``channels`` is counted for the width of the metric."""
+        half = num_tokens // 2
+        return distance_cost(half, num_tokens - half, channels) + Cost(half * half, 4 * half * half)
+
+
+def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
+    budget = clamp_budget(keep, metric, mask)
+    images, tokens = metric.shape[:2]
+    first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
+    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
+        unit = F.normalize(metric.detach().float(), dim=-1)
+        a, b = unit[:, first::2], unit[:, 1 - first :: 2]
+        own_a = torch.arange(a.size(1), device=metric.device)
+        own_b = torch.arange(b.size(1), device=metric.device)
+        if mask is None and not isinstance(budget, list):
+            merged = min(tokens - budget, a.size(1), b.size(1))
+            kept: int | list[int] = tokens - merged
+            unmerged: int | Tensor = a.size(1) - merged
+        else:
+            counts = valid_counts(metric, mask)
+            budgets = budget if isinstance(budget, list) else [budget] * images
+            in_a = [(n + 1 - first) // 2 for n in counts]
+            merged = [min(n - k, na, n - na) for n, k, na in zip(counts, budgets, in_a, strict=True)]
+            kept = [n - m for n, m in zip(counts, merged, strict=True)]
+            unmerged = torch.tensor(in_a, device=metric.device) - torch.tensor(merged, device=metric.device)
+            unmerged = unmerged[:, None]
+        identity = torch.arange(tokens, device=metric.device).expand(images, -1)
+        if merged == 0 or b.size(1) == 0 or a.size(1) == 0:
+            return Assignment.from_dense(identity, kept, mask=mask)
+        score = torch.matmul(a, b.transpose(1, 2))
+        if mask is not None:
+            score = score.masked_fill(~mask[:, None, 1 - first :: 2], -torch.inf)
+        partner = score.argmax(dim=2)
+        best = score.gather(2, partner[..., None]).squeeze(2)
+        if mask is not None:
+            best = best.masked_fill(~mask[:, first::2], -torch.inf)
+        order = best.argsort(dim=1, descending=True, stable=True)
+        place = torch.empty_like(order).scatter_(1, order, own_a.expand_as(order))
+        source = below(place, merged)
+        if num_prefix:
+            number = (~source).cumsum(dim=1) - 1
+        else:
+            number = place - (torch.tensor(merged, device=place.device)[:, None] if isinstance(merged, list) else merged)
+        cluster_a = torch.where(source, unmerged + partner, number)
+        cluster_b = (unmerged + own_b).expand(images, -1)
+        cluster = _interleave(cluster_a, cluster_b, first)
+        if isinstance(merged, list):  # an image that loses nothing keeps its order
+            cluster = torch.where(torch.tensor(merged, device=cluster.device)[:, None] == 0, identity, cluster)
+        return Assignment.from_dense(cluster, kept, mask=mask)
+
+
+def _interleave(a: Tensor, b: Tensor, first: int) -> Tensor:
+    """Puts A at places ``first, first + 2, ...`` and B at the others: ``[B, N]``."""
+    out = a.new_empty(a.size(0), a.size(1) + b.size(1))
+    out[:, first::2] = a
+    out[:, 1 - first :: 2] = b
+    return out

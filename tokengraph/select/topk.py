@@ -1,0 +1,139 @@
+"""Top-K pruning by a score, and EViT's fused token for what is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.cost import Cost
+from tokengraph.errors import check_finite
+from tokengraph.select.base import Select
+from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
+from tokengraph.soft import SoftAssignment
+
+
+def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> Assignment:
+    """Keeps the tokens with the highest scores, in their order; the others are dropped.
+
+    Args:
+        score: ``[B, N]``; ties go to the lower index.
+        keep: Tokens an image, at least 1.
+        mask: ``[B, N]`` bool, True where there is a token.
+
+    Returns:
+        A lossy map over ``B*N`` tokens (the True ones of ``mask``), with ``centers`` the kept tokens.
+
+    Cost: one sort of ``[B, N]``; no host synchronisation without a mask.
+
+    Example:
+        >>> topk(torch.tensor([[0.1, 0.9, 0.5]]), 2).cluster.tolist()
+        [2, 0, 1]
+
+    Source: the pruning of Liang et al., *EViT*, ICLR 2022. Differs: kept tokens stay in order (published: by score).
+    """
+    _check_score(score)
+    check_finite(score if mask is None else score[mask])
+    return _topk(score, keep, mask)
+
+
+def fuse_rest(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> SoftAssignment:
+    """Keeps the ``keep - 1`` highest-scored tokens, and adds up the others, weighted by score, in one last cluster.
+
+    The weights are the scores themselves, not divided by their sum, as in EViT's code; gradients reach them. On the way
+    back every token of the rest gets the fused token's row. An image that keeps all its tokens has no fused token.
+
+    Args:
+        score: ``[B, N]``.
+        keep: Clusters an image, the fused one among them; at least 1.
+        mask: ``[B, N]`` bool, True where there is a token.
+
+    Cost: one sort of ``[B, N]``; no host synchronisation without a mask.
+
+    Source: Liang et al., *EViT*, ICLR 2022, section 3.2, and its code.
+    """
+    _check_score(score)
+    check_finite(score if mask is None else score[mask])
+    return _fuse_rest(score, keep, mask)
+
+
+@dataclass(frozen=True)
+class TopK(Select):
+    """Top-K pruning as a strategy, between attention and MLP.
+
+    Args:
+        score: ``"class"``: attention that the class token pays, mean over heads; ``"norm"``: length of the features.
+        fuse: Keep what is pruned as one fused token (EViT); see :func:`fuse_rest`.
+    """
+
+    name: ClassVar[str] = "topk"
+    merges: ClassVar[bool] = False
+    score: str = "class"
+    fuse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score not in ("class", "norm"):
+            raise ValueError(f"Expected score to be 'class' or 'norm' (got {self.score!r}).")
+
+    @property
+    def needs_class_token(self) -> bool:
+        """True for ``score="class"``."""
+        return self.score == "class"
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
+        if self.score == "class":
+            score = tokens.class_attention()
+        else:
+            score = torch.linalg.vector_norm(tokens.x.float(), dim=2)
+        return (_fuse_rest if self.fuse else _topk)(score, budget, tokens.mask)
+
+    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+        """One row of the attention map, or one norm a token."""
+        return Cost(2 * num_tokens * channels, 4 * num_tokens * channels)
+
+
+def _check_score(score: Tensor) -> None:
+    if not isinstance(score, Tensor) or score.dim() != 2:
+        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise ValueError(f"Expected score of shape [B, N] (got {got}).")
+
+
+def _kept(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Tensor:
+    score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(score.size(1), device=score.device).expand_as(order)
+    return below(torch.empty_like(order).scatter_(1, order, place), keep)
+
+
+def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Assignment:
+    budget = clamp_budget(keep, score, mask)
+    kept = _kept(score, budget, mask)
+    cluster = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
+    most = max(budget, default=0) if isinstance(budget, list) else budget
+    index = (~kept).argsort(dim=1, stable=True)[:, :most]
+    drops = isinstance(budget, list) or budget < score.size(1)
+    return Assignment.from_dense(cluster, budget, mask=mask, drops=drops, centers=index)
+
+
+def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None) -> SoftAssignment:
+    budget = clamp_budget(keep, score, mask)
+    counts = valid_counts(score, mask)
+    if isinstance(budget, list):
+        whole = torch.tensor([k >= n for k, n in zip(budget, counts, strict=True)], device=score.device)[:, None]
+        single: int | list[int] = [k if k >= n else k - 1 for k, n in zip(budget, counts, strict=True)]
+        last = torch.tensor(budget, device=score.device)[:, None] - 1
+    else:
+        whole = budget >= score.size(1)
+        single, last = (budget if whole else budget - 1), budget - 1
+    kept = _kept(score, single, mask)
+    hard = Assignment.from_dense(torch.where(kept, kept.cumsum(dim=1) - 1, last), budget, mask=mask)
+    weight = torch.where(kept, 1.0, score.float())
+    weight = weight.flatten() if mask is None else weight[mask]
+    token = torch.arange(hard.num_tokens, device=score.device)
+    up = (token, hard.cluster, torch.ones_like(weight, requires_grad=False))
+    return SoftAssignment(
+        token, hard.cluster, weight, hard.num_tokens, hard.num_clusters, False, up, hard.ptr, hard.cluster_ptr
+    )

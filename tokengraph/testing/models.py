@@ -1,0 +1,34 @@
+"""Tiny models with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def tiny_vit(*, seed: int = 0, **options: Any) -> nn.Module:
+    """A timm ``VisionTransformer`` of 3 blocks, 32 channels, 4 x 4 patches of 8 pixels, in eval mode.
+
+    Args:
+        seed: Of the random weights; the global generator is left as it was.
+        **options: Given to timm's ``VisionTransformer``; override the sizes too.
+    """
+    from tokengraph.compat import timm
+
+    sizes: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 4,
+        "num_classes": 5,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.models.vision_transformer.VisionTransformer(**{**sizes, **options})
+        for parameter in model.parameters():  # spread zero-initialised tokens and scales, so that all parts matter
+            if parameter.dim() <= 1 or not parameter.any():
+                nn.init.normal_(parameter, std=0.3)
+    return model.eval()

@@ -1,0 +1,175 @@
+"""What happened to the tokens of the last run: counts, sizes, and the way back to every input patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.edges.grid import grid_positions
+from tokengraph.soft import SoftAssignment
+
+
+@dataclass
+class State:
+    """The tokens between two blocks.
+
+    Args:
+        images: B.
+        patches: Patch tokens an image at the input.
+        count: Patch tokens an image now.
+        size: Input patches each token stands for, ``[B*(P+count)]`` float32, prefix tokens 1; ``None``: all ones.
+        source: Map from input patches to the tokens of now, over ``B*patches`` tokens; ``None``: nothing changed.
+    """
+
+    images: int
+    patches: int
+    count: int
+    size: Tensor | None = None
+    source: Assignment | SoftAssignment | None = None
+
+    def step(self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None) -> State:
+        """The state after one more coarsening."""
+        source = assignment
+        if self.source is not None:
+            before = self.source
+            if isinstance(before, Assignment) and isinstance(assignment, SoftAssignment):
+                before = SoftAssignment.from_hard(before)
+            source = before.then(assignment)  # type: ignore[arg-type]
+        return State(self.images, self.patches, count, size, source)
+
+
+@dataclass
+class Trace:
+    """The record of one model's last run. Slot l holds the tokens after l blocks; a run overwrites, nothing is reset.
+
+    Copies of the model, and what is pickled, start with an empty record.
+
+    Args:
+        num_prefix: Prefix tokens in front of the sequence.
+        depth: Blocks in the model.
+        start: The first slot that is ever written; before it nothing is coarsened.
+        plan: Patch tokens after each number of blocks, for the model's own image size.
+        grid: ``(H, W)`` of the input patches; noted anew in every run.
+    """
+
+    num_prefix: int
+    depth: int
+    start: int
+    plan: list[int]
+    grid: tuple[int, int]
+    slots: dict[int, State] = field(default_factory=dict, repr=False)
+    output: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def counts(self) -> list[int]:
+        """Patch tokens an image before the first block and after each block, in the last run (planned, before one)."""
+        if self.depth not in self.slots:
+            return list(self.plan)
+        return [self.state(layer).count for layer in range(self.depth + 1)]
+
+    def state(self, layer: int | None = None) -> State:
+        """The tokens after ``layer`` blocks (default: all) in the last run.
+
+        Raises:
+            RuntimeError: Before the first run.
+            ValueError: For a layer outside ``[0, depth]``.
+        """
+        if self.depth not in self.slots:
+            raise RuntimeError("Expected a run of the model before its trace is read (got none). Call the model first.")
+        layer = self.depth if layer is None else layer
+        if not 0 <= layer <= self.depth:
+            raise ValueError(f"Expected a layer in [0, {self.depth}] (got {layer}).")
+        if layer in self.slots:
+            return self.slots[layer]
+        last = self.slots[self.depth]
+        return State(last.images, last.patches, last.patches)
+
+    def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
+        """The map from the input patches, ``B*N`` of them, to the tokens after ``layer`` blocks."""
+        state = self.state(layer)
+        if state.source is not None:
+            return state.source
+        device = None if self.output is None else self.output.device
+        ptr = torch.arange(state.images + 1, device=device) * state.patches
+        return Assignment.identity(state.images * state.patches, ptr=ptr, device=device)
+
+    def size(self, layer: int | None = None) -> Tensor:
+        """Input patches that each token stands for after ``layer`` blocks, ``[B, n]`` float32."""
+        state = self.state(layer)
+        if state.size is None:
+            device = None if self.output is None else self.output.device
+            return torch.ones(state.images, state.count, device=device)
+        return state.size.view(state.images, -1)[:, self.num_prefix :]
+
+    def lift(self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None) -> Tensor:
+        """Brings tokens back to full resolution.
+
+        Args:
+            tokens: ``[B, n, C]``, or ``[B, P+n, C]`` (prefix tokens are then left out), as they are after ``layer``
+                blocks of the last run.
+            layer: Finished blocks; all by default.
+            fill: Rows ``[B, N, C]`` that dropped tokens get instead of zeros.
+
+        Returns:
+            ``[B, N, C]``: a row for each of the N input patches, row-major.
+
+        Raises:
+            ValueError: If ``tokens`` do not have the number of tokens that the layer had.
+
+        Cost: one gather of ``[B, N, C]``.
+        """
+        state = self.state(layer)
+        if tokens.dim() != 3 or tokens.size(0) != state.images:
+            raise ValueError(f"Expected tokens of shape [B={state.images}, n, C] (got {list(tokens.shape)}).")
+        if tokens.size(1) == state.count + self.num_prefix:
+            tokens = tokens[:, self.num_prefix :]
+        elif tokens.size(1) != state.count:
+            raise ValueError(
+                f"Expected {state.count} tokens an image, or {state.count + self.num_prefix} with prefix tokens "
+                f"(got {tokens.size(1)}). Give the layer that they come from."
+            )
+        if state.source is None:
+            return tokens
+        rows = tokens.flatten(0, 1)
+        lifted = state.source.lift(rows, None if fill is None else fill.flatten(0, 1))
+        return lifted.view(state.images, state.patches, -1)
+
+    def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None) -> Tensor:
+        """A feature map at full resolution, ``[B, C, H, W]``.
+
+        Args:
+            tokens: As for :meth:`lift`; by default what left the last block (before the final norm, no gradient).
+            layer: Finished blocks; all by default.
+        """
+        if tokens is None:
+            self.state()  # says so when there was no run yet
+            tokens = self.output
+            assert tokens is not None
+        full = self.lift(tokens, layer=layer)
+        height, width = self.grid
+        if height * width != full.size(1):
+            raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")
+        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width)
+
+    def lift_sequence(self, tokens: Tensor) -> Tensor:
+        """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``, prefix tokens in front."""
+        if self.state().source is None:
+            return tokens
+        return torch.cat([tokens[:, : self.num_prefix], self.lift(tokens)], dim=1)
+
+    def locate(self, state: State, device: torch.device) -> Tensor:
+        """Centroids of the tokens of a state in patch units, ``[B, n, 2]``."""
+        pos = grid_positions(self.grid, device=device).expand(state.images, -1, -1)
+        if state.source is None:
+            return pos
+        source = state.source
+        if isinstance(source, SoftAssignment):
+            source = SoftAssignment(**{**source.__dict__, "normalize": True})
+        return source.reduce(pos.flatten(0, 1))[0].view(state.images, -1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "slots": {}, "output": None}

@@ -13,6 +13,8 @@ from tokengraph.segment import segment_max, segment_sum
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
 
+    from tokengraph.soft import SoftAssignment
+
 REDUCTIONS = ("mean", "sum", "max", "mlerp")
 
 
@@ -154,20 +156,21 @@ class Assignment:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
+        size = size.to(_wide(size))
         new_size = self._sum(size, backend)
         if reduce == "sum":
             return self._sum(x, backend), new_size
         if reduce == "max":
             return self._trim(segment_max(x, self.cluster, self._rows)), new_size
         # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
-        weight = size / self._padded(new_size.clamp_min(torch.finfo(torch.float32).tiny)).index_select(0, self.cluster)
+        total = self._padded(new_size, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
+        weight = size / total.index_select(0, self.cluster)
         mean = self._sum(x * weight.to(_wide(x)).view(-1, *[1] * (x.dim() - 1)), backend).to(x.dtype)
         if reduce == "mlerp":
-            norm = torch.linalg.vector_norm(x.to(_wide(x)), dim=-1)
-            largest = self._trim(segment_max(norm, self.cluster, self._rows))
-            own = torch.linalg.vector_norm(mean.to(_wide(x)), dim=-1)
+            largest = self._trim(segment_max(_length(x), self.cluster, self._rows))
+            own = _length(mean)
             scale = torch.where(own > 0, largest / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-            mean = (mean * scale[:, None]).to(x.dtype)
+            mean = (mean * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
         return mean, new_size
 
     def connect(
@@ -216,8 +219,12 @@ class Assignment:
         kept = (self.cluster < self.num_clusters).view(-1, *[1] * (y.dim() - 1))
         return torch.where(kept, out, fill.to(out.dtype))
 
-    def then(self, other: Assignment) -> Assignment:
+    def then(self, other: Assignment | SoftAssignment) -> Assignment | SoftAssignment:
         """Composes with a coarsening of the clusters: reducing by the result equals reducing by both in turn."""
+        if not isinstance(other, Assignment):
+            from tokengraph.soft import SoftAssignment
+
+            return SoftAssignment.from_hard(self).then(other)
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         table = other.cluster
@@ -253,7 +260,17 @@ class Assignment:
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
-        """Reads PyG's ``SelectOutput``; nodes it leaves out are dropped, weights are not kept."""
+        """Reads PyG's ``SelectOutput``; nodes it leaves out are dropped, weights are not kept.
+
+        Raises:
+            ValueError: If a node is in several clusters.
+        """
+        times = torch.bincount(output.node_index, minlength=output.num_nodes)
+        if bool((times > 1).any()):
+            raise ValueError(
+                f"Expected each node in at most one cluster (got {int((times > 1).sum())} nodes in several). "
+                "Build a SoftAssignment from its node_index, cluster_index and weight."
+            )
         cluster = output.node_index.new_full((output.num_nodes,), output.num_clusters)
         cluster[output.node_index] = output.cluster_index
         return cls(cluster, output.num_clusters, drops=output.node_index.numel() < output.num_nodes)
@@ -265,8 +282,8 @@ class Assignment:
     def _trim(self, rows: Tensor) -> Tensor:
         return rows[: self.num_clusters] if self.drops else rows
 
-    def _padded(self, rows: Tensor) -> Tensor:
-        return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]) if self.drops else rows
+    def _padded(self, rows: Tensor, bin_row: float = 0.0) -> Tensor:
+        return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), bin_row)]) if self.drops else rows
 
     def _sum(self, x: Tensor, backend: str) -> Tensor:
         return self._trim(segment_sum(x, self.cluster, self._rows, backend=backend)).to(x.dtype)
@@ -283,3 +300,8 @@ class Assignment:
 def _wide(x: Tensor) -> torch.dtype:
     """The dtype that sums are taken in: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _length(x: Tensor) -> Tensor:
+    """Norm of each row of ``[M, ...]``, ``[M]``."""
+    return torch.linalg.vector_norm(x[..., None].flatten(1).to(_wide(x)), dim=1)

@@ -42,12 +42,19 @@ def with_prefix(
 
     token = (image * (num_prefix + tokens) + ahead).flatten()
     cluster = (image * (num_prefix + clusters) + ahead).flatten()
-    ones = assignment.weight.new_ones(token.numel())
+
+    def ahead_of(edges: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        own, theirs, weight = edges
+        return (
+            torch.cat([token, moved(own, tokens)]),
+            torch.cat([cluster, moved(theirs, clusters)]),
+            torch.cat([weight.new_ones(token.numel()), weight]),
+        )
+
     return SoftAssignment(
-        torch.cat([token, moved(assignment.token, tokens)]),
-        torch.cat([cluster, moved(assignment.cluster, clusters)]),
-        torch.cat([ones, assignment.weight]),
+        *ahead_of((assignment.token, assignment.cluster, assignment.weight)),
         images * (num_prefix + tokens),
         images * (num_prefix + clusters),
         assignment.normalize,
+        None if assignment.up is None else ahead_of(assignment.up),
     )

@@ -24,7 +24,8 @@ class SoftAssignment:
         weight: Weight of each edge, ``[E]``. Gradients reach it through ``reduce`` and ``lift``.
         num_tokens: M.
         num_clusters: K.
-        normalize: ``True``: ``reduce`` is the mean weighted by ``weight * size``; ``False``: the plain weighted sum.
+        normalize: ``True``: ``reduce`` is the mean weighted by ``weight * size``; ``False``: the plain weighted sum;
+            ``None``: a composition of both kinds, which only knows the way back and ``connect``.
         up: Edges of the way back ``(token, cluster, weight)``, where ``lift`` is not the row-normalised transpose.
         ptr: First token of each image, ``[B+1]``.
         cluster_ptr: First cluster of each image, ``[B+1]``.
@@ -35,7 +36,7 @@ class SoftAssignment:
     weight: Tensor
     num_tokens: int
     num_clusters: int
-    normalize: bool = True
+    normalize: bool | None = True
     up: tuple[Tensor, Tensor, Tensor] | None = None
     ptr: Tensor | None = None
     cluster_ptr: Tensor | None = None
@@ -75,10 +76,20 @@ class SoftAssignment:
 
         Without ``normalize`` the rows are :math:`\sum_i w_{im} x_i`. Sums run in float32 or wider; the dtype of ``x``
         comes back. Cost: ``O(E C)`` time and one copy of the edges' rows.
+
+        Raises:
+            ValueError: On a wrong number of rows, or for a composition of maps of which some normalize.
         """
         Assignment._check_rows(x, self.num_tokens, "x")
+        if self.normalize is None:
+            raise ValueError(
+                "Expected a map that averages or one that adds up (got a composition of both kinds). "
+                "Reduce by each map in turn."
+            )
         if size is None:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
+        elif size.shape != (self.num_tokens,):
+            raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
         mass = self.weight * size.index_select(0, self.token)
         new_size = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
         weight = self.weight
@@ -96,8 +107,9 @@ class SoftAssignment:
         """
         if edge_weight is None:
             edge_weight = self.weight.new_ones(edge_index.size(1))
-        a = _sparse(edge_index, edge_weight, (self.num_tokens, self.num_tokens))
-        s = self._matrix(edge_weight.dtype)
+        dtype = torch.promote_types(torch.promote_types(edge_weight.dtype, self.weight.dtype), torch.float32)
+        a = _sparse(edge_index, edge_weight.to(dtype), (self.num_tokens, self.num_tokens))
+        s = self._matrix(dtype)
         out = torch.sparse.mm(torch.sparse.mm(s.t(), a), s).coalesce()
         index, weight = out.indices(), out.values()
         if not loops:
@@ -120,25 +132,30 @@ class SoftAssignment:
         out = self._propagate(y, cluster, token, weight, self.num_tokens, "auto")
         if fill is None:
             return out
+        Assignment._check_rows(fill, self.num_tokens, "fill")
         reached = torch.zeros(self.num_tokens, dtype=torch.bool, device=y.device)
         reached[token] = True
         return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
 
     def then(self, other: Assignment | SoftAssignment) -> SoftAssignment:
-        """Composes with a coarsening of the clusters; both ways, down and up, are multiplied out."""
+        """Composes with a coarsening of the clusters; both ways, down and up, are multiplied out.
+
+        The result can ``reduce`` where both maps normalize or neither does.
+        """
         if isinstance(other, Assignment):
             other = SoftAssignment.from_hard(other)
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
-        down = torch.sparse.mm(self._matrix(self.weight.dtype), other._matrix(self.weight.dtype)).coalesce()
-        up = torch.sparse.mm(self._up_matrix(), other._up_matrix()).coalesce()
+        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, other.weight.dtype), torch.float32)
+        down = torch.sparse.mm(self._matrix(dtype), other._matrix(dtype)).coalesce()
+        up = torch.sparse.mm(self._up_matrix(dtype), other._up_matrix(dtype)).coalesce()
         return SoftAssignment(
             down.indices()[0],
             down.indices()[1],
             down.values(),
             self.num_tokens,
             other.num_clusters,
-            self.normalize and other.normalize,
+            self.normalize if self.normalize == other.normalize else None,
             (up.indices()[0], up.indices()[1], up.values()),
             self.ptr,
             other.cluster_ptr,
@@ -154,13 +171,13 @@ class SoftAssignment:
         index = torch.stack([self.token, self.cluster])
         return _sparse(index, self.weight.to(dtype), (self.num_tokens, self.num_clusters))
 
-    def _up_matrix(self) -> Tensor:
+    def _up_matrix(self, dtype: torch.dtype) -> Tensor:
         shape = (self.num_tokens, self.num_clusters)
         if self.up is not None:
-            return _sparse(torch.stack(self.up[:2]), self.up[2], shape)
+            return _sparse(torch.stack(self.up[:2]), self.up[2].to(dtype), shape)
         total = segment_sum(self.weight, self.token, self.num_tokens)
         scale = torch.where(total != 0, total, 1.0).index_select(0, self.token)
-        return _sparse(torch.stack([self.token, self.cluster]), self.weight / scale, shape)
+        return _sparse(torch.stack([self.token, self.cluster]), (self.weight / scale).to(dtype), shape)
 
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from tokengraph.tables import table
 
 
 def grid_graph(
@@ -39,7 +40,7 @@ def grid_graph(
     return _grid_graph(int(height), int(width), neighbors, batch_size, str(device))
 
 
-@lru_cache(maxsize=64)
+@table(64)
 def _grid_graph(height: int, width: int, neighbors: int, batch_size: int, device: str) -> Tensor:
     steps = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
     if neighbors == 4:

@@ -30,7 +30,8 @@ def knn_graph(
         x: Token features, ``[B, N, C]``, or flat ``[M, C]`` with ``ptr`` (without it: one image).
         k: Neighbours a token, ``1 <= k < N``. Images of a ragged batch with fewer tokens connect all they have.
         ptr: First token of each image, ``[B+1]`` int64, for flat ``x``.
-        cosine: Compare directions; otherwise Euclidean distance.
+        cosine: Compare directions; otherwise Euclidean distance. A zero vector has cosine 0 to all others, and 1 to
+            other zero vectors.
         loop: Count each token as its own first neighbour.
         backend: ``"torch"`` (batched product and top-k), ``"torch-cluster"``, ``"pyg-lib"``, or ``"auto"``.
 
@@ -88,7 +89,7 @@ def knn_neighbors(
     name = choose_backend(flat, k, cosine=cosine) if backend == "auto" else backend
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     if cosine:
-        flat = F.normalize(flat, dim=-1)
+        flat = _directions(flat)
     if name == "torch":
         neighbors, distance = knn_torch.search(flat, counts, k, loop=loop)
     elif name in ("torch-cluster", "pyg-lib"):
@@ -106,6 +107,13 @@ def choose_backend(x: Tensor, k: int, *, cosine: bool = False) -> str:
     ``benchmarks/merge_cost.py``). On CUDA no crossover has been measured yet, so the product form is taken there too.
     """
     return "torch"
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Unit vectors ``[M, C + 1]``. Zero vectors point along the last axis, at right angles to all others."""
+    # Scaled first, so that squares neither overflow nor vanish.
+    unit = F.normalize(x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny), dim=1)
+    return torch.cat([unit, (x == 0).all(dim=1, keepdim=True).to(x.dtype)], dim=1)
 
 
 __all__ = ["BACKENDS", "backends", "choose_backend", "knn_graph", "knn_neighbors"]

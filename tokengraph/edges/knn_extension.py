@@ -21,7 +21,9 @@ def search(name: str, x: Tensor, counts: list[int], k: int, *, loop: bool) -> tu
     Cost: the kernel's, plus a host synchronisation: these kernels return as many edges as they find. Rows whose last
     place is tied are searched again by the torch backend.
     """
-    require(name)
+    module = require(name)
+    if name == "pyg-lib" and not hasattr(torch.ops.pyg, "knn"):
+        raise ImportError(f"Expected pyg-lib >= 0.6, which has knn (got {getattr(module, '__version__', 'unknown')}).")
     most = max(counts)
     ask = min(k + SPARE, most)
     if x.is_cuda and ask > 100:
@@ -30,15 +32,15 @@ def search(name: str, x: Tensor, counts: list[int], k: int, *, loop: bool) -> tu
     count = torch.tensor(counts, device=device)
     image = torch.repeat_interleave(torch.arange(len(counts), device=device), count)
     if name == "torch-cluster":
-        row, col = require(name).knn(x.contiguous(), x.contiguous(), ask, image, image, batch_size=len(counts))
+        row, col = module.knn(x.contiguous(), x.contiguous(), ask, image, image, batch_size=len(counts))
     else:
         ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
         row, col = torch.ops.pyg.knn(x.contiguous(), x.contiguous(), ptr, ptr, ask, False, 1)
-    return _canonical(x, counts, image, row, col, k, loop)
+    return _canonical(x, counts, image, row, col, ask, k, loop)
 
 
 def _canonical(
-    x: Tensor, counts: list[int], image: Tensor, row: Tensor, col: Tensor, k: int, loop: bool
+    x: Tensor, counts: list[int], image: Tensor, row: Tensor, col: Tensor, ask: int, k: int, loop: bool
 ) -> tuple[Tensor, Tensor]:
     """Sorts edges by (target, distance, source), moves or removes self by index, and mends ties at the last place."""
     distance = torch.linalg.vector_norm(x[row] - x[col], dim=-1)
@@ -55,9 +57,11 @@ def _canonical(
     table = distance.new_full(neighbors.shape, torch.inf)
     neighbors[row, rank], table[row, rank] = col, distance
     own = torch.arange(x.size(0), device=x.device)
-    available = torch.tensor(counts, device=x.device)[image] - (not loop)
-    # Full rows whose last place is tied, or from which duplicates have pushed the token itself out.
-    unsure = (table[:, k] <= table[:, k - 1] * (1 + 1e-6)) & (available > k)
+    count = torch.tensor(counts, device=x.device)[image]
+    # Full rows whose last place is tied, or from which duplicates have pushed the token itself out; and rows in which
+    # the kernel found too few: it ignores tokens beyond a fixed distance.
+    unsure = (table[:, k] <= table[:, k - 1] * (1 + 1e-6)) & (count - int(not loop) > k)
+    unsure |= found < count.clamp_max(ask)
     if loop:
         unsure |= neighbors[:, 0] != own
     neighbors = torch.where(table == torch.inf, -1, neighbors)[:, :k].contiguous()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import isqrt
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.errors import check_positive
+from tokengraph.tables import table
 
 
 def window_graph(grid: tuple[int, int], lam: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -73,7 +73,7 @@ def reach(grid: tuple[int, int], lam: int) -> int:
     return radius
 
 
-@lru_cache(maxsize=64)
+@table(64)
 def _window(height: int, width: int, lam: int, device: str) -> Tensor:
     if lam == 0:
         return torch.empty(height * width, 0, dtype=torch.long, device=device)
@@ -95,7 +95,7 @@ def _window(height: int, width: int, lam: int, device: str) -> Tensor:
     return torch.cat(chunks).to(device)
 
 
-@lru_cache(maxsize=32)
+@table(32)
 def _tiles(height: int, width: int, lam: int, tile: int, device: str) -> Tiles:
     window = _window(height, width, lam, "cpu")
     rows, columns = -(-height // tile), -(-width // tile)

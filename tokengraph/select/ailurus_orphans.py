@@ -22,7 +22,7 @@ def adopt_orphans(
     Args:
         center: Centre token of each token so far, ``[B, N]``.
         orphan: ``[B, N]`` bool.
-        x: Features, ``[B, N, C]`` float32.
+        x: Features, ``[B, N, C]``.
         anchors: ``[B, K]`` token ids.
         height: H of the grid.
         width: W of the grid.
@@ -43,8 +43,8 @@ def adopt_orphans(
         by_distance = squared.argsort(dim=1, stable=True)
         rank = torch.empty_like(by_distance).scatter_(1, by_distance, patch.expand_as(by_distance))
         theirs = anchors[i]
-        rank = rank.gather(1, theirs).to(x.dtype)
-        distance = torch.linalg.vector_norm(x[i[:, None], theirs] - x[i, t][:, None], dim=2) * x.size(2) ** -0.5
+        rank = rank.gather(1, theirs).float()
+        distance = torch.linalg.vector_norm(x[i[:, None], theirs].float() - x[i, t][:, None].float(), dim=2) * x.size(2) ** -0.5
         sigma = (alpha + (1 - alpha) * rank / lam) * (distance + 1e-6)
         # The smallest sigma, ties to the smaller rank: look at anchors in the order of their rank.
         by_rank = rank.argsort(dim=1)

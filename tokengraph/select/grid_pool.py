@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
+from tokengraph.tables import table
 
 
 def grid_pool(
@@ -84,7 +84,7 @@ def _refine(order: Tensor, key: Tensor) -> Tensor:
     return order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
 
 
-@lru_cache(maxsize=256)
+@table(256)
 def _plan(tokens: int, keep: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Band of each place in reading order, and cell of each place once bands are sorted from left to right."""
     ideal = (keep * height / max(width, 1)) ** 0.5

@@ -1,5 +1,7 @@
 """What tests of strategies and adapters need; shipped, so that users can hold their own to the same laws."""
 
+from tokengraph.testing.laws import SELECT_LAWS, check_select
 from tokengraph.testing.models import tiny_vit
+from tokengraph.testing.tokens import corner_cases, make_tokens
 
-__all__ = ["tiny_vit"]
+__all__ = ["SELECT_LAWS", "check_select", "corner_cases", "make_tokens", "tiny_vit"]

@@ -1,0 +1,50 @@
+"""Every registered strategy, also with unusual options, against every law."""
+
+import pytest
+import torch
+
+import tokengraph as tg
+from tokengraph.testing import SELECT_LAWS, check_select, make_tokens
+
+STRATEGIES = [
+    *(cls() for cls in tg.registry().values()),
+    tg.DPCKNN(k=3, include_self=False, order="score"),
+    tg.AiluRus(lam=3, k=9, alpha=0.0),
+    tg.AiluRus(lam=1, alpha=1.0, include_self=True),
+    tg.AiluRus(lam=500, order="score"),
+    tg.TopK(score="norm"),
+    tg.TopK(score="norm", fuse=True),
+    tg.TopK(score="class", fuse=True),
+    tg.Random(seed=7),
+]
+
+
+@pytest.mark.parametrize("law", SELECT_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("select", STRATEGIES, ids=repr)
+def test_law_holds(select, law):
+    law(select)  # raises AssertionError where it is broken
+
+
+class Careless(tg.Select):
+    """Breaks batch independence: the first image decides for all."""
+
+    def __call__(self, tokens, budget):
+        score = tokens.x[:1].sum(dim=2).expand(tokens.x.size(0), -1)
+        return tg.topk(score, budget)
+
+    merges = False
+
+
+def test_check_select_names_the_broken_law():
+    with pytest.raises(AssertionError, match="breaks the law 'treats_images_alone'"):
+        check_select(Careless())
+
+
+@pytest.mark.parametrize("select", [tg.DPCKNN(), tg.TopK(score="norm")], ids=repr)
+def test_strategy_without_a_sequence_order_is_equivariant_to_permutation(select):
+    x = torch.randn(2, 48, 16)
+    order = torch.randperm(48)
+    straight = select(make_tokens(x, (6, 8)), 20).cluster.view(2, -1)[:, order]
+    shuffled = select(make_tokens(x[:, order], (6, 8)), 20).cluster.view(2, -1)
+    # Same partition: tokens share a cluster in one exactly when they do in the other.
+    assert torch.equal(straight[..., None] == straight[:, None], shuffled[..., None] == shuffled[:, None])

@@ -1,0 +1,93 @@
+"""The ideal: a model with fewer tokens and no selection at all, the floor that every strategy is timed against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from tokengraph.adapters import Adapter, find_adapter
+from tokengraph.adapters.block import SITE
+
+PLACEMENTS = ("before", "inside", "after")
+
+
+@contextmanager
+def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") -> Iterator[nn.Module]:
+    """Runs a model with given token counts, by cutting the sequence off: nothing is chosen, nothing is merged.
+
+    The first tokens are kept, as a view. So outputs mean nothing; the time is what the same counts cost at least.
+
+    Args:
+        model: A model that :func:`tokengraph.attach` supports, not attached; as it was again on exit.
+        counts: Patch tokens before the first block and after each block, ``depth + 1`` numbers, as
+            :func:`tokengraph.schedule.tokens_per_layer` plans them.
+        placement: Where in a block the sequence is cut: ``"before"`` it, ``"inside"`` (between attention and MLP) or
+            ``"after"``; what the strategy compared with has.
+
+    Yields:
+        The model itself.
+
+    Raises:
+        ValueError: If counts do not fit the model, placement is unknown, or the model is changed already.
+
+    Cost: one view in each block that cuts; blocks that do not are left alone.
+
+    Example:
+        >>> import torch
+        >>> from tokengraph.testing import tiny_vit
+        >>> with ideal(tiny_vit(), [16, 8, 8, 4]) as model:
+        ...     model.forward_features(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 5, 32])
+    """
+    core, adapter = find_adapter(model)
+    blocks, prefix = adapter.blocks(core), adapter.num_prefix(core)
+    _check(model, blocks, counts, placement)
+    cut: list[nn.Module] = []
+    try:
+        for index, block in enumerate(blocks):
+            before, after = _ends(counts, index, placement)
+            if before is None and after is None:
+                continue
+            ends = [None if n is None else prefix + n for n in (before, after)]
+            block.__dict__["forward"] = _cutting(adapter, block, ends[0], ends[1], placement)
+            cut.append(block)
+        yield model
+    finally:
+        for block in cut:
+            del block.__dict__["forward"]
+
+
+def _ends(counts: Sequence[int], index: int, placement: str) -> tuple[int | None, int | None]:
+    """Patch tokens that block ``index`` cuts down to in front of it, and in or behind it; ``None``: it does not."""
+    after = counts[index + 1] if counts[index + 1] < counts[index] else None
+    if placement != "before":
+        return None, after
+    before = counts[index] if index == 0 or counts[index] < counts[index - 1] else None
+    return before, after if index + 2 == len(counts) else None  # behind the last block there is no next one
+
+
+def _cutting(
+    adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str
+) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        x = adapter.attend(block, x if before is None else x[:, :before], None)
+        if placement == "inside":
+            return adapter.feed(block, x[:, :after])
+        return adapter.feed(block, x)[:, :after]
+
+    return forward
+
+
+def _check(model: nn.Module, blocks: list[nn.Module], counts: Sequence[int], placement: str) -> None:
+    if placement not in PLACEMENTS:
+        raise ValueError(f"Expected placement to be one of {', '.join(PLACEMENTS)} (got {placement!r}).")
+    if any(SITE in m.__dict__ for m in model.modules()) or any("forward" in b.__dict__ for b in blocks):
+        raise ValueError("Expected a model with its own forward (got one that is attached or cut). Remove that first.")
+    if len(counts) != len(blocks) + 1:
+        raise ValueError(
+            f"Expected {len(blocks) + 1} counts, before the first block and after each (got {len(counts)})."
+        )
+    if min(counts) < 0 or any(a < b for a, b in zip(counts[:-1], counts[1:], strict=True)):
+        raise ValueError(f"Expected counts >= 0 that never rise (got {list(counts)}).")

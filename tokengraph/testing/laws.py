@@ -1,0 +1,214 @@
+"""The laws that every strategy obeys, each as a function that raises ``AssertionError`` where it is broken.
+
+Run them over a strategy of your own with :func:`check_select`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tokengraph.assignment import Assignment
+from tokengraph.select.base import Select
+from tokengraph.soft import SoftAssignment
+from tokengraph.testing.tokens import corner_cases, make_tokens
+
+GRID = (6, 8)
+
+
+def _features(images: int = 3, channels: int = 16, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(images, GRID[0] * GRID[1], channels, generator=generator)
+
+
+def _fields(assignment: Assignment | SoftAssignment) -> list[Tensor]:
+    hard = isinstance(assignment, Assignment)
+    return [assignment.cluster] if hard else [assignment.token, assignment.cluster, assignment.weight]
+
+
+def _budgets(select: Select, tokens: int) -> list[int]:
+    return sorted({k for k in (1, 2, tokens // 4, tokens // 2 + 1, tokens - 3, tokens - 1) if k >= select.fewest(tokens)})
+
+
+def keeps_the_budget(select: Select) -> None:
+    """Exactly ``keep`` clusters an image, every one with a token, clusters of an image together."""
+    x = _features()
+    tokens = x.size(1)
+    for keep in _budgets(select, tokens):
+        a = select(make_tokens(x, GRID), keep)
+        assert a.num_clusters == 3 * keep, f"keep={keep} gave {a.num_clusters} clusters for 3 images"
+        assert a.num_tokens == 3 * tokens
+        assert a.cluster_ptr is not None and a.cluster_ptr.tolist() == [0, keep, 2 * keep, 3 * keep]
+        used = a.cluster[a.cluster < a.num_clusters].unique()
+        assert used.numel() == a.num_clusters, f"keep={keep}: {a.num_clusters - used.numel()} empty clusters"
+        token = torch.arange(3 * tokens) if isinstance(a, Assignment) else a.token
+        kept = a.cluster < a.num_clusters
+        assert torch.equal(token[kept] // tokens, a.cluster[kept] // keep), "a token in another image's cluster"
+
+
+def keeps_all_when_asked(select: Select) -> None:
+    """With ``keep = N``, and with more, nothing happens: every token is its own cluster, in order."""
+    x = _features()
+    for keep in (x.size(1), x.size(1) + 5):
+        a = select(make_tokens(x, GRID), keep)
+        pooled, size = a.reduce(x.flatten(0, 1))
+        assert torch.equal(pooled, x.flatten(0, 1))
+        assert torch.equal(size, torch.ones_like(size))
+        assert torch.equal(a.lift(pooled), pooled)
+
+
+def refuses_an_empty_budget(select: Select) -> None:
+    """``keep = 0`` is an error."""
+    try:
+        select(make_tokens(_features(), GRID), 0)
+    except ValueError as error:
+        assert "keep >= 1" in str(error), f"unclear message: {error}"
+    else:
+        raise AssertionError("keep=0 was accepted")
+
+
+def conserves_mass(select: Select) -> None:
+    """Sizes sum to the tokens of each image, unless the map says that it loses some."""
+    x = _features()
+    tokens = x.size(1)
+    size = torch.rand(3 * tokens, generator=torch.Generator().manual_seed(1)) + 0.5
+    for keep in _budgets(select, tokens):
+        a = select(make_tokens(x, GRID), keep)
+        pooled, new_size = a.reduce(x.flatten(0, 1), size)
+        if a.lossy:
+            assert not select.merges, "a strategy that merges must not lose mass"
+            continue
+        assert_close(new_size.view(3, -1).sum(1), size.view(3, -1).sum(1))
+        mass = (pooled * new_size[:, None]).view(3, keep, -1).sum(1)
+        assert_close(mass, (x.flatten(0, 1) * size[:, None]).view(3, tokens, -1).sum(1), rtol=1e-4, atol=1e-4)
+
+
+def lifts_back(select: Select) -> None:
+    """``reduce(lift(y)) == y`` for hard maps."""
+    x = _features()
+    a = select(make_tokens(x, GRID), x.size(1) - 9)
+    if isinstance(a, Assignment):
+        y = torch.randn(a.num_clusters, 5, generator=torch.Generator().manual_seed(2))
+        assert_close(a.reduce(a.lift(y))[0], y)
+
+
+def treats_images_alone(select: Select) -> None:
+    """An image's choice is the same alone and among any batch mates, bit for bit."""
+    x = _features(4)
+    mates = torch.cat([x[2:3], _features(2, seed=5) * 100, x[:1]])
+    for keep in _budgets(select, x.size(1)):
+        alone = select(make_tokens(x[2:3], GRID), keep)
+        for batch, place in ((x, 2), (mates, 0)):
+            a = select(make_tokens(batch, GRID), keep)
+            n, k = x.size(1), a.num_clusters // batch.size(0)
+            if isinstance(a, Assignment):
+                mine = a.cluster.view(batch.size(0), n)[place]
+                mine = torch.where(mine == a.num_clusters, k, mine - place * k)
+                assert torch.equal(mine, alone.cluster), f"keep={keep}: batch mates changed the choice"
+            else:
+                own = a.token // n == place
+                assert torch.equal(a.token[own] - place * n, alone.token)
+                assert torch.equal(a.cluster[own] - place * k, alone.cluster)
+                assert_close(a.weight[own], alone.weight)  # type: ignore[union-attr]
+
+
+def repeats_itself(select: Select) -> None:
+    """The same call gives the same map, and touches no global random state."""
+    tokens = make_tokens(_features(), GRID)
+    before = torch.random.get_rng_state()
+    first, second = (select(tokens, 30) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(_fields(first), _fields(second), strict=True))
+    assert torch.equal(before, torch.random.get_rng_state()), "the global random state moved"
+
+
+def survives_corner_cases(select: Select) -> None:
+    """No NaN out of finite input, and the budget kept: constant, duplicate, zero, huge tokens, N = 1, thin grids."""
+    for name, (x, grid) in corner_cases().items():
+        tokens = x.size(1)
+        for keep in sorted({max(1, select.fewest(tokens)), max(tokens * 3 // 4, 1), tokens}):
+            a = select(make_tokens(x, grid), keep)
+            assert a.num_clusters == keep * x.size(0), f"{name}: keep={keep} gave {a.num_clusters}"
+            assert a.cluster[a.cluster < a.num_clusters].unique().numel() == a.num_clusters, f"{name}: empty clusters"
+            pooled, size = a.reduce(x.flatten(0, 1))
+            assert pooled.isfinite().all() and size.isfinite().all(), f"{name}: not finite"
+            assert a.lift(pooled).isfinite().all(), f"{name}: lift not finite"
+
+
+def keeps_the_dtype(select: Select) -> None:
+    """Half precision in, same dtype out; the choice is that of the float32 copy."""
+    for dtype in (torch.float16, torch.bfloat16):
+        x = _features().to(dtype)
+        a = select(make_tokens(x, GRID), 30)
+        b = select(make_tokens(x.float(), GRID), 30)
+        assert torch.equal(a.cluster, b.cluster), f"{dtype}: another choice than in float32"
+        pooled, size = a.reduce(x.flatten(0, 1))
+        assert pooled.dtype == dtype and size.dtype == torch.float32
+        assert a.lift(pooled).dtype == dtype
+
+
+def ignores_autocast(select: Select) -> None:
+    """Under autocast the choice is what it is without."""
+    x = _features()
+    plain = select(make_tokens(x, GRID), 30)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = select(make_tokens(x, GRID), 30)
+    assert torch.equal(plain.cluster, cast.cluster)
+
+
+def lets_gradients_through(select: Select) -> None:
+    """Gradients reach the features through reduce and lift, finite also for duplicate tokens."""
+    for x in (_features(2), corner_cases()["duplicate"][0], corner_cases()["zero"][0]):
+        grid = GRID if x.size(1) == GRID[0] * GRID[1] else (4, 6)
+        x = x.clone().requires_grad_()
+        a = select(make_tokens(x, grid), x.size(1) * 3 // 4)
+        rows = x.flatten(0, 1)
+        (a.lift(a.reduce(rows)[0]) * torch.linspace(0, 1, x.size(2))).sum().backward()
+        assert x.grad is not None and x.grad.isfinite().all() and x.grad.any()
+
+
+def compiles_whole(select: Select) -> None:
+    """``torch.compile(fullgraph=True)`` takes choice and reduction in one graph, with equal results."""
+    x = _features(2)
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = select(make_tokens(x, GRID), 30)
+        pooled, size = a.reduce(x.flatten(0, 1))
+        return a.cluster, pooled, a.lift(pooled)
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    for ours, theirs in zip(compiled(x), run(x), strict=True):
+        assert_close(ours, theirs)
+
+
+SELECT_LAWS: list[Callable[[Select], None]] = [
+    keeps_the_budget,
+    keeps_all_when_asked,
+    refuses_an_empty_budget,
+    conserves_mass,
+    lifts_back,
+    treats_images_alone,
+    repeats_itself,
+    survives_corner_cases,
+    keeps_the_dtype,
+    ignores_autocast,
+    lets_gradients_through,
+    compiles_whole,
+]
+
+
+def check_select(select: Select) -> None:
+    """Holds a strategy to all laws; raises ``AssertionError`` naming the first that is broken.
+
+    Example:
+        >>> from tokengraph import ToMe
+        >>> check_select(ToMe())
+    """
+    for law in SELECT_LAWS:
+        try:
+            law(select)
+        except AssertionError as error:
+            raise AssertionError(f"{select} breaks the law {law.__name__!r}: {error}") from error

@@ -1,0 +1,55 @@
+"""Token sets that strategies stumble over, and tokens as a block would give them, without any model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges.grid import grid_positions
+from tokengraph.select.attention import AttentionStats
+from tokengraph.select.tokens import Tokens
+
+
+def make_tokens(x: Tensor, grid: tuple[int, int], *, layer: int = 0) -> Tokens:
+    """Tokens of a full grid ``x [B, H*W, C]`` behind one class token, with attention made from the features.
+
+    Queries are fixed; keys are the features cut into two heads, so that everything follows from each image alone.
+    """
+    images, _, channels = x.shape
+    width = max(channels // 2, 1)
+
+    def project() -> tuple[Tensor, Tensor]:
+        first = x.new_ones(images, 1, channels)
+        keys = torch.cat([first, x], dim=1)[..., : 2 * width]
+        keys = keys.expand(-1, -1, 2 * width).unflatten(2, (2, width)).transpose(1, 2)
+        return torch.ones_like(keys).cumsum(dim=3) / width, keys
+
+    stats = AttentionStats(project, width**-0.5, 1)
+    pos = grid_positions(grid, device=x.device).expand(images, -1, -1)
+    return Tokens(x, None, grid, True, None, layer, 1, stats, lambda: pos)
+
+
+def corner_cases() -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    """Token sets ``[B, H*W, C]`` with their grid: constant, duplicate, zero, huge, tiny, one token, a thin grid."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    duplicates = draw(2, 6, 8)[:, torch.arange(24) % 6]
+    mostly_zero = draw(2, 24, 8)
+    mostly_zero[:, ::2] = 0
+    return {
+        "constant": (torch.full((2, 24, 8), 0.37), (4, 6)),
+        "zero": (torch.zeros(1, 24, 8), (4, 6)),
+        "duplicate": (duplicates, (4, 6)),
+        "half_zero": (mostly_zero, (4, 6)),
+        "huge": (draw(2, 24, 8) * 1e15, (4, 6)),
+        "far_from_origin": (draw(1, 24, 8) * 1e-3 + 1e3, (4, 6)),
+        "tiny": (draw(2, 24, 8) * 1e-30, (4, 6)),
+        "one_outlier": (torch.cat([draw(1, 1, 8) * 1e6, draw(1, 23, 8)], dim=1), (4, 6)),
+        "one_token": (draw(2, 1, 8), (1, 1)),
+        "two_tokens": (draw(2, 2, 8), (2, 1)),
+        "thin": (draw(2, 7, 8), (1, 7)),
+        "one_channel": (draw(2, 24, 1), (4, 6)),
+    }

@@ -1,0 +1,95 @@
+"""Feature maps as colours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokengraph.viz.figure import new_figure, show
+from tokengraph.viz.image import Grid, one_of, to_array, to_rgb
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 0) -> np.ndarray:
+    r"""Shows features by their three main directions as red, green and blue.
+
+    With :math:`V` the first three principal directions of ``like`` and :math:`\mu` its mean, the colours are
+    :math:`(X - \mu) V`, scaled so that the middle 96 % of ``like`` spans [0, 1].
+
+    Args:
+        features: ``[N, C]``, or ``[B, N, C]`` in row-major order.
+        grid: ``(H, W)`` with ``H*W = N``.
+        like: Features of the same C that fix directions and scale, so that pictures compare; by default ``features``.
+        index: Which image of the batch.
+
+    Returns:
+        ``[H, W, 3]`` float32 in [0, 1], a colour a patch. The sign of each direction is fixed: largest entry positive.
+
+    Raises:
+        ValueError: If shapes do not fit the grid or each other.
+
+    Cost: one singular value decomposition of ``[N, C]``.
+    """
+    x, base = _rows(features, grid, index), _rows(features if like is None else like, grid, index)
+    if x.shape[1] != base.shape[1]:
+        raise ValueError(f"Expected features of one width (got {x.shape[1]} and {base.shape[1]}).")
+    mean = base.mean(axis=0)
+    directions = np.linalg.svd(base - mean, full_matrices=False)[2][:3].T
+    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
+    low, high = np.percentile((base - mean) @ directions, [2, 98], axis=0)
+    span = np.where(high - low > 1e-9, high - low, 1.0)
+    colors = np.full((len(x), 3), 0.5)
+    colors[:, : directions.shape[1]] = ((x - mean) @ directions - low) / span
+    return colors.clip(0, 1).reshape(int(grid[0]), int(grid[1]), 3).astype(np.float32)
+
+
+def plot_features(
+    image: Any,
+    maps: Mapping[str, Any],
+    grid: Grid,
+    *,
+    index: int = 0,
+    notes: Mapping[str, str] | None = None,
+    title: str = "",
+    subtitle: str = "",
+) -> Figure:
+    """Puts the photograph and several feature maps side by side, in the colours of the first.
+
+    Args:
+        image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8.
+        maps: Features ``[N, C]`` or ``[B, N, C]`` by the name to write above; the first fixes the colours.
+        grid: ``(H, W)`` of the patches.
+        index: Which image of the batch.
+        notes: A word to write beside a name.
+        title: Above the figure.
+        subtitle: Below the title, fainter.
+
+    Returns:
+        A figure of its own.
+    """
+    if not maps:
+        raise ValueError("Expected at least one feature map (got none).")
+    rgb = to_rgb(image)
+    first = next(iter(maps.values()))
+    count = 1 + len(maps)
+    tall = 3.2 * rgb.shape[0] / rgb.shape[1] + 0.35
+    figure = new_figure(3.2 * count + 0.2, tall + 0.2 + 0.5 * bool(title), title, subtitle)
+    axes = figure.subplots(1, count, squeeze=False).flat
+    show(axes[0], rgb, "photograph")
+    for ax, (name, features) in zip(axes[1:], maps.items(), strict=True):
+        colors = feature_colors(features, grid, like=first, index=index)
+        height, width = rgb.shape[:2]
+        show(ax, colors, name, (notes or {}).get(name, ""), extent=(0, width, height, 0), interpolation="nearest")
+    return figure
+
+
+def _rows(features: Any, grid: Grid, index: int) -> np.ndarray:
+    array = to_array(features, "features").astype(np.float64)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"Expected features of shape [N, C] or [B, N, C] (got {list(array.shape)}).")
+    flat = array.reshape(-1, array.shape[-1])
+    return one_of(flat, grid, index, "features").reshape(-1, flat.shape[1])

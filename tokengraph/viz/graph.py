@@ -1,0 +1,116 @@
+"""A token graph over the image it comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokengraph.graph import TokenGraph
+from tokengraph.viz.figure import caption, load, new_figure
+from tokengraph.viz.image import to_array, to_rgb
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_graph(
+    image: Any,
+    graph: TokenGraph,
+    *,
+    index: int = 0,
+    ax: Axes | None = None,
+    distance: bool = True,
+    max_edges: int | None = 3000,
+    dim: float = 0.65,
+    title: str = "",
+) -> Figure:
+    """Draws a token graph over its image: nodes at their centroids, edges in the colour and opacity of their weight.
+
+    Args:
+        image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8.
+        graph: With a grid; coarsened or not. A node's area follows ``size``, its colour the photograph's.
+        index: Which image of the graph.
+        ax: Where to draw; by default a new figure.
+        distance: Whether edge weights are distances (short ones are strong) or similarities (large ones are strong).
+            Colours follow the rank of the weight.
+        max_edges: Draw at most so many edges, a random sample that is the same each time; ``None``: all.
+        dim: How far the photograph steps back, from 0 (as it is) to 1 (white).
+        title: Above the picture; the numbers of nodes and edges stand beside it.
+
+    Returns:
+        The figure drawn in.
+
+    Raises:
+        ValueError: If the graph has no grid, or no image ``index``.
+
+    Cost: one patch collection of the nodes and one line collection of the edges.
+    """
+    if graph.grids is None or "pos" not in graph:
+        raise ValueError("Expected a graph with a grid (got none). Build it with grid=(H, W).")
+    if not 0 <= index < graph.num_images:
+        raise ValueError(f"Expected index in [0, B={graph.num_images}) (got {index}).")
+    if not 0 <= dim <= 1:
+        raise ValueError(f"Expected dim in [0, 1] (got dim={dim}).")
+    rgb = to_rgb(image)
+    one = graph.split()[index] if graph.num_images > 1 else graph
+    height, width = rgb.shape[:2]
+    if ax is None:
+        ax = new_figure(6.0, 6.0 * height / width + 0.4).subplots()
+    patch = np.array([height / graph.grids[index][0], width / graph.grids[index][1]])
+    at = to_array(one.pos, "pos") * patch
+    grey = rgb.mean(axis=2, keepdims=True)
+    ax.imshow(dim + (1 - dim) * (0.5 * rgb + 0.5 * grey), extent=(0, width, height, 0), interpolation="none")
+    edges = _draw_edges(ax, one, at, distance, max_edges, float(patch.mean()))
+    _draw_nodes(ax, rgb, at, to_array(one.size, "size"), patch)
+    ax.set_axis_off()
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    caption(ax, title, f"{len(at):,} nodes, {edges:,} edges")
+    return ax.get_figure()  # type: ignore[return-value]
+
+
+def _draw_edges(
+    ax: Axes, graph: TokenGraph, at: np.ndarray, distance: bool, max_edges: int | None, patch: float
+) -> int:
+    """Draws the edges, weak ones first, and returns how many pairs of nodes they connect."""
+    if graph.edge_index is None or graph.edge_index.size(1) == 0:
+        return 0
+    ends = np.sort(to_array(graph.edge_index, "edge_index").T, axis=1)  # both directions lie on one line
+    weight = to_array(graph.edge_weight, "edge_weight").astype(float)
+    ends, first = np.unique(ends, axis=0, return_index=True)
+    ends, weight = ends[ends[:, 0] != ends[:, 1]], weight[first][ends[:, 0] != ends[:, 1]]
+    count = len(ends)
+    order = np.argsort(-weight if distance else weight, kind="stable")
+    strength = np.empty(count)
+    strength[order] = np.linspace(0, 1, count)
+    if max_edges is not None and count > max_edges:
+        chosen = np.random.default_rng(0).permutation(count)[:max_edges]
+        order = order[np.isin(order, chosen)]
+    ramp = load("matplotlib").colormaps["viridis"]
+    colors = ramp(0.85 * (1 - strength[order]))  # strong edges are dark, weak ones light
+    colors[:, 3] = 0.12 + 0.6 * strength[order] ** 2
+    lines = load("matplotlib.collections").LineCollection(
+        at[ends[order]][..., ::-1], colors=colors, linewidths=0.5 + 0.7 * strength[order], capstyle="round"
+    )
+    ax.add_collection(lines)
+    return count
+
+
+def _draw_nodes(ax: Axes, rgb: np.ndarray, at: np.ndarray, size: np.ndarray, patch: np.ndarray) -> None:
+    """Circles whose area is that of the patches they stand for, scaled down so that neighbours stay apart."""
+    rows, columns = (np.minimum(at[:, a].astype(int), rgb.shape[a] - 1) for a in (0, 1))
+    wide = 0.42 * np.sqrt(np.maximum(size, 0) * patch.prod())
+    circles = load("matplotlib.collections").EllipseCollection(
+        wide,
+        wide,
+        np.zeros(len(at)),
+        units="xy",
+        offsets=at[:, ::-1],
+        offset_transform=ax.transData,
+        facecolors=rgb[rows, columns],
+        edgecolors="white",
+        linewidths=0.5,
+        zorder=3,
+    )
+    ax.add_collection(circles)

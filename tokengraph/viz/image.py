@@ -1,0 +1,71 @@
+"""Images and patch labels as numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tokengraph.errors import check_grid
+
+Grid = tuple[int, int]
+
+
+def to_array(values: Any, name: str) -> np.ndarray:
+    """A tensor or array-like as a numpy array, wherever it lies."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy()
+    array = np.asarray(values)
+    if array.dtype == object:
+        raise TypeError(f"Expected {name} as a tensor or an array (got {type(values).__name__}).")
+    return array
+
+
+def to_rgb(image: Any) -> np.ndarray:
+    """Takes an image in any of the usual forms.
+
+    Args:
+        image: Tensor or array, ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8. Where both would fit, tensors
+            are read as ``[3, H, W]`` and arrays as ``[H, W, 3]``.
+
+    Returns:
+        ``[H, W, 3]`` float32 in [0, 1].
+
+    Raises:
+        ValueError: For another shape, or values outside [0, 1].
+    """
+    array = to_array(image, "image")
+    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]) or array.size == 0:
+        raise ValueError(f"Expected an image of shape [3, H, W] or [H, W, 3] (got {list(array.shape)}).")
+    channels_first = array.shape[0] == 3 and (array.shape[2] != 3 or isinstance(image, Tensor))
+    if channels_first:
+        array = array.transpose(1, 2, 0)
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(
+            f"Expected image values in [0, 1] or uint8 (got {low:.3g} to {high:.3g}). "
+            "Undo the model's normalisation: image * std + mean."
+        )
+    return array.astype(np.float32).clip(0, 1)
+
+
+def enlarge(patches: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Values of patches ``[H, W, ...]`` at every pixel of an image of ``shape``."""
+    rows, columns = ((np.arange(n) + 0.5) * p / n for n, p in zip(shape, patches.shape, strict=False))
+    return patches[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def one_of(values: np.ndarray, grid: Grid, index: int, name: str) -> np.ndarray:
+    """The rows of image ``index`` out of ``values [B*H*W, ...]``, as ``[H, W, ...]``."""
+    patches = int(grid[0]) * int(grid[1])
+    if patches < 1 or len(values) == 0 or len(values) % patches:
+        check_grid(grid, len(values))
+        raise ValueError(f"Expected {name} of at least one patch (got {len(values)}).")
+    images = len(values) // patches
+    if not 0 <= index < images:
+        raise ValueError(f"Expected index in [0, B={images}) (got {index}).")
+    return values[index * patches : (index + 1) * patches].reshape(*map(int, grid), *values.shape[1:])

@@ -1,0 +1,9 @@
+"""What every test gets."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

@@ -93,8 +93,7 @@ def attach(
     _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
         check_halves(adapter, block)
-    start = _first_block(schedule, chosen)
-    trace = Trace(prefix, len(blocks), start, plan, grid)
+    trace = Trace(prefix, len(blocks), _first_block(schedule), grid[0] * grid[1], plan, grid)
     recipe = Recipe(adapter, chosen, schedule, chosen.merges if prop_attn is None else prop_attn, lift)
     try:
         _swap(core, adapter, blocks, recipe, trace)
@@ -136,11 +135,11 @@ def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token
         )
 
 
-def _first_block(schedule: Schedule, select: Select) -> int:
+def _first_block(schedule: Schedule) -> int:
     """Index of the first block that can see or make coarse tokens; those before it are left alone."""
     if not isinstance(schedule, Mapping) or not schedule:
         return 0
-    return max(min(schedule) - (select.placement != "before"), 0)
+    return max(min(schedule) - 1, 0)
 
 
 def _swap(core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Recipe, trace: Trace) -> None:

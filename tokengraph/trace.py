@@ -52,13 +52,15 @@ class Trace:
         num_prefix: Prefix tokens in front of the sequence.
         depth: Blocks in the model.
         start: The first slot that is ever written; before it nothing is coarsened.
-        plan: Patch tokens after each number of blocks, for the model's own image size.
+        patches: Patch tokens an image at the input, for the model's own image size.
+        plan: Patch tokens after each number of blocks, for that size.
         grid: ``(H, W)`` of the input patches; noted anew in every run.
     """
 
     num_prefix: int
     depth: int
     start: int
+    patches: int
     plan: list[int]
     grid: tuple[int, int]
     slots: dict[int, State] = field(default_factory=dict, repr=False)

@@ -45,7 +45,7 @@ class Site:
     def budget(self, patches: int, finished: int) -> int:
         """Patch tokens to have left once ``finished`` blocks are done, for ``patches`` at the input."""
         plan = self.trace.plan
-        if patches != plan[0]:
+        if patches != self.trace.patches:
             recipe = self.recipe
             plan = tokens_per_layer(recipe.schedule, self.trace.depth, patches, recipe.select.fewest)
         return plan[finished]
@@ -71,40 +71,38 @@ class CoarseBlock(Coarse):
     def coarse(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
         site: Site = getattr(self, SITE)
-        adapter, placement = site.recipe.adapter, site.recipe.select.placement
-        state = self._enter(site, x)
-        if placement == "before":
-            x, state = _coarsen(site, state, x, site.budget(state.patches, site.index), None)
-        bias = attention_bias(mask, state, site.trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
+        adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
+        x, state = self._enter(site, x)
+        bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
         x = adapter.attend(self, x, bias)  # type: ignore[arg-type]
-        if placement != "before":
-            keep = site.budget(state.patches, site.index + 1)
-            projected = self.__dict__.pop(STASH, None)
-            stats = None
-            if keep < state.count and projected is not None:
-                stats = adapter.statistics(self, projected, site.trace.num_prefix, bias)  # type: ignore[arg-type]
-            if placement == "inside":
-                x, state = _coarsen(site, state, x, keep, stats)
-                x = adapter.feed(self, x)  # type: ignore[arg-type]
-            else:
-                x = adapter.feed(self, x)  # type: ignore[arg-type]
-                x, state = _coarsen(site, state, x, keep, stats)
-        else:
+        projected = self.__dict__.pop(STASH, None)
+        keep = site.budget(state.patches, site.index + 1)
+        stats = None
+        if keep < state.count and projected is not None:
+            stats = adapter.statistics(self, projected, trace.num_prefix, bias)  # type: ignore[arg-type]
+        if select.placement == "inside":
+            x, state = _coarsen(site, state, x, keep, stats)
             x = adapter.feed(self, x)  # type: ignore[arg-type]
-            if site.index + 1 == site.trace.depth:  # no block follows that could do it before itself
-                x, state = _coarsen(site, state, x, site.budget(state.patches, site.index + 1), None)
-        site.trace.slots[site.index + 1] = state
-        if site.index + 1 == site.trace.depth:
-            site.trace.output = x.detach()
+        else:  # before the next block is after this one
+            x = adapter.feed(self, x)  # type: ignore[arg-type]
+            x, state = _coarsen(site, state, x, keep, stats)
+        trace.slots[site.index + 1] = state
+        if site.index + 1 == trace.depth:
+            trace.output = x.detach()
         return x
 
     @staticmethod
-    def _enter(site: Site, x: Tensor) -> State:
+    def _enter(site: Site, x: Tensor) -> tuple[Tensor, State]:
+        """The tokens as the block before left them; the first block starts anew, and may coarsen before itself."""
         trace = site.trace
-        if site.index == trace.start:
-            count = x.size(1) - trace.num_prefix
-            return State(x.size(0), count, count)
-        return trace.slots[site.index]
+        if site.index > trace.start:
+            return x, trace.slots[site.index]
+        count = x.size(1) - trace.num_prefix
+        state = State(x.size(0), count, count)
+        if site.index == 0:
+            x, state = _coarsen(site, state, x, site.budget(count, 0), None)
+        trace.slots[site.index] = state
+        return x, state
 
 
 def _coarsen(site: Site, state: State, x: Tensor, keep: int, stats: Any) -> tuple[Tensor, State]:

@@ -39,11 +39,14 @@ class Select(ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.name:
-            return
         if cls.placement not in ("before", "inside", "after"):
             raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}).")
-        _REGISTRY[_key(cls.name)] = cls
+        if not cls.__dict__.get("name"):  # an inherited name stays with the class that has it
+            return
+        known = _REGISTRY.setdefault(_key(cls.name), cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"Expected a new strategy name (got {cls.name!r}, which is {known.__name__}'s).")
+        _REGISTRY[_key(cls.name)] = cls  # the same class again: a reloaded module
 
     @abstractmethod
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:

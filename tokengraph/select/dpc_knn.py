@@ -119,7 +119,7 @@ def _dpc_knn(
     budget = clamp_budget(keep, x, mask)
     images, tokens, channels = x.shape
     most = max(budget, default=0) if isinstance(budget, list) else budget
-    if mask is None and most == tokens:
+    if budget == tokens:
         return Assignment.from_dense(torch.arange(tokens, device=x.device).expand(images, tokens), tokens)
     if include_self and k == 1 and not torch.compiler.is_compiling():
         warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",

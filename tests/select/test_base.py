@@ -1,0 +1,64 @@
+"""The registry and the resolver."""
+
+import pytest
+
+import tokengraph as tg
+from tokengraph.select.base import tokens_to_keep
+
+
+def test_registry_holds_one_strategy_a_file():
+    assert set(tg.registry()) == {"ailurus", "dpc-knn", "grid-pool", "random", "tome", "topk"}
+
+
+@pytest.mark.parametrize("asked", ["dpc-knn", "DPC_KNN", "dpcknn", tg.DPCKNN, tg.DPCKNN()])
+def test_resolve_takes_name_class_or_instance(asked):
+    assert tg.resolve(asked) == tg.DPCKNN()
+
+
+def test_resolve_answers_a_wrong_name_with_the_nearest():
+    with pytest.raises(ValueError, match=r"Expected a strategy name \(got 'tomme'\). Did you mean 'tome'\?"):
+        tg.resolve("tomme")
+    with pytest.raises(ValueError, match="Known: ailurus, dpc-knn"):
+        tg.resolve("qqq")
+    with pytest.raises(TypeError, match="Expected a strategy as name, class or instance"):
+        tg.resolve(3)
+
+
+def test_strategy_refuses_unknown_options():
+    with pytest.raises(TypeError, match="lamda"):
+        tg.AiluRus(lamda=3)
+
+
+def test_subclass_with_a_bad_placement_is_refused():
+    with pytest.raises(ValueError, match="Expected placement to be before, inside or after"):
+
+        class Nowhere(tg.Select):
+            name = "nowhere"
+            placement = "beside"
+
+    assert "nowhere" not in tg.registry()
+
+
+def test_subclass_does_not_take_over_an_inherited_or_a_known_name():
+    class Quieter(tg.DPCKNN):
+        placement = "before"
+
+    assert tg.resolve("dpc-knn") == tg.DPCKNN() != Quieter()
+    with pytest.raises(ValueError, match=r"Expected a new strategy name \(got 'ToMe', which is ToMe's\)"):
+
+        class Mine(tg.Select):
+            name = "ToMe"
+
+
+def test_tokens_to_keep_rounds_shares_up_as_tcformer_does():
+    assert tokens_to_keep(0.07, 100) == 8  # 0.07 * 100 is a little above 7 in floating point
+    assert tokens_to_keep(0.25, 196) == 49
+    assert tokens_to_keep(1e-9, 10) == 1
+    assert tokens_to_keep(500, 10) == 10
+
+
+@pytest.mark.parametrize(("keep", "error"), [(0, ValueError), (1.5, ValueError), (0.0, ValueError), (True, TypeError),
+                                             ("3", TypeError)])  # fmt: skip
+def test_tokens_to_keep_refuses(keep, error):
+    with pytest.raises(error, match="Expected .*keep"):
+        tokens_to_keep(keep, 10)

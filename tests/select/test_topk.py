@@ -1,0 +1,74 @@
+"""Pruning by score, and the fused token of EViT."""
+
+import pytest
+import torch
+
+from tokengraph import TopK, topk
+from tokengraph.select.topk import fuse_rest
+from tokengraph.testing import make_tokens
+
+
+def test_topk_keeps_the_best_in_their_order():
+    a = topk(torch.tensor([[0.1, 0.9, 0.5, 0.7]]), 2)
+    assert a.cluster.tolist() == [2, 0, 2, 1]
+    assert a.centers.tolist() == [1, 3]
+    assert a.drops
+    assert a.reduce(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))[0].tolist() == [[2.0], [4.0]]
+
+
+def test_topk_gives_ties_to_the_lower_index():
+    assert topk(torch.zeros(1, 5), 2).cluster.tolist() == [0, 1, 2, 2, 2]
+
+
+def test_topk_takes_one_budget_an_image_and_a_mask():
+    score = torch.tensor([[3.0, 1, 2], [1, 2, 9]])
+    assert topk(score, [1, 3]).cluster.tolist() == [0, 4, 4, 1, 2, 3]
+    masked = topk(score, 2, mask=torch.tensor([[True, True, True], [True, False, False]]))
+    assert masked.cluster.tolist() == [0, 3, 1, 2]
+    assert masked.cluster_ptr.tolist() == [0, 2, 3]
+
+
+def test_fuse_rest_adds_the_rest_up_by_score_without_dividing():
+    score = torch.tensor([[0.1, 0.9, 0.5, 0.7]])
+    x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    a = fuse_rest(score, 3)
+    pooled, _ = a.reduce(x)
+    torch.testing.assert_close(pooled, torch.tensor([[2.0], [4.0], [0.1 * 1 + 0.5 * 3]]))
+    assert a.lift(torch.tensor([[10.0], [20.0], [30.0]])).tolist() == [[30.0], [10.0], [30.0], [20.0]]
+
+
+def test_fuse_rest_lets_gradients_reach_the_scores():
+    score = torch.rand(2, 6, requires_grad=True)
+    fuse_rest(score, 3).reduce(torch.randn(12, 4))[0].square().sum().backward()
+    assert (score.grad != 0).sum(dim=1).tolist() == [4, 4]  # the rest, not the kept
+
+
+def test_fuse_rest_leaves_whole_images_alone_in_a_ragged_batch():
+    a = fuse_rest(torch.rand(2, 4), [4, 2])
+    assert a.num_clusters == 6
+    assert a.cluster[:4].tolist() == [0, 1, 2, 3]
+    assert a.weight[:4].tolist() == [1.0] * 4
+
+
+def test_topk_strategy_takes_the_mean_class_attention():
+    tokens = make_tokens(torch.randn(2, 12, 8), (3, 4))
+    score = tokens.class_attention()
+    assert torch.equal(TopK()(tokens, 5).cluster, topk(score, 5).cluster)
+    by_norm = topk(tokens.x.norm(dim=2), 5).cluster
+    assert torch.equal(TopK(score="norm")(tokens, 5).cluster, by_norm)
+
+
+def test_topk_strategy_without_attention_says_what_to_do():
+    tokens = make_tokens(torch.randn(1, 4, 2), (2, 2))
+    tokens.attention = None
+    with pytest.raises(ValueError, match="got tokens outside a model's block.*score='norm'"):
+        TopK()(tokens, 2)
+    with pytest.raises(ValueError, match="Expected score to be 'class' or 'norm'"):
+        TopK(score="best")
+
+
+def test_topk_refuses_bad_scores():
+    with pytest.raises(ValueError, match=r"Expected score of shape \[B, N\]"):
+        topk(torch.rand(4), 2)
+    with pytest.raises(ValueError, match="Expected one budget an image, B=1"):
+        topk(torch.rand(1, 4), [1, 2])

@@ -1,0 +1,104 @@
+"""The record of a run."""
+
+import pytest
+import torch
+
+import tokengraph as tg
+from tokengraph.testing import tiny_vit
+
+pytest.importorskip("tokengraph.compat").ensure_torchvision()
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_trace_before_a_run_knows_the_plan_only():
+    with tg.attach(tiny_vit(), "tome", 3) as coarse:
+        assert coarse.trace.counts == [16, 13, 10, 7]
+        with pytest.raises(RuntimeError, match="Expected a run of the model"):
+            coarse.trace.lift(torch.randn(2, 7, 32))
+
+
+def test_source_composes_the_coarsenings_of_all_layers():
+    model = tiny_vit()
+    with tg.attach(model, "dpc-knn", {1: 10, 3: 4}) as coarse:
+        model(IMAGES)
+        whole, first = coarse.trace.source(), coarse.trace.source(2)
+    assert (whole.num_tokens, whole.num_clusters, first.num_clusters) == (32, 8, 20)
+    for cluster in range(20):  # tokens that shared a cluster early still do
+        members = whole.cluster[first.cluster == cluster]
+        assert members.unique().numel() == 1
+    assert coarse.trace.source(0).cluster.tolist() == list(range(32))
+
+
+def test_lift_gives_each_patch_the_row_of_its_cluster():
+    model = tiny_vit()
+    with tg.attach(model, "tome", 5) as coarse:
+        tokens = model.forward_features(IMAGES)
+        lifted = coarse.trace.lift(tokens)
+        cluster = coarse.trace.source().cluster
+    rows = tokens[:, 1:].flatten(0, 1)
+    assert torch.equal(lifted.flatten(0, 1), rows[cluster])
+
+
+def test_lift_takes_tokens_with_or_without_prefix_and_refuses_others():
+    with tg.attach(tiny_vit(), "tome", 5) as coarse:
+        tokens = coarse.model.forward_features(IMAGES)
+        assert torch.equal(coarse.trace.lift(tokens), coarse.trace.lift(tokens[:, 1:]))
+        with pytest.raises(ValueError, match="Expected 3 tokens an image, or 4 with prefix tokens .got 9"):
+            coarse.trace.lift(torch.randn(2, 9, 32))
+        with pytest.raises(ValueError, match=r"Expected tokens of shape \[B=2, n, C\]"):
+            coarse.trace.lift(tokens[:1])
+        with pytest.raises(ValueError, match=r"Expected a layer in \[0, 3\]"):
+            coarse.trace.state(4)
+
+
+def test_lift_fills_dropped_patches_with_zeros_or_a_table():
+    with tg.attach(tiny_vit(), tg.TopK(score="norm"), {2: 6}) as coarse:
+        tokens = coarse.model.forward_features(IMAGES)[:, 1:]
+        plain = coarse.trace.lift(tokens)
+        table = torch.full((2, 16, 32), 7.0)
+        filled = coarse.trace.lift(tokens, fill=table)
+        dropped = (coarse.trace.source().cluster == 12).view(2, 16)
+    assert dropped.sum(dim=1).tolist() == [10, 10]
+    assert (plain[dropped] == 0).all() and (filled[dropped] == 7).all()
+    assert torch.equal(plain[~dropped], filled[~dropped])
+
+
+def test_lift_lets_gradients_through():
+    model = tiny_vit()
+    with tg.attach(model, "dpc-knn", {1: 6}) as coarse:
+        coarse.trace.lift(model.forward_features(IMAGES)).square().sum().backward()
+    assert model.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_as_map_lays_rows_out_by_the_grid():
+    model = tiny_vit(img_size=(32, 48))
+    with tg.attach(model, "grid-pool", {3: 6}) as coarse:
+        model(torch.randn(1, 3, 32, 48))
+        image = coarse.trace.as_map()
+    assert image.shape == (1, 32, 4, 6)
+    for y in range(0, 4, 2):
+        for x in range(0, 6, 2):
+            cell = image[0, :, y : y + 2, x : x + 2].flatten(1)
+            assert torch.equal(cell, cell[:, :1].expand(-1, 4))
+
+
+def test_positions_are_centroids_of_the_patches_a_token_stands_for():
+    class Spy(tg.DPCKNN):
+        name = ""
+
+        def __call__(self, tokens, budget):
+            seen.append((tokens.pos, tokens.size, tokens.full))
+            return super().__call__(tokens, budget)
+
+    seen = []
+    model = tiny_vit()
+    with tg.attach(model, Spy(), {1: 8, 2: 4}) as coarse:
+        model(IMAGES)
+        source = coarse.trace.source(1)
+    (first, none, full), (second, size, coarse_full) = seen
+    assert first[0, 0].tolist() == [0.5, 0.5] and first[1, 5].tolist() == [1.5, 1.5]
+    assert none is None and full and not coarse_full
+    assert size.sum(dim=1).tolist() == [16.0, 16.0]
+    members = first.flatten(0, 1)[source.cluster == 9]
+    torch.testing.assert_close(second.flatten(0, 1)[9], members.mean(dim=0))

@@ -25,7 +25,10 @@ def untouched(model: nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("build", "seen"),
     [
-        (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "SwinTransformer with blocks.*SwinTransformerBlock"),
+        (
+            lambda: timm.create_model("swin_tiny_patch4_window7_224"),
+            "SwinTransformer with blocks.*SwinTransformerBlock",
+        ),
         (lambda: timm.create_model("hiera_tiny_224"), "Hiera with blocks HieraBlock"),
         (lambda: timm.create_model("xcit_nano_12_p16_224"), "Xcit with blocks.*XCABlock"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), "got Sequential"),
@@ -200,7 +203,9 @@ def test_pruned_patches_have_no_say_in_average_pooling():
 def test_fused_attention_is_kept(monkeypatch):
     calls = []
     fused = nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
     model = tiny_vit()
     for select in (tg.ToMe(), tg.TopK()):
         with tg.attach(model, select, 2):

@@ -43,7 +43,9 @@ def make(kind: str) -> nn.Module:
     if kind == "deit_distilled":
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = timm.models.deit.VisionTransformerDistilled(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4)
+            model = timm.models.deit.VisionTransformerDistilled(
+                img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4
+            )
         return model.eval()
     return tiny_vit(**KINDS[kind])
 

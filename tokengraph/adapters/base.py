@@ -52,7 +52,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def attend(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The attention half with its residual, ``[B, P+N, C]``; ``mask`` is additive or bool, as the block takes it."""
+        """The attention half with its residual, ``[B, P+N, C]``; ``mask`` as the block takes it."""
 
     @abstractmethod
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def coarse_class(mixin: type, original: type) -> type:
 
 
 def _rebuild(mixin: type, original: type) -> Any:
-    cls = coarse_class(mixin, original)
+    cls: Any = coarse_class(mixin, original)
     return cls.__new__(cls)
 
 

@@ -66,9 +66,7 @@ class TimmModel(Coarse):
             return site.trace.lift_sequence(tokens) if site.recipe.lift else tokens
 
         if isinstance(out, dict):
-            out["image_intermediates"] = [
-                lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)
-            ]
+            out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]
             if "image_features" in out:
                 out["image_features"] = whole(out["image_features"])
             return out
@@ -85,9 +83,11 @@ class TimmViT(Adapter):
     model_mixin = TimmModel
 
     def serves(self, model: nn.Module) -> bool:
+        """Whether ``VisionTransformer`` is among its classes."""
         return _is_a(model, "timm.models.vision_transformer", "VisionTransformer")
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """``model.blocks``, all of class ``Block`` with attention of class ``Attention``."""
         blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
         for i, block in enumerate(blocks):
             kind = type(block)
@@ -102,25 +102,32 @@ class TimmViT(Adapter):
         return blocks
 
     def num_prefix(self, model: nn.Module) -> int:
+        """Class, distillation and register tokens."""
         return int(model.num_prefix_tokens)  # type: ignore[arg-type]
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
+        """Of the patch embedding."""
         height, width = model.patch_embed.grid_size  # type: ignore[union-attr,misc]
         return int(height), int(width)
 
     def has_class_token(self, model: nn.Module) -> bool:
+        """Whether there is a ``cls_token``."""
         return model.cls_token is not None
 
     def attend(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        """``x + drop_path1(ls1(attn(norm1(x))))``."""
         return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))  # type: ignore[operator]
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """``x + drop_path2(ls2(mlp(norm2(x))))``."""
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[operator]
 
     def projection(self, block: nn.Module) -> nn.Module:
+        """``attn.qkv``."""
         return block.attn.qkv  # type: ignore[union-attr,return-value]
 
     def statistics(self, block: nn.Module, projected: Tensor, num_prefix: int, bias: Tensor | None) -> AttentionStats:
+        """From the kept output of ``attn.qkv``, through the norms of queries and keys."""
         attn: Any = block.attn
 
         def project() -> tuple[Tensor, Tensor]:
@@ -130,13 +137,16 @@ class TimmViT(Adapter):
         return AttentionStats(project, float(attn.scale), num_prefix, bias)
 
     def embedding(self, model: nn.Module) -> nn.Module:
+        """``model.patch_embed``."""
         return model.patch_embed  # type: ignore[return-value]
 
     def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+        """As the patch embedding counts."""
         height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))  # type: ignore[operator]
         return height, width
 
     def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+        """By ``forward_intermediates``, before the final norm."""
         depth = len(model.blocks)  # type: ignore[arg-type]
         if not -depth <= layer < depth:
             raise ValueError(f"Expected a layer in [-{depth}, {depth}) (got {layer}).")

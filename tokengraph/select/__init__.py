@@ -1,4 +1,4 @@
-"""How to choose: one file a method. Every file in this folder is imported, so that a new one registers by being here."""
+"""How to choose: one file a method. All files here are imported, so that a new one registers by being here."""
 
 import importlib
 import pkgutil

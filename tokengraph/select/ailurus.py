@@ -101,6 +101,7 @@ class AiluRus(Select):
         _check(self.k, self.lam, self.alpha, self.order)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
             raise ValueError(
                 "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
@@ -186,7 +187,9 @@ def _peak_scores(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> t
     used = max(near + include_self, 1)
     order, rank = density_order(log_density := -lowest.square().sum(dim=2) / used)
     denser = _look_up(rank, window) < rank[..., None]
-    delta = torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
+    delta = (
+        torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
+    )
     farthest = sigma.flatten(1).amax(dim=1, keepdim=True) if sigma.numel() else sigma.new_ones(rank.size(0), 1)
     delta = torch.where(delta < torch.inf, delta, farthest)
     return log_density + delta.clamp_min(TINY).log(), order

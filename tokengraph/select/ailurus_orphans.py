@@ -1,4 +1,4 @@
-"""The rare tokens that see no anchor in their window, as one custom operator: how many there are depends on the data."""
+"""Tokens that see no anchor in their window: one custom operator, as how many there are depends on the data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def adopt_orphans(
         rank = torch.empty_like(by_distance).scatter_(1, by_distance, patch.expand_as(by_distance))
         theirs = anchors[i]
         rank = rank.gather(1, theirs).float()
-        distance = torch.linalg.vector_norm(x[i[:, None], theirs].float() - x[i, t][:, None].float(), dim=2) * x.size(2) ** -0.5
+        distance = (
+            torch.linalg.vector_norm(x[i[:, None], theirs].float() - x[i, t][:, None].float(), dim=2)
+            * x.size(2) ** -0.5
+        )
         sigma = (alpha + (1 - alpha) * rank / lam) * (distance + 1e-6)
         # The smallest sigma, ties to the smaller rank: look at anchors in the order of their rank.
         by_rank = rank.argsort(dim=1)

@@ -40,7 +40,7 @@ class AttentionStats:
         return self._queries_keys()[1][:, :, self.num_prefix :].mean(dim=1)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start : stop`` of the softmaxed map, ``[B, H, stop - start, P+N]``. Cost ``O(H (stop - start) N D)``."""
+        """Rows ``start : stop`` of the softmaxed map, ``[B, H, stop - start, P+N]``; nothing else is made."""
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.matmul(q[:, :, start:stop].float() * self.scale, k.float().transpose(2, 3))

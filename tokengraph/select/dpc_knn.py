@@ -99,6 +99,7 @@ class DPCKNN(Select):
             raise ValueError(f"Expected order to be 'index' or 'score' (got {self.order!r}).")
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         return _dpc_knn(tokens.x, budget, self.k, tokens.mask, self.include_self, None, self.order)
 
     def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
@@ -198,5 +199,3 @@ def _nearest_center(x: Tensor, centers: Tensor, budget: int | list[int], mask: T
     nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
     own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
     return own if mask is None else own.clamp_max(x.size(1) - 1)
-
-

@@ -15,9 +15,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 from tokengraph.tables import table
 
 
-def grid_pool(
-    pos: Tensor, keep: int | list[int], grid: tuple[int, int], *, mask: Tensor | None = None
-) -> Assignment:
+def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, int], *, mask: Tensor | None = None) -> Assignment:
     """Pools tokens into cells of equal counts: bands from top to bottom, each cut from left to right.
 
     Gives exactly ``keep`` cells for any ``keep``, any rectangle and any positions. On a full grid with ``keep = h * w``
@@ -58,6 +56,7 @@ class GridPool(Select):
     placement: ClassVar[str] = "after"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         pos = tokens.pos
         assert tokens.grid is not None  # positions come from it
         return grid_pool(pos, budget, tokens.grid, mask=tokens.mask)

@@ -55,6 +55,7 @@ class Random(Select):
     seed: int = 0
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         images, count = tokens.x.shape[:2]
         seed = self.seed + 1000003 * (tokens.layer + 1)
         return random_prune(images, count, budget, seed=seed, mask=tokens.mask, device=tokens.x.device)

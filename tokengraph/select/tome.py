@@ -13,12 +13,10 @@ from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.select.base import Select
-from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
+from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
-def tome(
-    metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Tensor | None = None
-) -> Assignment:
+def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Tensor | None = None) -> Assignment:
     r"""Merges the ``N - keep`` most similar pairs between two alternating sets of tokens.
 
     Tokens at even places of the sequence (prefix tokens counted) form A, those at odd places B. Each token of A keeps
@@ -60,6 +58,7 @@ class ToMe(Select):
     name: ClassVar[str] = "tome"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         return _tome(tokens.keys, budget, tokens.num_prefix, tokens.mask)
 
     def fewest(self, num_tokens: int) -> int:
@@ -73,49 +72,56 @@ class ToMe(Select):
 
 
 def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
-    budget = clamp_budget(keep, metric, mask)
     images, tokens = metric.shape[:2]
     first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
+    merged, kept = _merges(metric, keep, first, mask)
+    identity = torch.arange(tokens, device=metric.device).expand(images, -1)
+    if merged == 0 or tokens < 2:
+        return Assignment.from_dense(identity, kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        unit = F.normalize(metric.detach().float(), dim=-1)
-        a, b = unit[:, first::2], unit[:, 1 - first :: 2]
-        own_a = torch.arange(a.size(1), device=metric.device)
-        own_b = torch.arange(b.size(1), device=metric.device)
-        if mask is None and not isinstance(budget, list):
-            merged = min(tokens - budget, a.size(1), b.size(1))
-            kept: int | list[int] = tokens - merged
-            unmerged: int | Tensor = a.size(1) - merged
-        else:
-            counts = valid_counts(metric, mask)
-            budgets = budget if isinstance(budget, list) else [budget] * images
-            in_a = [(n + 1 - first) // 2 for n in counts]
-            merged = [min(n - k, na, n - na) for n, k, na in zip(counts, budgets, in_a, strict=True)]
-            kept = [n - m for n, m in zip(counts, merged, strict=True)]
-            unmerged = torch.tensor(in_a, device=metric.device) - torch.tensor(merged, device=metric.device)
-            unmerged = unmerged[:, None]
-        identity = torch.arange(tokens, device=metric.device).expand(images, -1)
-        if merged == 0 or b.size(1) == 0 or a.size(1) == 0:
-            return Assignment.from_dense(identity, kept, mask=mask)
-        score = torch.matmul(a, b.transpose(1, 2))
-        if mask is not None:
-            score = score.masked_fill(~mask[:, None, 1 - first :: 2], -torch.inf)
-        partner = score.argmax(dim=2)
-        best = score.gather(2, partner[..., None]).squeeze(2)
-        if mask is not None:
-            best = best.masked_fill(~mask[:, first::2], -torch.inf)
-        order = best.argsort(dim=1, descending=True, stable=True)
-        place = torch.empty_like(order).scatter_(1, order, own_a.expand_as(order))
-        source = below(place, merged)
-        if num_prefix:
-            number = (~source).cumsum(dim=1) - 1
-        else:
-            number = place - (torch.tensor(merged, device=place.device)[:, None] if isinstance(merged, list) else merged)
+        place, partner = _match(metric, first, mask)
+        # Columns, one row an image, where images differ.
+        removed = merged if isinstance(merged, int) else torch.tensor(merged, device=place.device)[:, None]
+        in_a = place.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
+        unmerged = in_a - removed
+        source = place < removed
+        number = (~source).cumsum(dim=1) - 1 if num_prefix else place - removed
         cluster_a = torch.where(source, unmerged + partner, number)
-        cluster_b = (unmerged + own_b).expand(images, -1)
+        cluster_b = (unmerged + torch.arange(tokens - place.size(1), device=place.device)).expand(images, -1)
         cluster = _interleave(cluster_a, cluster_b, first)
-        if isinstance(merged, list):  # an image that loses nothing keeps its order
-            cluster = torch.where(torch.tensor(merged, device=cluster.device)[:, None] == 0, identity, cluster)
+        if isinstance(removed, Tensor):  # an image that loses nothing keeps its order
+            cluster = torch.where(removed == 0, identity, cluster)
         return Assignment.from_dense(cluster, kept, mask=mask)
+
+
+def _merges(
+    metric: Tensor, keep: int | list[int], first: int, mask: Tensor | None
+) -> tuple[int, int] | tuple[list[int], list[int]]:
+    """How many tokens each image loses, at most its smaller set, and how many clusters it keeps."""
+    budget = clamp_budget(keep, metric, mask)
+    if isinstance(budget, int) and mask is None:
+        merged = min(metric.size(1) - budget, metric.size(1) // 2)
+        return merged, metric.size(1) - merged
+    counts = valid_counts(metric, mask)
+    budgets = budget if isinstance(budget, list) else [budget] * len(counts)
+    in_a = [(n + 1 - first) // 2 for n in counts]
+    lost = [min(n - k, a, n - a) for n, k, a in zip(counts, budgets, in_a, strict=True)]
+    return lost, [n - m for n, m in zip(counts, lost, strict=True)]
+
+
+def _match(metric: Tensor, first: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """For each token of A its place by falling similarity, and its partner in B; ``[B, N/2]`` each."""
+    unit = F.normalize(metric.detach().float(), dim=-1)
+    score = torch.matmul(unit[:, first::2], unit[:, 1 - first :: 2].transpose(1, 2))
+    if mask is not None:
+        score = score.masked_fill(~mask[:, None, 1 - first :: 2], -torch.inf)
+    partner = score.argmax(dim=2)
+    best = score.gather(2, partner[..., None]).squeeze(2)
+    if mask is not None:
+        best = best.masked_fill(~mask[:, first::2], -torch.inf)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(order.size(1), device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place), partner
 
 
 def _interleave(a: Tensor, b: Tensor, first: int) -> Tensor:

@@ -84,6 +84,7 @@ class TopK(Select):
         return self.score == "class"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         if self.score == "class":
             score = tokens.class_attention()
         else:

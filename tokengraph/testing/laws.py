@@ -30,7 +30,8 @@ def _fields(assignment: Assignment | SoftAssignment) -> list[Tensor]:
 
 
 def _budgets(select: Select, tokens: int) -> list[int]:
-    return sorted({k for k in (1, 2, tokens // 4, tokens // 2 + 1, tokens - 3, tokens - 1) if k >= select.fewest(tokens)})
+    budgets = {1, 2, tokens // 4, tokens // 2 + 1, tokens - 3, tokens - 1}
+    return sorted(k for k in budgets if k >= select.fewest(tokens))
 
 
 def keeps_the_budget(select: Select) -> None:
@@ -44,7 +45,7 @@ def keeps_the_budget(select: Select) -> None:
         assert a.cluster_ptr is not None and a.cluster_ptr.tolist() == [0, keep, 2 * keep, 3 * keep]
         used = a.cluster[a.cluster < a.num_clusters].unique()
         assert used.numel() == a.num_clusters, f"keep={keep}: {a.num_clusters - used.numel()} empty clusters"
-        token = torch.arange(3 * tokens) if isinstance(a, Assignment) else a.token
+        token = a.token if isinstance(a, SoftAssignment) else torch.arange(3 * tokens)
         kept = a.cluster < a.num_clusters
         assert torch.equal(token[kept] // tokens, a.cluster[kept] // keep), "a token in another image's cluster"
 
@@ -110,9 +111,10 @@ def treats_images_alone(select: Select) -> None:
                 assert torch.equal(mine, alone.cluster), f"keep={keep}: batch mates changed the choice"
             else:
                 own = a.token // n == place
+                assert isinstance(alone, SoftAssignment)
                 assert torch.equal(a.token[own] - place * n, alone.token)
                 assert torch.equal(a.cluster[own] - place * k, alone.cluster)
-                assert_close(a.weight[own], alone.weight)  # type: ignore[union-attr]
+                assert_close(a.weight[own], alone.weight)
 
 
 def repeats_itself(select: Select) -> None:

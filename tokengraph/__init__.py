@@ -12,7 +12,7 @@ from tokengraph import schedule
 from tokengraph.assignment import Assignment
 from tokengraph.attach import Attachment, attach, detach
 from tokengraph.coarsen import coarsen, hierarchy
-from tokengraph.edges import backends, grid_graph, knn_graph, window_graph
+from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
 from tokengraph.graph import TokenGraph
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.ailurus import AiluRus, ailurus
@@ -47,6 +47,7 @@ __all__ = [
     "grid_pool",
     "hierarchy",
     "knn_graph",
+    "knn_neighbors",
     "registry",
     "resolve",
     "schedule",

@@ -104,7 +104,7 @@ def vit_cost(
     Example:
         >>> plain = vit_cost([196] * 13, 384)
         >>> round(plain.total.flops / 1e9, 2)  # the blocks of ViT-S/16
-        8.97
+        9.08
     """
     hidden = 4 * channels if hidden is None else hidden
     attention = mlp = chosen = reduced = Cost()

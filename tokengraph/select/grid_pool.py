@@ -31,7 +31,7 @@ def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, int], *, mask
 
     Example:
         >>> grid_pool(torch.tensor([[[0.5, 0.5], [0.5, 1.5], [1.5, 0.5], [1.5, 1.5]]]), 2, (2, 2)).cluster.tolist()
-        [0, 0, 1, 1]
+        [0, 1, 0, 1]
 
     Source: our own; the packing is sort-tile-recursive (Leutenegger et al., ICDE 1997).
     """

@@ -1,0 +1,54 @@
+"""The code in the README and in docstrings runs as it stands there."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tokengraph
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+MODULES = [m.name for m in pkgutil.walk_packages(tokengraph.__path__, "tokengraph.") if not m.name.endswith("__main__")]
+
+
+def test_readme_has_the_quickstart_first():
+    quickstart = (Path(__file__).parent.parent / "examples" / "quickstart.py").read_text()
+    body = quickstart[quickstart.index("import torch") :]
+    assert [line.split("  #")[0] for line in BLOCKS[0].strip().splitlines()] == [
+        line.split("  #")[0] for line in body.strip().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_readme_block_runs(number, tmp_path):
+    for package in ("timm", "skimage"):
+        if package in BLOCKS[number] or "load_photo" in BLOCKS[number]:
+            pytest.importorskip("tokengraph.compat" if package == "timm" else package)
+    script = tmp_path / "block.py"
+    script.write_text(BLOCKS[number])
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    if number == 0:
+        assert "nodes=196, edges=1568" in done.stdout
+        assert "torch.Size([1, 50, 384]) -> torch.Size([1, 384, 14, 14])" in done.stdout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    module = importlib.import_module(name)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    failed, _ = doctest.testmod(module, optionflags=flags, extraglobs={"torch": torch})
+    assert failed == 0
+
+
+def test_docstrings_have_examples():
+    finder = doctest.DocTestFinder()
+    found = sum(bool(t.examples) for name in MODULES for t in finder.find(importlib.import_module(name)))
+    assert found >= 12

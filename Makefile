@@ -52,12 +52,14 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 	touch $@
 
 # Both are source packages whose build imports torch: hence after torch, and without build isolation. Wheels found
-# through PIP_FIND_LINKS are taken instead. torch's build looks for ninja on PATH, and MAX_JOBS limits its processes.
-# Only an import shows that the result fits this torch. A failed try leaves its stamp as well, so that `make test`
-# does not repeat it, for minutes, each time.
+# through PIP_FIND_LINKS are taken instead. Their setup.py compiles one file at a time, many minutes in all: build.cfg
+# lets it compile MAX_JOBS (all cores), but not with CUDA, where threads would swap each other's compiler. Only an
+# import shows that the result fits this torch. A failed try leaves its stamp too, so as not to be repeated each time.
 $(VENV)/cluster.stamp: $(VENV)/demo.stamp
-	$(INSTALL) setuptools wheel ninja
+	$(INSTALL) setuptools wheel
+	$(BIN)/python -c 'import os; from torch.utils.cpp_extension import CUDA_HOME as cuda; \
+	  print("[build_ext]\nparallel =", 1 if cuda else os.environ.get("MAX_JOBS") or os.cpu_count())' > $(VENV)/build.cfg
 	@status=failed; \
-	if PATH="$(abspath $(BIN)):$$PATH" $(INSTALL) --no-build-isolation torch-cluster torch-scatter \
+	if DIST_EXTRA_CONFIG=$(abspath $(VENV)/build.cfg) $(INSTALL) --no-build-isolation torch-cluster torch-scatter \
 	  && $(BIN)/python -W ignore -c 'import torch_cluster, torch_scatter'; then status=ok; fi; \
 	echo $$status > $@

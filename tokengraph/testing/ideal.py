@@ -22,7 +22,7 @@ def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") ->
     Args:
         model: A model that :func:`tokengraph.attach` supports, not attached; as it was again on exit.
         counts: Patch tokens before the first block and after each block, ``depth + 1`` numbers, as
-            :func:`tokengraph.schedule.tokens_per_layer` plans them.
+            ``trace.counts`` or :func:`tokengraph.schedule.tokens_per_layer` gives them.
         placement: Where in a block the sequence is cut: ``"before"`` it, ``"inside"`` (between attention and MLP) or
             ``"after"``; what the strategy compared with has.
 

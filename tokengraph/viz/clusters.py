@@ -119,8 +119,8 @@ def plot_clusters(
     show(axes[0], rgb, "photograph", f"{grid[0]} x {grid[1]} patches")
     for ax, (name, clusters) in zip(axes[1:count], methods.items(), strict=True):
         labels = labels_of(clusters, grid, index)
-        kept, dropped = len(np.unique(labels[labels >= 0])), float((labels < 0).mean())
-        note = f"{kept} tokens" + (f", {dropped:.0%} dropped" if dropped else "")
+        kept = len(np.unique(labels[labels >= 0]))
+        note = f"{kept} of {labels.size} kept" if (labels < 0).any() else f"{kept} tokens"
         show(ax, cluster_overlay(rgb, labels, grid, fill=fill), name, note)
     for ax in axes[count:]:
         ax.set_axis_off()

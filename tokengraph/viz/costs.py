@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tokengraph.viz.figure import AMBER, BLUE, FAINT, GREY, INK, ROSE, TEAL, load, new_figure, plain_axes
+from tokengraph.optional import optional
+from tokengraph.viz.figure import AMBER, BLUE, FAINT, GREY, INK, ROSE, TEAL, new_figure, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 STAGES = {"build": BLUE, "select": TEAL, "reduce": AMBER, "lift": ROSE}
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 FORMS = ("graph", "dense")
 KINDS = {"plain": GREY, "attached": BLUE, "ideal": "#b9cdf3"}
 
@@ -38,13 +40,13 @@ def plot_stage_costs(rows: Sequence[Row], *, title: str = "", subtitle: str = ""
     lines = -(-len(shapes) // columns)
     tall = 0.62 * len(methods) + 0.95
     figure = new_figure(6.2 * columns + 0.6, tall * lines + 0.45 + 0.5 * bool(title), title, subtitle)
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for ax, shape in zip(axes, shapes, strict=False):
         _stage_panel(ax, [row for row in rows if row["shape"] == shape], methods)
         ax.set_title(shape, loc="left", fontsize=10.5, fontweight="bold", color=INK)
-    for ax in list(axes)[len(shapes) :]:
+    for ax in axes[len(shapes) :]:
         ax.set_visible(False)
-    patch = load("matplotlib.patches").Patch
+    patch = optional("matplotlib.patches").Patch
     handles = [patch(color=color, label=stage) for stage, color in STAGES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
     return figure
@@ -85,9 +87,9 @@ def plot_end_to_end(rows: Sequence[Row], *, title: str = "", subtitle: str = "")
     if len(plain) == 1:
         ax.axvline(plain[0], color=FAINT, linewidth=1, linestyle=(0, (3, 3)), zorder=0.5)
     ax.set_yticks(ticks, names)
-    ax.set(ylim=(place - 0.8, -0.8), xlim=(0, longest * 1.42))
+    ax.set(ylim=(place - 0.8, -0.8), xlim=(0, longest * 1.5))
     plain_axes(ax, "median time of a run, ms")
-    patch = load("matplotlib.patches").Patch
+    patch = optional("matplotlib.patches").Patch
     there = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     handles = [patch(color=KINDS[kind], label=kind) for kind in there]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
@@ -127,7 +129,7 @@ def _whisker(ax: Axes, at: float, spread: float, place: float) -> None:
 
 
 def _label(ax: Axes, end: float, place: float, longest: float, text: str) -> None:
-    ax.text(end + 0.012 * longest, place, text, va="center", fontsize=8.5, color=INK)
+    ax.text(end + 0.012 * longest, place, text, va="center", fontsize=8.5, color=INK, bbox=LABEL)
 
 
 def _end_to_end_text(row: Row, ideal: float | None) -> str:

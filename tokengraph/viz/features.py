@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,19 +32,10 @@ def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 
     Raises:
         ValueError: If shapes do not fit the grid or each other.
 
-    Cost: one singular value decomposition of ``[N, C]``.
+    Cost: one eigendecomposition of ``[C, C]``.
     """
-    x, base = _rows(features, grid, index), _rows(features if like is None else like, grid, index)
-    if x.shape[1] != base.shape[1]:
-        raise ValueError(f"Expected features of one width (got {x.shape[1]} and {base.shape[1]}).")
-    mean = base.mean(axis=0)
-    directions = np.linalg.svd(base - mean, full_matrices=False)[2][:3].T
-    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
-    low, high = np.percentile((base - mean) @ directions, [2, 98], axis=0)
-    span = np.where(high - low > 1e-9, high - low, 1.0)
-    colors = np.full((len(x), 3), 0.5)
-    colors[:, : directions.shape[1]] = ((x - mean) @ directions - low) / span
-    return colors.clip(0, 1).reshape(int(grid[0]), int(grid[1]), 3).astype(np.float32)
+    x = _rows(features, grid, index)
+    return _paint(x, _Palette.of(x if like is None else _rows(like, grid, index)), grid)
 
 
 def plot_features(
@@ -74,17 +65,50 @@ def plot_features(
     if not maps:
         raise ValueError("Expected at least one feature map (got none).")
     rgb = to_rgb(image)
-    first = next(iter(maps.values()))
+    rows = {name: _rows(features, grid, index) for name, features in maps.items()}
+    palette = _Palette.of(next(iter(rows.values())))
     count = 1 + len(maps)
     tall = 3.2 * rgb.shape[0] / rgb.shape[1] + 0.35
     figure = new_figure(3.2 * count + 0.2, tall + 0.2 + 0.5 * bool(title), title, subtitle)
     axes = figure.subplots(1, count, squeeze=False).flat
     show(axes[0], rgb, "photograph")
-    for ax, (name, features) in zip(axes[1:], maps.items(), strict=True):
-        colors = feature_colors(features, grid, like=first, index=index)
-        height, width = rgb.shape[:2]
-        show(ax, colors, name, (notes or {}).get(name, ""), extent=(0, width, height, 0), interpolation="nearest")
+    height, width = rgb.shape[:2]
+    for ax, (name, x) in zip(axes[1:], rows.items(), strict=True):
+        show(
+            ax,
+            _paint(x, palette, grid),
+            name,
+            (notes or {}).get(name, ""),
+            extent=(0, width, height, 0),
+            interpolation="nearest",
+        )
     return figure
+
+
+class _Palette(NamedTuple):
+    """What turns features into colours."""
+
+    mean: np.ndarray  # [C]
+    directions: np.ndarray  # [C, 3 or fewer]
+    low: np.ndarray  # [3 or fewer]
+    span: np.ndarray  # [3 or fewer]
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> _Palette:
+        mean = x.mean(axis=0)
+        centred = x - mean
+        directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]  # eigenvalues come in rising order
+        directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
+        low, high = np.percentile(centred @ directions, [2, 98], axis=0)
+        return cls(mean, directions, low, np.where(high - low > 1e-9, high - low, 1.0))
+
+
+def _paint(x: np.ndarray, palette: _Palette, grid: Grid) -> np.ndarray:
+    if x.shape[1] != len(palette.mean):
+        raise ValueError(f"Expected features of one width (got {x.shape[1]} and {len(palette.mean)}).")
+    colors = np.full((len(x), 3), 0.5)
+    colors[:, : len(palette.low)] = ((x - palette.mean) @ palette.directions - palette.low) / palette.span
+    return colors.clip(0, 1).reshape(int(grid[0]), int(grid[1]), 3).astype(np.float32)
 
 
 def _rows(features: Any, grid: Grid, index: int) -> np.ndarray:

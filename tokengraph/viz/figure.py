@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tokengraph.optional import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,27 +16,12 @@ INK, FAINT, RULE = "#1d2433", "#6b7280", "#e3e6eb"
 BLUE, TEAL, AMBER, ROSE, GREY = "#3b6fd4", "#2a9d8f", "#e9a23b", "#d1495b", "#9aa3b2"
 
 
-def load(module: str) -> Any:
-    """A module of matplotlib, imported when it is first needed.
-
-    Raises:
-        ImportError: If matplotlib is not installed; names the extra to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ImportError(
-            "Expected matplotlib to be installed (got no such package). Install it with: pip install 'tokengraph[viz]'",
-            name="matplotlib",
-        ) from error
-
-
 def new_figure(width: float, height: float, title: str = "", subtitle: str = "") -> Figure:
     """An empty figure of this size in inches, title on the left."""
-    figure = load("matplotlib.figure").Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1, wspace=0.02, hspace=0.03)
+    figure = optional("matplotlib.figure").Figure(
+        figsize=(width, height), dpi=150, facecolor="white", layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06, wspace=0.0, hspace=0.02)
     if title:
         heading = figure.suptitle(title, x=0.1 / width, ha="left", fontsize=13, fontweight="bold", color=INK)
         heading.set_linespacing(1.5)
@@ -47,7 +33,7 @@ def new_figure(width: float, height: float, title: str = "", subtitle: str = "")
 
 def show(ax: Axes, picture: np.ndarray, title: str = "", note: str = "", **options: Any) -> None:
     """A picture ``[H, W, 3]`` without axes; its name above it and, fainter, a note."""
-    ax.imshow(picture, **{"interpolation": "none", **options})
+    ax.imshow(picture, **{"interpolation": "hanning", **options})
     ax.set_axis_off()
     caption(ax, title, note)
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokengraph.graph import TokenGraph
-from tokengraph.viz.figure import caption, load, new_figure
-from tokengraph.viz.image import to_array, to_rgb
+from tokengraph.optional import optional
+from tokengraph.viz.figure import caption, new_figure
+from tokengraph.viz.image import enlarge, to_array, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ def plot_graph(
         distance: Whether edge weights are distances (short ones are strong) or similarities (large ones are strong).
             Colours follow the rank of the weight.
         max_edges: Draw at most so many edges, a random sample that is the same each time; ``None``: all.
-        dim: How far the photograph steps back, from 0 (as it is) to 1 (white).
+        dim: How far the photograph steps back, from 0 (as it is) to 1 (black).
         title: Above the picture; the numbers of nodes and edges stand beside it.
 
     Returns:
@@ -57,21 +58,31 @@ def plot_graph(
     one = graph.split()[index] if graph.num_images > 1 else graph
     height, width = rgb.shape[:2]
     if ax is None:
-        ax = new_figure(6.0, 6.0 * height / width + 0.4).subplots()
+        ax = new_figure(6.0, 6.0 * height / width + 0.3).subplots()
     patch = np.array([height / graph.grids[index][0], width / graph.grids[index][1]])
     at = to_array(one.pos, "pos") * patch
     grey = rgb.mean(axis=2, keepdims=True)
-    ax.imshow(dim + (1 - dim) * (0.5 * rgb + 0.5 * grey), extent=(0, width, height, 0), interpolation="none")
-    edges = _draw_edges(ax, one, at, distance, max_edges, float(patch.mean()))
-    _draw_nodes(ax, rgb, at, to_array(one.size, "size"), patch)
+    ax.imshow((1 - dim) * (0.5 * rgb + 0.5 * grey), extent=(0, width, height, 0), interpolation="hanning")
+    shade = _patch_colors(rgb, to_array(one.pos, "pos"), graph.grids[index])
+    edges = _draw_edges(ax, one, at, shade, distance, max_edges)
+    _draw_nodes(ax, shade, at, to_array(one.size, "size"), patch)
     ax.set_axis_off()
     ax.set(xlim=(0, width), ylim=(height, 0))
     caption(ax, title, f"{len(at):,} nodes, {edges:,} edges")
     return ax.get_figure()  # type: ignore[return-value]
 
 
+def _patch_colors(rgb: np.ndarray, pos: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The mean colour of the patch that each node lies in, ``[K, 3]``."""
+    number = enlarge(np.arange(grid[0] * grid[1]).reshape(grid), rgb.shape[:2]).reshape(-1)
+    count = np.bincount(number, minlength=grid[0] * grid[1]).clip(1)
+    means = np.stack([np.bincount(number, rgb[..., c].reshape(-1), len(count)) / count for c in range(3)], axis=1)
+    row, column = (np.clip(pos[:, a].astype(int), 0, grid[a] - 1) for a in (0, 1))
+    return means[row * grid[1] + column]
+
+
 def _draw_edges(
-    ax: Axes, graph: TokenGraph, at: np.ndarray, distance: bool, max_edges: int | None, patch: float
+    ax: Axes, graph: TokenGraph, at: np.ndarray, shade: np.ndarray, distance: bool, max_edges: int | None
 ) -> int:
     """Draws the edges, weak ones first, and returns how many pairs of nodes they connect."""
     if graph.edge_index is None or graph.edge_index.size(1) == 0:
@@ -87,28 +98,29 @@ def _draw_edges(
     if max_edges is not None and count > max_edges:
         chosen = np.random.default_rng(0).permutation(count)[:max_edges]
         order = order[np.isin(order, chosen)]
-    ramp = load("matplotlib").colormaps["viridis"]
-    colors = ramp(0.85 * (1 - strength[order]))  # strong edges are dark, weak ones light
-    colors[:, 3] = 0.12 + 0.6 * strength[order] ** 2
-    lines = load("matplotlib.collections").LineCollection(
+    colors = np.empty((len(order), 4))
+    colors[:, :3] = 0.35 + 0.65 * shade[ends[order]].mean(axis=1)  # lighter than the photograph, to stand out from it
+    colors[:, 3] = 0.10 + 0.60 * strength[order] ** 2
+    lines = optional("matplotlib.collections").LineCollection(
         at[ends[order]][..., ::-1], colors=colors, linewidths=0.5 + 0.7 * strength[order], capstyle="round"
     )
     ax.add_collection(lines)
     return count
 
 
-def _draw_nodes(ax: Axes, rgb: np.ndarray, at: np.ndarray, size: np.ndarray, patch: np.ndarray) -> None:
+def _draw_nodes(ax: Axes, shade: np.ndarray, at: np.ndarray, size: np.ndarray, patch: np.ndarray) -> None:
     """Circles whose area is that of the patches they stand for, scaled down so that neighbours stay apart."""
-    rows, columns = (np.minimum(at[:, a].astype(int), rgb.shape[a] - 1) for a in (0, 1))
-    wide = 0.42 * np.sqrt(np.maximum(size, 0) * patch.prod())
-    circles = load("matplotlib.collections").EllipseCollection(
+    order = np.argsort(-size, kind="stable")  # small ones on top
+    at, shade = at[order], shade[order]
+    wide = 0.42 * np.sqrt(np.maximum(size[order], 0) * patch.prod())
+    circles = optional("matplotlib.collections").EllipseCollection(
         wide,
         wide,
         np.zeros(len(at)),
         units="xy",
         offsets=at[:, ::-1],
         offset_transform=ax.transData,
-        facecolors=rgb[rows, columns],
+        facecolors=shade,
         edgecolors="white",
         linewidths=0.5,
         zorder=3,

@@ -1,0 +1,117 @@
+"""The command line: what it prints, writes and answers."""
+
+import pytest
+import torch
+
+import tokengraph as tg
+from tokengraph.__main__ import main
+from tokengraph.demo import runs
+from tokengraph.demo.clusterings import cluster
+
+try:
+    from tokengraph.compat import timm  # noqa: F401
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+image = pytest.importorskip("PIL.Image")
+
+TINY = ["--model", "vit_tiny_patch16_224", "--size", "64", "--no-pretrained"]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    pixels = (torch.rand(70, 90, 3, generator=generator) * 255).to(torch.uint8)
+    image.fromarray(pixels.numpy()).save(tmp_path / "mine.png")
+    return tmp_path / "mine.png"
+
+
+@pytest.mark.slow
+def test_demo_prints_its_tables_and_writes_its_pictures(monkeypatch, tmp_path, photo, capsys):
+    monkeypatch.setattr(runs, "SECONDS", 0.5)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["demo", "--image", str(photo), *TINY, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "mine.png, 64 x 64 pixels",
+        "random weights, as asked for",
+        "TokenGraph(images=1, nodes=16, edges=64",
+        "topk (norm)",
+        "16 x2  4 x11",  # AiluRus: a quarter left after two blocks
+        "16  15  14  13  12  11  10  9  8  7  6  5  4",  # ToMe: one merged in each
+        "its ideal",
+    ):
+        assert text in printed
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
+    for name in tg.registry():
+        assert name in printed
+    pictures = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert pictures == ["clusters.png", "features.png", "graph.png", "times.png"]
+    for name in pictures:
+        with image.open(tmp_path / "out" / name) as picture:
+            assert picture.width >= 1000 and len(picture.convert("RGB").getcolors(10**7)) > 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--image", "none.png"], "Expected the path of an image file (got 'none.png': no such file)."),
+        (["demo", "--model", "vit_tinny", "--no-pretrained"], "Expected a model name that timm knows"),
+        (["demo", *TINY, "--size", "70"], "multiple of the patch size 16 (got 70). Try 64."),
+        (["demo", *TINY, "--size", "0"], "Expected size >= 1"),
+        (["demo", "--model", "swin_tiny_patch4_window7_224", "--no-pretrained", "--size", "224"], "SwinTransformer"),
+    ],
+)
+def test_demo_answers_bad_input_with_one_line(arguments, message, capsys, photo, monkeypatch):
+    monkeypatch.chdir(photo.parent)
+    if "--image" not in arguments:
+        arguments = [*arguments, "--image", str(photo)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tokengraph: Expected ") and message in error and error.count("\n") == 1
+    assert not (photo.parent / "outputs").exists()
+
+
+def test_backends_lists_every_engine(capsys):
+    assert main(["backends"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in tg.backends()) and torch.__version__ in printed
+
+
+def test_main_says_which_extra_has_rich(monkeypatch, capsys):
+    import tokengraph.__main__ as command
+
+    def missing(module):
+        raise ImportError("Expected rich to be installed (got no such package).")
+
+    monkeypatch.setattr(command, "optional", missing)
+    assert main(["demo"]) == 1 and "Expected rich" in capsys.readouterr().err
+
+
+def test_main_without_a_command_exits_with_its_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "usage: tokengraph" in capsys.readouterr().err
+
+
+def test_cluster_halves_several_times_where_one_round_cannot_reach_the_budget():
+    graph = tg.TokenGraph.from_tokens(torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0)), grid=(8, 8))
+    one = cluster(graph, "tome", 8)
+    assert (one.rounds, one.graph.num_nodes, one.assignment.num_tokens) == (3, 8, 64)
+    assert cluster(graph, "dpc-knn", 8).rounds == 1
+
+
+def test_cluster_gives_the_reason_why_a_strategy_is_left_out(monkeypatch):
+    graph = tg.TokenGraph.from_tokens(torch.randn(1, 16, 8))  # AiluRus needs a grid
+    assert "full patch grid" in cluster(graph, "ailurus", 4).skipped
+    assert cluster(graph, "dpc-knn", 4).skipped == ""
+    monkeypatch.setattr(tg.DPCKNN, "learns", True)
+    assert "train" in cluster(graph, "dpc-knn", 4).skipped
+
+
+def test_runs_compare_features_with_and_without_their_mean():
+    base = torch.tensor([[[10.0, 1.0], [10.0, -1.0]]])
+    plain, other = (runs.Run("", "plain", None, [2], 0.0, features) for features in (base, base.flip(1)))
+    raw, centred = other.similarity(plain)
+    assert raw == pytest.approx(99 / 101) and centred == pytest.approx(-1)

@@ -1,0 +1,54 @@
+"""Each example runs as a user would run it, and prints what it promises."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *needs: str) -> str:
+    for package in needs:
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_quickstart_shows_graph_coarse_graph_and_full_resolution():
+    printed = run("quickstart", "timm", "PIL", "skimage")
+    assert "nodes=196, edges=1568" in printed and "nodes=49" in printed
+    assert "[196, 196, 49, 49, 49, 49, 49, 49, 49, 49, 49, 49, 49]" in printed
+    assert "torch.Size([1, 50, 384]) -> torch.Size([1, 384, 14, 14])" in printed
+
+
+@pytest.mark.slow
+def test_dense_features_brings_maps_back_at_full_resolution():
+    printed = run("dense_features", "timm", "PIL", "skimage")
+    rows = re.findall(r"(\d+) of 576 tokens: \d+ ms, maps \[1, 192, 24, 24\], cosine by layer ([\d., ]+)", printed)
+    likeness = {int(kept): float(cosines.split(", ")[-1]) for kept, cosines in rows}
+    assert list(likeness) == [288, 144, 58]
+    assert 1 > likeness[288] > likeness[144] > likeness[58] > 0.8
+
+
+@pytest.mark.slow
+def test_gnn_on_tokens_learns_from_a_third_of_the_tokens():
+    printed = run("gnn_on_tokens", "sklearn")
+    accuracy = {
+        int(k): float(a) for k, a in re.findall(r"(\d+) tokens, \d+ edges a digit: accuracy ([\d.]+)%", printed)
+    }
+    assert list(accuracy) == [64, 20] and accuracy[64] > 85 and accuracy[20] > 70  # chance: 10
+
+
+@pytest.mark.slow
+def test_new_strategy_works_by_name_on_graphs_and_in_models():
+    printed = run("new_strategy", "timm", "PIL", "skimage")
+    rows = re.findall(r"([\w-]+): tokens 49, cosine on the graph ([\d.]+), in the model ([\d.]+)", printed)
+    graph, model = ({name: float(row[i]) for name, *row in rows} for i in (0, 1))
+    assert graph["k-means"] > graph["grid-pool"] and model["k-means"] > model["grid-pool"]

@@ -1,0 +1,128 @@
+"""The model as it is, with strategies attached, and their ideals: counted, timed in turn, compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokengraph.adapters import find_adapter
+from tokengraph.attach import attach
+from tokengraph.cost import ModelCost, vit_cost
+from tokengraph.optional import optional
+from tokengraph.select.ailurus import AiluRus
+from tokengraph.select.base import Select
+from tokengraph.select.grid_pool import GridPool
+from tokengraph.select.tome import ToMe
+from tokengraph.testing.ideal import ideal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS = 15.0  # about what the timing may take
+
+
+@dataclass
+class Run:
+    """One form of a model.
+
+    Args:
+        name: Of the form; an ideal has the name of the strategy it is the ideal of.
+        kind: ``"plain"``, ``"attached"`` or ``"ideal"``.
+        enter: Puts the form in place, until the context ends.
+        counts: Patch tokens before the first block and after each.
+        gflops: Of all blocks; choosing and reducing included where the form does that.
+        features: Patch tokens after the final norm, one for each input patch, ``[B, N, C]``.
+        times: Measured milliseconds, one a round.
+    """
+
+    name: str
+    kind: str
+    enter: Callable[[], AbstractContextManager[Any]]
+    counts: list[int]
+    gflops: float
+    features: Tensor | None = None
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Milliseconds."""
+        return self._quantile(0.5)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range, milliseconds."""
+        return self._quantile(0.75) - self._quantile(0.25)
+
+    def similarity(self, other: Run) -> tuple[float, float]:
+        """Mean cosine of patch features to another run's: as they are, and without the other run's mean token."""
+        assert self.features is not None and other.features is not None
+        mean = other.features.mean(dim=1, keepdim=True)
+        plain = F.cosine_similarity(self.features, other.features, dim=2)
+        centred = F.cosine_similarity(self.features - mean, other.features - mean, dim=2)
+        return float(plain.mean()), float(centred.mean())
+
+    def _quantile(self, q: float) -> float:
+        return float(torch.tensor(self.times).quantile(q))
+
+
+def make_runs(model: nn.Module, images: Tensor, layer: int) -> list[Run]:
+    """The plain model, then each strategy attached and its ideal, with counts, GFLOPs and features."""
+    _, adapter = find_adapter(model)
+    height, width = adapter.grid(model)
+    patches, prefix = height * width, adapter.num_prefix(model)
+    removed = max(1, round(patches * 13 / 196))  # ToMe's published share: 13 of 196 tokens a block
+    counts = [patches] * (len(adapter.blocks(model)) + 1)
+    full = model.forward_features(images)[:, prefix:]  # type: ignore[operator]
+    runs = [Run("plain model", "plain", nullcontext, counts, _cost(model, counts).total.flops / 1e9, full)]
+    forms: list[tuple[str, Select, Any]] = [
+        (f"AiluRus {{{layer}: 0.25}}", AiluRus(), {layer: 0.25}),
+        (f"ToMe r={removed}", ToMe(), removed),
+        (f"grid-pool {{{layer}: 0.25}}", GridPool(), {layer: 0.25}),
+    ]
+    for name, select, schedule in forms:
+        with attach(model, select, schedule, lift=True) as handle:
+            features = model.forward_features(images)[:, prefix:]  # type: ignore[operator]
+            counts = handle.trace.counts
+        cost = _cost(model, counts, select)
+        blocks = (cost.attention + cost.mlp).flops / 1e9
+        attached = partial(attach, model, select, schedule)
+        runs.append(Run(name, "attached", attached, counts, cost.total.flops / 1e9, features))
+        if not isinstance(select, GridPool):  # the control is there for its features
+            runs.append(Run(name, "ideal", partial(ideal, model, counts, select.placement), counts, blocks))
+    return runs
+
+
+def measure(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> None:
+    """Times all runs in turn, round by round, so that the machine's moods meet each of them alike."""
+    start = time.perf_counter()
+    _round(runs, model, images)
+    for run in runs:
+        run.times.clear()
+    rounds = int(min(max(SECONDS / (time.perf_counter() - start), 5), 15))
+    track = optional("rich.progress").track
+    for _ in track(range(rounds), description="timing", console=console, transient=True):
+        _round(runs, model, images)
+
+
+def _round(runs: list[Run], model: nn.Module, images: Tensor) -> None:
+    for run in runs:
+        with run.enter():
+            start = time.perf_counter()
+            model(images)
+            run.times.append(1000 * (time.perf_counter() - start))
+
+
+def _cost(model: nn.Module, counts: list[int], select: Select | None = None) -> ModelCost:
+    _, adapter = find_adapter(model)
+    first: Any = adapter.blocks(model)[0]
+    hidden = getattr(getattr(first.mlp, "fc1", None), "out_features", None)
+    channels = int(model.num_features)  # type: ignore[arg-type]
+    return vit_cost(counts, channels, hidden=hidden, num_prefix=adapter.num_prefix(model), select=select)

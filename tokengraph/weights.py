@@ -1,0 +1,124 @@
+"""timm models with pretrained weights where a cache or a hub has them, else with random ones, and which it was."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+from torch import nn
+
+PATIENCE = 4.0  # seconds that a hub has to answer in; timm itself tries for most of a minute
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode, whether its weights are pretrained, and where they come from, in words."""
+
+    model: nn.Module
+    pretrained: bool
+    source: str
+
+
+def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int = 0) -> Loaded:
+    """Makes a timm model without a head, for square images of ``img_size`` pixels.
+
+    Looks for weights in the hub's cache first, then asks the hub, for at most a few seconds. Without either the
+    weights are random.
+
+    Args:
+        name: A name that timm knows, with or without a tag.
+        img_size: Side of the images in pixels; position embeddings are resampled to it.
+        pretrained: Whether to look for weights at all.
+        seed: Of random weights; the global generator is left as it was.
+
+    Raises:
+        ValueError: If timm does not know the name, or the model is for one image size only.
+        ImportError: If timm is not installed; names the extra to install.
+    """
+    from tokengraph.compat import timm
+
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else " See timm.list_models()."
+        raise ValueError(f"Expected a model name that timm knows (got {name!r}).{hint}")
+
+    def create(**options: Any) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                return timm.create_model(name, num_classes=0, img_size=img_size, **options).eval()
+            except TypeError as error:
+                raise ValueError(
+                    f"Expected a vision transformer that takes img_size (got {name!r}: {error}). "
+                    "Try vit_small_patch16_224."
+                ) from error
+
+    if not pretrained:
+        return Loaded(create(), False, "random weights, as asked for")
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    cached, address = _cached(config), _address(config)
+    if cached is not None:
+        return Loaded(create(pretrained=True, pretrained_cfg_overlay={"file": cached}), True, f"weights in {cached}")
+    if address is None or not _reachable(address):
+        reason = "this model has none" if address is None else f"no cache, and {address} is out of reach"
+        return Loaded(create(), False, f"random weights ({reason})")
+    try:
+        return Loaded(create(pretrained=True), True, f"weights from {address}")
+    except Exception as error:  # whatever a download or a broken file raises: random weights still show the path
+        return Loaded(create(), False, f"random weights (download failed: {type(error).__name__})")
+
+
+def _cached(config: Any) -> str | None:
+    """The weights' file on this machine, if there is one."""
+    if config is None:
+        return None
+    repository = getattr(config, "hf_hub_id", None)
+    if repository:
+        try:
+            from huggingface_hub import try_to_load_from_cache
+        except ImportError:
+            return None
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            found = try_to_load_from_cache(repository, file)
+            if isinstance(found, str):
+                return found
+    url = getattr(config, "url", None)
+    if url:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+        return str(file) if file.is_file() else None
+    return None
+
+
+def _address(config: Any) -> str | None:
+    """Where the weights would be asked for."""
+    if getattr(config, "hf_hub_id", None):
+        try:
+            from huggingface_hub import constants
+        except ImportError:
+            return None
+        return constants.ENDPOINT
+    return getattr(config, "url", None) or None
+
+
+def _reachable(address: str, patience: float = PATIENCE) -> bool:
+    """Whether a server answers in time, whatever its answer. Honours proxies; looking a name up is bounded too."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=patience).close()
+            answers.append(True)
+        except HTTPError:
+            answers.append(True)
+        except (OSError, ValueError):
+            pass
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return bool(answers)

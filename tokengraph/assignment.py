@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokengraph.segment import segment_max, segment_sum
+from tokengraph.segment import row_norm, segment_max, segment_sum, wide
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
@@ -99,6 +99,12 @@ class Assignment:
             raise ValueError(f"Expected cluster of shape [B, N] (got {list(cluster.shape)}).")
         images, tokens = cluster.shape
         device = cluster.device
+        if isinstance(num_clusters, list) and len(num_clusters) != images:
+            raise ValueError(f"Expected one number of clusters an image, B={images} (got {len(num_clusters)}).")
+        if mask is not None and (mask.shape != cluster.shape or mask.dtype != torch.bool):
+            raise ValueError(
+                f"Expected mask of shape {[images, tokens]} and dtype bool (got {list(mask.shape)}, {mask.dtype})."
+            )
         if isinstance(num_clusters, list):
             counts = torch.tensor([0, *num_clusters], device=device).cumsum(0)
             start, total = counts[:-1], sum(num_clusters)
@@ -117,8 +123,8 @@ class Assignment:
         if centers is not None:
             centers = ids.gather(1, centers)
             if isinstance(num_clusters, list):
-                valid = torch.arange(centers.size(1), device=device) < torch.tensor(num_clusters, device=device)[:, None]
-                centers = centers[valid]
+                place = torch.arange(centers.size(1), device=device)
+                centers = centers[place < counts.diff()[:, None]]
             centers = centers.flatten()
         return cls(flat.flatten(), total, drops, ptr, counts, centers)
 
@@ -156,7 +162,7 @@ class Assignment:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
-        size = size.to(_wide(size))
+        size = size.to(wide(size))
         new_size = self._sum(size, backend)
         if reduce == "sum":
             return self._sum(x, backend), new_size
@@ -165,10 +171,10 @@ class Assignment:
         # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
         total = self._padded(new_size, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
         weight = size / total.index_select(0, self.cluster)
-        mean = self._sum(x * weight.to(_wide(x)).view(-1, *[1] * (x.dim() - 1)), backend).to(x.dtype)
+        mean = self._sum(x * weight.to(wide(x)).view(-1, *[1] * (x.dim() - 1)), backend).to(x.dtype)
         if reduce == "mlerp":
-            largest = self._trim(segment_max(_length(x), self.cluster, self._rows))
-            own = _length(mean)
+            largest = self._trim(segment_max(row_norm(x), self.cluster, self._rows))
+            own = row_norm(mean)
             scale = torch.where(own > 0, largest / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
             mean = (mean * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
         return mean, new_size
@@ -260,11 +266,7 @@ class Assignment:
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
-        """Reads PyG's ``SelectOutput``; nodes it leaves out are dropped, weights are not kept.
-
-        Raises:
-            ValueError: If a node is in several clusters.
-        """
+        """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped. Its weights are not kept."""
         times = torch.bincount(output.node_index, minlength=output.num_nodes)
         if bool((times > 1).any()):
             raise ValueError(
@@ -295,13 +297,3 @@ class Assignment:
                 f"Expected {name} with {rows} rows (got shape {list(x.shape)}). "
                 "Rows are flat over the batch: flatten [B, N, C] with .flatten(0, 1)."
             )
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype that sums are taken in: float32, or float64 for float64."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _length(x: Tensor) -> Tensor:
-    """Norm of each row of ``[M, ...]``, ``[M]``."""
-    return torch.linalg.vector_norm(x[..., None].flatten(1).to(_wide(x)), dim=1)

@@ -30,7 +30,8 @@ def coarsen(graph: TokenGraph, select: str | type[Select] | Select, keep: int | 
     Args:
         graph: Tokens of one image or many, also ragged.
         select: A strategy by name, class or instance. Strategies that need attention need a model: use ``attach``.
-        keep: Tokens an image (int), or a share of each image's tokens (float in (0, 1]); clamped to what there is.
+        keep: Tokens an image (int), or a share of each image's tokens (float in (0, 1]); clamped to what there is, and
+            to what one step of the strategy can leave (``select.fewest``; half for ToMe).
 
     Returns:
         The coarse graph (features and positions averaged by size, sizes added up, edges and their weights summed
@@ -48,7 +49,8 @@ def coarsen(graph: TokenGraph, select: str | type[Select] | Select, keep: int | 
         ([5, 5], torch.Size([32, 8]))
     """
     select = resolve(select)
-    check_sorted(graph.batch)
+    if graph.batch is not None:
+        check_sorted(graph.batch)
     check_finite(graph.x)
     counts = graph.counts
     budgets = [tokens_to_keep(keep, n) if n else 0 for n in counts]
@@ -66,7 +68,9 @@ def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reducti
     else:
         x, size = assignment.reduce(graph.x, graph.size)
         where = SoftAssignment(**{**assignment.__dict__, "normalize": True})
-    coarse = graph.clone("edge_index", "edge_weight")
+    # What else stands at nodes or edges does not fit the coarse graph; what stands at the graph does.
+    others = set(graph.keys()) - {"x", "size", "pos", "batch", "ptr", "grid", "prefix"}
+    coarse = graph.clone(*(k for k in others if graph.is_edge_attr(k) or graph.is_node_attr(k)))
     coarse.x, coarse.size = x, size
     if "pos" in graph:
         coarse.pos = where.reduce(graph.pos, graph.size)[0]
@@ -88,14 +92,12 @@ class Hierarchy:
 
     def between(self, level: int, to: int = 0) -> Assignment | SoftAssignment:
         """One map from the tokens of ``graphs[to]`` to those of ``graphs[level]``, ``to < level``."""
-        level = level % len(self.graphs)
-        if not 0 <= to < level:
+        level = level + len(self.graphs) if level < 0 else level
+        if not 0 <= to < level < len(self.graphs):
             raise ValueError(f"Expected 0 <= to < level < {len(self.graphs)} (got level={level}, to={to}).")
         composed = self.assignments[to]
         for assignment in self.assignments[to + 1 : level]:
-            if isinstance(composed, Assignment) and isinstance(assignment, SoftAssignment):
-                composed = SoftAssignment.from_hard(composed)
-            composed = composed.then(assignment)  # type: ignore[arg-type]
+            composed = composed.then(assignment)
         return composed
 
     def lift(self, y: Tensor, level: int = -1, to: int = 0) -> Tensor:
@@ -128,9 +130,7 @@ def hierarchy(graph: TokenGraph, select: str | type[Select] | Select, schedule: 
     return Hierarchy(graphs, assignments)
 
 
-def _assign(
-    graph: TokenGraph, select: Select, counts: list[int], budgets: list[int]
-) -> Assignment | SoftAssignment:
+def _assign(graph: TokenGraph, select: Select, counts: list[int], budgets: list[int]) -> Assignment | SoftAssignment:
     """Runs the strategy on each group of alike images, and lays the maps together in the order of the images."""
     grids = graph.grids or [None] * len(counts)
     groups: dict[tuple[int, int, Grid | None], list[int]] = {}
@@ -187,11 +187,22 @@ def _lay_together(
     rows = [r for _, r, _ in parts]
     down = zip(soft, rows, homes, strict=True)
     edges = [(r[s.token], h[s.cluster], s.weight) for s, r, h in down]
-    up = [(r[u[0]], h[u[1]], u[2]) for s, r, h in zip(soft, rows, homes, strict=True) for u in [s.up] if u is not None]
-    if 0 < len(up) < len(soft):
-        raise ValueError("Expected every image's map to have its own way back, or none (got a mixture).")
+    if len({s.normalize for s in soft}) > 1:
+        raise ValueError("Expected every image's map to average, or every one to add up (got a mixture).")
     token, cluster, weight = (torch.cat(e) for e in zip(*edges, strict=True))
-    back = tuple(torch.cat(e) for e in zip(*up, strict=True)) if up else None
+    back = None
+    if any(s.up is not None for s in soft):
+        ways = ((r, h, s.way_back()) for s, r, h in zip(soft, rows, homes, strict=True))
+        up = [(r[u[0]], h[u[1]], u[2]) for r, h, u in ways]
+        back = tuple(torch.cat(e) for e in zip(*up, strict=True))
     return SoftAssignment(
-        token, cluster, weight, graph.x.size(0), total, soft[0].normalize, back, graph.ptr, cluster_ptr  # type: ignore[arg-type]
+        token,
+        cluster,
+        weight,
+        graph.x.size(0),
+        total,
+        soft[0].normalize,
+        back,  # type: ignore[arg-type]
+        graph.ptr,
+        cluster_ptr,
     )

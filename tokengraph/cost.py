@@ -90,6 +90,7 @@ def vit_cost(
     *,
     hidden: int | None = None,
     num_prefix: int = 1,
+    head_width: int = 64,
     select: Select | None = None,
 ) -> ModelCost:
     """Counts a plain vision transformer with ``counts`` patch tokens before the first block and after each block.
@@ -99,6 +100,7 @@ def vit_cost(
         channels: C.
         hidden: Width of the MLP; ``4 * C`` by default.
         num_prefix: P.
+        head_width: D of one attention head.
         select: The strategy, for its own cost and for where in the block it acts.
 
     Example:
@@ -115,7 +117,7 @@ def vit_cost(
         mlp += mlp_cost((after if inside else before) + num_prefix, channels, hidden)
         if after == before or select is None:
             continue
-        own = select.cost(before, after, channels)
+        own = select.cost(before, after, channels, head_width)
         counted &= own is not None
         chosen += own or Cost()
         reduced += reduce_cost(before + num_prefix, after + num_prefix, channels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,10 @@ class TokenGraph(Data):
         prefix: Prefix tokens, ``[B, P, C]``; absent when there are none.
     """
 
+    x: Tensor  # PyG types them as optional
+    pos: Tensor
+    batch: Tensor
+
     @classmethod
     def from_tokens(
         cls,
@@ -64,7 +68,7 @@ class TokenGraph(Data):
         """
         ragged = not isinstance(tokens, Tensor)
         sets = list(tokens)
-        for t in [*sets[:1], *sets] if ragged else [tokens]:
+        for t in sets if ragged else [tokens]:
             check_tokens(t, dims=(2,) if ragged else (3,), name="tokens")
         if not sets:
             raise ValueError("Expected at least one image (got none).")
@@ -75,14 +79,16 @@ class TokenGraph(Data):
         counts = [t.size(0) - num_prefix for t in sets]
         grids = _grids(grid, counts)
         x = torch.cat([t[num_prefix:] for t in sets])
+        prefix = torch.stack([t[:num_prefix] for t in sets])
         if check:
             check_finite(x)
+            check_finite(prefix, "prefix tokens")
         fields: dict[str, Any] = {"x": x, "size": x.new_ones(x.size(0), dtype=torch.float32), **_layout(counts, x)}
         if grids is not None:
             fields["pos"] = torch.cat([grid_positions(g, device=x.device) for g in grids])
             fields["grid"] = grids[0] if len(set(grids)) == 1 else grids
         if num_prefix:
-            fields["prefix"] = torch.stack([t[:num_prefix] for t in sets])
+            fields["prefix"] = prefix
         return cls(**fields)
 
     @classmethod
@@ -108,22 +114,39 @@ class TokenGraph(Data):
 
     @property
     def size(self) -> Tensor:  # type: ignore[override]  # Data.size() is the shape of the adjacency matrix
-        """Input patches each node stands for, ``[M]`` float32."""
-        return self._store["size"]
+        """Input patches a node stands for, ``[M]`` float32; one each if unset. Called, it is PyG's ``Data.size()``."""
+        stored = self._store.get("size")
+        if stored is None:
+            stored = torch.ones(self.num_nodes or 0, device=None if self.x is None else self.x.device)
+        return stored.as_subclass(_Size)
 
     @size.setter
     def size(self, value: Tensor) -> None:
-        self._store["size"] = value
+        self._store["size"] = value.as_subclass(Tensor)
+
+    @property
+    def ptr(self) -> Tensor:
+        """First node of each image, ``[B+1]`` int64."""
+        stored, nodes = self._store.get("ptr"), self.num_nodes or 0
+        if stored is not None and int(stored[-1]) == nodes:
+            return stored
+        # PyG's Batch.get_example leaves ptr out, its subgraph leaves it as it was; both keep batch up to date.
+        one, batch = self.num_images == 1, self.batch
+        return _layout([nodes] if one else torch.bincount(batch, minlength=self.num_images).tolist(), self.x)["ptr"]
+
+    @ptr.setter
+    def ptr(self, value: Tensor) -> None:
+        self._store["ptr"] = value
 
     @property
     def num_images(self) -> int:
         """B, the number of images."""
-        return self.ptr.numel() - 1 if "ptr" in self else 1
+        return self._store["ptr"].numel() - 1 if "ptr" in self else 1
 
     @property
     def counts(self) -> list[int]:
         """Nodes of each image (a host synchronisation on CUDA)."""
-        return self.ptr.diff().tolist() if "ptr" in self else [self.num_nodes or 0]
+        return self.ptr.diff().tolist()
 
     @property
     def grids(self) -> list[Grid] | None:
@@ -131,9 +154,9 @@ class TokenGraph(Data):
         grid = self._store.get("grid")
         if grid is None:
             return None
-        if isinstance(grid, list):
-            return [(int(h), int(w)) for h, w in grid]
-        return [(int(grid[0]), int(grid[1]))] * self.num_images
+        if _is_one(grid):
+            return [(int(grid[0]), int(grid[1]))] * self.num_images
+        return [(int(h), int(w)) for h, w in grid]
 
     def to_tokens(self) -> Tensor:
         """The tokens as ``[B, P+N, C]``, prefix tokens in front.
@@ -141,10 +164,9 @@ class TokenGraph(Data):
         Raises:
             ValueError: If images have different numbers of tokens; use :meth:`to_padded`.
         """
-        counts = self.counts
-        if len(set(counts)) > 1:
-            raise ValueError(f"Expected as many tokens in each image (got {counts}). Use to_padded().")
-        return self._with_prefix(self.x.view(len(counts), -1, self.x.size(1)))
+        if len(set(self.counts)) > 1:
+            raise ValueError(f"Expected as many tokens in each image (got {self.counts}). Use to_padded().")
+        return self._with_prefix(self.x.view(self.num_images, -1, self.x.size(1)))
 
     def to_padded(self) -> tuple[Tensor, Tensor]:
         """The tokens as ``[B, P+N_max, C]`` with zeros behind, and a mask ``[B, P+N_max]``, True at tokens."""
@@ -156,16 +178,15 @@ class TokenGraph(Data):
         """The same nodes with these edges, ``[2, E]`` int64 and ``[E]``."""
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
-        graph = self.clone("edge_index")
-        graph.edge_index = edge_index
-        if edge_weight is None:
-            edge_weight = torch.ones(edge_index.size(1), device=edge_index.device)
-        graph.edge_weight = edge_weight
+        ones = torch.ones(edge_index.size(1), device=edge_index.device)
+        graph = self.clone()
+        graph.edge_index, graph.edge_weight = edge_index, ones if edge_weight is None else edge_weight
         return graph
 
     def connect_knn(self, k: int, *, cosine: bool = False, backend: str = "auto") -> TokenGraph:
         """The same nodes, each with edges from its k nearest; see :func:`tokengraph.knn_graph`."""
-        check_sorted(self.batch)
+        if self.batch is not None:
+            check_sorted(self.batch)
         ptr = self.ptr if len(set(self.counts)) > 1 else None
         x = self.x if ptr is not None else self.x.view(self.num_images, -1, self.x.size(1))
         return self.with_edges(*knn_graph(x, k, ptr=ptr, cosine=cosine, backend=backend))
@@ -187,6 +208,7 @@ class TokenGraph(Data):
     def split(self) -> list[TokenGraph]:
         """One graph an image, edges included."""
         ptr, grids = self.ptr.tolist(), self.grids
+        edges = self._edges_by_image()
         graphs = []
         for b, (start, stop) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
             fields: dict[str, Any] = {k: self._store[k][start:stop] for k in ("x", "size", "pos") if k in self}
@@ -195,16 +217,33 @@ class TokenGraph(Data):
                 fields["grid"] = grids[b]
             if "prefix" in self:
                 fields["prefix"] = self.prefix[b : b + 1]
-            if "edge_index" in self and self.edge_index is not None:
-                own = self.batch[self.edge_index[1]] == b
-                fields["edge_index"] = self.edge_index[:, own] - start
-                fields["edge_weight"] = self.edge_weight[own]
+            for name, parts in edges.items():
+                fields[name] = parts[b] - start if name == "edge_index" else parts[b]
             graphs.append(TokenGraph(**fields))
         return graphs
+
+    def _edges_by_image(self) -> dict[str, tuple[Tensor, ...]]:
+        """Edge fields cut up by the image of each edge's target, in one sort."""
+        if self._store.get("edge_index") is None:
+            return {}
+        image = torch.bucketize(self.edge_index[1], self.ptr[1:], right=True)
+        order = image.argsort(stable=True)
+        count = torch.bincount(image, minlength=self.num_images).tolist()
+        fields = {"edge_index": self.edge_index[:, order].split(count, dim=1)}
+        if self._store.get("edge_weight") is not None:
+            fields["edge_weight"] = self.edge_weight[order].split(count)
+        return fields
 
     def clone(self, *without: str) -> TokenGraph:  # type: ignore[override]
         """A copy that shares tensors; the named fields are left out."""
         return TokenGraph(**{k: v for k, v in self._store.to_dict().items() if k not in without})
+
+    def apply(self, func: Callable[[Any], Any], *args: str) -> TokenGraph:
+        """Applies a function to all tensors, as ``.to()`` does; PyG would make lists of tuples on the way."""
+        kept = {k: self._store[k] for k in ("grid",) if k in self}
+        super().apply(func, *args)
+        self._store.update(kept)
+        return self
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Guards PyG's batching: it would take several images for one graph."""
@@ -212,10 +251,14 @@ class TokenGraph(Data):
             raise ValueError(
                 f"Expected graphs of one image to batch (got one of {self.num_images}). Use graph.split() first."
             )
+        if key == "batch":  # PyG would take the highest image in it, which an empty image does not have
+            return 1
         return super().__inc__(key, value, *args, **kwargs)
 
     def __repr__(self) -> str:
-        edges = self._store["edge_index"].size(1) if self._store.get("edge_index") is not None else 0
+        if self.x is None:  # while PyG fills one field by field
+            return super().__repr__()
+        edges = 0 if self.edge_index is None else self.edge_index.size(1)
         prefix = self.prefix.size(1) if "prefix" in self else 0
         return (
             f"{type(self).__name__}(images={self.num_images}, nodes={self.x.size(0)}, edges={edges}, "
@@ -236,11 +279,25 @@ class TokenGraph(Data):
         return torch.cat([e + start for e, start in zip(parts, self.ptr.tolist(), strict=False)], dim=1)
 
 
+def _is_one(grid: Any) -> bool:
+    """Whether this is one grid ``(H, W)``, not a list of grids."""
+    return not isinstance(grid, Sequence) or not any(isinstance(side, Sequence) for side in grid)
+
+
+class _Size(Tensor):
+    """``size [M]`` that PyG can call: its ``Data.size()`` is a method, the shape ``(M, M)`` of the adjacency matrix."""
+
+    # Whatever is computed from it is an ordinary tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __call__(self, dim: int | None = None) -> tuple[int, int] | int:
+        return self.numel() if dim is not None else (self.numel(), self.numel())
+
+
 def _grids(grid: Grid | Sequence[Grid] | None, counts: list[int]) -> list[Grid] | None:
     if grid is None:
         return None
-    several = len(grid) > 0 and not isinstance(grid[0], int)
-    grids = list(grid) if several else [grid] * len(counts)
+    grids = [grid] * len(counts) if _is_one(grid) else list(grid)
     if len(grids) != len(counts):
         raise ValueError(f"Expected one grid an image, B={len(counts)} (got {len(grids)}).")
     return [check_grid(g, n) for g, n in zip(grids, counts, strict=True)]  # type: ignore[arg-type]

@@ -9,9 +9,7 @@ from tokengraph.assignment import Assignment
 from tokengraph.soft import SoftAssignment
 
 
-def with_prefix(
-    assignment: Assignment | SoftAssignment, images: int, num_prefix: int
-) -> Assignment | SoftAssignment:
+def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> Assignment | SoftAssignment:
     """Puts ``num_prefix`` tokens of their own in front of each of ``images`` equal images.
 
     Args:

@@ -1,4 +1,4 @@
-"""What optional engines are there, and why not when they are not. Probed lazily; a broken one never breaks an import."""
+"""What optional engines are there, and why not when they are not. Probed lazily; a broken one breaks no import."""
 
 from __future__ import annotations
 

@@ -107,9 +107,7 @@ def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int
     return counts
 
 
-def _kept(
-    schedule: Mapping[int, int | float], depth: int, num_tokens: int, least: Callable[[int], int]
-) -> list[int]:
+def _kept(schedule: Mapping[int, int | float], depth: int, num_tokens: int, least: Callable[[int], int]) -> list[int]:
     for layer in schedule:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= depth:
             raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")
@@ -121,8 +119,8 @@ def _kept(
                 raise ValueError(f"Expected at most the {left} tokens left at layer {layer} (got keep={keep}).")
             if keep < least(left):
                 raise ValueError(
-                    f"Expected keep >= {least(left)} of {left} tokens at layer {layer} (got keep={keep}): this strategy "
-                    "cannot remove more in one step. Spread the removal over several layers."
+                    f"Expected keep >= {least(left)} of {left} tokens at layer {layer} (got keep={keep}): this "
+                    "strategy cannot remove more in one step. Spread the removal over several layers."
                 )
             left = keep
         counts.append(left)

@@ -26,12 +26,22 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     """
     if backend not in BACKENDS:
         raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(wide(x))
     if backend == "auto":
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
     if backend == "index_add":
         return x.new_zeros(rows, *x.shape[1:]).index_add_(0, index, x)
     return _sorted_sum(x, index, rows)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype that sums are taken in: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def row_norm(x: Tensor) -> Tensor:
+    """Norm of each row of ``[M, ...]``, ``[M]``, in float32 or wider."""
+    return torch.linalg.vector_norm(x[..., None].flatten(1).to(wide(x)), dim=1)
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch_geometric.utils import coalesce
 
 from tokengraph.assignment import Assignment
-from tokengraph.segment import segment_sum
+from tokengraph.segment import segment_sum, wide
+
+Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +110,14 @@ class SoftAssignment:
         """
         if edge_weight is None:
             edge_weight = self.weight.new_ones(edge_index.size(1))
-        dtype = torch.promote_types(torch.promote_types(edge_weight.dtype, self.weight.dtype), torch.float32)
-        a = _sparse(edge_index, edge_weight.to(dtype), (self.num_tokens, self.num_tokens))
-        s = self._matrix(dtype)
-        out = torch.sparse.mm(torch.sparse.mm(s.t(), a), s).coalesce()
-        index, weight = out.indices(), out.values()
+        down = (self.token, self.cluster, self.weight)
+        left = _product(
+            (self.cluster, self.token, self.weight), (edge_index[0], edge_index[1], edge_weight), self.num_tokens
+        )
+        source, target, weight = _product(left, down, self.num_tokens)
+        index = torch.stack([source, target])
         if not loops:
-            keep = index[0] != index[1]
+            keep = source != target
             index, weight = index[:, keep], weight[keep]
         return index, weight
 
@@ -123,12 +127,7 @@ class SoftAssignment:
         Tokens without an edge get zeros, or their row of ``fill [M, C]``.
         """
         Assignment._check_rows(y, self.num_clusters, "y")
-        if self.up is None:
-            total = segment_sum(self.weight, self.token, self.num_tokens)
-            scale = torch.where(total != 0, total, 1.0).index_select(0, self.token)
-            token, cluster, weight = self.token, self.cluster, self.weight / scale
-        else:
-            token, cluster, weight = self.up
+        token, cluster, weight = self.way_back()
         out = self._propagate(y, cluster, token, weight, self.num_tokens, "auto")
         if fill is None:
             return out
@@ -146,17 +145,13 @@ class SoftAssignment:
             other = SoftAssignment.from_hard(other)
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
-        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, other.weight.dtype), torch.float32)
-        down = torch.sparse.mm(self._matrix(dtype), other._matrix(dtype)).coalesce()
-        up = torch.sparse.mm(self._up_matrix(dtype), other._up_matrix(dtype)).coalesce()
+        down = (self.token, self.cluster, self.weight), (other.token, other.cluster, other.weight)
         return SoftAssignment(
-            down.indices()[0],
-            down.indices()[1],
-            down.values(),
+            *_product(*down, self.num_clusters),
             self.num_tokens,
             other.num_clusters,
             self.normalize if self.normalize == other.normalize else None,
-            (up.indices()[0], up.indices()[1], up.values()),
+            _product(self.way_back(), other.way_back(), self.num_clusters),
             self.ptr,
             other.cluster_ptr,
         )
@@ -167,24 +162,35 @@ class SoftAssignment:
         up = None if self.up is None else tuple(t.to(device) for t in self.up)
         return replace(self, up=up, **moved)
 
-    def _matrix(self, dtype: torch.dtype) -> Tensor:
-        index = torch.stack([self.token, self.cluster])
-        return _sparse(index, self.weight.to(dtype), (self.num_tokens, self.num_clusters))
-
-    def _up_matrix(self, dtype: torch.dtype) -> Tensor:
-        shape = (self.num_tokens, self.num_clusters)
+    def way_back(self) -> Edges:
+        """The edges ``(token, cluster, weight)`` that :meth:`lift` follows."""
         if self.up is not None:
-            return _sparse(torch.stack(self.up[:2]), self.up[2].to(dtype), shape)
+            return self.up
         total = segment_sum(self.weight, self.token, self.num_tokens)
         scale = torch.where(total != 0, total, 1.0).index_select(0, self.token)
-        return _sparse(torch.stack([self.token, self.cluster]), (self.weight / scale).to(dtype), shape)
+        return self.token, self.cluster, self.weight / scale
 
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        messages = x.index_select(0, source) * weight.to(wide).view(-1, *[1] * (x.dim() - 1))
+        messages = x.index_select(0, source) * weight.to(wide(x)).view(-1, *[1] * (x.dim() - 1))
         return segment_sum(messages, target, rows, backend=backend).to(x.dtype)
 
 
-def _sparse(index: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_coo_tensor(index, value, shape, check_invariants=False).coalesce()
+def _product(a: Edges, b: Edges, middle: int) -> Edges:
+    """The product of two sparse matrices ``(row, column, weight)``; ``middle`` is the width of ``a``.
+
+    Sorted by row, then column, each pair once (under ``torch.compile`` neither, which changes no sum). Written out, as
+    torch's sparse products know few dtypes, do not compile, and warn of being beta.
+    """
+    (row, at, weight), (of, column, other) = a, b
+    order = of.argsort(stable=True)
+    count = torch.bincount(of, minlength=middle)
+    first, times = (count.cumsum(0) - count)[at], count[at]
+    left = torch.repeat_interleave(torch.arange(row.numel(), device=row.device), times)
+    nth = torch.arange(left.numel(), device=row.device) - (times.cumsum(0) - times)[left]
+    right = order[first[left] + nth]
+    row, column, weight = row[left], column[right], weight[left] * other[right]
+    if torch.compiler.is_compiling():
+        return row, column, weight
+    index, weight = coalesce(torch.stack([row, column]), weight, reduce="sum")
+    return index[0], index[1], weight

@@ -9,8 +9,8 @@ from torch import Tensor
 def origin(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Each image's token nearest its mean, ``[B, 1, C]``: where to put zero before distances are taken by products.
 
-    Distances stay the same, and ``|a|^2 + |b|^2 - 2ab`` loses far fewer digits. A token is used, not the mean itself, so
-    that whole numbers stay whole and equal tokens become exact zeros: their ties stay exact.
+    Distances stay the same, and ``|a|^2 + |b|^2 - 2ab`` loses far fewer digits. A token is used, not the mean itself,
+    so that whole numbers stay whole and equal tokens become exact zeros: their ties stay exact.
 
     Args:
         x: ``[B, N, C]``, ``N >= 1``; where ``mask [B, N]`` is False it must be zero.

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.edges import knn_extension, knn_torch
-from tokengraph.probe import backends
 from tokengraph.errors import check_finite, check_positive, check_ptr, check_tokens
+from tokengraph.probe import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
 
@@ -71,7 +71,7 @@ def knn_neighbors(
     Arguments, errors and cost as there. Nearest first. In a ragged batch a missing neighbour is -1 with weight inf
     (-inf for cosine).
     """
-    check_tokens(x, dims=(3,) if ptr is None and x.dim() == 3 else (2,))
+    check_tokens(x, dims=(2, 3) if ptr is None else (2,))
     check_positive(k=k)
     if ptr is not None:
         check_ptr(ptr, x.size(0))
@@ -88,16 +88,20 @@ def knn_neighbors(
     check_finite(flat)
     name = choose_backend(flat, k, cosine=cosine) if backend == "auto" else backend
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    if cosine:
-        flat = _directions(flat)
-    if name == "torch":
-        neighbors, distance = knn_torch.search(flat, counts, k, loop=loop)
-    elif name in ("torch-cluster", "pyg-lib"):
-        neighbors, distance = knn_extension.search(name, flat, counts, k, loop=loop)
-    else:
-        raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
+    with torch.autocast(x.device.type, enabled=False):  # it would take the products in half precision
+        if cosine:
+            flat = _directions(flat)
+        if name == "torch":
+            neighbors, distance = knn_torch.search(flat, counts, k, loop=loop)
+        elif name in ("torch-cluster", "pyg-lib"):
+            neighbors, distance = knn_extension.search(name, flat, counts, k, loop=loop)
+        else:
+            raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
+    if not cosine:
+        return neighbors, distance
     # Between unit vectors |a - b|^2 = 2 - 2 cos.
-    return neighbors, 1.0 - 0.5 * distance.square() if cosine else distance
+    similarity = (1.0 - 0.5 * distance.square()).clamp_min_(-1.0)
+    return neighbors, similarity.masked_fill_(distance == torch.inf, -torch.inf)
 
 
 def choose_backend(x: Tensor, k: int, *, cosine: bool = False) -> str:

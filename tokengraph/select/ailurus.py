@@ -109,7 +109,7 @@ class AiluRus(Select):
             )
         return _ailurus(tokens.x, budget, tokens.grid, self.k, self.lam, self.alpha, self.include_self, self.order)
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Products of 8 x 8 tiles with their candidates, then a few passes over the window edges."""
         edges = num_tokens * min(self.lam, max(num_tokens - 1, 0))
         side = round(num_tokens**0.5)

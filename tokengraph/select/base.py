@@ -70,8 +70,15 @@ class Select(ABC):
         """The fewest clusters that one step can leave of ``num_tokens`` tokens."""
         return min(1, num_tokens)
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost | None:
-        """What choosing costs for one image; ``None`` where nobody has counted it."""
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost | None:
+        """What choosing costs for one image; ``None`` where nobody has counted it.
+
+        Args:
+            num_tokens: Patch tokens it chooses from.
+            keep: Clusters it makes.
+            channels: C of the features.
+            head_width: D of one attention head, for strategies that work on keys.
+        """
         return None
 
 

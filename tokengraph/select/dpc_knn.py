@@ -102,7 +102,7 @@ class DPCKNN(Select):
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         return _dpc_knn(tokens.x, budget, self.k, tokens.mask, self.include_self, None, self.order)
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Distances of all pairs, a top-k, a masked minimum, distances to the centres (read again, not multiplied)."""
         pairs = num_tokens * num_tokens
         return distance_cost(num_tokens, num_tokens, channels) + Cost(3 * pairs + keep * num_tokens, 12 * pairs)

@@ -61,7 +61,7 @@ class GridPool(Select):
         assert tokens.grid is not None  # positions come from it
         return grid_pool(pos, budget, tokens.grid, mask=tokens.mask)
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Two sorts of the positions."""
         return Cost(40 * num_tokens, 32 * num_tokens)
 

@@ -60,6 +60,6 @@ class Random(Select):
         seed = self.seed + 1000003 * (tokens.layer + 1)
         return random_prune(images, count, budget, seed=seed, mask=tokens.mask, device=tokens.x.device)
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """A dozen integer operations a token."""
         return Cost(12 * num_tokens, 8 * num_tokens)

@@ -65,10 +65,11 @@ class ToMe(Select):
         """A round leaves at least one set: ``ceil(N / 2)``."""
         return num_tokens - num_tokens // 2
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
-        """Products between the halves, a maximum over each row; ``channels`` is counted for the width of the metric."""
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
+        """Keys averaged over heads, products between the halves, a maximum over each row."""
         half = num_tokens // 2
-        return distance_cost(half, num_tokens - half, channels) + Cost(half * half, 4 * half * half)
+        keys = Cost(num_tokens * channels, 4 * num_tokens * (channels + head_width))
+        return keys + distance_cost(half, num_tokens - half, head_width) + Cost(half * half, 4 * half * half)
 
 
 def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
@@ -79,7 +80,7 @@ def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor |
     if merged == 0 or tokens < 2:
         return Assignment.from_dense(identity, kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        place, partner = _match(metric, first, mask)
+        place, partner = _match(metric, first, mask, merged if isinstance(merged, int) else max(merged))
         # Columns, one row an image, where images differ.
         removed = merged if isinstance(merged, int) else torch.tensor(merged, device=place.device)[:, None]
         in_a = place.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
@@ -109,18 +110,20 @@ def _merges(
     return lost, [n - m for n, m in zip(counts, lost, strict=True)]
 
 
-def _match(metric: Tensor, first: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """For each token of A its place by falling similarity, and its partner in B; ``[B, N/2]`` each."""
+def _match(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
+    """For each token of A its place by falling similarity; for the first ``most`` their partner in B; ``[B, N/2]``."""
     unit = F.normalize(metric.detach().float(), dim=-1)
     score = torch.matmul(unit[:, first::2], unit[:, 1 - first :: 2].transpose(1, 2))
     if mask is not None:
         score = score.masked_fill(~mask[:, None, 1 - first :: 2], -torch.inf)
-    partner = score.argmax(dim=2)
-    best = score.gather(2, partner[..., None]).squeeze(2)
+    best = score.amax(dim=2)
     if mask is not None:
         best = best.masked_fill(~mask[:, first::2], -torch.inf)
     order = best.argsort(dim=1, descending=True, stable=True)
     place = torch.arange(order.size(1), device=order.device).expand_as(order)
+    source = order[:, :most]  # argmax is slow, so only where it is needed
+    partner = score.gather(1, source[..., None].expand(-1, -1, score.size(2))).argmax(dim=2)
+    partner = torch.zeros_like(order).scatter_(1, source, partner)
     return torch.empty_like(order).scatter_(1, order, place), partner
 
 

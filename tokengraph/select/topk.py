@@ -91,7 +91,7 @@ class TopK(Select):
             score = torch.linalg.vector_norm(tokens.x.float(), dim=2)
         return (_fuse_rest if self.fuse else _topk)(score, budget, tokens.mask)
 
-    def cost(self, num_tokens: int, keep: int, channels: int) -> Cost:
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """One row of the attention map, or one norm a token."""
         return Cost(2 * num_tokens * channels, 4 * num_tokens * channels)
 

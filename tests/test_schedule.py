@@ -1,0 +1,108 @@
+import pytest
+
+from tokengraph.schedule import constant, linear, ratio, tokens_per_layer
+
+
+def half(tokens: int) -> int:
+    """What ToMe can leave in one step."""
+    return tokens - tokens // 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        (0, [196, 196, 196, 196, 196]),
+        (13, [196, 183, 170, 157, 144]),
+        (constant(13), [196, 183, 170, 157, 144]),
+        (60, [196, 136, 76, 16, 1]),
+        (1000, [196, 1, 1, 1, 1]),
+        ([0, 40, 0, 6], [196, 196, 156, 156, 150]),
+        ((1, 2, 3, 4), [196, 195, 193, 190, 186]),
+        ({}, [196, 196, 196, 196, 196]),
+        ({2: 0.25}, [196, 196, 49, 49, 49]),
+        ({2: 50}, [196, 196, 50, 50, 50]),
+        ({0: 0.5, 3: 0.25}, [98, 98, 98, 49, 49]),
+        ({4: 0.1}, [196, 196, 196, 196, 20]),
+        ({1: 1.0, 2: 196, 3: 1000}, [196, 196, 196, 196, 196]),
+        ({3: 0.3, 1: 0.7}, [196, 138, 138, 59, 59]),
+        (linear(9), [196, 178, 166, 160, 160]),
+        (ratio(0.5), [196, 98, 49, 25, 13]),
+        (ratio(1.0), [196, 196, 196, 196, 196]),
+        (ratio(0.01), [196, 2, 1, 1, 1]),
+        (lambda depth, tokens: [tokens // 4] + [0] * (depth - 1), [196, 147, 147, 147, 147]),
+    ],
+)
+def test_tokens_per_layer_works_each_form_out(schedule, counts):
+    assert tokens_per_layer(schedule, 4, 196) == counts
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [(60, [196, 136, 76, 38, 19]), ([150, 0, 10, 0], [196, 98, 98, 88, 88]), (ratio(0.5), [196, 98, 49, 25, 13])],
+)
+def test_tokens_per_layer_cuts_removals_to_what_one_step_can_do(schedule, counts):
+    assert tokens_per_layer(schedule, 4, 196, half) == counts
+
+
+def test_tokens_per_layer_refuses_a_kept_count_that_one_step_cannot_reach():
+    assert tokens_per_layer({2: 0.5}, 4, 196, half)[2] == 98
+    with pytest.raises(ValueError, match=r"keep >= 98 of 196 tokens at layer 2 \(got keep=49\).*Spread the removal"):
+        tokens_per_layer({2: 0.25}, 4, 196, half)
+
+
+def test_linear_removes_about_as_many_as_constant_and_none_at_the_end():
+    for depth in (1, 2, 12, 24):
+        removed = linear(8)(depth, 196)
+        assert len(removed) == depth and removed == sorted(removed, reverse=True)
+        assert abs(sum(removed) - 8 * depth) <= depth / 2
+        assert depth == 1 or (removed[0], removed[-1]) == (16, 0)
+
+
+def test_tokens_per_layer_of_no_blocks_is_the_input():
+    assert tokens_per_layer(5, 0, 10) == [10] and tokens_per_layer({0: 0.5}, 0, 10) == [5]
+
+
+def test_tokens_per_layer_of_no_tokens_stays_empty():
+    assert tokens_per_layer(5, 2, 0) == [0, 0, 0] and tokens_per_layer(ratio(0.5), 2, 1) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (-1, r"removals >= 0 \(got -1\)"),
+        ([1, -2, 0, 0], r"removals >= 0 \(got -2\)"),
+        ([1, 2, 3], r"one removal for each of 4 blocks \(got 3\)"),
+        (lambda depth, tokens: [1], r"one removal for each of 4 blocks \(got 1\)"),
+        ({5: 0.5}, r"layers in \[0, 4\] \(got 5\)\. Layer l means: l blocks are finished"),
+        ({-1: 0.5}, r"layers in \[0, 4\] \(got -1\)"),
+        ({"2": 0.5}, r"layers in \[0, 4\] \(got '2'\)"),
+        ({True: 0.5}, r"layers in \[0, 4\] \(got True\)"),
+        ({1: 50, 2: 100}, r"at most the 50 tokens left at layer 2 \(got keep=100\)"),
+        ({2: 0}, r"keep >= 1 tokens an image \(got keep=0\)"),
+        ({2: 1.5}, r"a keep ratio in \(0, 1\] \(got keep=1.5\)"),
+        (ratio(0.0), r"a keep ratio in \(0, 1\] \(got keep=0.0\)"),
+        (ratio(1.1), r"a keep ratio in \(0, 1\] \(got keep=1.1\)"),
+    ],
+)
+def test_tokens_per_layer_refuses_values_out_of_range(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        tokens_per_layer(schedule, 4, 196)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (0.5, r"\(got 0.5\)\. For a share kept after layer l write \{l: 0.5\}"),
+        (True, r"Expected a schedule: int removed a layer, list, or dict .* \(got True\)"),
+        ("13", r"Expected a schedule: int removed a layer, list, or dict .* \(got '13'\)"),
+        (None, r"Expected a schedule as int, list, dict or callable \(got NoneType\)"),
+        ({3, 4}, r"Expected a schedule as int, list, dict or callable \(got set\)"),
+        ([0.5, 0.5, 0.5, 0.5], r"removals as ints \(got 0.5\)\. For shares write a dict"),
+        ([True, 0, 0, 0], r"removals as ints \(got True\)"),
+        ({2: "half"}, r"keep as an int or a float ratio \(got 'half'\)"),
+        ({2: True}, r"keep as an int or a float ratio \(got True\)"),
+    ],
+)
+def test_tokens_per_layer_refuses_other_kinds(schedule, message):
+    with pytest.raises(TypeError, match=message):
+        tokens_per_layer(schedule, 4, 196)

@@ -126,7 +126,7 @@ def products(name: str, side: int, keep: int, channels: int) -> tuple[int, float
         "ailurus": lambda: tg.ailurus(x, keep, (side, side)),
         "tome": lambda: tg.tome(x, side * side - side * side // 4),
     }
-    cost = tg.resolve(name).cost(side * side, keep, channels)
+    cost = tg.resolve(name).cost(side * side, keep, channels, head_width=channels)
     assert cost is not None
     return counted(calls[name]), cost.flops
 

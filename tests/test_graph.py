@@ -390,9 +390,9 @@ def test_size_gives_ordinary_tensors_in_sums():
     assert graph["size"].tolist() == [2.0] * 12
 
 
-def test_clone_shares_tensors_and_leaves_fields_out():
+def test_without_shares_tensors_and_leaves_fields_out():
     graph = image().connect_grid()
-    other = graph.clone("edge_index", "prefix")
+    other = graph.without("edge_index", "prefix")
     assert other.x is graph.x and "edge_index" not in other.keys() and "prefix" not in other.keys()
     other.x = torch.zeros(12, 4)
     assert graph.x.any() and "edge_index" in graph.keys()
@@ -423,7 +423,7 @@ def test_to_moves_every_tensor():
 
 def test_to_keeps_the_grid():
     for graph in (image(), ragged((2, 3), (1, 2)), Batch.from_data_list([image(), image(2, 3)])):
-        moved = graph.clone().to("cpu")
+        moved = graph.without().to("cpu")
         assert moved.grid == graph.grid and torch.equal(
             moved.connect_grid().edge_index, graph.connect_grid().edge_index
         )

@@ -3,7 +3,7 @@
 import warnings as _warnings
 
 with _warnings.catch_warnings():
-    # PyTorch Geometric warns at import that it ignores an installed torch-cluster (called directly here) and scripts code.
+    # PyTorch Geometric warns at import that it ignores torch-cluster, which is called directly here.
     _warnings.filterwarnings("ignore", message=".*torch[-_]cluster.*")
     _warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     import torch_geometric.data as _data  # noqa: F401

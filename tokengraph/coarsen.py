@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.errors import check_finite, check_sorted
-from tokengraph.graph import Grid, TokenGraph
+from tokengraph.graph import TokenGraph
+from tokengraph.graph_fields import Grid
 from tokengraph.select.base import Select, resolve, tokens_to_keep
 from tokengraph.select.tokens import Tokens
 from tokengraph.soft import SoftAssignment
@@ -70,7 +71,7 @@ def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reducti
         where = SoftAssignment(**{**assignment.__dict__, "normalize": True})
     # What else stands at nodes or edges does not fit the coarse graph; what stands at the graph does.
     others = set(graph.keys()) - {"x", "size", "pos", "batch", "ptr", "grid", "prefix"}
-    coarse = graph.clone(*(k for k in others if graph.is_edge_attr(k) or graph.is_node_attr(k)))
+    coarse = graph.without(*(k for k in others if graph.is_edge_attr(k) or graph.is_node_attr(k)))
     coarse.x, coarse.size = x, size
     if "pos" in graph:
         coarse.pos = where.reduce(graph.pos, graph.size)[0]

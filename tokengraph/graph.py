@@ -11,9 +11,8 @@ from torch_geometric.data import Data
 
 from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
 from tokengraph.errors import check_finite, check_grid, check_sorted, check_tokens
+from tokengraph.graph_fields import Grid, Size, batch_layout, grid_of_each, is_one
 from tokengraph.ragged import pad
-
-Grid = tuple[int, int]
 
 
 class TokenGraph(Data):
@@ -77,13 +76,13 @@ class TokenGraph(Data):
         if len({t.size(1) for t in sets}) > 1:
             raise ValueError(f"Expected one channel count (got {sorted({t.size(1) for t in sets})}).")
         counts = [t.size(0) - num_prefix for t in sets]
-        grids = _grids(grid, counts)
+        grids = grid_of_each(grid, counts)
         x = torch.cat([t[num_prefix:] for t in sets])
         prefix = torch.stack([t[:num_prefix] for t in sets])
         if check:
             check_finite(x)
             check_finite(prefix, "prefix tokens")
-        fields: dict[str, Any] = {"x": x, "size": x.new_ones(x.size(0), dtype=torch.float32), **_layout(counts, x)}
+        fields: dict[str, Any] = {"x": x, "size": x.new_ones(x.size(0), dtype=torch.float32), **batch_layout(counts, x)}
         if grids is not None:
             fields["pos"] = torch.cat([grid_positions(g, device=x.device) for g in grids])
             fields["grid"] = grids[0] if len(set(grids)) == 1 else grids
@@ -118,7 +117,7 @@ class TokenGraph(Data):
         stored = self._store.get("size")
         if stored is None:
             stored = torch.ones(self.num_nodes or 0, device=None if self.x is None else self.x.device)
-        return stored.as_subclass(_Size)
+        return stored.as_subclass(Size)
 
     @size.setter
     def size(self, value: Tensor) -> None:
@@ -131,8 +130,10 @@ class TokenGraph(Data):
         if stored is not None and int(stored[-1]) == nodes:
             return stored
         # PyG's Batch.get_example leaves ptr out, its subgraph leaves it as it was; both keep batch up to date.
-        one, batch = self.num_images == 1, self.batch
-        return _layout([nodes] if one else torch.bincount(batch, minlength=self.num_images).tolist(), self.x)["ptr"]
+        counts = [nodes]
+        if self.num_images > 1:
+            counts = torch.bincount(self.batch, minlength=self.num_images).tolist()
+        return batch_layout(counts, self.x)["ptr"]
 
     @ptr.setter
     def ptr(self, value: Tensor) -> None:
@@ -154,7 +155,7 @@ class TokenGraph(Data):
         grid = self._store.get("grid")
         if grid is None:
             return None
-        if _is_one(grid):
+        if is_one(grid):
             return [(int(grid[0]), int(grid[1]))] * self.num_images
         return [(int(h), int(w)) for h, w in grid]
 
@@ -179,7 +180,7 @@ class TokenGraph(Data):
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
         ones = torch.ones(edge_index.size(1), device=edge_index.device)
-        graph = self.clone()
+        graph = self.without("edge_attr")
         graph.edge_index, graph.edge_weight = edge_index, ones if edge_weight is None else edge_weight
         return graph
 
@@ -212,7 +213,7 @@ class TokenGraph(Data):
         graphs = []
         for b, (start, stop) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
             fields: dict[str, Any] = {k: self._store[k][start:stop] for k in ("x", "size", "pos") if k in self}
-            fields |= _layout([stop - start], self.x)
+            fields |= batch_layout([stop - start], self.x)
             if grids is not None:
                 fields["grid"] = grids[b]
             if "prefix" in self:
@@ -224,19 +225,19 @@ class TokenGraph(Data):
 
     def _edges_by_image(self) -> dict[str, tuple[Tensor, ...]]:
         """Edge fields cut up by the image of each edge's target, in one sort."""
-        if self._store.get("edge_index") is None:
+        if self.edge_index is None:
             return {}
         image = torch.bucketize(self.edge_index[1], self.ptr[1:], right=True)
         order = image.argsort(stable=True)
         count = torch.bincount(image, minlength=self.num_images).tolist()
         fields = {"edge_index": self.edge_index[:, order].split(count, dim=1)}
-        if self._store.get("edge_weight") is not None:
+        if self.edge_weight is not None:
             fields["edge_weight"] = self.edge_weight[order].split(count)
         return fields
 
-    def clone(self, *without: str) -> TokenGraph:  # type: ignore[override]
-        """A copy that shares tensors; the named fields are left out."""
-        return TokenGraph(**{k: v for k, v in self._store.to_dict().items() if k not in without})
+    def without(self, *names: str) -> TokenGraph:
+        """A graph of the other fields; tensors are shared, not copied (PyG's ``clone`` copies them)."""
+        return TokenGraph(**{k: v for k, v in self._store.to_dict().items() if k not in names})
 
     def apply(self, func: Callable[[Any], Any], *args: str) -> TokenGraph:
         """Applies a function to all tensors, as ``.to()`` does; PyG would make lists of tuples on the way."""
@@ -277,34 +278,3 @@ class TokenGraph(Data):
 
     def _shift(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([e + start for e, start in zip(parts, self.ptr.tolist(), strict=False)], dim=1)
-
-
-def _is_one(grid: Any) -> bool:
-    """Whether this is one grid ``(H, W)``, not a list of grids."""
-    return not isinstance(grid, Sequence) or not any(isinstance(side, Sequence) for side in grid)
-
-
-class _Size(Tensor):
-    """``size [M]`` that PyG can call: its ``Data.size()`` is a method, the shape ``(M, M)`` of the adjacency matrix."""
-
-    # Whatever is computed from it is an ordinary tensor.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def __call__(self, dim: int | None = None) -> tuple[int, int] | int:
-        return self.numel() if dim is not None else (self.numel(), self.numel())
-
-
-def _grids(grid: Grid | Sequence[Grid] | None, counts: list[int]) -> list[Grid] | None:
-    if grid is None:
-        return None
-    grids = [grid] * len(counts) if _is_one(grid) else list(grid)
-    if len(grids) != len(counts):
-        raise ValueError(f"Expected one grid an image, B={len(counts)} (got {len(grids)}).")
-    return [check_grid(g, n) for g, n in zip(grids, counts, strict=True)]  # type: ignore[arg-type]
-
-
-def _layout(counts: list[int], like: Tensor) -> dict[str, Tensor]:
-    count = torch.tensor(counts, device=like.device)
-    ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    image = torch.arange(len(counts), device=like.device)
-    return {"batch": torch.repeat_interleave(image, count, output_size=sum(counts)), "ptr": ptr}

@@ -33,12 +33,7 @@ class State:
 
     def step(self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None) -> State:
         """The state after one more coarsening."""
-        source = assignment
-        if self.source is not None:
-            before = self.source
-            if isinstance(before, Assignment) and isinstance(assignment, SoftAssignment):
-                before = SoftAssignment.from_hard(before)
-            source = before.then(assignment)  # type: ignore[arg-type]
+        source = assignment if self.source is None else self.source.then(assignment)
         return State(self.images, self.patches, count, size, source)
 
 

@@ -112,9 +112,10 @@ class AiluRus(Select):
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Products of 8 x 8 tiles with their candidates, then a few passes over the window edges."""
         edges = num_tokens * min(self.lam, max(num_tokens - 1, 0))
-        side = round(num_tokens**0.5)
-        candidates = window_tiles((side, side), self.lam).candidates.size(1) if side else 0
-        return distance_cost(num_tokens, candidates, channels) + Cost(12 * edges, 40 * edges)
+        side = max(round(num_tokens**0.5), 1)
+        tiles = window_tiles((side, side), self.lam)
+        products = distance_cost(tiles.queries.size(1), tiles.candidates.size(1), channels) * tiles.queries.size(0)
+        return products + Cost(12 * edges, 40 * edges)
 
 
 def _check(k: int, lam: int, alpha: float, order: str) -> None:
@@ -131,7 +132,8 @@ def _ailurus(
     images, tokens, _ = x.shape
     keep = clamp_budget(keep, x, None)  # type: ignore[assignment]
     if keep == tokens:
-        return Assignment.from_dense(torch.arange(tokens, device=x.device).expand(images, tokens), tokens)
+        everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
+        return Assignment.from_dense(everyone, tokens, centers=everyone)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach()
         window = window_graph(grid, lam, device=x.device)

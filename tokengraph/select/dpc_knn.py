@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -121,19 +122,21 @@ def _dpc_knn(
     images, tokens, channels = x.shape
     most = max(budget, default=0) if isinstance(budget, list) else budget
     if budget == tokens:
-        return Assignment.from_dense(torch.arange(tokens, device=x.device).expand(images, tokens), tokens)
+        everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
+        return Assignment.from_dense(everyone, tokens, centers=everyone)
     if include_self and k == 1 and not torch.compiler.is_compiling():
         warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
                       stacklevel=3)  # fmt: skip
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         centred = recentre(x.detach(), mask) * channels**-0.5
+        pairs = _Distances(centred, mask)
         if importance is None:
-            score, by_density = _peak_scores(_Distances(centred, mask), k, mask, include_self)
+            score, by_density = _peak_scores(pairs, k, mask, include_self)
         else:
             score = importance.float() if mask is None else importance.float().masked_fill(~mask, -torch.inf)
             by_density = score.argsort(dim=1, descending=True, stable=True)
         centers = choose_centers(score, by_density, most)
-        center = _nearest_center(centred, centers, budget, mask)
+        center = _nearest_center(pairs, centers, budget, mask)
         return assign_to_centers(center, centers, budget, mask=mask, order=order)
 
 
@@ -146,7 +149,7 @@ class _Distances:
         self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
         self._whole: Tensor | None = None
 
-    def __iter__(self):  # noqa: ANN204
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, self.tokens, self.step):
             if self._whole is not None:
                 yield start, self._whole
@@ -160,6 +163,13 @@ class _Distances:
             if self.step >= self.tokens:
                 self._whole = block
             yield start, block
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """The rows of these tokens ``[B, K]``: ``[B, K, N]``, read again where all are kept."""
+        if self._whole is not None:
+            return self._whole.gather(1, tokens[..., None].expand(-1, -1, self.tokens))
+        a = self.x.gather(1, tokens[..., None].expand(-1, -1, self.x.size(2)))
+        return squared_distance(a, self.x, self.norm.gather(1, tokens), self.norm)
 
 
 def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
@@ -187,10 +197,9 @@ def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: b
     return score, order
 
 
-def _nearest_center(x: Tensor, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
+def _nearest_center(pairs: _Distances, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
     """The nearest centre of each token, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
-    at = x.gather(1, centers[..., None].expand(-1, -1, x.size(2)))
-    distance = squared_distance(at, x, squared_norm(at), squared_norm(x))
+    x, distance = pairs.x, pairs.rows(centers)
     if isinstance(budget, list):
         place = torch.arange(centers.size(1), device=x.device)
         spare = place >= torch.tensor(budget, device=x.device)[:, None]

@@ -229,6 +229,19 @@ def test_reduce_refuses_what_does_not_fit():
         HARD.reduce(torch.zeros(6, 2), backend="csr")
 
 
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.bool])
+@pytest.mark.parametrize("reduce", ["mean", "mlerp"])
+def test_reduce_refuses_means_of_whole_numbers(dtype, reduce):
+    with pytest.raises(TypeError, match=rf"floating-point x to take a {reduce} of \(got {dtype}\)\. Convert"):
+        HARD.reduce(torch.ones(6, 2, dtype=dtype), reduce=reduce)
+
+
+def test_reduce_adds_up_and_compares_whole_numbers():
+    x = torch.arange(6)
+    assert HARD.reduce(x, reduce="sum")[0].tolist() == [2, 10, 3]
+    assert HARD.reduce(x, reduce="max")[0].tolist() == [2, 5, 3]
+
+
 # lift
 
 

@@ -247,3 +247,51 @@ def test_a_strategy_by_another_reduction_is_used():
         mean = model(IMAGES)
     with tg.attach(model, Largest(), {1: 4}):
         assert not torch.allclose(model(IMAGES), mean)
+
+
+def test_attach_refuses_a_block_that_stands_in_the_model_twice():
+    model = tiny_vit()
+    model.blocks[1] = model.blocks[0]
+    with pytest.raises(ValueError, match="got a block that stands in the model twice"):
+        tg.attach(model, "tome", 2)
+    assert untouched(model)
+
+
+def test_attach_refuses_blocks_with_arguments_it_does_not_know():
+    class Scaled(timm.models.vision_transformer.Block):
+        def forward(self, x, attn_mask=None, is_causal=False, scale=1.0):
+            return super().forward(x, attn_mask, is_causal) * scale
+
+    model = tiny_vit(block_fn=Scaled)
+    with pytest.raises(TypeError, match="Expected Scaled.forward to take x, attn_mask, is_causal .got scale"):
+        tg.attach(model, "tome", 2)
+    assert untouched(model)
+
+
+def test_attached_block_refuses_a_call_of_its_own():
+    model = tiny_vit()
+    with tg.attach(model, "tome", 2), pytest.raises(RuntimeError, match="Expected block 1 to run as part of its model"):
+        model.blocks[1](torch.randn(1, 17, 32))
+
+
+def test_attached_model_refuses_to_prune_its_layers():
+    model = tiny_vit()
+    with tg.attach(model, "tome", 2), pytest.raises(RuntimeError, match="Expected a model to prune"):
+        model.prune_intermediate_layers([0])
+
+
+def test_forward_head_of_a_class_token_needs_no_run():
+    model = tiny_vit()
+    tokens = torch.randn(1, 17, 32)
+    expected = model.forward_head(tokens)
+    with tg.attach(model, "tome", 2):
+        assert torch.equal(model.forward_head(tokens), expected)
+
+
+def test_attached_model_with_any_schedule_is_saved(tmp_path):
+    model = tiny_vit()
+    for schedule in (tg.schedule.linear(2), tg.schedule.ratio(0.8), tg.schedule.constant(2)):
+        with tg.attach(model, "tome", schedule):
+            expected = model(IMAGES)
+            torch.save(model, tmp_path / "model.pt")
+        assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(IMAGES), expected)

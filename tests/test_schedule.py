@@ -1,3 +1,6 @@
+import pickle
+
+import numpy as np
 import pytest
 
 from tokengraph.schedule import constant, linear, ratio, tokens_per_layer
@@ -105,4 +108,31 @@ def test_tokens_per_layer_refuses_values_out_of_range(schedule, message):
 )
 def test_tokens_per_layer_refuses_other_kinds(schedule, message):
     with pytest.raises(TypeError, match=message):
+        tokens_per_layer(schedule, 4, 196)
+
+
+@pytest.mark.parametrize("rule", [constant(8), linear(8), ratio(0.7)])
+def test_rules_survive_pickling(rule):
+    again = pickle.loads(pickle.dumps(rule))
+    assert again == rule and again(4, 196) == rule(4, 196)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        (np.int64(13), [196, 183, 170, 157, 144]),
+        ([np.int32(1), 2, np.int64(3), 4], [196, 195, 193, 190, 186]),
+        ({np.int64(2): np.float32(0.25)}, [196, 196, 49, 49, 49]),
+        ({2: np.int64(50)}, [196, 196, 50, 50, 50]),
+        (ratio(np.float32(0.5)), [196, 98, 49, 25, 13]),
+    ],
+)
+def test_tokens_per_layer_takes_numpy_numbers_and_gives_ints(schedule, counts):
+    got = tokens_per_layer(schedule, 4, 196)
+    assert got == counts and {type(n) for n in got} == {int}
+
+
+@pytest.mark.parametrize("schedule", [np.float64(0.5), np.float32(0.5), np.bool_(True), [np.float32(1.0)] * 4])
+def test_tokens_per_layer_refuses_numpy_shares_and_bools_as_removals(schedule):
+    with pytest.raises(TypeError, match="Expected (a schedule|removals).*int"):
         tokens_per_layer(schedule, 4, 196)

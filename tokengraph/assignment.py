@@ -149,6 +149,7 @@ class Assignment:
 
         Raises:
             ValueError: On a wrong number of rows or an unknown name.
+            TypeError: On rows without fractions for a mean or mlerp.
 
         Cost: ``O(M C)``, one weighted copy of ``x``; no host synchronisation.
 
@@ -158,6 +159,8 @@ class Assignment:
         self._check_rows(x, self.num_tokens, "x")
         if reduce not in REDUCTIONS:
             raise ValueError(f"Expected reduce to be one of {', '.join(REDUCTIONS)} (got {reduce!r}).")
+        if reduce in ("mean", "mlerp") and not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
         if size is None:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
@@ -239,14 +242,8 @@ class Assignment:
         centers = None
         if self.centers is not None and other.centers is not None:
             centers = self.centers[other.centers]
-        return Assignment(
-            table.index_select(0, self.cluster),
-            other.num_clusters,
-            self.drops or other.drops,
-            self.ptr,
-            other.cluster_ptr,
-            centers,
-        )
+        cluster = table.index_select(0, self.cluster)
+        return Assignment(cluster, other.num_clusters, self.drops or other.drops, self.ptr, other.cluster_ptr, centers)
 
     def to(self, device: torch.device | str) -> Assignment:
         """The same map on another device."""

@@ -88,6 +88,8 @@ def attach(
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
     blocks = adapter.blocks(core)
+    if len({id(b) for b in blocks}) < len(blocks):
+        raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest)
     _check_plan(chosen, schedule, plan, adapter.has_class_token(core))

@@ -76,12 +76,13 @@ class ModelCost:
     mlp: Cost
     select: Cost
     reduce: Cost
+    lift: Cost
     counted: bool  # whether the strategy says what its choice costs
 
     @property
     def total(self) -> Cost:
         """All stages together."""
-        return self.attention + self.mlp + self.select + self.reduce
+        return self.attention + self.mlp + self.select + self.reduce + self.lift
 
 
 def vit_cost(
@@ -92,6 +93,7 @@ def vit_cost(
     num_prefix: int = 1,
     head_width: int = 64,
     select: Select | None = None,
+    lift: bool = False,
 ) -> ModelCost:
     """Counts a plain vision transformer with ``counts`` patch tokens before the first block and after each block.
 
@@ -102,6 +104,7 @@ def vit_cost(
         num_prefix: P.
         head_width: D of one attention head.
         select: The strategy, for its own cost and for where in the block it acts.
+        lift: Count bringing the last tokens back to every patch.
 
     Example:
         >>> plain = vit_cost([196] * 13, 384)
@@ -121,4 +124,5 @@ def vit_cost(
         counted &= own is not None
         chosen += own or Cost()
         reduced += reduce_cost(before + num_prefix, after + num_prefix, channels)
-    return ModelCost(attention, mlp, chosen, reduced, counted)
+    lifted = lift_cost(counts[0], counts[-1], channels) if lift else Cost()
+    return ModelCost(attention, mlp, chosen, reduced, lifted, counted)

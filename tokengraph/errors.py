@@ -27,6 +27,31 @@ def check_finite(x: Tensor, name: str = "tokens") -> None:
             raise ValueError(f"Expected finite {name} (got NaN or infinity in {bad} rows). Clean or mask them first.")
 
 
+def check_mask(mask: Tensor | None, x: Tensor, *, leading: bool = False) -> None:
+    """Raises unless ``mask`` is ``None`` or ``[B, N]`` bool for ``x [B, N, ...]``.
+
+    Args:
+        mask: True where there is a token.
+        x: What it masks.
+        leading: Also refuse a token behind padding. Reads the values: on CUDA this synchronises with the host.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"Expected mask to be a Tensor (got {type(mask).__name__}).")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"Expected mask of dtype bool (got {mask.dtype}). Convert with mask > 0.")
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"Expected mask of shape [B, N] = {list(x.shape[:2])} (got {list(mask.shape)}).")
+    if leading and not torch.compiler.is_compiling():
+        bad = int((mask[:, 1:] & ~mask[:, :-1]).any(dim=1).sum())
+        if bad:
+            raise ValueError(
+                f"Expected real tokens first in every image (got padding in front of tokens in {bad} images). "
+                "Move the tokens to the front: order = mask.int().argsort(dim=1, descending=True, stable=True)."
+            )
+
+
 def check_positive(**values: int) -> None:
     """Raises when one of the named integers is below 1."""
     for name, value in values.items():

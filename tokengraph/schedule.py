@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 
 from tokengraph.select.base import tokens_to_keep
 
@@ -12,7 +14,7 @@ Schedule = int | Sequence[int] | Mapping[int, int | float] | Rule
 
 def constant(removed: int) -> Rule:
     """Removes the same number of tokens in every block (ToMe's ``r``). Same as giving the int itself."""
-    return lambda depth, num_tokens: [removed] * depth
+    return _Constant(removed)
 
 
 def linear(removed: int) -> Rule:
@@ -20,27 +22,44 @@ def linear(removed: int) -> Rule:
 
     Source: the decreasing schedule of ToMe (Bolya et al., ICLR 2023).
     """
-
-    def rule(depth: int, num_tokens: int) -> list[int]:
-        if depth == 1:
-            return [removed]
-        step = 2 * removed / (depth - 1)
-        return [int(2 * removed - step * i) for i in range(depth)]
-
-    return rule
+    return _Linear(removed)
 
 
 def ratio(keep: float) -> Rule:
     """Keeps the share ``keep`` of what is left in every block, rounded up."""
+    return _Ratio(keep)
 
-    def rule(depth: int, num_tokens: int) -> list[int]:
+
+# Classes, not closures, so that a model holding its schedule can be pickled.
+@dataclass(frozen=True)
+class _Constant:
+    removed: int
+
+    def __call__(self, depth: int, num_tokens: int) -> list[int]:
+        return [self.removed] * depth
+
+
+@dataclass(frozen=True)
+class _Linear:
+    removed: int
+
+    def __call__(self, depth: int, num_tokens: int) -> list[int]:
+        if depth == 1:
+            return [self.removed]
+        step = 2 * self.removed / (depth - 1)
+        return [int(2 * self.removed - step * i) for i in range(depth)]
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    keep: float
+
+    def __call__(self, depth: int, num_tokens: int) -> list[int]:
         removed, left = [], num_tokens
         for _ in range(depth):
-            removed.append(left - tokens_to_keep(float(keep), left))
+            removed.append(left - tokens_to_keep(float(self.keep), left))
             left -= removed[-1]
         return removed
-
-    return rule
 
 
 def tokens_per_layer(
@@ -77,13 +96,13 @@ def tokens_per_layer(
 
 
 def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
-    if isinstance(schedule, bool) or isinstance(schedule, float | str):
+    if isinstance(schedule, bool | str) or (isinstance(schedule, Real) and not isinstance(schedule, Integral)):
         raise TypeError(
             f"Expected a schedule: int removed a layer, list, or dict {{layer: keep}} (got {schedule!r}). "
             "For a share kept after layer l write {l: 0.5}."
         )
-    if isinstance(schedule, int):
-        removed: Sequence[int] = [schedule] * depth
+    if isinstance(schedule, Integral):
+        removed: Sequence[int] = [int(schedule)] * depth
     elif callable(schedule):
         removed = schedule(depth, num_tokens)
     elif isinstance(schedule, Sequence):
@@ -93,11 +112,11 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
     if len(removed) != depth:
         raise ValueError(f"Expected one removal for each of {depth} blocks (got {len(removed)}).")
     for r in removed:
-        if isinstance(r, bool) or not isinstance(r, int):
+        if isinstance(r, bool) or not isinstance(r, Integral):
             raise TypeError(f"Expected removals as ints (got {r!r}). For shares write a dict {{layer: keep}}.")
         if r < 0:
             raise ValueError(f"Expected removals >= 0 (got {r}).")
-    return list(removed)
+    return [int(r) for r in removed]
 
 
 def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int]) -> list[int]:
@@ -109,7 +128,7 @@ def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int
 
 def _kept(schedule: Mapping[int, int | float], depth: int, num_tokens: int, least: Callable[[int], int]) -> list[int]:
     for layer in schedule:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= depth:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= depth:
             raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")
     counts, left = [], num_tokens
     for layer in range(depth + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any
@@ -22,10 +23,14 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
         cached = lru_cache(maxsize)(build)
 
         @torch.compiler.assume_constant_result
-        @wraps(build)
-        def look_up(*key: Any) -> Any:
+        def constant(*key: Any) -> Any:
             with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
                 return cached(*key)
+
+        @wraps(build)
+        def look_up(*key: Any) -> Any:
+            # index() makes plain ints of what torch.compile holds as symbols when sizes change.
+            return constant(*[k if isinstance(k, str) else operator.index(k) for k in key])
 
         return look_up
 

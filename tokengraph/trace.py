@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -11,6 +13,13 @@ from torch import Tensor
 from tokengraph.assignment import Assignment
 from tokengraph.edges.grid import grid_positions
 from tokengraph.soft import SoftAssignment
+
+RUNS = 8  # runs that may wait for their backward under gradient checkpointing
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work in this thread: then a block that runs is being computed again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 @dataclass
@@ -21,6 +30,7 @@ class State:
         images: B.
         patches: Patch tokens an image at the input.
         count: Patch tokens an image now.
+        grid: ``(H, W)`` of the input patches.
         size: Input patches each token stands for, ``[B*(P+count)]`` float32, prefix tokens 1; ``None``: all ones.
         source: Map from input patches to the tokens of now, over ``B*patches`` tokens; ``None``: nothing changed.
     """
@@ -28,18 +38,22 @@ class State:
     images: int
     patches: int
     count: int
+    grid: tuple[int, int]
     size: Tensor | None = None
     source: Assignment | SoftAssignment | None = None
 
     def step(self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None) -> State:
         """The state after one more coarsening."""
         source = assignment if self.source is None else self.source.then(assignment)
-        return State(self.images, self.patches, count, size, source)
+        return State(self.images, self.patches, count, self.grid, size, source)
 
 
 @dataclass
 class Trace:
-    """The record of one model's last run. Slot l holds the tokens after l blocks; a run overwrites, nothing is reset.
+    """The record of one model's last run. Slot l holds the tokens after l blocks; a run overwrites the one before it.
+
+    Gradient checkpointing runs blocks a second time, during backward. By then another run may have overwritten the
+    slots, so a block that takes part in backward finds its tokens by the memory that its input lies in.
 
     Copies of the model, and what is pickled, start with an empty record.
 
@@ -49,7 +63,7 @@ class Trace:
         start: The first slot that is ever written; before it nothing is coarsened.
         patches: Patch tokens an image at the input, for the model's own image size.
         plan: Patch tokens after each number of blocks, for that size.
-        grid: ``(H, W)`` of the input patches; noted anew in every run.
+        grid: ``(H, W)`` of the input patches of the run that is going on.
     """
 
     num_prefix: int
@@ -58,13 +72,74 @@ class Trace:
     patches: int
     plan: list[int]
     grid: tuple[int, int]
-    slots: dict[int, State] = field(default_factory=dict, repr=False)
     output: Tensor | None = field(default=None, repr=False)
+    slots: list[State | None] = field(init=False, repr=False)
+    again: dict[int, State] = field(init=False, repr=False)
+    entered: OrderedDict[tuple[int, int], State] = field(init=False, repr=False)
+    thread: int = field(init=False, default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        self.slots = [None] * (self.depth + 1)
+        self.again, self.entered = {}, OrderedDict()
+
+    def begin(self, images: int, count: int) -> State:
+        """The state of a run's tokens as they come to the first attached block."""
+        for layer in range(self.start, self.depth + 1):
+            self.slots[layer] = None
+        return State(images, count, count, self.grid)
+
+    def enter(self, index: int, x: Tensor) -> State | None:
+        """The state of the tokens ``x [B, P+n, C]`` that come to block ``index``; ``None``: a new run begins.
+
+        Raises:
+            RuntimeError: If a block runs outside a run of its model, in two threads at once, or during backward for a
+                run that is no longer known.
+        """
+        if torch.compiler.is_compiling():
+            return None if index == self.start else self.slots[index]
+        if in_backward():  # a checkpoint computes the block again
+            state = self.entered.get((index, x.data_ptr()), self.again.get(index))
+            if state is None or x.size(1) != self.num_prefix + state.count:
+                raise RuntimeError(
+                    "Expected backward to follow its own run (got blocks to compute again for a run that is no longer "
+                    f"known). At most {RUNS} runs can wait for their backward under gradient checkpointing."
+                )
+            return state
+        if index == self.start:
+            self.thread = get_ident()
+            return None
+        state = self.slots[index]
+        if state is None or x.size(1) != self.num_prefix + state.count:
+            raise RuntimeError(
+                f"Expected block {index} to run as part of its model (got a call of its own). Call the model."
+            )
+        if self.thread != get_ident():
+            raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
+        return state
+
+    def remember(self, index: int, x: Tensor, state: State) -> None:
+        """Keeps the state of an input that backward may come back to."""
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad):
+            return
+        key = (index, x.data_ptr())  # unique among living tensors; memory that is reused is overwritten here, too
+        self.entered[key] = state
+        self.entered.move_to_end(key)
+        while len(self.entered) > RUNS * self.depth:
+            self.entered.popitem(last=False)
+
+    def leave(self, index: int, x: Tensor, state: State) -> None:
+        """Writes what block ``index`` made, ``x [B, P+n', C]``, into the slot behind it."""
+        if in_backward():
+            self.again[index + 1] = state
+            return
+        self.slots[index + 1] = state
+        if index + 1 == self.depth:
+            self.output = x.detach()
 
     @property
     def counts(self) -> list[int]:
         """Patch tokens an image before the first block and after each block, in the last run (planned, before one)."""
-        if self.depth not in self.slots:
+        if self.slots[self.depth] is None:
             return list(self.plan)
         return [self.state(layer).count for layer in range(self.depth + 1)]
 
@@ -72,18 +147,21 @@ class Trace:
         """The tokens after ``layer`` blocks (default: all) in the last run.
 
         Raises:
-            RuntimeError: Before the first run.
+            RuntimeError: Before the first run, or if the last one stopped before that layer.
             ValueError: For a layer outside ``[0, depth]``.
         """
-        if self.depth not in self.slots:
-            raise RuntimeError("Expected a run of the model before its trace is read (got none). Call the model first.")
         layer = self.depth if layer is None else layer
         if not 0 <= layer <= self.depth:
             raise ValueError(f"Expected a layer in [0, {self.depth}] (got {layer}).")
-        if layer in self.slots:
-            return self.slots[layer]
-        last = self.slots[self.depth]
-        return State(last.images, last.patches, last.patches)
+        if layer >= self.start and (state := self.slots[layer]) is not None:
+            return state
+        first = self.slots[self.start]
+        if first is None or layer > self.start:
+            raise RuntimeError(
+                f"Expected a run of the model up to layer {layer} before its trace is read (got none). "
+                "Call the model first."
+            )
+        return State(first.images, first.patches, first.patches, first.grid)
 
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """The map from the input patches, ``B*N`` of them, to the tokens after ``layer`` blocks."""
@@ -119,7 +197,7 @@ class Trace:
 
         Cost: one gather of ``[B, N, C]``.
         """
-        state = self.state(layer)
+        state = self._state_of(tokens, layer)
         if tokens.dim() != 3 or tokens.size(0) != state.images:
             raise ValueError(f"Expected tokens of shape [B={state.images}, n, C] (got {list(tokens.shape)}).")
         if tokens.size(1) == state.count + self.num_prefix:
@@ -133,7 +211,7 @@ class Trace:
             return tokens
         rows = tokens.flatten(0, 1)
         lifted = state.source.lift(rows, None if fill is None else fill.flatten(0, 1))
-        return lifted.view(state.images, state.patches, -1)
+        return lifted.view(state.images, state.patches, tokens.size(2))
 
     def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None) -> Tensor:
         """A feature map at full resolution, ``[B, C, H, W]``.
@@ -147,10 +225,17 @@ class Trace:
             tokens = self.output
             assert tokens is not None
         full = self.lift(tokens, layer=layer)
-        height, width = self.grid
+        height, width = self._state_of(tokens, layer).grid
         if height * width != full.size(1):
             raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")
-        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width)
+        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width).contiguous()
+
+    def _state_of(self, tokens: Tensor, layer: int | None) -> State:
+        """As :meth:`state`; in front of the first attached block, which may not have run, nothing is coarsened."""
+        if layer is None or not 0 < layer <= self.start:
+            return self.state(layer)
+        patches = self.grid[0] * self.grid[1]
+        return State(tokens.size(0), patches, patches, self.grid)
 
     def lift_sequence(self, tokens: Tensor) -> Tensor:
         """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``, prefix tokens in front."""
@@ -160,7 +245,7 @@ class Trace:
 
     def locate(self, state: State, device: torch.device) -> Tensor:
         """Centroids of the tokens of a state in patch units, ``[B, n, 2]``."""
-        pos = grid_positions(self.grid, device=device).expand(state.images, -1, -1)
+        pos = grid_positions(state.grid, device=device).expand(state.images, -1, -1)
         if state.source is None:
             return pos
         source = state.source
@@ -169,4 +254,5 @@ class Trace:
         return source.reduce(pos.flatten(0, 1))[0].view(state.images, -1, 2)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "slots": {}, "output": None}
+        empty = {"slots": [None] * (self.depth + 1), "again": {}, "entered": OrderedDict(), "output": None}
+        return {**self.__dict__, **empty}

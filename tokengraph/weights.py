@@ -49,7 +49,7 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
 
     def create(**options: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             try:
                 return timm.create_model(name, num_classes=0, img_size=img_size, **options).eval()
             except TypeError as error:

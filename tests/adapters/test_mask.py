@@ -21,7 +21,7 @@ def state(cluster, count, drops=False):
     images, patches = torch.tensor(cluster).shape
     size = source.reduce(torch.zeros(images * patches, 1))[1].view(images, -1)
     size = torch.cat([torch.ones(images, 1), size], dim=1).flatten()
-    return State(images, patches, count, size, source)
+    return State(images, patches, count, (1, patches), size, source)
 
 
 def test_bias_without_a_mask_is_the_log_size():
@@ -33,7 +33,7 @@ def test_bias_without_a_mask_is_the_log_size():
 
 def test_mask_is_passed_on_as_it_is_while_nothing_is_coarsened():
     mask = torch.rand(1, 1, 1, 4) > 0.5
-    assert attention_bias(mask, State(2, 3, 3), 1, prop_attn=True, dtype=torch.float32) is mask
+    assert attention_bias(mask, State(2, 3, 3, (1, 3)), 1, prop_attn=True, dtype=torch.float32) is mask
 
 
 def test_key_entries_add_up_like_the_members_themselves():
@@ -90,3 +90,11 @@ def test_mask_of_another_shape_is_refused():
         coarse.model.forward_features(IMAGES, attn_mask=torch.zeros(1, 1, 1, 16))
     with tg.attach(tiny_vit(), "tome", 2) as coarse, pytest.raises(ValueError, match="Expected is_causal=False"):
         coarse.model.forward_features(IMAGES, is_causal=True)
+
+
+def test_gradient_of_a_learned_mask_is_finite_where_nothing_may_be_attended():
+    s = state([[0, 0, 1]], 2)
+    mask = torch.tensor([[[[0.5, -torch.inf, -torch.inf, 0.1]]]], requires_grad=True)
+    out = coarse_mask(mask, s, 1, prop_attn=True)
+    out[out > -torch.inf].sum().backward()
+    assert mask.grad.tolist() == [[[[1.0, 0.0, 0.0, 1.0]]]]

@@ -2,9 +2,12 @@
 
 import copy
 import io
+import threading
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch.utils.checkpoint
 from torch import nn
 
 import tokengraph as tg
@@ -220,6 +223,111 @@ def test_gradients_are_equal_with_and_without_checkpointing(model, strategy):
     assert len(gradients[0]) > 10
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_gradients_survive_other_runs_before_backward(reentrant):
+    model = tiny_vit(depth=4, dynamic_img_size=True)
+    a, b = torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+    def features(images, checkpointed):
+        x = model._pos_embed(model.patch_embed(images))
+        for block in model.blocks:
+            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant) if checkpointed else block(x)
+        return model.norm(x)
+
+    def step(checkpointed):
+        model.zero_grad()
+        loss = (features(a, checkpointed) - features(b, checkpointed)).square().sum()
+        with torch.no_grad():
+            features(torch.randn(1, 3, 48, 48), checkpointed)
+        loss.backward()
+        return [p.grad.clone() for p in model.blocks.parameters()]
+
+    with tg.attach(model, "tome", 3) as coarse:
+        for plain, again in zip(step(False), step(True), strict=True):
+            torch.testing.assert_close(plain, again)
+        assert coarse.trace.counts[0] == 36  # backward has not written over the last run
+
+
+def test_two_threads_in_one_model_are_refused():
+    model = tiny_vit()
+    waiting, go = threading.Event(), threading.Event()
+    failed = []
+
+    def pause(*_):
+        if threading.current_thread() is not threading.main_thread():
+            waiting.set()
+            go.wait(10)
+
+    def other():
+        try:
+            with torch.no_grad():
+                model(images(model))
+        except RuntimeError as error:
+            failed.append(str(error))
+
+    with tg.attach(model, "tome", 3):
+        hook = model.blocks[1].norm1.register_forward_hook(pause)
+        thread = threading.Thread(target=other)
+        thread.start()
+        waiting.wait(10)
+        with torch.no_grad():
+            model(images(model))
+        go.set()
+        thread.join()
+        hook.remove()
+    assert failed and "Expected one thread at a time" in failed[0]
+
+
+def test_compiled_model_is_compiled_once_for_each_shape():
+    counter = torch._dynamo.testing.CompileCounter()
+    model = tiny_vit(dynamic_img_size=True)
+    for select, schedule in ((tg.ToMe(), 3), (tg.AiluRus(), {1: 0.5}), (tg.GridPool(), {1: 0.5})):
+        torch.compiler.reset()
+        counter.clear()
+        with tg.attach(model, select, schedule) as coarse, torch.no_grad():
+            compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=False)
+            for _ in range(3):
+                compiled(images(model))
+            assert counter.frame_count == 1
+            wide = torch.randn(2, 3, 32, 64)
+            torch.testing.assert_close(compiled(wide), model(wide))
+            assert coarse.trace.counts[0] == 32
+
+
+@pytest.mark.parametrize("name", ["tome", "ailurus", "grid-pool", "dpc-knn"])
+def test_dynamic_shapes_compile_and_a_dynamic_batch_exports(name):
+    model = tiny_vit(dynamic_img_size=True)
+    torch.compiler.reset()
+    with tg.attach(model, *STRATEGIES[name]), torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        for size in ((32, 32), (32, 48), (48, 64)):
+            x = torch.randn(2, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x))
+        batch = torch.export.Dim("batch", min=2, max=64)
+        program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
+        x = torch.randn(5, 3, 32, 32)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_forward_intermediates_takes_timms_positional_arguments(model):
+    x = images(model)
+    mask = torch.zeros(1, 1, 1, model.num_prefix_tokens + model.patch_embed.num_patches)
+    mask[..., -1] = -1.0
+    arguments = ([1], False, True, True, "NLC", True, False, mask)
+    expected = model.forward_intermediates(x, *arguments)
+    early, _ = model.forward_intermediates(x, [0], stop_early=True)
+    with tg.attach(model, "tome", 0):
+        assert torch.equal(model.forward_intermediates(x, *arguments)[0], expected[0])
+        assert torch.equal(model.forward_intermediates(x, [0], stop_early=True)[0], early)
+
+
+def test_empty_batch_gives_an_empty_result(model, strategy):
+    x = images(model)[:0]
+    expected = model(x)
+    with tg.attach(model, *strategy):
+        assert model(x).shape == expected.shape
 
 
 def test_train_mode_lowers_a_loss(model):

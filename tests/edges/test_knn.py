@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from tokengraph import grid_graph, knn_graph, probe
 from tokengraph.edges import grid_positions, knn_extension, knn_neighbors, knn_torch
-from tokengraph.edges.knn import choose_backend
 
 REACH = {"squared": torch.inf}  # from where on the stub kernel sees nothing
 
@@ -277,15 +276,6 @@ def test_knn_graph_says_why_a_named_backend_is_not_there(name, monkeypatch):
         knn_graph(torch.randn(5, 2), 2, backend=name)
 
 
-def test_knn_graph_by_default_needs_no_extension(monkeypatch):
-    monkeypatch.setattr(probe, "_probe", lambda name: (None, "not installed"))
-    assert choose_backend(torch.randn(5, 2), 2) == "torch"
-    assert knn_graph(torch.tensor([[0.0], [1.0], [5.0]]), 1)[0].tolist() == [[1, 0, 1], [0, 1, 2]]
-
-
-# batches
-
-
 def test_knn_graph_of_a_ragged_batch_equals_each_image_alone(backend):
     counts = [9, 25, 0, 12, 25]
     ptr = torch.tensor([0, *counts]).cumsum(0)
@@ -426,3 +416,8 @@ def test_knn_graph_refuses_other_kinds():
         knn_graph(torch.zeros(5, 2), 2.0)
     with pytest.raises(TypeError, match=r"Expected x to be a Tensor \(got list\)"):
         knn_graph([[0.0, 1.0]], 2)
+
+
+def test_knn_graph_by_default_needs_no_extension(monkeypatch):
+    monkeypatch.setattr(probe, "_probe", lambda name: (None, "not installed"))
+    assert knn_graph(torch.tensor([[0.0], [1.0], [5.0]]), 1)[0].tolist() == [[1, 0, 1], [0, 1, 2]]

@@ -5,6 +5,7 @@ import torch
 
 from tokengraph import AiluRus, ailurus, dpc_knn
 from tokengraph.edges.window import window_graph
+from tokengraph.select.tokens import Tokens
 from tokengraph.testing import make_tokens
 
 INF = float("inf")
@@ -139,3 +140,13 @@ def test_ailurus_as_strategy_refuses_coarse_tokens():
     tokens.full = False
     with pytest.raises(ValueError, match="Expected the full patch grid"):
         AiluRus()(tokens, 4)
+
+
+def test_ailurus_refuses_one_budget_an_image():
+    with pytest.raises(TypeError, match=r"Expected keep as one int for all images \(got \[2, 3\]\)\. Use dpc_knn"):
+        ailurus(torch.randn(2, 12, 4), [2, 3], (3, 4))
+
+
+def test_ailurus_names_patch_dropout_where_the_grid_is_gone():
+    with pytest.raises(ValueError, match="patch dropout in train mode is a possible cause"):
+        AiluRus()(Tokens(torch.randn(1, 12, 4)), 3)

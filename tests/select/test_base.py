@@ -1,5 +1,6 @@
 """The registry and the resolver."""
 
+import numpy as np
 import pytest
 
 import tokengraph as tg
@@ -62,3 +63,10 @@ def test_tokens_to_keep_rounds_shares_up_as_tcformer_does():
 def test_tokens_to_keep_refuses(keep, error):
     with pytest.raises(error, match="Expected .*keep"):
         tokens_to_keep(keep, 10)
+
+
+def test_tokens_to_keep_takes_numpy_numbers_and_gives_ints():
+    got = [tokens_to_keep(k, 100) for k in (np.int64(7), np.float32(0.5), np.float64(0.25))]
+    assert got == [7, 50, 25] and {type(n) for n in got} == {int}
+    with pytest.raises(TypeError, match="Expected keep as an int or a float ratio"):
+        tokens_to_keep(np.bool_(True), 10)

@@ -67,3 +67,11 @@ def test_grid_pool_with_a_mask_equals_each_image_alone():
 def test_grid_pool_refuses_positions_of_another_shape():
     with pytest.raises(ValueError, match=r"Expected pos of shape \[B, N, 2\]"):
         grid_pool(torch.rand(1, 4, 3), 2, (2, 2))
+
+
+def test_grid_pool_refuses_positions_that_are_not_finite():
+    pos = grid_positions((2, 2))[None].clone()
+    pos[0, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"Expected finite positions \(got NaN or infinity in 1 rows\)"):
+        grid_pool(pos, 2, (2, 2))
+    assert grid_pool(pos, 2, (2, 2), mask=torch.tensor([[True, False, False, False]])).num_clusters == 1

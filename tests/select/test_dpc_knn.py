@@ -98,3 +98,32 @@ def test_dpc_knn_choice_does_not_see_translation():
 def test_dpc_knn_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         dpc_knn(torch.randn(1, 8, 2), change.pop("keep", 2), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"importance": torch.zeros(1, 8)}, r"no importance in parity mode \(got importance and noise\)"),
+        ({"include_self": False}, r"include_self=True in parity mode \(got include_self=False\)"),
+    ],
+)
+def test_dpc_knn_refuses_options_that_parity_has_not(change, message):
+    with pytest.raises(ValueError, match=message):
+        dpc_knn(torch.randn(1, 8, 2), 2, noise=torch.zeros(1, 8), **change)
+
+
+def test_dpc_knn_takes_a_numeric_mask_in_parity_mode():
+    x, noise, mask = torch.randn(2, 9, 4), torch.zeros(2, 9), torch.rand(2, 9) > 0.3
+    expected = dpc_knn(x, 3, mask=mask, noise=noise).cluster
+    assert torch.equal(dpc_knn(x, 3, mask=mask.float(), noise=noise).cluster, expected)
+    assert torch.equal(dpc_knn(x, 3, mask=mask.long(), noise=noise).cluster, expected)
+
+
+def test_dpc_knn_refuses_importance_that_does_not_fit():
+    x, nan = torch.randn(2, 8, 2), torch.full((2, 8), math.nan)
+    with pytest.raises(ValueError, match=r"Expected importance of shape \[B, N\] = \[2, 8\] \(got \[8\]\)"):
+        dpc_knn(x, 2, importance=torch.zeros(8))
+    with pytest.raises(ValueError, match=r"Expected finite importance \(got NaN or infinity in 16 rows\)"):
+        dpc_knn(x, 2, importance=nan)
+    mask = torch.arange(8).expand(2, -1) < 5
+    assert dpc_knn(x, 2, importance=nan.masked_fill(mask, 0.0), mask=mask).num_clusters == 4

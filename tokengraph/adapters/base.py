@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -77,7 +77,3 @@ class Adapter(ABC):
     @abstractmethod
     def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
         """The tokens ``[B, P+N, C]`` that leave block ``layer`` (0-based, negative from the end), and the grid."""
-
-    def example(self, block: nn.Module) -> dict[str, Any]:
-        """Keyword arguments for the attach-time check beside ``x [1, 8, C]``."""
-        return {}

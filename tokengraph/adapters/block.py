@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +18,7 @@ from tokengraph.prefix import with_prefix
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
-from tokengraph.trace import State, Trace
+from tokengraph.trace import State, Trace, in_backward
 
 SITE = "_tokengraph"  # attribute that an attached module carries
 STASH = "_tokengraph_projected"
@@ -86,22 +88,22 @@ class CoarseBlock(Coarse):
         else:  # before the next block is after this one
             x = adapter.feed(self, x)  # type: ignore[arg-type]
             x, state = _coarsen(site, state, x, keep, stats)
-        trace.slots[site.index + 1] = state
-        if site.index + 1 == trace.depth:
-            trace.output = x.detach()
+        trace.leave(site.index, x, state)
         return x
 
     @staticmethod
     def _enter(site: Site, x: Tensor) -> tuple[Tensor, State]:
-        """The tokens as the block before left them; the first block starts anew, and may coarsen before itself."""
+        """The tokens as they come to the block, and their state; block 0 may coarsen before itself."""
         trace = site.trace
-        if site.index > trace.start:
-            return x, trace.slots[site.index]
-        count = x.size(1) - trace.num_prefix
-        state = State(x.size(0), count, count)
-        if site.index == 0:
-            x, state = _coarsen(site, state, x, site.budget(count, 0), None)
-        trace.slots[site.index] = state
+        state = trace.enter(site.index, x)
+        if state is None:
+            state = trace.begin(x.size(0), x.size(1) - trace.num_prefix)
+            trace.slots[site.index] = state
+        trace.remember(site.index, x, state)
+        if site.index == 0 and state.source is None:
+            x, state = _coarsen(site, state, x, site.budget(state.patches, 0), None)
+            if state.source is not None and not in_backward():
+                trace.slots[0] = state
         return x, state
 
 
@@ -112,11 +114,14 @@ def _coarsen(site: Site, state: State, x: Tensor, keep: int, stats: Any) -> tupl
     trace, select = site.trace, site.recipe.select
     prefix = trace.num_prefix
     size = None if state.size is None else state.size.view(state.images, -1)[:, prefix:]
-    known = trace.grid[0] * trace.grid[1] == state.patches
+    known = state.grid[0] * state.grid[1] == state.patches
+    if state.images == 0:
+        none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
+        return x[:, : prefix + keep], state.step(none, keep, None)
     tokens = Tokens(
         x[:, prefix:],
         size,
-        trace.grid if known else None,
+        state.grid if known else None,
         known and state.source is None,
         None,
         site.index,
@@ -165,17 +170,28 @@ def check_halves(adapter: Adapter, block: nn.Module) -> None:
     It turns a change upstream, or a block with parts that the adapter does not know, into an error. The block is not
     changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]``.
     """
+    mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
+    if extra := [name for name in mine if name not in known]:
+        raise TypeError(
+            f"Expected {type(block).__name__}.forward to take {', '.join(list(known)[1:])} (got {', '.join(extra)} "
+            f"too). The adapter '{adapter.family}' would not know what to do with it: nothing changed."
+        )
     parameter = next(block.parameters())
     if parameter.is_meta:
         return
     channels = adapter.projection(block).in_features
     devices = [parameter.device] if parameter.is_cuda else []
+    generators = [torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)]
+
+    def run(function: Callable[[], Tensor]) -> Tensor:  # dropout the same each time; other devices are left alone
+        for generator in generators:
+            generator.manual_seed(0)
+        return function()
+
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         x = torch.linspace(-2, 2, 8 * int(channels), device=parameter.device).sin().view(1, 8, -1).to(parameter.dtype)  # type: ignore[arg-type]
-        torch.manual_seed(0)
-        wanted = type(block).forward(block, x)
-        torch.manual_seed(0)
-        got = adapter.feed(block, adapter.attend(block, x, None))
+        wanted = run(lambda: type(block).forward(block, x))
+        got = run(lambda: adapter.feed(block, adapter.attend(block, x, None)))
     if not torch.equal(wanted, got):
         worst = (wanted - got).abs().max().item()
         raise ValueError(

@@ -88,4 +88,6 @@ def _log_sum(x: Tensor, cluster: Tensor, count: int) -> Tensor:
     flat = x.reshape(-1, *x.shape[2:])
     top = segment_max(flat.clamp_min(torch.finfo(torch.float32).min), index, images * rows)
     total = segment_sum((flat - top.index_select(0, index)).exp(), index, images * rows)
-    return (total.log() + top).view(images, rows, *x.shape[2:])[:, :count]
+    # The inner where keeps the gradient of a masked-out cluster at 0, not NaN.
+    log = torch.where(total > 0, torch.where(total > 0, total, 1.0).log(), -torch.inf)
+    return (log + top).view(images, rows, *x.shape[2:])[:, :count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -33,44 +34,52 @@ class TimmModel(Coarse):
         return site.trace.lift_sequence(x) if site.recipe.lift else x
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """Pools as if every input patch had its cluster's features; pruned patches have no say."""
+        """Pools as if every input patch had its cluster's features; pruned patches have no say.
+
+        ``x`` are features of the last run.
+        """
         trace = getattr(self, SITE).trace
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
-        reads_patches = self.attn_pool is not None or pooled not in ("token", "")  # type: ignore[attr-defined]
-        state = trace.state()
-        if reads_patches and isinstance(state.source, Assignment) and not state.source.drops:
-            if x.size(1) == trace.num_prefix + state.count:
+        if self.attn_pool is not None or pooled not in ("token", ""):  # type: ignore[attr-defined]
+            state = trace.state()
+            hard = isinstance(state.source, Assignment) and not state.source.drops
+            if hard and x.size(1) == trace.num_prefix + state.count:
                 x = trace.lift_sequence(x)
         return super().pool(x, pool_type)  # type: ignore[misc]
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: the schedule was made for the blocks there are."""
+        raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
         site: Site = getattr(self, SITE)
-        names = ("indices", "return_prefix_tokens", "norm", "stop_early", "output_fmt", "intermediates_only")
-        kwargs |= dict(zip(names, args, strict=False))
-        as_map = kwargs.get("output_fmt", "NCHW") == "NCHW"
-        if kwargs.get("output_fmt", "NCHW") not in ("NCHW", "NLC"):
-            raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {kwargs['output_fmt']!r}).")
-        # A run that stops early leaves later slots to older runs, of another batch maybe: always run to the end.
-        kwargs |= {"output_fmt": "NLC", "stop_early": False}
-        out = super().forward_intermediates(x, **kwargs)  # type: ignore[misc]
-        layers = _taken(kwargs.get("indices"), len(self.blocks))  # type: ignore[attr-defined]
+        plain = super().forward_intermediates  # type: ignore[misc]
+        asked = inspect.signature(plain).bind(x, *args, **kwargs)
+        asked.apply_defaults()
+        form = asked.arguments["output_fmt"]
+        if form not in ("NCHW", "NLC"):
+            raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {form!r}).")
+        asked.arguments["output_fmt"] = "NLC"
+        out = plain(*asked.args, **asked.kwargs)
+        layers = _taken(asked.arguments["indices"], len(self.blocks))  # type: ignore[attr-defined]
+        ran_to_the_end = not asked.arguments["stop_early"] or layers[-1] == site.trace.depth
 
         def lifted(tokens: Any, layer: int) -> Any:
             if isinstance(tokens, tuple):
                 return lifted(tokens[0], layer), *tokens[1:]
             trace = site.trace
-            return trace.as_map(tokens, layer=layer).contiguous() if as_map else trace.lift(tokens, layer=layer)
+            return trace.as_map(tokens, layer=layer) if form == "NCHW" else trace.lift(tokens, layer=layer)
 
         def whole(tokens: Tensor) -> Tensor:
-            return site.trace.lift_sequence(tokens) if site.recipe.lift else tokens
+            return site.trace.lift_sequence(tokens) if site.recipe.lift and ran_to_the_end else tokens
 
         if isinstance(out, dict):
             out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]
             if "image_features" in out:
                 out["image_features"] = whole(out["image_features"])
             return out
-        if kwargs.get("intermediates_only"):
+        if asked.arguments["intermediates_only"]:
             return [lifted(t, i) for t, i in zip(out, layers, strict=True)]
         return whole(out[0]), [lifted(t, i) for t, i in zip(out[1], layers, strict=True)]
 

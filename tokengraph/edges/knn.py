@@ -11,6 +11,9 @@ from tokengraph.errors import check_finite, check_positive, check_ptr, check_tok
 from tokengraph.probe import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
+# On CPU the product form beat torch-cluster's k-d tree at every token shape measured (benchmarks/merge_cost.py). On CUDA
+# no crossover has been measured yet.
+AUTO = "torch"
 
 
 def knn_graph(
@@ -86,7 +89,7 @@ def knn_neighbors(
         sign = "<=" if loop else "<"
         raise ValueError(f"Expected 1 <= k {sign} N={most} neighbours (got k={k}).")
     check_finite(flat)
-    name = choose_backend(flat, k, cosine=cosine) if backend == "auto" else backend
+    name = AUTO if backend == "auto" else backend
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):  # it would take the products in half precision
         if cosine:
@@ -104,15 +107,6 @@ def knn_neighbors(
     return neighbors, similarity.masked_fill_(distance == torch.inf, -torch.inf)
 
 
-def choose_backend(x: Tensor, k: int, *, cosine: bool = False) -> str:
-    """The engine that ``backend="auto"`` takes for flat tokens ``x [M, C]``.
-
-    On CPU the product form beats the k-d tree of torch-cluster at every token shape measured (see
-    ``benchmarks/merge_cost.py``). On CUDA no crossover has been measured yet, so the product form is taken there too.
-    """
-    return "torch"
-
-
 def _directions(x: Tensor) -> Tensor:
     """Unit vectors ``[M, C + 1]``. Zero vectors point along the last axis, at right angles to all others."""
     # Scaled first, so that squares neither overflow nor vanish.
@@ -120,4 +114,4 @@ def _directions(x: Tensor) -> Tensor:
     return torch.cat([unit, (x == 0).all(dim=1, keepdim=True).to(x.dtype)], dim=1)
 
 
-__all__ = ["BACKENDS", "backends", "choose_backend", "knn_graph", "knn_neighbors"]
+__all__ = ["BACKENDS", "backends", "knn_graph", "knn_neighbors"]

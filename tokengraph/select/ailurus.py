@@ -13,12 +13,11 @@ from tokengraph.cost import Cost, distance_cost
 from tokengraph.edges.distance import origin, squared_norm
 from tokengraph.edges.window import Tiles, window_graph, window_tiles
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
-from tokengraph.select.ailurus_orphans import adopt_orphans
+from tokengraph.select.ailurus_orphans import EPS, adopt_orphans
 from tokengraph.select.base import Select
-from tokengraph.select.peaks import TINY, assign_to_centers, choose_centers, density_order
+from tokengraph.select.peaks import TINY, assign_to_centers, check_order, choose_centers, density_order
 from tokengraph.select.tokens import Tokens, clamp_budget
 
-EPS = 1e-6  # keeps the spatial order where features are equal
 BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about what a core's cache holds
 
 
@@ -62,6 +61,7 @@ def ailurus(
     Raises:
         ValueError: If ``keep``, ``k`` or ``lam`` is below 1, ``alpha`` outside [0, 1], the grid does not match N, or
             tokens are not finite.
+        TypeError: If ``keep`` is not one int.
 
     Cost: ``O(B N lam C)`` at most, by matrix products of tiles; memory linear in N. One host synchronisation on CUDA,
     to see whether any token is without an anchor.
@@ -72,6 +72,11 @@ def ailurus(
     check_tokens(x)
     _check(k, lam, alpha, order)
     grid = check_grid(grid, x.size(1))
+    if isinstance(keep, list | tuple):
+        raise TypeError(
+            f"Expected keep as one int for all images (got {keep!r}). Use dpc_knn for one budget an image, or call "
+            "ailurus image by image."
+        )
     check_finite(x)
     return _ailurus(x, keep, grid, k, lam, alpha, include_self, order)
 
@@ -105,7 +110,7 @@ class AiluRus(Select):
         if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
             raise ValueError(
                 "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
-                "a grid). Use DPCKNN there."
+                "a grid; patch dropout in train mode is a possible cause). Use DPCKNN there."
             )
         return _ailurus(tokens.x, budget, tokens.grid, self.k, self.lam, self.alpha, self.include_self, self.order)
 
@@ -122,8 +127,7 @@ def _check(k: int, lam: int, alpha: float, order: str) -> None:
     check_positive(k=k, lam=lam)
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected alpha in [0, 1] (got alpha={alpha}).")
-    if order not in ("index", "score"):
-        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+    check_order(order)
 
 
 def _ailurus(
@@ -131,9 +135,9 @@ def _ailurus(
 ) -> Assignment:
     images, tokens, _ = x.shape
     keep = clamp_budget(keep, x, None)  # type: ignore[assignment]
-    if keep == tokens:
+    if keep == tokens or images == 0:
         everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
-        return Assignment.from_dense(everyone, tokens, centers=everyone)
+        return Assignment.from_dense(everyone, keep, centers=everyone[:, :keep])
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach()
         window = window_graph(grid, lam, device=x.device)
@@ -199,4 +203,4 @@ def _peak_scores(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> t
 
 def _look_up(values: Tensor, window: Tensor) -> Tensor:
     """``values[b, window[i, r]]``, ``[B, N, L]``; several times faster than advanced indexing."""
-    return values.index_select(1, window.flatten()).view(values.size(0), *window.shape)
+    return values.index_select(1, window.flatten()).view(values.size(0), window.size(0), window.size(1))

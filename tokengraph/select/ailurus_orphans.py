@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+EPS = 1e-6  # keeps the spatial order where features are equal
+
 
 @torch.library.custom_op("tokengraph::adopt_orphans", mutates_args=())
 def adopt_orphans(
@@ -48,7 +50,7 @@ def adopt_orphans(
             torch.linalg.vector_norm(x[i[:, None], theirs].float() - x[i, t][:, None].float(), dim=2)
             * x.size(2) ** -0.5
         )
-        sigma = (alpha + (1 - alpha) * rank / lam) * (distance + 1e-6)
+        sigma = (alpha + (1 - alpha) * rank / lam) * (distance + EPS)
         # The smallest sigma, ties to the smaller rank: look at anchors in the order of their rank.
         by_rank = rank.argsort(dim=1)
         first = sigma.gather(1, by_rank).argmin(dim=1, keepdim=True)

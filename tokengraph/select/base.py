@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from abc import ABC, abstractmethod
+from numbers import Integral, Real
 from typing import ClassVar
 
 from tokengraph.assignment import Assignment
@@ -123,12 +124,12 @@ def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
         ValueError: If an int is below 1 or a ratio outside (0, 1].
         TypeError: If it is neither.
     """
-    if isinstance(keep, bool) or not isinstance(keep, int | float):
+    if isinstance(keep, bool) or not isinstance(keep, Real):
         raise TypeError(f"Expected keep as an int or a float ratio (got {keep!r}).")
-    if isinstance(keep, float):
+    if not isinstance(keep, Integral):
         if not 0 < keep <= 1:
             raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
-        keep = max(1, math.ceil(keep * num_tokens))
+        keep = max(1, math.ceil(float(keep) * num_tokens))
     if keep < 1:
         raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
-    return min(keep, num_tokens)
+    return min(int(keep), num_tokens)

@@ -13,13 +13,12 @@ from torch import Tensor
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.edges.distance import recentre, squared_distance, squared_norm
-from tokengraph.errors import check_finite, check_positive, check_tokens
+from tokengraph.edges.knn_torch import BUDGET
+from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
 from tokengraph.select.base import Select
 from tokengraph.select.dpc_knn_parity import dpc_knn_parity
-from tokengraph.select.peaks import TINY, assign_to_centers, choose_centers, density_order
+from tokengraph.select.peaks import TINY, assign_to_centers, check_order, choose_centers, density_order
 from tokengraph.select.tokens import Tokens, clamp_budget
-
-BUDGET = 256 * 2**20  # bytes of the largest block of distances
 
 
 def dpc_knn(
@@ -46,8 +45,8 @@ def dpc_knn(
         k: Tokens that make the density; clamped to the tokens there are.
         mask: ``[B, N]`` bool, True where there is a token. Others enter nothing and have no cluster.
         noise: ``[B, N]`` uniform numbers in [0, 1): asks for the published code's exact form ("parity"), which adds
-            ``noise * 1e-6`` to exp densities, numbers clusters by score and lets masked batch mates meet. Zeros give
-            its noise-free form.
+            ``noise * 1e-6`` to exp densities, numbers clusters by score whatever ``order`` says, and lets masked
+            batch mates meet. Zeros give its noise-free form. The mask may then be numeric: > 0 where there is a token.
         include_self: Count the token itself among its k nearest, as published.
         importance: ``[B, N]``; the ``keep`` highest become centres instead of the density peaks.
         order: ``"index"``: clusters follow their centres' order in the sequence; ``"score"``: best centre first.
@@ -56,7 +55,9 @@ def dpc_knn(
         The map over ``B*N`` tokens (over the True ones of ``mask``), with ``centers``. Every cluster has its centre.
 
     Raises:
-        ValueError: If ``keep`` or ``k`` is below 1, or tokens are not finite.
+        ValueError: If ``keep`` or ``k`` is below 1, tokens or importance are not finite or do not fit the mask, or
+            ``importance`` or ``include_self=False`` meet ``noise``.
+        TypeError: If ``keep`` is not whole or ``mask`` is not bool.
 
     Cost: ``O(B N^2 C)`` time, ``B N^2`` floats in chunks of at most 256 MB; no host synchronisation without a mask.
 
@@ -70,10 +71,15 @@ def dpc_knn(
     """
     check_tokens(x)
     check_positive(k=k)
+    check_order(order)
+    if noise is not None and isinstance(mask, Tensor):
+        mask = mask > 0
+    check_mask(mask, x)
     check_finite(x if mask is None else x[mask])
-    if order not in ("index", "score"):
-        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+    _check_importance(importance, x, mask)
     if noise is not None:
+        _check_parity(include_self, importance)
+    if noise is not None and x.size(0) and x.size(1):
         return dpc_knn_parity(x, clamp_budget(keep, x, None), k=k, mask=mask, noise=noise).assignment
     return _dpc_knn(x, keep, k, mask, include_self, importance, order)
 
@@ -96,8 +102,7 @@ class DPCKNN(Select):
 
     def __post_init__(self) -> None:
         check_positive(k=self.k)
-        if self.order not in ("index", "score"):
-            raise ValueError(f"Expected order to be 'index' or 'score' (got {self.order!r}).")
+        check_order(self.order)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
@@ -107,6 +112,22 @@ class DPCKNN(Select):
         """Distances of all pairs, a top-k, a masked minimum, distances to the centres (read again, not multiplied)."""
         pairs = num_tokens * num_tokens
         return distance_cost(num_tokens, num_tokens, channels) + Cost(3 * pairs + keep * num_tokens, 12 * pairs)
+
+
+def _check_parity(include_self: bool, importance: Tensor | None) -> None:
+    if importance is not None:
+        raise ValueError("Expected no importance in parity mode (got importance and noise). Leave noise out.")
+    if not include_self:
+        raise ValueError("Expected include_self=True in parity mode (got include_self=False). Leave noise out.")
+
+
+def _check_importance(importance: Tensor | None, x: Tensor, mask: Tensor | None) -> None:
+    if importance is None:
+        return
+    if not isinstance(importance, Tensor) or importance.shape != x.shape[:2]:
+        got = list(importance.shape) if isinstance(importance, Tensor) else type(importance).__name__
+        raise ValueError(f"Expected importance of shape [B, N] = {list(x.shape[:2])} (got {got}).")
+    check_finite((importance if mask is None else importance[mask])[..., None], "importance")
 
 
 def _dpc_knn(
@@ -121,9 +142,9 @@ def _dpc_knn(
     budget = clamp_budget(keep, x, mask)
     images, tokens, channels = x.shape
     most = max(budget, default=0) if isinstance(budget, list) else budget
-    if budget == tokens:
+    if budget == tokens or images == 0 or tokens == 0:
         everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
-        return Assignment.from_dense(everyone, tokens, centers=everyone)
+        return Assignment.from_dense(everyone, budget, mask=mask, centers=everyone[:, :most])
     if include_self and k == 1 and not torch.compiler.is_compiling():
         warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
                       stacklevel=3)  # fmt: skip
@@ -147,6 +168,8 @@ class _Distances:
         self.x, self.mask, self.norm = x, mask, squared_norm(x)
         images, self.tokens = x.shape[:2]
         self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
+        if torch.compiler.is_compiling():  # a step that depends on the batch would fix the batch
+            self.step = max(1, self.tokens)
         self._whole: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

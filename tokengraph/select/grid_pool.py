@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
+from tokengraph.errors import check_finite, check_mask
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 from tokengraph.tables import table
@@ -27,6 +28,9 @@ def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, int], *, mask
         grid: ``(H, W)`` of the patches, for the shape of the cells.
         mask: ``[B, N]`` bool, True where there is a token; real tokens first.
 
+    Raises:
+        ValueError: If ``keep`` is below 1, positions are not finite or ``mask`` has holes.
+
     Cost: four sorts of ``[B, N]``; no host synchronisation without a mask.
 
     Example:
@@ -37,15 +41,9 @@ def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, int], *, mask
     """
     if pos.dim() != 3 or pos.size(2) != 2:
         raise ValueError(f"Expected pos of shape [B, N, 2] (got {list(pos.shape)}).")
-    budget = clamp_budget(keep, pos, mask)
-    if isinstance(budget, int):
-        return Assignment.from_dense(_cells(pos, budget, grid), budget)
-    counts = valid_counts(pos, mask)
-    cluster = torch.zeros(pos.shape[:2], dtype=torch.long, device=pos.device)
-    for b, (count, cells) in enumerate(zip(counts, budget, strict=True)):
-        if count:
-            cluster[b, :count] = _cells(pos[b : b + 1, :count], cells, grid)[0]
-    return Assignment.from_dense(cluster, budget, mask=mask)
+    check_mask(mask, pos, leading=True)
+    check_finite(pos if mask is None else pos[mask], "positions")
+    return _grid_pool(pos, keep, grid, mask)
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,30 @@ class GridPool(Select):
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         pos = tokens.pos
         assert tokens.grid is not None  # positions come from it
-        return grid_pool(pos, budget, tokens.grid, mask=tokens.mask)
+        return _grid_pool(pos, budget, tokens.grid, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Two sorts of the positions."""
         return Cost(40 * num_tokens, 32 * num_tokens)
 
 
+def _grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, int], mask: Tensor | None) -> Assignment:
+    budget = clamp_budget(keep, pos, mask)
+    if not isinstance(budget, list):
+        return Assignment.from_dense(_cells(pos, budget, grid), budget)
+    counts = valid_counts(pos, mask)
+    cluster = torch.zeros(pos.shape[:2], dtype=torch.long, device=pos.device)
+    for b, (count, cells) in enumerate(zip(counts, budget, strict=True)):
+        if count:
+            cluster[b, :count] = _cells(pos[b : b + 1, :count], cells, grid)[0]
+    return Assignment.from_dense(cluster, budget, mask=mask)
+
+
 def _cells(pos: Tensor, keep: int, grid: tuple[int, int]) -> Tensor:
     """Cell of each token, ``[B, N]`` in ``[0, keep)``, each cell with at least one token."""
     tokens = pos.size(1)
+    if tokens == 0:
+        return torch.zeros(pos.shape[:2], dtype=torch.long, device=pos.device)
     band, number = (t.to(pos.device) for t in _plan(tokens, keep, int(grid[0]), int(grid[1])))
     y, x = pos.unbind(dim=2)
     order = _refine(x.argsort(dim=1, stable=True), y)

@@ -10,6 +10,12 @@ from tokengraph.assignment import Assignment
 TINY = torch.finfo(torch.float32).tiny
 
 
+def check_order(order: str) -> None:
+    """Raises unless ``order`` is a known way to number clusters."""
+    if order not in ("index", "score"):
+        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+
+
 def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
     """Ranks tokens by falling density, ties to the lower index, a total order.
 

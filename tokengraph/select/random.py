@@ -12,7 +12,7 @@ from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
-from tokengraph.select.topk import topk
+from tokengraph.select.topk import _topk
 
 
 def random_score(num_tokens: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -39,7 +39,7 @@ def random_prune(
 ) -> Assignment:
     """Keeps ``keep`` random tokens an image, in order; the same places in every image. Arguments as :func:`topk`."""
     score = random_score(num_tokens, seed, device=device).expand(num_images, -1)
-    return topk(score, keep, mask=mask)
+    return _topk(score, keep, mask)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -62,10 +63,6 @@ class Tokens:
             raise ValueError(f"Expected tokens with class attention (got tokens {where}). Use score='norm'.")
         return self.attention.class_row().mean(dim=1)
 
-    def with_x(self, x: Tensor) -> Tokens:
-        """The same tokens with other features."""
-        return Tokens(x, *(getattr(self, f) for f in list(self.__dataclass_fields__)[1:]))
-
 
 def valid_counts(tokens: Tensor, mask: Tensor | None) -> list[int]:
     """Tokens of each image of ``[B, N, ...]``; with a mask one host synchronisation."""
@@ -79,9 +76,10 @@ def clamp_budget(keep: int | list[int], tokens: Tensor, mask: Tensor | None) -> 
 
     Raises:
         ValueError: If a budget is below 1.
+        TypeError: If it is neither an int nor a list of ints.
     """
-    smallest = min(keep, default=1) if isinstance(keep, list) else keep
-    if smallest < 1 and not isinstance(keep, list):
+    keep = _whole(keep)
+    if not isinstance(keep, list) and keep < 1:
         raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
     if mask is None and not isinstance(keep, list):
         return min(keep, tokens.size(1))
@@ -93,6 +91,17 @@ def clamp_budget(keep: int | list[int], tokens: Tensor, mask: Tensor | None) -> 
         raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
     clamped = [min(w, n) for w, n in zip(wanted, counts, strict=True)]
     return clamped[0] if mask is None and len(set(clamped)) == 1 else clamped
+
+
+def _whole(keep: int | list[int]) -> int | list[int]:
+    """The budget in Python's ints; a symbolic one stays symbolic."""
+    for k in keep if isinstance(keep, list) else [keep]:
+        if isinstance(k, bool) or not isinstance(k, int | torch.SymInt | Integral):
+            what = "a list of ints" if isinstance(keep, list) else "an int"
+            raise TypeError(f"Expected keep as {what} (got {keep!r}). For a share use tg.coarsen or tokens_to_keep.")
+    if isinstance(keep, list):
+        return [int(k) for k in keep]
+    return keep if isinstance(keep, int | torch.SymInt) else int(keep)
 
 
 def below(rank: Tensor, keep: int | list[int]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost, distance_cost
-from tokengraph.errors import check_finite, check_tokens
+from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
@@ -35,7 +35,7 @@ def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Te
         without any prefix token they follow falling similarity, lowest last (as published).
 
     Raises:
-        ValueError: If ``keep`` is below 1 or tokens are not finite.
+        ValueError: If ``keep`` is below 1, tokens are not finite or ``mask`` has holes.
 
     Cost: ``O(B N^2 D / 4)`` time, ``B N^2 / 4`` floats; no host synchronisation without a mask.
 
@@ -47,6 +47,7 @@ def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Te
     similarity 0 (published: NaN), ties go to the lower index.
     """
     check_tokens(metric)
+    check_mask(mask, metric, leading=True)
     check_finite(metric if mask is None else metric[mask])
     return _tome(metric, keep, num_prefix, mask)
 
@@ -77,7 +78,7 @@ def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor |
     first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
     merged, kept = _merges(metric, keep, first, mask)
     identity = torch.arange(tokens, device=metric.device).expand(images, -1)
-    if merged == 0 or tokens < 2:
+    if merged == 0 or tokens < 2 or images == 0:
         return Assignment.from_dense(identity, kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
         place, partner = _match(metric, first, mask, merged if isinstance(merged, int) else max(merged))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
-from tokengraph.errors import check_finite
+from tokengraph.errors import check_finite, check_mask
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
 from tokengraph.soft import SoftAssignment
@@ -36,6 +36,7 @@ def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) ->
     Source: the pruning of Liang et al., *EViT*, ICLR 2022. Differs: kept tokens stay in order (published: by score).
     """
     _check_score(score)
+    check_mask(mask, score)
     check_finite(score if mask is None else score[mask])
     return _topk(score, keep, mask)
 
@@ -56,6 +57,7 @@ def fuse_rest(score: Tensor, keep: int | list[int], *, mask: Tensor | None = Non
     Source: Liang et al., *EViT*, ICLR 2022, section 3.2, and its code.
     """
     _check_score(score)
+    check_mask(mask, score)
     check_finite(score if mask is None else score[mask])
     return _fuse_rest(score, keep, mask)
 
@@ -121,11 +123,10 @@ def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Assignme
 
 def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None) -> SoftAssignment:
     budget = clamp_budget(keep, score, mask)
-    counts = valid_counts(score, mask)
     if isinstance(budget, list):
-        whole = torch.tensor([k >= n for k, n in zip(budget, counts, strict=True)], device=score.device)[:, None]
+        counts = valid_counts(score, mask)
         single: int | list[int] = [k if k >= n else k - 1 for k, n in zip(budget, counts, strict=True)]
-        last = torch.tensor(budget, device=score.device)[:, None] - 1
+        last = torch.tensor(budget, dtype=torch.long, device=score.device)[:, None] - 1
     else:
         whole = budget >= score.size(1)
         single, last = (budget if whole else budget - 1), budget - 1

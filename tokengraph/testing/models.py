@@ -26,7 +26,7 @@ def tiny_vit(*, seed: int = 0, **options: Any) -> nn.Module:
         "num_classes": 5,
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = timm.models.vision_transformer.VisionTransformer(**{**sizes, **options})
         for parameter in model.parameters():  # spread zero-initialised tokens and scales, so that all parts matter
             if parameter.dim() <= 1 or not parameter.any():

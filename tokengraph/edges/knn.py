@@ -11,8 +11,8 @@ from tokengraph.errors import check_finite, check_positive, check_ptr, check_tok
 from tokengraph.probe import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
-# On CPU the product form beat torch-cluster's k-d tree at every token shape measured (benchmarks/merge_cost.py). On CUDA
-# no crossover has been measured yet.
+# On CPU the product form beat torch-cluster's k-d tree at every token shape measured (benchmarks/merge_cost.py). No GPU
+# crossover has been measured yet.
 AUTO = "torch"
 
 

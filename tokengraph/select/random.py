@@ -12,7 +12,7 @@ from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
-from tokengraph.select.topk import _topk
+from tokengraph.select.topk import _topk, topk
 
 
 def random_score(num_tokens: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -39,7 +39,7 @@ def random_prune(
 ) -> Assignment:
     """Keeps ``keep`` random tokens an image, in order; the same places in every image. Arguments as :func:`topk`."""
     score = random_score(num_tokens, seed, device=device).expand(num_images, -1)
-    return _topk(score, keep, mask)
+    return topk(score, keep, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Random(Select):
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         images, count = tokens.x.shape[:2]
         seed = self.seed + 1000003 * (tokens.layer + 1)
-        return random_prune(images, count, budget, seed=seed, mask=tokens.mask, device=tokens.x.device)
+        score = random_score(count, seed, device=tokens.x.device).expand(images, -1)
+        return _topk(score, budget, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """A dozen integer operations a token."""

@@ -1,0 +1,221 @@
+"""Whole models: plain with fused attention, with a strategy attached, and the ideal of the same counts for free.
+
+Run: ``python benchmarks/end_to_end.py [--quick] [--models deit_small_patch16_224] [--batch 8] [--compile]``
+
+All run in turn in one process, with the same random weights; ratios are taken round by round. The ideal cuts the
+sequence to the same counts at the same place in the block, and selects nothing. GFLOPs are counted for the blocks of
+one image: what attention, MLP, choosing and reducing should cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Call, Effort, Timing, environment, interleave, label, warn_if_busy
+from report import markdown, progress, ratio_fields, save_plot, show, timing_fields, with_quartiles, write_json
+from torch import Tensor, nn
+
+import tokengraph as tg
+from tokengraph.compat import timm
+from tokengraph.cost import vit_cost
+from tokengraph.schedule import Schedule
+from tokengraph.testing.ideal import ideal
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = (
+    "model",
+    "name",
+    "kind",
+    "tokens out",
+    "GFLOPs",
+    "median ms",
+    "IQR ms",
+    "over plain",
+    "over ideal",
+    "speed-up",
+)
+TARGET_COLUMNS = ("target", "goal", "ratio [quartiles]", "reached")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A strategy and where it acts."""
+
+    name: str
+    select: tg.Select
+    schedule: Schedule
+
+
+SETTINGS = (
+    Setting("ToMe r=13", tg.ToMe(), 13),
+    Setting("AiluRus 50 % after 2", tg.AiluRus(), {2: 0.5}),
+    Setting("DPC-KNN 50 % after 2", tg.DPCKNN(), {2: 0.5}),
+    Setting("TopK 70 % at 3, 6, 9", tg.TopK(), {4: 0.7, 7: 0.49, 10: 0.343}),
+    Setting("EViT 70 % at 3, 6, 9", tg.TopK(fuse=True), {4: 0.7, 7: 0.49, 10: 0.343}),
+    Setting("Random 50 % after 2", tg.Random(), {2: 0.5}),
+    Setting("GridPool 50 % after 2", tg.GridPool(), {2: 0.5}),
+)
+QUICK = SETTINGS[:2]
+# (name, ratio, goal, whether to stay below it), for deit_small at B=8, 224 px
+TARGETS = (
+    ("ToMe r=13", "ratio_to_ideal", 1.06, True),
+    ("ToMe r=13", "speedup", 1.65, False),
+    ("AiluRus 50 % after 2", "ratio_to_ideal", 1.08, True),
+)
+
+
+def main() -> None:
+    """Runs the benchmark and writes ``end_to_end.json``, ``.md`` and ``.png``."""
+    args = _arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    record = environment(device) | {"batch": args.batch, "compile": args.compile, "dtype": args.dtype}
+    warn_if_busy()
+    rows: list[dict[str, Any]] = []
+    for name in args.models:
+        rows += measure(name, device, args)
+    targets = _targets(rows) if args.batch == 8 and args.image_size in (None, 224) else []
+    where = Path(args.out) if args.out else RESULTS / label(device) / "end_to_end.json"
+    write_json(where, {"environment": record, "rows": rows, "targets": targets})
+    cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
+    where.with_suffix(".md").write_text(_page(record, cells, target_cells), encoding="utf-8")
+    save_plot(where.with_suffix(".png"), "plot_end_to_end", [r | {"name": _title(r, args.models)} for r in rows])
+    show("End to end", COLUMNS, cells)
+    if targets:
+        show("Targets", TARGET_COLUMNS, target_cells)
+    print(f"Written: {where}, and .md and .png beside it")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two strategies, few rounds: under a minute")
+    parser.add_argument("--models", nargs="+", default=["deit_small_patch16_224"], help="timm names of the ViT family")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-size", type=int, help="default: the model's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
+    parser.add_argument("--rounds", type=int, help="rounds at most, default 21, quick 9")
+    parser.add_argument("--seconds", type=float, help="about how long a model may take, default 600, quick 40")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
+    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/end_to_end.json")
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def measure(name: str, device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows for one model: plain, then attached and ideal for each setting."""
+    options = {} if args.image_size is None else {"img_size": args.image_size}
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, **options).eval().to(device, getattr(torch, args.dtype))
+    height, width = model.patch_embed.img_size
+    images = torch.randn(args.batch, 3, height, width, device=device, dtype=getattr(torch, args.dtype))
+    settings = [s for s in (QUICK if args.quick else SETTINGS) if not s.select.needs_class_token or _has_class(model)]
+    rounds = args.rounds or (9 if args.quick else 21)
+    with ExitStack() as stack:
+        calls: dict[str, Call] = {"plain": _call(model, images, args.compile)}
+        counts: dict[str, list[int]] = {}
+        for setting in settings:
+            attached = _twin(model)
+            handle = stack.enter_context(tg.attach(attached, setting.select, setting.schedule))
+            attached(images)
+            counts[setting.name] = handle.trace.counts
+            cut = stack.enter_context(ideal(_twin(model), handle.trace.counts, setting.select.placement))
+            calls[f"{setting.name} attached"] = _call(attached, images, args.compile)
+            calls[f"{setting.name} ideal"] = _call(cut, images, args.compile)
+        with progress(rounds + 1) as step:
+            step(f"{name}: warm-up" + (", compiling" if args.compile else ""))
+            effort = Effort(rounds, args.seconds or (40.0 if args.quick else 600.0), block=0.0)
+            timings = interleave(calls, effort, tick=lambda: step(f"{name}: round"))
+    return _rows(name, model, settings, counts, timings)
+
+
+def _has_class(model: nn.Module) -> bool:
+    return getattr(model, "cls_token", None) is not None
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters: no more memory, and the same cache behaviour."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _call(model: nn.Module, images: Tensor, compiled: bool) -> Call:
+    run = torch.compile(model) if compiled else model
+    return lambda: run(images)
+
+
+def _rows(
+    name: str,
+    model: nn.Module,
+    settings: list[Setting],
+    counts: dict[str, list[int]],
+    timings: dict[str, Timing],
+) -> list[dict[str, Any]]:
+    plain = timings["plain"]
+    sizes: dict[str, Any] = {"channels": model.embed_dim, "num_prefix": model.num_prefix_tokens}
+    sizes["hidden"] = model.blocks[0].mlp.fc1.out_features  # type: ignore[index,union-attr]
+    full = [model.patch_embed.num_patches] * (len(model.blocks) + 1)  # type: ignore[union-attr,arg-type]
+    flops = vit_cost(full, **sizes).total.flops
+    rows: list[dict[str, Any]] = [
+        {"model": name, "name": "plain", "kind": "plain", "counts": full, "gflops": round(flops / 1e9, 3)}
+        | timing_fields(plain)
+        | ratio_fields("ratio_to_plain", plain.over(plain))
+    ]
+    for setting in settings:
+        attached, floor = timings[f"{setting.name} attached"], timings[f"{setting.name} ideal"]
+        cost = vit_cost(counts[setting.name], **sizes, select=setting.select)
+        for kind, timing in (("attached", attached), ("ideal", floor)):
+            flops = cost.total.flops if kind == "attached" else cost.attention.flops + cost.mlp.flops
+            row = {"model": name, "name": setting.name, "kind": kind, "counts": counts[setting.name]}
+            row |= {"gflops": round(flops / 1e9, 3)} | timing_fields(timing)
+            row |= ratio_fields("ratio_to_plain", timing.over(plain))
+            row |= ratio_fields("ratio_to_ideal", timing.over(floor)) if kind == "attached" else {}
+            rows.append(row | ratio_fields("speedup", plain.over(timing)))
+    return rows
+
+
+def _targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        for name, ratio, goal, below in TARGETS:
+            if row["model"] != "deit_small_patch16_224" or row["name"] != name or row["kind"] != "attached":
+                continue
+            reached = row[ratio] <= goal if below else row[ratio] >= goal
+            what = "time over its ideal" if below else "speed over plain"
+            target = {"target": f"{name}: {what}", "goal": f"{'<=' if below else '>='} {goal}", "reached": reached}
+            found.append(target | {"ratio": row[ratio], "ratio_quartiles": row[f"{ratio}_quartiles"]})
+    return found
+
+
+def _title(row: dict[str, Any], models: list[str]) -> str:
+    return row["name"] if len(models) == 1 else f"{row['model']} {row['name']}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    numbers = f"{row['gflops']:.2f}", f"{row['median_ms']:.1f}", f"{row['iqr_ms']:.1f}"
+    ratios = [with_quartiles(row, key, 3) for key in ("ratio_to_plain", "ratio_to_ideal", "speedup")]
+    return [row["model"], row["name"], row["kind"], str(row["counts"][-1]), *numbers, *ratios]
+
+
+def _target_cells(row: dict[str, Any]) -> list[str]:
+    return [row["target"], row["goal"], with_quartiles(row, "ratio", 3), "yes" if row["reached"] else "no"]
+
+
+def _page(record: dict[str, Any], cells: list[list[str]], targets: list[list[str]]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    head = f"{record['device_name']}, {record['threads']} threads; B={record['batch']}, {record['dtype']}"
+    head += f"{', compiled' if record['compile'] else ''}; random weights; Python {record['python']}; {versions}."
+    notes = __doc__.split("\n\n", 2)[2].strip()
+    goals = f"\n## Targets\n\n{markdown(TARGET_COLUMNS, targets)}" if targets else ""
+    return f"# End to end\n\n{head}\n\n{notes}\n\n{markdown(COLUMNS, cells)}{goals}"
+
+
+if __name__ == "__main__":
+    main()

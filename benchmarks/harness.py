@@ -1,0 +1,196 @@
+"""Timing that survives a noisy machine, and the peak memory of one call; what every benchmark here stands on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import timeit
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer  # waits for the accelerator before it reads the clock
+
+Call = Callable[[], object]
+PACKAGES = ("torch", "torch-geometric", "torch-cluster", "torch-scatter", "pyg-lib", "timm", "numpy")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and quartiles of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def iqr(self) -> float:
+        """Distance between the quartiles."""
+        return self.high - self.low
+
+    @classmethod
+    def of(cls, values: list[float]) -> Summary:
+        """Summarises ``values``; quartiles are interpolated."""
+        low, median, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+        return cls(median.item(), low.item(), high.item())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call of one callable, a number for each round."""
+
+    name: str
+    seconds: list[float]
+
+    @property
+    def ms(self) -> Summary:
+        """Milliseconds a call."""
+        return Summary.of([1e3 * s for s in self.seconds])
+
+    def over(self, other: Timing) -> Summary:
+        """Time of this one over the time of ``other``, round by round: noise that hits both cancels."""
+        return Summary.of([a / b for a, b in zip(self.seconds, other.seconds, strict=True)])
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to measure.
+
+    Attributes:
+        rounds: Rounds at most, but at least 3.
+        seconds: About how long a group of callables may take.
+        block: Seconds that a block of one callable should take; short calls are repeated within it.
+    """
+
+    rounds: int = 15
+    seconds: float = 60.0
+    block: float = 0.02
+
+
+def interleave(
+    calls: Mapping[str, Call], effort: Effort = Effort(), *, tick: Callable[[], object] | None = None
+) -> dict[str, Timing]:
+    """Times callables in turn, A B C A B C ..., so that slow phases of the machine hit all of them.
+
+    Every round counts; the median forgives those that other processes disturb. ``torch.utils.benchmark.Timer`` would
+    run two warm-up calls before every block, which triples the time of long calls; so this takes its clock and Python's
+    own loop, and warms up once.
+
+    Args:
+        calls: What to time, by name.
+        effort: Rounds and time limits.
+        tick: Called after each round, for a progress bar.
+
+    Returns:
+        A :class:`Timing` with one number a round for each name.
+    """
+    timers = {name: timeit.Timer(call, timer=timer) for name, call in calls.items()}
+    number = {}
+    for name, each in timers.items():
+        each.timeit(1)
+        number[name] = max(1, min(10_000, round(effort.block / max(each.timeit(1), 1e-9))))
+    rounds: list[list[float]] = []
+    spent = 0.0
+    while len(rounds) < min(3, effort.rounds) or (len(rounds) < effort.rounds and spent * (1 + 1 / len(rounds)) <= effort.seconds):
+        start = timer()
+        rounds.append([each.timeit(number[name]) / number[name] for name, each in timers.items()])
+        spent += timer() - start
+        if tick is not None:
+            tick()
+    return {name: Timing(name, list(times)) for name, times in zip(calls, zip(*rounds, strict=True), strict=True)}
+
+
+def peak_memory(call: Call, device: torch.device | str = "cpu") -> int:
+    """Bytes that one call holds at its worst moment beyond what was there before, results included.
+
+    On CUDA by the allocator's counters; on CPU by PyTorch's allocator events, as the profiler sees them. Scratch space
+    inside MKL and oneDNN does not go through that allocator and is not seen.
+    """
+    device = torch.device(device)
+    call()  # what is built once and cached is not part of a call
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        del result
+        return torch.cuda.max_memory_allocated(device) - before
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    events = [e for e in events if e.get("name") == "[memory]"]
+    events.sort(key=lambda e: (e["ts"], e["args"]["Ev Idx"]))
+    held = peak = 0
+    for event in events:
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hides what the profiler's C++ side writes to stderr about its own start and stop."""
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def environment(device: torch.device | str) -> dict[str, object]:
+    """What a reader needs to judge the numbers: device, threads, versions."""
+    device = torch.device(device)
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "versions": versions,
+    }
+
+
+def warn_if_busy() -> None:
+    """Says so when other processes are at work: threads that wait for each other then measure the scheduler."""
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
+        print(
+            f"Warning: other processes load this machine ({os.getloadavg()[0]:.1f} of {os.cpu_count()} cores). "
+            "Multi-threaded times then mean little, also as ratios. Wait, or give --threads 1."
+        )
+
+
+def label(device: torch.device | str) -> str:
+    """Folder name for results of this device: ``cpu-2-core``, ``nvidia-h200``."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return "-".join(torch.cuda.get_device_name(device).lower().split())
+    return f"{device.type}-{torch.get_num_threads()}-core"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,138 @@
+"""What merging tokens costs, stage by stage: as graph operations and as the dense form that published codes use.
+
+Run: ``python benchmarks/merge_cost.py [--quick] [--device cuda] [--shapes 8x196x384 1x4096x768]``
+
+Stages: ``build`` makes a graph by itself; ``select`` goes from features to the map, with the distances it needs;
+``reduce`` is the size-weighted pooling; ``lift`` brings rows back. All forms of a stage run in turn in one process; the
+ratio is taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Effort, environment, interleave, label, peak_memory, warn_if_busy
+from merge_cases import STAGES, Case, Problem, cases
+from merge_targets import TARGETS
+from report import markdown, progress, ratio_fields, save_plot, show, timing_fields, with_quartiles, write_json
+
+SHAPES = ("8x196x384", "1x1024x768", "4x1024x1024", "1x4096x768")
+QUICK = ("8x196x384", "1x1024x768")
+PLOTTED = ("", "torch", "index_add")  # variants that the plot shows: one a form, and nothing that is built once
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = ("method", "stage", "B x N x C", "keep", "form", "median ms", "IQR ms", "peak MiB", "dense / this")
+TARGET_COLUMNS = ("target", "B x N x C", "goal", "ratio [quartiles]", "reached")
+
+
+def main() -> None:
+    """Runs the benchmark and writes ``merge_cost.json``, ``.md`` and ``.png``."""
+    args = _arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    shapes = [_shape(s) for s in args.shapes or (QUICK if args.quick else SHAPES)]
+    effort = Effort(7, 0.3) if args.quick else Effort(args.rounds, args.seconds)
+    record = environment(device)
+    warn_if_busy()
+    with torch.no_grad():
+        rows, skipped = _stages(shapes, device, effort)
+        targets = [] if args.no_targets else _targets(device, effort)
+    where = Path(args.out) if args.out else RESULTS / label(device) / "merge_cost.json"
+    content = {"environment": record, "rows": rows, "targets": targets, "skipped": skipped}
+    write_json(where, content)
+    cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
+    where.with_suffix(".md").write_text(_page(record, cells, target_cells, skipped), encoding="utf-8")
+    save_plot(where.with_suffix(".png"), "plot_stage_costs", [r for r in rows if r["variant"] in PLOTTED])
+    show("Merge cost", COLUMNS, cells)
+    for method, reason in skipped.items():
+        print(f"Skipped {method}: {reason}")
+    show("Targets", TARGET_COLUMNS, target_cells)
+    print(f"Written: {where}, and .md and .png beside it")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two shapes, few rounds: under a minute")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", nargs="+", metavar="BxNxC", help=f"N a square; default: {' '.join(SHAPES)}")
+    parser.add_argument("--rounds", type=int, default=21, help="rounds at most, default 21")
+    parser.add_argument("--seconds", type=float, default=8.0, help="about how long a group may take, default 8")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
+    parser.add_argument("--no-targets", action="store_true", help="leave out the section of targets")
+    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/merge_cost.json")
+    return parser.parse_args()
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(p.isdigit() for p in parts):
+        raise SystemExit(f"Expected a shape as BxNxC, for example 8x196x384 (got {text!r}).")
+    images, tokens, channels = map(int, parts)
+    return images, tokens, channels
+
+
+def _stages(
+    shapes: list[tuple[int, int, int]], device: torch.device, effort: Effort
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    problems = [Problem.random(shape, device) for shape in shapes]
+    found = [(p, case) for p in problems for case in cases(p)]
+    rows: list[dict[str, Any]] = []
+    with progress(len(found)) as step:
+        for problem, case in found:
+            shape = "x".join(map(str, problem.x.shape))
+            step(f"{shape} {case.method} {case.stage}")
+            rows += _measure(case, shape, device, effort)
+    return rows, {name: why for p in problems for name, why in p.skipped.items()}
+
+
+def _measure(case: Case, shape: str, device: torch.device, effort: Effort) -> list[dict[str, Any]]:
+    names = {" ".join(key).strip(): key for key in case.forms}
+    calls = {name: case.forms[key] for name, key in names.items()}
+    timings = interleave(calls, effort)
+    against = next((name for name, (form, _) in names.items() if form == "dense"), None)
+    rows = []
+    for name, (form, variant) in names.items():
+        row: dict[str, Any] = {"method": case.method, "stage": case.stage, "shape": shape, "keep": case.keep}
+        row |= {"form": form, "variant": variant} | timing_fields(timings[name])
+        row["peak_mib"] = round(peak_memory(calls[name], device) / 2**20, 3)
+        if against is not None and form == "graph":
+            row |= ratio_fields("speedup", timings[against].over(timings[name]))
+        rows.append(row)
+    return rows
+
+
+def _targets(device: torch.device, effort: Effort) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with progress(len(TARGETS)) as step:
+        for target in TARGETS:
+            step(f"target: {target.name}")
+            rows += target.measure(device, effort)
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    form = f"{row['form']} ({row['variant']})" if row["variant"] else row["form"]
+    numbers = f"{row['median_ms']:.3f}", f"{row['iqr_ms']:.3f}", f"{row['peak_mib']:.2f}"
+    keep = "" if row["stage"] == "build" else str(row["keep"])
+    return [row["method"], row["stage"], row["shape"], keep, form, *numbers, with_quartiles(row, "speedup")]
+
+
+def _target_cells(row: dict[str, Any]) -> list[str]:
+    reached = "yes" if row["reached"] else "no"
+    return [row["target"], row["shape"], row["goal"], with_quartiles(row, "ratio", 3), reached]
+
+
+def _page(record: dict[str, Any], cells: list[list[str]], targets: list[list[str]], skipped: dict[str, str]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    head = f"{record['device_name']}, {record['threads']} threads; Python {record['python']}; {versions}."
+    skips = "".join(f"\nSkipped {method}: {reason}\n" for method, reason in skipped.items())
+    stages = f"\n## Stages ({', '.join(STAGES)})\n\n{__doc__.split(chr(10), 4)[4]}\n"
+    targets_part = f"\n## Targets\n\n{markdown(TARGET_COLUMNS, targets)}" if targets else ""
+    return f"# Merge cost\n\n{head}\n{stages}\n{markdown(COLUMNS, cells)}{skips}{targets_part}"
+
+
+if __name__ == "__main__":
+    main()

@@ -97,7 +97,9 @@ def interleave(
         number[name] = max(1, min(10_000, round(effort.block / max(each.timeit(1), 1e-9))))
     rounds: list[list[float]] = []
     spent = 0.0
-    while len(rounds) < min(3, effort.rounds) or (len(rounds) < effort.rounds and spent * (1 + 1 / len(rounds)) <= effort.seconds):
+    while len(rounds) < min(3, effort.rounds) or (
+        len(rounds) < effort.rounds and spent * (1 + 1 / len(rounds)) <= effort.seconds
+    ):
         start = timer()
         rounds.append([each.timeit(number[name]) / number[name] for name, each in timers.items()])
         spent += timer() - start

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from tokengraph import probe
-from tokengraph.segment import row_norm, segment_max, segment_sum
+from tokengraph.segment import row_norm, segment_max, segment_sum, weighted_sum
 
 X = torch.tensor([[1.0, -1.0], [2.0, -2.0], [4.0, -4.0], [8.0, -8.0]])
 INDEX = torch.tensor([2, 0, 2, 0])
@@ -91,3 +91,17 @@ def test_row_norm_takes_rows_of_any_shape_in_float32():
     assert row_norm(torch.tensor([[3.0, 4.0], [0.0, -2.0]])).tolist() == [5.0, 2.0]
     assert row_norm(torch.tensor([-3.0, 2.0])).tolist() == [3.0, 2.0]
     assert row_norm(torch.full((1, 2, 2), 300.0, dtype=torch.float16)).tolist() == [600.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weighted_sum_without_gradients_equals_the_sum_of_weighted_rows(dtype):
+    x, weight, index = torch.randn(50, 7).to(dtype), torch.rand(50), torch.randint(0, 9, (50,))
+    index[index == 4] = 5  # a row that nobody has an index for
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = segment_sum(x.to(wide) * weight.to(wide)[:, None], index, 9)
+    got = weighted_sum(x, weight, index, 9)
+    torch.testing.assert_close(got, expected)
+    assert got[4].tolist() == [0.0] * 7
+    with_grad = weighted_sum(x.to(wide).requires_grad_(), weight, index, 9)
+    assert with_grad.requires_grad
+    torch.testing.assert_close(with_grad, expected)

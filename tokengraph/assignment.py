@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokengraph.segment import row_norm, segment_max, segment_sum, wide
+from tokengraph.segment import row_norm, segment_max, segment_sum, weighted_sum, wide
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
@@ -174,7 +174,7 @@ class Assignment:
         # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
         total = self._padded(new_size, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
         weight = size / total.index_select(0, self.cluster)
-        mean = self._sum(x * weight.to(wide(x)).view(-1, *[1] * (x.dim() - 1)), backend).to(x.dtype)
+        mean = self._trim(weighted_sum(x, weight, self.cluster, self._rows, backend=backend)).to(x.dtype)
         if reduce == "mlerp":
             largest = self._trim(segment_max(row_norm(x), self.cluster, self._rows))
             own = row_norm(mean)

@@ -149,9 +149,10 @@ def _swap(core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Re
         block = blocks[index]
         block.__dict__[SITE] = Site(recipe, trace, index, type(block))
         block.__class__ = coarse_class(adapter.block_mixin, type(block))
-        projection = adapter.projection(block)
-        projection.__dict__[SITE] = (block,)  # a tuple hides the block from nn.Module's bookkeeping
-        projection.register_forward_hook(keep_projection)
+        if recipe.select.reads_attention:
+            projection = adapter.projection(block)
+            projection.__dict__[SITE] = (block,)  # a tuple hides the block from nn.Module's bookkeeping
+            projection.register_forward_hook(keep_projection)
     embedding = adapter.embedding(core)
     embedding.__dict__[SITE] = Site(recipe, trace)
     embedding.register_forward_pre_hook(note_grid)

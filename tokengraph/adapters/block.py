@@ -77,17 +77,16 @@ class CoarseBlock(Coarse):
         x, state = self._enter(site, x)
         bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
         x = adapter.attend(self, x, bias)  # type: ignore[arg-type]
-        projected = self.__dict__.pop(STASH, None)
         keep = site.budget(state.patches, site.index + 1)
-        stats = None
-        if keep < state.count and projected is not None:
-            stats = adapter.statistics(self, projected, trace.num_prefix, bias)  # type: ignore[arg-type]
-        if select.placement == "inside":
-            x, state = _coarsen(site, state, x, keep, stats)
+        if keep >= state.count:
+            self.__dict__.pop(STASH, None)
+            x = adapter.feed(self, x)  # type: ignore[arg-type]
+        elif select.placement == "inside":
+            x, state = _coarsen(site, state, x, keep, self, bias)
             x = adapter.feed(self, x)  # type: ignore[arg-type]
         else:  # before the next block is after this one
             x = adapter.feed(self, x)  # type: ignore[arg-type]
-            x, state = _coarsen(site, state, x, keep, stats)
+            x, state = _coarsen(site, state, x, keep, self, bias)
         trace.leave(site.index, x, state)
         return x
 
@@ -101,19 +100,28 @@ class CoarseBlock(Coarse):
             trace.slots[site.index] = state
         trace.remember(site.index, x, state)
         if site.index == 0 and state.source is None:
-            x, state = _coarsen(site, state, x, site.budget(state.patches, 0), None)
+            x, state = _coarsen(site, state, x, site.budget(state.patches, 0))
             if state.source is not None and not in_backward():
                 trace.slots[0] = state
         return x, state
 
 
-def _coarsen(site: Site, state: State, x: Tensor, keep: int, stats: Any) -> tuple[Tensor, State]:
-    """One coarsening of ``x [B, P+n, C]`` to ``keep`` patch tokens an image, if there are more."""
+def _coarsen(
+    site: Site, state: State, x: Tensor, keep: int, block: Any = None, bias: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """One coarsening of ``x [B, P+n, C]`` to ``keep`` patch tokens an image, if there are more.
+
+    What the block's projection made is taken here and let go with the choice, so that it does not live on in the MLP.
+    """
+    projected = None if block is None else block.__dict__.pop(STASH, None)
     if keep >= state.count:
         return x, state
     trace, select = site.trace, site.recipe.select
     prefix = trace.num_prefix
     size = None if state.size is None else state.size.view(state.images, -1)[:, prefix:]
+    stats = None
+    if projected is not None:
+        stats = site.recipe.adapter.statistics(block, projected, prefix, bias)
     known = state.grid[0] * state.grid[1] == state.patches
     if state.images == 0:
         none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)

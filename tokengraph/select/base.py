@@ -28,6 +28,7 @@ class Select(ABC):
         merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"`` or ``"mlerp"``.
         needs_grid: Whether it works on the full patch grid only, so once a model.
+        reads_attention: Whether it may ask for keys or attention; if not, none are kept for it.
         learns: Whether it has parameters to train.
     """
 
@@ -36,6 +37,7 @@ class Select(ABC):
     merges: ClassVar[bool] = True
     reduction: ClassVar[str] = "mean"
     needs_grid: ClassVar[bool] = False
+    reads_attention: ClassVar[bool] = True
     learns: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:

@@ -95,6 +95,7 @@ class DPCKNN(Select):
     """
 
     name: ClassVar[str] = "dpc-knn"
+    reads_attention: ClassVar[bool] = False
     placement: ClassVar[str] = "after"
     k: int = 5
     include_self: bool = True

@@ -51,6 +51,7 @@ class GridPool(Select):
     """Average pooling over grid cells as a strategy, after a block; see :func:`grid_pool`."""
 
     name: ClassVar[str] = "grid-pool"
+    reads_attention: ClassVar[bool] = False
     placement: ClassVar[str] = "after"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:

@@ -51,6 +51,7 @@ class Random(Select):
     """
 
     name: ClassVar[str] = "random"
+    reads_attention: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     seed: int = 0
 

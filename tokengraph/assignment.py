@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.segment import row_norm, segment_max, segment_sum, weighted_sum, wide
+from tokengraph.tables import equal_ptr
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
@@ -109,18 +110,18 @@ class Assignment:
             counts = torch.tensor([0, *num_clusters], device=device).cumsum(0)
             start, total = counts[:-1], sum(num_clusters)
         else:
-            counts = torch.arange(images + 1, device=device) * num_clusters
+            counts = equal_ptr(images, num_clusters, device)
             start, total = counts[:-1], images * num_clusters
         flat = cluster + start[:, None]
         if drops:
             flat = torch.where(cluster < 0, total, flat)
-        ids = torch.arange(images * tokens, device=device).view(images, tokens)
-        ptr = torch.arange(images + 1, device=device) * tokens
+        ptr = equal_ptr(images, tokens, device)
         if mask is not None:
             flat = flat[mask]
             ptr = torch.cat([ptr.new_zeros(1), mask.sum(1).cumsum(0)])
-            ids = (mask.flatten().cumsum(0) - 1).view(images, tokens)
         if centers is not None:
+            ids = torch.arange(images * tokens, device=device) if mask is None else mask.flatten().cumsum(0) - 1
+            ids = ids.view(images, tokens)
             centers = ids.gather(1, centers)
             if isinstance(num_clusters, list):
                 place = torch.arange(centers.size(1), device=device)

@@ -8,6 +8,7 @@ from functools import lru_cache, wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 
@@ -32,6 +33,19 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
             # index() makes plain ints of what torch.compile holds as symbols when sizes change.
             return constant(*[k if isinstance(k, str) else operator.index(k) for k in key])
 
+        look_up.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
         return look_up
 
     return decorate
+
+
+def equal_ptr(images: int, each: int, device: torch.device | str) -> Tensor:
+    """``[B+1]`` int64: where each of B images begins when all have ``each`` rows."""
+    if torch.compiler.is_compiling():  # a constant would pin the batch
+        return torch.arange(images + 1, device=device) * each
+    return _equal_ptr(images, each, str(device))
+
+
+@table(256)
+def _equal_ptr(images: int, each: int, device: str) -> Tensor:
+    return torch.arange(images + 1, device=device) * each

@@ -120,7 +120,7 @@ def _coarsen(
     prefix = trace.num_prefix
     size = None if state.size is None else state.size.view(state.images, -1)[:, prefix:]
     stats = None
-    if projected is not None:
+    if block is not None and projected is not None:
         stats = site.recipe.adapter.statistics(block, projected, prefix, bias)
     known = state.grid[0] * state.grid[1] == state.patches
     if state.images == 0:

@@ -77,22 +77,28 @@ def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor |
     images, tokens = metric.shape[:2]
     first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
     merged, kept = _merges(metric, keep, first, mask)
-    identity = torch.arange(tokens, device=metric.device).expand(images, -1)
-    if merged == 0 or tokens < 2 or images == 0:
-        return Assignment.from_dense(identity, kept, mask=mask)
+    if merged == 0 or tokens < 2:
+        return Assignment.from_dense(torch.arange(tokens, device=metric.device).expand(images, -1), kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        place, partner = _match(metric, first, mask, merged if isinstance(merged, int) else max(merged))
+        order, partner = _match(metric, first, mask, merged if isinstance(merged, int) else max(merged, default=0))
+        sources = order[:, : partner.size(1)]
         # Columns, one row an image, where images differ.
-        removed = merged if isinstance(merged, int) else torch.tensor(merged, device=place.device)[:, None]
-        in_a = place.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
-        unmerged = in_a - removed
-        source = place < removed
-        number = (~source).cumsum(dim=1) - 1 if num_prefix else place - removed
-        cluster_a = torch.where(source, unmerged + partner, number)
-        cluster_b = (unmerged + torch.arange(tokens - place.size(1), device=place.device)).expand(images, -1)
-        cluster = _interleave(cluster_a, cluster_b, first)
+        removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
+        in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
+        leaves = torch.arange(sources.size(1), device=order.device) < removed
+        if num_prefix:  # unmerged tokens of A follow their index
+            gone = torch.zeros_like(order, dtype=torch.bool).scatter_(1, sources, leaves.expand_as(sources))
+            number = (~gone).cumsum(dim=1) - 1
+        else:  # or their similarity
+            place = torch.arange(order.size(1), device=order.device) - removed
+            number = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
+        target = in_a - removed + partner
+        if isinstance(removed, Tensor):
+            target = torch.where(leaves, target, number.gather(1, sources))
+        cluster_b = in_a - removed + torch.arange(tokens - order.size(1), device=order.device)
+        cluster = _interleave(number.scatter(1, sources, target), cluster_b.expand(images, -1), first)
         if isinstance(removed, Tensor):  # an image that loses nothing keeps its order
-            cluster = torch.where(removed == 0, identity, cluster)
+            cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
         return Assignment.from_dense(cluster, kept, mask=mask)
 
 
@@ -112,7 +118,7 @@ def _merges(
 
 
 def _match(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-    """For each token of A its place by falling similarity; for the first ``most`` their partner in B; ``[B, N/2]``."""
+    """Tokens of A by falling similarity, ``[B, N/2]``, and the partners in B of the first ``most``, ``[B, most]``."""
     unit = F.normalize(metric.detach().float(), dim=-1)
     score = torch.matmul(unit[:, first::2], unit[:, 1 - first :: 2].transpose(1, 2))
     if mask is not None:
@@ -121,11 +127,8 @@ def _match(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[
     if mask is not None:
         best = best.masked_fill(~mask[:, first::2], -torch.inf)
     order = best.argsort(dim=1, descending=True, stable=True)
-    place = torch.arange(order.size(1), device=order.device).expand_as(order)
-    source = order[:, :most]  # argmax is slow, so only where it is needed
-    partner = score.gather(1, source[..., None].expand(-1, -1, score.size(2))).argmax(dim=2)
-    partner = torch.zeros_like(order).scatter_(1, source, partner)
-    return torch.empty_like(order).scatter_(1, order, place), partner
+    # argmax is slow, so only for the tokens that may merge.
+    return order, score.gather(1, order[:, :most, None].expand(-1, -1, score.size(2))).argmax(dim=2)
 
 
 def _interleave(a: Tensor, b: Tensor, first: int) -> Tensor:

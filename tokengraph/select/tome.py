@@ -77,7 +77,7 @@ def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor |
     images, tokens = metric.shape[:2]
     first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
     merged, kept = _merges(metric, keep, first, mask)
-    if merged == 0 or tokens < 2:
+    if merged == 0 or tokens < 2 or images == 0:
         return Assignment.from_dense(torch.arange(tokens, device=metric.device).expand(images, -1), kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
         order, partner = _match(metric, first, mask, merged if isinstance(merged, int) else max(merged, default=0))

@@ -97,7 +97,7 @@ def cases(problem: Problem) -> Iterator[Case]:
             "select": {("graph", ""): lambda c=choose, k=keep: c(k)},
             "reduce": {
                 ("graph", backend): lambda a=assignment, b=backend, x=rows, s=size: a.reduce(x, s, backend=b)
-                for backend in ("index_add", "segment")
+                for backend in ("auto", "index_add", "segment")
             },
             "lift": {("graph", ""): lambda a=assignment, y=pooled: a.lift(y)},
         }

@@ -21,7 +21,7 @@ from report import markdown, progress, ratio_fields, save_plot, show, timing_fie
 
 SHAPES = ("8x196x384", "1x1024x768", "4x1024x1024", "1x4096x768")
 QUICK = ("8x196x384", "1x1024x768")
-PLOTTED = ("", "torch", "index_add")  # variants that the plot shows: one a form, and nothing that is built once
+PLOTTED = ("", "torch", "auto")  # variants that the plot shows: one a form, and nothing that is built once
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("method", "stage", "B x N x C", "keep", "form", "median ms", "IQR ms", "peak MiB", "dense / this")
 TARGET_COLUMNS = ("target", "B x N x C", "goal", "ratio [quartiles]", "reached")

@@ -72,6 +72,8 @@ def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if bool(tied.any()):
             exact, place = score[tied].sort(dim=-1, stable=True)
             value[tied], index[tied] = exact[:, :k], place[:, :k]
+    if not bool((value[..., 1:] == value[..., :-1]).any()):
+        return value, index
     index, order = index.sort(dim=-1)
     value, again = value.gather(-1, order).sort(dim=-1, stable=True)
     return value, index.gather(-1, again)

@@ -74,13 +74,12 @@ class Trace:
     grid: tuple[int, int]
     output: Tensor | None = field(default=None, repr=False)
     slots: list[State | None] = field(init=False, repr=False)
-    again: dict[int, State] = field(init=False, repr=False)
     entered: OrderedDict[tuple[int, int], State] = field(init=False, repr=False)
     thread: int = field(init=False, default=0, repr=False)
 
     def __post_init__(self) -> None:
         self.slots = [None] * (self.depth + 1)
-        self.again, self.entered = {}, OrderedDict()
+        self.entered = OrderedDict()
 
     def begin(self, images: int, count: int) -> State:
         """The state of a run's tokens as they come to the first attached block."""
@@ -98,7 +97,7 @@ class Trace:
         if torch.compiler.is_compiling():
             return None if index == self.start else self.slots[index]
         if in_backward():  # a checkpoint computes the block again
-            state = self.entered.get((index, x.data_ptr()), self.again.get(index))
+            state = self.entered.get((index, x.data_ptr()))
             if state is None or x.size(1) != self.num_prefix + state.count:
                 raise RuntimeError(
                     "Expected backward to follow its own run (got blocks to compute again for a run that is no longer "
@@ -108,29 +107,29 @@ class Trace:
         if index == self.start:
             self.thread = get_ident()
             return None
+        if self.thread not in (0, get_ident()):
+            raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
         state = self.slots[index]
         if state is None or x.size(1) != self.num_prefix + state.count:
             raise RuntimeError(
                 f"Expected block {index} to run as part of its model (got a call of its own). Call the model."
             )
-        if self.thread != get_ident():
-            raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
         return state
 
     def remember(self, index: int, x: Tensor, state: State) -> None:
-        """Keeps the state of an input that backward may come back to."""
+        """Keeps the state of tokens that come to block ``index`` and that backward may come back to."""
         if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad):
             return
         key = (index, x.data_ptr())  # unique among living tensors; memory that is reused is overwritten here, too
         self.entered[key] = state
         self.entered.move_to_end(key)
-        while len(self.entered) > RUNS * self.depth:
+        while len(self.entered) > 2 * RUNS * self.depth:  # backward writes, too
             self.entered.popitem(last=False)
 
     def leave(self, index: int, x: Tensor, state: State) -> None:
         """Writes what block ``index`` made, ``x [B, P+n', C]``, into the slot behind it."""
         if in_backward():
-            self.again[index + 1] = state
+            self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
         self.slots[index + 1] = state
         if index + 1 == self.depth:
@@ -254,5 +253,5 @@ class Trace:
         return source.reduce(pos.flatten(0, 1))[0].view(state.images, -1, 2)
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = {"slots": [None] * (self.depth + 1), "again": {}, "entered": OrderedDict(), "output": None}
+        empty = {"slots": [None] * (self.depth + 1), "entered": OrderedDict(), "output": None}
         return {**self.__dict__, **empty}

@@ -85,8 +85,8 @@ def test_attached_model_refuses_to_be_replicated():
         ("tome", {1: 0}, ValueError, "Expected keep >= 1"),
         ("dpc-knn", {1: 0.25, 2: 0.5}, ValueError, "Expected at most the 4 tokens left at layer 2"),
         ("dpc-knn", {0: 0.5}, ValueError, "Expected layers of at least 1 for DPCKNN"),
-        ("ailurus", {1: 0.5, 2: 0.25}, ValueError, "Expected AiluRus to act once"),
-        ("ailurus", 4, ValueError, "Expected AiluRus to act once"),
+        ("ailurus", {1: 0.5, 2: 0.25}, ValueError, "Expected AiluRus to act on the full grid only"),
+        ("ailurus", 4, ValueError, "Expected AiluRus to act on the full grid only"),
         ("tomme", 4, ValueError, "Did you mean 'tome'"),
     ],
 )

@@ -102,7 +102,6 @@ def test_tokens_per_layer_refuses_values_out_of_range(schedule, message):
         ({3, 4}, r"Expected a schedule as int, list, dict or callable \(got set\)"),
         ([0.5, 0.5, 0.5, 0.5], r"removals as ints \(got 0.5\)\. For shares write a dict"),
         ([True, 0, 0, 0], r"removals as ints \(got True\)"),
-        ({2: "half"}, r"keep as an int or a float ratio \(got 'half'\)"),
         ({2: True}, r"keep as an int or a float ratio \(got True\)"),
     ],
 )
@@ -136,3 +135,23 @@ def test_tokens_per_layer_takes_numpy_numbers_and_gives_ints(schedule, counts):
 def test_tokens_per_layer_refuses_numpy_shares_and_bools_as_removals(schedule):
     with pytest.raises(TypeError, match="Expected (a schedule|removals).*int"):
         tokens_per_layer(schedule, 4, 196)
+
+
+def test_words_stand_for_the_strategys_own_clusters_and_for_all_tokens():
+    schedule = {1: "cluster", 3: "reconstruct", 4: 10}
+    assert tokens_per_layer(schedule, 4, 196, clusters=49) == [196, 49, 49, 196, 10]
+    assert tokens_per_layer({2: "cluster"}, 3, 40, clusters=49) == [40, 40, 40, 40]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "clusters", "message"),
+    [
+        ({2: "half"}, None, r"one of cluster, reconstruct, an int or a share \(got 'half' at layer 2\)"),
+        ({2: "cluster"}, None, "a strategy with its own number of clusters for 'cluster' at layer 2"),
+        ({2: "reconstruct"}, 49, r"something to reconstruct at layer 2 \(got all 196 tokens\)"),
+        ({1: "cluster", 2: "reconstruct", 3: "reconstruct"}, 49, "something to reconstruct at layer 3"),
+    ],
+)
+def test_words_out_of_place_are_refused(schedule, clusters, message):
+    with pytest.raises(ValueError, match=message):
+        tokens_per_layer(schedule, 4, 196, clusters=clusters)

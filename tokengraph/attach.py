@@ -10,10 +10,23 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import SITE, STASH, Recipe, Site, check_halves, coarse_class, keep_projection, note_grid
+from tokengraph.adapters.block import (
+    SITE,
+    STASH,
+    Recipe,
+    Site,
+    begins,
+    check_halves,
+    coarse_class,
+    keep_map,
+    keep_projection,
+    note_grid,
+)
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select, resolve
 from tokengraph.trace import Trace
+
+HOOKS = (keep_projection, keep_map, note_grid)
 
 
 @dataclass(eq=False)
@@ -60,9 +73,10 @@ def attach(
         model: A supported model, or a wrapper around one.
         select: A strategy by name, class or instance.
         schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
-            left, an int or a float share of the input. A list: removed block by block. See
+            left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
+            ``"reconstruct"`` for every input patch again. A list: removed block by block. See
             :func:`tokengraph.schedule.tokens_per_layer`.
-        prop_attn: Weigh keys by the log of the patches they stand for. Default: where the strategy merges.
+        prop_attn: Weigh keys by the log of the patches they stand for. Default: ``select.weighs``, where it merges.
         lift: Make ``forward_features`` return every input patch again, ``[B, P+N, C]``; dropped ones as zeros.
             ``forward_intermediates`` lifts its maps in any case.
 
@@ -91,12 +105,15 @@ def attach(
     if len({id(b) for b in blocks}) < len(blocks):
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
-    plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest)
+    plan = tokens_per_layer(
+        schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget
+    )
     _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
         check_halves(adapter, block)
-    trace = Trace(prefix, len(blocks), _first_block(schedule), grid[0] * grid[1], plan, grid)
-    recipe = Recipe(adapter, chosen, schedule, chosen.merges if prop_attn is None else prop_attn, lift)
+    start = 0 if begins(chosen) else _first_block(schedule)
+    trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
+    recipe = Recipe(adapter, chosen, schedule, chosen.weighs if prop_attn is None else prop_attn, lift)
     try:
         _swap(core, adapter, blocks, recipe, trace)
     except BaseException:
@@ -112,7 +129,7 @@ def detach(model: nn.Module) -> None:
         if site is None:
             continue
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [k for k, hook in hooks.items() if hook in (keep_projection, note_grid)]:
+            for key in [k for k, hook in hooks.items() if hook in HOOKS]:
                 del hooks[key]
         module.__dict__.pop(STASH, None)
         if isinstance(site, Site) and site.original is not None:
@@ -120,20 +137,27 @@ def detach(model: nn.Module) -> None:
 
 
 def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
-    steps = sum(a > b for a, b in zip(plan[:-1], plan[1:], strict=True)) + (
-        isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0
-    )
-    if select.needs_grid and steps > 1:
+    changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]
+    if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
+        changes[0] = -1
+    # Once on the full grid: as many reductions as there were reconstructions, and one.
+    steps = [change < 0 for change in changes if change]
+    if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
         raise ValueError(
-            f"Expected {type(select).__name__} to act once, on the full grid (got {steps} layers). "
+            f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
             "Give one layer, for example schedule={2: 0.25}."
         )
     if select.needs_class_token and not class_token:
-        raise ValueError(f"Expected a model with a class token for {select} (got one without). Use score='norm'.")
+        raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
     if isinstance(schedule, Mapping) and 0 in schedule and select.placement != "before":
         raise ValueError(
             f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
             "(got layer 0)."
+        )
+    if any(change > 0 for change in changes) and not select.restores:
+        raise ValueError(
+            f"Expected a strategy that can reconstruct (got {type(select).__name__}, whose dropped tokens are gone). "
+            "Leave 'reconstruct' out of the schedule."
         )
 
 
@@ -150,9 +174,10 @@ def _swap(core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Re
         block.__dict__[SITE] = Site(recipe, trace, index, type(block))
         block.__class__ = coarse_class(adapter.block_mixin, type(block))
         if recipe.select.reads_attention:
-            projection = adapter.projection(block)
-            projection.__dict__[SITE] = (block,)  # a tuple hides the block from nn.Module's bookkeeping
-            projection.register_forward_hook(keep_projection)
+            opened = recipe.select.needs_map
+            source = adapter.map_site(block) if opened else adapter.projection(block)
+            source.__dict__[SITE] = (block,)  # a tuple hides the block from nn.Module's bookkeeping
+            source.register_forward_hook(keep_map if opened else keep_projection)
     embedding = adapter.embedding(core)
     embedding.__dict__[SITE] = Site(recipe, trace)
     embedding.register_forward_pre_hook(note_grid)

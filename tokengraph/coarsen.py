@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,7 @@ def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reducti
         where = assignment
     else:
         x, size = assignment.reduce(graph.x, graph.size)
-        where = SoftAssignment(**{**assignment.__dict__, "normalize": True})
+        where = replace(assignment, normalize=True)
     # What else stands at nodes or edges does not fit the coarse graph; what stands at the graph does.
     others = set(graph.keys()) - {"x", "size", "pos", "batch", "ptr", "grid", "prefix"}
     coarse = graph.without(*(k for k in others if graph.is_edge_attr(k) or graph.is_node_attr(k)))
@@ -206,4 +206,5 @@ def _lay_together(
         back,  # type: ignore[arg-type]
         graph.ptr,
         cluster_ptr,
+        lossless=all(s.lossless for s in soft),
     )

@@ -9,7 +9,8 @@ from numbers import Integral, Real
 from tokengraph.select.base import tokens_to_keep
 
 Rule = Callable[[int, int], Sequence[int]]
-Schedule = int | Sequence[int] | Mapping[int, int | float] | Rule
+Schedule = int | Sequence[int] | Mapping[int, int | float | str] | Rule
+WORDS = ("cluster", "reconstruct")
 
 
 def constant(removed: int) -> Rule:
@@ -63,18 +64,24 @@ class _Ratio:
 
 
 def tokens_per_layer(
-    schedule: Schedule, depth: int, num_tokens: int, fewest: Callable[[int], int] | None = None
+    schedule: Schedule,
+    depth: int,
+    num_tokens: int,
+    fewest: Callable[[int], int] | None = None,
+    *,
+    clusters: int | None = None,
 ) -> list[int]:
     """Works a schedule out for a model of ``depth`` blocks and ``num_tokens`` patch tokens an image.
 
     Args:
         schedule: An int: tokens removed in every block. A sequence of ``depth`` ints: removed block by block. A mapping
-            ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input).
-            A callable ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return.
+            ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
+            ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
             is an error.
+        clusters: What ``"cluster"`` stands for.
 
     Returns:
         ``depth + 1`` counts: tokens before the first block, then after each block.
@@ -88,10 +95,12 @@ def tokens_per_layer(
         [196, 196, 49, 49, 49]
         >>> tokens_per_layer(50, 4, 196)
         [196, 146, 96, 46, 1]
+        >>> tokens_per_layer({1: "cluster", 3: "reconstruct"}, 4, 196, clusters=64)
+        [196, 64, 64, 196, 196]
     """
     least = fewest or (lambda n: min(1, n))
     if isinstance(schedule, Mapping):
-        return _kept(schedule, depth, num_tokens, least)
+        return _kept(schedule, depth, num_tokens, least, clusters)
     return _removed(_removals(schedule, depth, num_tokens), num_tokens, least)
 
 
@@ -126,21 +135,47 @@ def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int
     return counts
 
 
-def _kept(schedule: Mapping[int, int | float], depth: int, num_tokens: int, least: Callable[[int], int]) -> list[int]:
+def _kept(
+    schedule: Mapping[int, int | float | str],
+    depth: int,
+    num_tokens: int,
+    least: Callable[[int], int],
+    clusters: int | None,
+) -> list[int]:
     for layer in schedule:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= depth:
             raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")
     counts, left = [], num_tokens
     for layer in range(depth + 1):
         if layer in schedule:
-            keep = tokens_to_keep(schedule[layer], num_tokens)
-            if keep > left:
-                raise ValueError(f"Expected at most the {left} tokens left at layer {layer} (got keep={keep}).")
-            if keep < least(left):
-                raise ValueError(
-                    f"Expected keep >= {least(left)} of {left} tokens at layer {layer} (got keep={keep}): this "
-                    "strategy cannot remove more in one step. Spread the removal over several layers."
-                )
-            left = keep
+            left = _left(schedule[layer], layer, left, num_tokens, least, clusters)
         counts.append(left)
     return counts
+
+
+def _left(
+    wanted: int | float | str, layer: int, left: int, num_tokens: int, least: Callable[[int], int], clusters: int | None
+) -> int:
+    """Tokens left after a layer at which a mapping says ``wanted``."""
+    if wanted == "reconstruct":
+        if left == num_tokens:
+            raise ValueError(f"Expected something to reconstruct at layer {layer} (got all {left} tokens).")
+        return num_tokens
+    if wanted == "cluster":
+        if clusters is None:
+            raise ValueError(
+                f"Expected a strategy with its own number of clusters for 'cluster' at layer {layer} (got none). "
+                "Give a number of tokens or a share, or a strategy such as Expedite(clusters=(h, w))."
+            )
+        wanted = min(clusters, num_tokens)
+    elif isinstance(wanted, str):
+        raise ValueError(f"Expected one of {', '.join(WORDS)}, an int or a share (got {wanted!r} at layer {layer}).")
+    keep = tokens_to_keep(wanted, num_tokens)
+    if keep > left:
+        raise ValueError(f"Expected at most the {left} tokens left at layer {layer} (got keep={keep}).")
+    if keep < least(left):
+        raise ValueError(
+            f"Expected keep >= {least(left)} of {left} tokens at layer {layer} (got keep={keep}): this "
+            "strategy cannot remove more in one step. Spread the removal over several layers."
+        )
+    return keep

@@ -45,27 +45,45 @@ def row_norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x[..., None].flatten(1).to(wide(x)), dim=1)
 
 
-def weighted_sum(x: Tensor, weight: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -> Tensor:
-    """Sums ``weight_i * x_i`` over rows that share an index; arguments and result as :func:`segment_sum`.
+def weighted_sum(
+    x: Tensor, weight: Tensor, index: Tensor, rows: int, *, source: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Sums ``weight_e * x_e`` over rows that share an index; arguments and result as :func:`segment_sum`.
 
-    ``index_add_`` wants a weighted copy of the rows. Where ``"auto"`` meets eager CPU tensors without gradients, the
-    same rows are added in the same order by ``embedding_bag``, which weighs as it adds: half the time or less.
+    ``index_add_`` wants a weighted copy of the rows, one for each edge. Where ``"auto"`` meets eager CPU tensors, the
+    same rows are added in the same order by ``embedding_bag``, which weighs as it adds: half the time or less, and no
+    copy. With gradients that is done for edges only (``source``), where the copy is many times the rows.
 
     Args:
         x: ``[M, ...]``.
-        weight: ``[M]``.
-        index: ``[M]`` int64 in ``[0, rows)``.
+        weight: ``[M]``, or ``[E]`` with ``source``.
+        index: ``[M]`` or ``[E]`` int64 in ``[0, rows)``.
         rows: Rows of the result.
+        source: ``[E]`` int64: the row of ``x`` that each edge carries; ``None``: edge i carries row i.
         backend: As for :func:`segment_sum`.
     """
     x, weight = x.to(wide(x)), weight.to(wide(x))
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    bags = backend == "auto" and x.device.type == "cpu" and x.dim() == 2 and x.numel() > 0
-    if bags and not needs_grad and not torch.compiler.is_compiling():
-        order = index.argsort(stable=True)
-        starts = torch.searchsorted(index[order], torch.arange(rows))
-        return F.embedding_bag(order, x, starts, mode="sum", per_sample_weights=weight[order])
+    if backend == "auto" and not torch.compiler.is_compiling() and x.device.type == "cpu":
+        needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        if x.numel() and index.numel() and (source is not None or not needs_grad):
+            return _bags(x, weight, index, rows, source)
+    if source is not None:
+        x = x.index_select(0, source)
     return segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
+
+
+def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | None) -> Tensor:
+    """The sum as one bag a row; edges that come sorted by index need no sort."""
+    order = None if bool((index[1:] >= index[:-1]).all()) else index.argsort(stable=True)
+    if order is not None:
+        index, weight = index[order], weight[order]
+        source = order if source is None else source[order]
+    elif source is None:
+        source = torch.arange(x.size(0))
+    starts = torch.searchsorted(index, torch.arange(rows))
+    flat = x.reshape(x.size(0), -1)
+    out = F.embedding_bag(source, flat, starts, mode="sum", per_sample_weights=weight)
+    return out.view(rows, *x.shape[1:])
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch_geometric.utils import coalesce
 
 from tokengraph.assignment import Assignment
-from tokengraph.segment import segment_sum, wide
+from tokengraph.segment import segment_sum, weighted_sum
 
 Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
 
@@ -29,9 +30,14 @@ class SoftAssignment:
         num_clusters: K.
         normalize: ``True``: ``reduce`` is the mean weighted by ``weight * size``; ``False``: the plain weighted sum;
             ``None``: a composition of both kinds, which only knows the way back and ``connect``.
-        up: Edges of the way back ``(token, cluster, weight)``, where ``lift`` is not the row-normalised transpose.
+        up: Edges of the way back ``(token, cluster, weight)``, where ``lift`` is not the row-normalised transpose; or a
+            function that makes them, called at the first ``lift``.
         ptr: First token of each image, ``[B+1]``.
         cluster_ptr: First cluster of each image, ``[B+1]``.
+        centers: Token that stands for each cluster, ``[K]`` flat ids, where the method has one.
+        centroids: What ``reduce`` gives for the very features that the map was made from, ``[K, C]``, where choosing
+            has made it already.
+        lossless: Promises that each token's weights sum to one, so that no mass is lost.
     """
 
     token: Tensor
@@ -40,9 +46,12 @@ class SoftAssignment:
     num_tokens: int
     num_clusters: int
     normalize: bool | None = True
-    up: tuple[Tensor, Tensor, Tensor] | None = None
+    up: Edges | Callable[[], Edges] | None = None
     ptr: Tensor | None = None
     cluster_ptr: Tensor | None = None
+    centers: Tensor | None = None
+    centroids: Tensor | None = None
+    lossless: bool = False
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -54,7 +63,7 @@ class SoftAssignment:
     @property
     def lossy(self) -> bool:
         """Whether mass may be lost: nothing promises that a token's weights sum to one."""
-        return True
+        return not self.lossless
 
     @classmethod
     def from_hard(cls, hard: Assignment) -> SoftAssignment:
@@ -69,6 +78,8 @@ class SoftAssignment:
             hard.num_clusters,
             ptr=hard.ptr,
             cluster_ptr=hard.cluster_ptr,
+            centers=hard.centers,
+            lossless=not hard.lossy,
         )
 
     def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -132,8 +143,7 @@ class SoftAssignment:
         if fill is None:
             return out
         Assignment._check_rows(fill, self.num_tokens, "fill")
-        reached = torch.zeros(self.num_tokens, dtype=torch.bool, device=y.device)
-        reached[token] = True
+        reached = segment_sum((weight != 0).float(), token, self.num_tokens) > 0
         return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
 
     def then(self, other: Assignment | SoftAssignment) -> SoftAssignment:
@@ -154,26 +164,40 @@ class SoftAssignment:
             _product(self.way_back(), other.way_back(), self.num_clusters),
             self.ptr,
             other.cluster_ptr,
+            None if self.centers is None or other.centers is None else self.centers[other.centers],
+            lossless=self.lossless and other.lossless,
         )
 
     def to(self, device: torch.device | str) -> SoftAssignment:
         """The same map on another device."""
-        moved = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        up = None if self.up is None else tuple(t.to(device) for t in self.up)
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
+        up = None if self.up is None else tuple(t.to(device) for t in self.way_back())
         return replace(self, up=up, **moved)
 
     def way_back(self) -> Edges:
         """The edges ``(token, cluster, weight)`` that :meth:`lift` follows."""
+        if callable(self.up):
+            return self._made(self.up)
         if self.up is not None:
             return self.up
         total = segment_sum(self.weight, self.token, self.num_tokens)
         scale = torch.where(total != 0, total, 1.0).index_select(0, self.token)
         return self.token, self.cluster, self.weight / scale
 
+    def _made(self, up: Callable[[], Edges]) -> Edges:
+        """What ``up`` makes, kept; made again where it was kept without gradients and they are wanted now."""
+        wanted = torch.is_grad_enabled()
+        kept = self.__dict__.get("_kept_up")
+        if kept is None or (wanted and not kept[0]) or torch.compiler.is_compiling():
+            kept = wanted, up()
+            if not torch.compiler.is_compiling():
+                self.__dict__["_kept_up"] = kept
+        return kept[1]
+
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:
-        messages = x.index_select(0, source) * weight.to(wide(x)).view(-1, *[1] * (x.dim() - 1))
-        return segment_sum(messages, target, rows, backend=backend).to(x.dtype)
+        return weighted_sum(x, weight, target, rows, source=source, backend=backend).to(x.dtype)
 
 
 def _product(a: Edges, b: Edges, middle: int) -> Edges:

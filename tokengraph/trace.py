@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.edges.grid import grid_positions
+from tokengraph.graph import TokenGraph
 from tokengraph.soft import SoftAssignment
 
 RUNS = 8  # runs that may wait for their backward under gradient checkpointing
@@ -31,8 +32,12 @@ class State:
         patches: Patch tokens an image at the input.
         count: Patch tokens an image now.
         grid: ``(H, W)`` of the input patches.
-        size: Input patches each token stands for, ``[B*(P+count)]`` float32, prefix tokens 1; ``None``: all ones.
-        source: Map from input patches to the tokens of now, over ``B*patches`` tokens; ``None``: nothing changed.
+        size: Weight of each token, ``[B*(P+count)]`` float32, prefix tokens 1; ``None``: all ones. Where the strategy
+            merges it is the number of input patches that the token stands for.
+        maps: The maps from the input patches to the tokens of now, one after another; none: nothing changed. Hard ones
+            are composed as they come, weighted ones only when somebody asks.
+        patch: Input patch that each token descends from, ``[B, count]``; ``None``: unknown, or its own place.
+        memory: What the strategy's ``begin`` made of the input.
     """
 
     images: int
@@ -40,12 +45,50 @@ class State:
     count: int
     grid: tuple[int, int]
     size: Tensor | None = None
-    source: Assignment | SoftAssignment | None = None
+    maps: tuple[Assignment | SoftAssignment, ...] = ()
+    patch: Tensor | None = None
+    memory: Any = field(default=None, repr=False)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether anything was coarsened."""
+        return len(self.maps) > 0
+
+    @property
+    def source(self) -> Assignment | SoftAssignment | None:
+        """The one map from the input patches to the tokens of now; ``None``: nothing changed."""
+        if not self.coarse:
+            return None
+        source = self.maps[0]
+        for later in self.maps[1:]:
+            source = source.then(later)
+        return source
 
     def step(self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None) -> State:
         """The state after one more coarsening."""
-        source = assignment if self.source is None else self.source.then(assignment)
-        return State(self.images, self.patches, count, self.grid, size, source)
+        maps = (*self.maps, assignment)
+        if self.coarse and isinstance(assignment, Assignment) and isinstance(self.maps[-1], Assignment):
+            maps = (*self.maps[:-1], self.maps[-1].then(assignment))
+        patch = None
+        if assignment.centers is not None and (self.patch is not None or not self.coarse):
+            local = torch.arange(self.patches, device=assignment.centers.device).expand(self.images, -1)
+            before = local if self.patch is None else self.patch
+            patch = before.flatten().index_select(0, assignment.centers).view(self.images, count)
+        return replace(self, count=count, size=size, maps=maps, patch=patch)
+
+    def restored(self) -> State:
+        """The state after reconstruction: every input patch is there again."""
+        return replace(self, count=self.patches, size=None, maps=(), patch=None)
+
+    def lift(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
+        """Rows ``[B*count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches."""
+        if len(self.maps) == 1:
+            return self.maps[0].lift(rows, fill)
+        reached = None if fill is None else torch.ones_like(rows[:, :1], dtype=torch.float32)
+        for step in reversed(self.maps):
+            rows = step.lift(rows)
+            reached = None if reached is None else step.lift(reached)
+        return rows if fill is None or reached is None else torch.where(reached > 0, rows, fill.to(rows.dtype))
 
 
 @dataclass
@@ -165,8 +208,9 @@ class Trace:
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """The map from the input patches, ``B*N`` of them, to the tokens after ``layer`` blocks."""
         state = self.state(layer)
-        if state.source is not None:
-            return state.source
+        source = state.source
+        if source is not None:
+            return source
         device = None if self.output is None else self.output.device
         ptr = torch.arange(state.images + 1, device=device) * state.patches
         return Assignment.identity(state.images * state.patches, ptr=ptr, device=device)
@@ -206,10 +250,10 @@ class Trace:
                 f"Expected {state.count} tokens an image, or {state.count + self.num_prefix} with prefix tokens "
                 f"(got {tokens.size(1)}). Give the layer that they come from."
             )
-        if state.source is None:
+        if not state.coarse:
             return tokens
         rows = tokens.flatten(0, 1)
-        lifted = state.source.lift(rows, None if fill is None else fill.flatten(0, 1))
+        lifted = state.lift(rows, None if fill is None else fill.flatten(0, 1))
         return lifted.view(state.images, state.patches, tokens.size(2))
 
     def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None) -> Tensor:
@@ -238,19 +282,44 @@ class Trace:
 
     def lift_sequence(self, tokens: Tensor) -> Tensor:
         """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``, prefix tokens in front."""
-        if self.state().source is None:
+        if not self.state().coarse:
             return tokens
         return torch.cat([tokens[:, : self.num_prefix], self.lift(tokens)], dim=1)
 
     def locate(self, state: State, device: torch.device) -> Tensor:
         """Centroids of the tokens of a state in patch units, ``[B, n, 2]``."""
         pos = grid_positions(state.grid, device=device).expand(state.images, -1, -1)
-        if state.source is None:
+        if not state.coarse:
             return pos
-        source = state.source
-        if isinstance(source, SoftAssignment):
-            source = SoftAssignment(**{**source.__dict__, "normalize": True})
-        return source.reduce(pos.flatten(0, 1))[0].view(state.images, -1, 2)
+        rows, size = pos.flatten(0, 1), None
+        for step in state.maps:
+            if isinstance(step, SoftAssignment):
+                step = replace(step, normalize=True)
+            rows, size = step.reduce(rows, size)
+        return rows.view(state.images, -1, 2)
+
+    def graph(self, layer: int | None = None) -> TokenGraph:
+        """The graph that the strategy works on, as it is after ``layer`` blocks of the last run.
+
+        Args:
+            layer: Finished blocks; all by default.
+
+        Returns:
+            The tokens that are left, with edges and weights, and positions in patch units. ``x`` are the features that
+            the graph was built from.
+
+        Raises:
+            ValueError: If the strategy keeps no graph.
+        """
+        state = self.state(layer)
+        first = self.slots[self.start]
+        memory = state.memory if state.memory is not None or first is None else first.memory
+        if not hasattr(memory, "token_graph"):
+            raise ValueError(
+                "Expected a strategy that keeps a graph, such as GTP (got one without). "
+                "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."
+            )
+        return memory.token_graph(state.patch)
 
     def __getstate__(self) -> dict[str, Any]:
         empty = {"slots": [None] * (self.depth + 1), "entered": OrderedDict(), "output": None}

@@ -21,7 +21,7 @@ def state(cluster, count, drops=False):
     images, patches = torch.tensor(cluster).shape
     size = source.reduce(torch.zeros(images * patches, 1))[1].view(images, -1)
     size = torch.cat([torch.ones(images, 1), size], dim=1).flatten()
-    return State(images, patches, count, (1, patches), size, source)
+    return State(images, patches, count, (1, patches), size, (source,))
 
 
 def test_bias_without_a_mask_is_the_log_size():

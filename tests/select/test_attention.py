@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from tokengraph.select import attention
 from tokengraph.select.attention import AttentionStats
 
 
 @pytest.mark.parametrize("bias", [None, torch.rand(2, 1, 1, 9), torch.rand(1, 3, 9, 9), torch.rand(2, 1, 9, 9) > 0.3])
 @pytest.mark.parametrize("prefix", [1, 3])
-def test_statistics_equal_those_of_the_full_map(bias, prefix):
+def test_statistics_equal_those_of_the_full_map(bias, prefix, monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", 4)
     q, k = torch.randn(2, 2, 3, 9, 4)
     if bias is not None and bias.dtype == torch.bool:
         bias[..., 0] = True
@@ -17,10 +19,16 @@ def test_statistics_equal_those_of_the_full_map(bias, prefix):
         logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
     full = logits.softmax(-1)
     stats = AttentionStats(lambda: (q, k), 0.5, prefix, bias)
-    torch.testing.assert_close(stats.class_row(), full[:, :, 0, prefix:])
-    torch.testing.assert_close(stats.column_sums(chunk=4), full.sum(2)[..., prefix:])
-    torch.testing.assert_close(stats.diagonal(chunk=4), full.diagonal(dim1=2, dim2=3)[..., prefix:])
+    _check(stats, full, prefix)
     torch.testing.assert_close(stats.keys(), k[:, :, prefix:].mean(1))
+    _check(AttentionStats.from_map(full, prefix), full, prefix)
+
+
+def _check(stats, full, prefix):
+    torch.testing.assert_close(stats.class_row(), full[:, :, 0, prefix:])
+    torch.testing.assert_close(stats.rows(2, 5), full[:, :, 2:5])
+    torch.testing.assert_close(stats.column_sums(), full.sum(2)[..., prefix:])
+    torch.testing.assert_close(stats.diagonal(), full.diagonal(dim1=2, dim2=3)[..., prefix:])
 
 
 def test_nothing_is_projected_until_it_is_asked_for():
@@ -30,3 +38,13 @@ def test_nothing_is_projected_until_it_is_asked_for():
     stats.keys()
     stats.class_row()
     assert asked == [1]
+
+
+def test_a_map_alone_has_no_keys():
+    with pytest.raises(ValueError, match="attention with queries and keys"):
+        AttentionStats.from_map(torch.ones(1, 1, 2, 2)).keys()
+
+
+def test_statistics_of_a_half_precision_map_are_float32():
+    stats = AttentionStats.from_map(torch.rand(1, 2, 5, 5).half(), 1)
+    assert {t.dtype for t in (stats.class_row(), stats.column_sums(), stats.diagonal())} == {torch.float32}

@@ -67,8 +67,8 @@ def test_ideal_keeps_the_first_tokens_and_the_prefix():
     ("counts", "placement", "match"),
     [
         ([16, 8], "inside", "Expected 4 counts"),
-        ([16, 8, 9, 4], "inside", "never rise"),
-        ([16, 8, 8, -1], "inside", "never rise"),
+        ([16, 8, 9, 4], "inside", "only rise to the first again"),
+        ([16, 8, 8, -1], "inside", "only rise to the first again"),
         ([16, 8, 8, 4], "between", "Expected placement to be one of before, inside, after"),
     ],
 )
@@ -83,3 +83,14 @@ def test_ideal_refuses_an_attached_model_and_a_second_ideal():
         pass
     with ideal(model, [16, 8, 8, 8]), pytest.raises(ValueError, match="its own forward"), ideal(model, [16] * 4):
         pass
+
+
+def test_ideal_counts_may_rise_to_the_first_again():
+    seen = []
+    model = tiny_vit()
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda m, args, out: seen.append(out.size(1)))
+    for placement in ("inside", "before"):
+        with ideal(model, [16, 8, 16, 16], placement):
+            assert model.forward_features(torch.randn(1, 3, 32, 32)).size(1) == 17
+    assert seen == [17, 9, 17] * 2

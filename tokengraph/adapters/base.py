@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -65,6 +66,17 @@ class Adapter(ABC):
     @abstractmethod
     def statistics(self, block: nn.Module, projected: Tensor, num_prefix: int, bias: Tensor | None) -> AttentionStats:
         """Lazy statistics of the attention that the block has just computed."""
+
+    @abstractmethod
+    def map_site(self, block: nn.Module) -> nn.Module:
+        """The module that the attention map ``[B, H, P+N, P+N]`` comes out of, after softmax, where it is open.
+
+        What a hook there returns instead is what weighs the values.
+        """
+
+    @abstractmethod
+    def open_map(self, block: nn.Module) -> AbstractContextManager[None]:
+        """A context in which the block leaves its fused kernel, so that the map passes through :meth:`map_site`."""
 
     @abstractmethod
     def embedding(self, model: nn.Module) -> nn.Module:

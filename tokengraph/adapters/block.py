@@ -16,12 +16,14 @@ from tokengraph.adapters.mask import attention_bias
 from tokengraph.assignment import Assignment
 from tokengraph.prefix import with_prefix
 from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.select.attention import AttentionStats
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
+from tokengraph.soft import SoftAssignment
 from tokengraph.trace import State, Trace, in_backward
 
 SITE = "_tokengraph"  # attribute that an attached module carries
-STASH = "_tokengraph_projected"
+STASH = "_tokengraph_seen"  # what hooks leave on a block that is going to read it
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class Site:
         plan = self.trace.plan
         if patches != self.trace.patches:
             recipe = self.recipe
-            plan = tokens_per_layer(recipe.schedule, self.trace.depth, patches, recipe.select.fewest)
+            select = recipe.select
+            plan = tokens_per_layer(
+                recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget
+            )
         return plan[finished]
 
 
@@ -73,37 +78,76 @@ class CoarseBlock(Coarse):
     def coarse(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
         site: Site = getattr(self, SITE)
-        adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
+        trace, select = site.trace, site.recipe.select
         x, state = self._enter(site, x)
         bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
-        x = adapter.attend(self, x, bias)  # type: ignore[arg-type]
         keep = site.budget(state.patches, site.index + 1)
-        if keep >= state.count:
-            self.__dict__.pop(STASH, None)
-            x = adapter.feed(self, x)  # type: ignore[arg-type]
-        elif select.placement == "inside":
+        reads = keep < state.count and select.reads_attention
+        x = self._attend(site, x, bias, reads, reads and select.needs_map)
+        if keep == state.count or select.placement != "inside":
+            x = site.recipe.adapter.feed(self, x)  # type: ignore[arg-type]
+        if keep > state.count:
+            x, state = _restore(trace, state, x)
+        elif keep < state.count:
             x, state = _coarsen(site, state, x, keep, self, bias)
-            x = adapter.feed(self, x)  # type: ignore[arg-type]
-        else:  # before the next block is after this one
-            x = adapter.feed(self, x)  # type: ignore[arg-type]
-            x, state = _coarsen(site, state, x, keep, self, bias)
+            if select.placement == "inside":  # before the next block is after this one
+                x = site.recipe.adapter.feed(self, x)  # type: ignore[arg-type]
         trace.leave(site.index, x, state)
         return x
+
+    def _attend(self, site: Site, x: Tensor, bias: Tensor | None, reads: bool, opens: bool) -> Tensor:
+        """The attention half; where the strategy reads it, the hooks leave what they see in the stash."""
+        adapter = site.recipe.adapter
+        if not reads:
+            return adapter.attend(self, x, bias)  # type: ignore[arg-type]
+        self.__dict__[STASH] = {}
+        if not opens:
+            return adapter.attend(self, x, bias)  # type: ignore[arg-type]
+        with adapter.open_map(self):  # type: ignore[arg-type]
+            return adapter.attend(self, x, bias)  # type: ignore[arg-type]
 
     @staticmethod
     def _enter(site: Site, x: Tensor) -> tuple[Tensor, State]:
         """The tokens as they come to the block, and their state; block 0 may coarsen before itself."""
-        trace = site.trace
+        trace, select = site.trace, site.recipe.select
         state = trace.enter(site.index, x)
         if state is None:
             state = trace.begin(x.size(0), x.size(1) - trace.num_prefix)
+            if begins(select):
+                with torch.no_grad():
+                    state.memory = select.begin(_tokens(site, state, x.detach(), None))
             trace.slots[site.index] = state
         trace.remember(site.index, x, state)
-        if site.index == 0 and state.source is None:
+        if site.index == 0 and not state.coarse:
             x, state = _coarsen(site, state, x, site.budget(state.patches, 0))
-            if state.source is not None and not in_backward():
+            if state.coarse and not in_backward():
                 trace.slots[0] = state
         return x, state
+
+
+def begins(select: Select) -> bool:
+    """Whether the strategy wants to see a run's input."""
+    return type(select).begin is not Select.begin
+
+
+def _tokens(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
+    """What a strategy sees of ``x [B, P+n, C]``."""
+    trace = site.trace
+    prefix = trace.num_prefix
+    known = state.grid[0] * state.grid[1] == state.patches
+    return Tokens(
+        x[:, prefix:],
+        None if state.size is None else state.size.view(state.images, -1)[:, prefix:],
+        state.grid if known else None,
+        known and not state.coarse,
+        None,
+        site.index,
+        prefix,
+        stats,
+        (lambda: trace.locate(state, x.device)) if known else None,
+        state.patch,
+        state.memory,
+    )
 
 
 def _coarsen(
@@ -111,48 +155,60 @@ def _coarsen(
 ) -> tuple[Tensor, State]:
     """One coarsening of ``x [B, P+n, C]`` to ``keep`` patch tokens an image, if there are more.
 
-    What the block's projection made is taken here and let go with the choice, so that it does not live on in the MLP.
+    What the hooks left is taken here and let go with the choice, so that it does not live on in the MLP.
     """
-    projected = None if block is None else block.__dict__.pop(STASH, None)
+    seen = None if block is None else block.__dict__.pop(STASH, None)
     if keep >= state.count:
         return x, state
-    trace, select = site.trace, site.recipe.select
-    prefix = trace.num_prefix
-    size = None if state.size is None else state.size.view(state.images, -1)[:, prefix:]
-    stats = None
-    if block is not None and projected is not None:
-        stats = site.recipe.adapter.statistics(block, projected, prefix, bias)
-    known = state.grid[0] * state.grid[1] == state.patches
+    select, prefix = site.recipe.select, site.trace.num_prefix
     if state.images == 0:
         none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
         return x[:, : prefix + keep], state.step(none, keep, None)
-    tokens = Tokens(
-        x[:, prefix:],
-        size,
-        state.grid if known else None,
-        known and state.source is None,
-        None,
-        site.index,
-        prefix,
-        stats,
-        (lambda: trace.locate(state, x.device)) if known else None,
-    )
+    tokens = _tokens(site, state, x, _statistics(site, block, seen, bias))
     assignment = select(tokens, keep)
-    whole = with_prefix(assignment, state.images, prefix)
-    rows = x.reshape(-1, x.size(2))
-    if isinstance(whole, Assignment):
-        rows, new_size = whole.reduce(rows, state.size, reduce=select.reduction)
-    else:
-        rows, new_size = whole.reduce(rows, state.size)
     count = assignment.num_clusters // state.images
-    new_state = state.step(assignment, count, new_size if select.merges else None)
-    return rows.view(state.images, prefix + count, -1), new_state
+    if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
+        rows = assignment.centroids.view(state.images, count, -1)  # choosing has made them
+        return torch.cat([x[:, :prefix], rows], dim=1), state.step(assignment, count, None)
+    whole = with_prefix(assignment, state.images, prefix)
+    flat = x.reshape(-1, x.size(2))
+    if isinstance(whole, Assignment):
+        rows, size = whole.reduce(flat, state.size, reduce=select.reduction)
+    else:
+        rows, size = whole.reduce(flat, state.size)
+    return rows.view(state.images, prefix + count, -1), state.step(assignment, count, size if select.weighs else None)
+
+
+def _statistics(site: Site, block: Any, seen: dict[str, Tensor] | None, bias: Tensor | None) -> AttentionStats | None:
+    """Statistics of the attention that the block has just computed, as far as hooks saw it."""
+    if not seen:
+        return None
+    if "map" in seen:
+        return AttentionStats.from_map(seen["map"], site.trace.num_prefix)
+    return site.recipe.adapter.statistics(block, seen["projected"], site.trace.num_prefix, bias)
+
+
+def _restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
+    """Reconstruction: a row for every input patch again, prefix tokens in front."""
+    rows = state.lift(x[:, trace.num_prefix :].flatten(0, 1)).view(state.images, state.patches, -1)
+    return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()
 
 
 def keep_projection(module: nn.Module, args: Any, output: Tensor) -> None:
-    """Forward hook: leaves the projection's output on its block until the block has read it."""
+    """Forward hook: leaves the projection's output with its block, where the block is going to read it."""
+    seen = module.__dict__[SITE][0].__dict__.get(STASH)
+    if seen is not None:
+        seen["projected"] = output
+
+
+def keep_map(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Forward hook: leaves the attention map with its block, as the strategy edits it."""
     block = module.__dict__[SITE][0]
-    block.__dict__[STASH] = output
+    seen = block.__dict__.get(STASH)
+    if seen is None:
+        return output
+    seen["map"] = getattr(block, SITE).recipe.select.edit_attention(output)
+    return seen["map"]
 
 
 def note_grid(module: nn.Module, args: Any) -> None:

@@ -31,7 +31,7 @@ def attention_bias(
             f"Expected attn_mask of shape [..., 1 or {num_prefix + state.patches}, {num_prefix + state.patches}] "
             f"(got {list(mask.shape)})."
         )
-    if state.source is None:
+    if not state.coarse:
         return mask
     if mask is not None:
         return coarse_mask(mask, state, num_prefix, prop_attn=prop_attn).to(dtype)
@@ -50,14 +50,15 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool)
     Returns:
         ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where no member may be attended.
     """
-    if not isinstance(state.source, Assignment):
+    source = state.source
+    if not isinstance(source, Assignment):
         raise ValueError("Expected no attn_mask with a strategy of weighted edges (got one).")
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
     while mask.dim() < 4:
         mask = mask[None]
     mask = mask.float().expand(state.images, -1, -1, -1)
-    cluster = _sequence_clusters(state, num_prefix)
+    cluster = _sequence_clusters(source, state, num_prefix)
     count = num_prefix + state.count
     out = _log_sum(mask.movedim(-1, 1), cluster, count).movedim(1, -1)
     if not prop_attn:
@@ -70,12 +71,11 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool)
     return out
 
 
-def _sequence_clusters(state: State, num_prefix: int) -> Tensor:
+def _sequence_clusters(source: Assignment, state: State, num_prefix: int) -> Tensor:
     """Cluster within its image of each token of the uncoarsened sequence, ``[B, P+N]``; ``P+n`` for dropped ones."""
-    assert isinstance(state.source, Assignment)
-    local = state.source.cluster.view(state.images, -1)
+    local = source.cluster.view(state.images, -1)
     start = torch.arange(state.images, device=local.device)[:, None] * state.count
-    local = torch.where(local == state.source.num_clusters, state.count, local - start) + num_prefix
+    local = torch.where(local == source.num_clusters, state.count, local - start) + num_prefix
     ahead = torch.arange(num_prefix, device=local.device).expand(state.images, -1)
     return torch.cat([ahead, local], dim=1)
 

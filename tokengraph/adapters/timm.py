@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,6 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.block import SITE, Coarse, CoarseBlock, Site
-from tokengraph.assignment import Assignment
 from tokengraph.select.attention import AttentionStats
 
 
@@ -42,8 +43,8 @@ class TimmModel(Coarse):
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
         if self.attn_pool is not None or pooled not in ("token", ""):  # type: ignore[attr-defined]
             state = trace.state()
-            hard = isinstance(state.source, Assignment) and not state.source.drops
-            if hard and x.size(1) == trace.num_prefix + state.count:
+            merged = state.coarse and not any(step.lossy for step in state.maps)
+            if merged and x.size(1) == trace.num_prefix + state.count:
                 x = trace.lift_sequence(x)
         return super().pool(x, pool_type)  # type: ignore[misc]
 
@@ -144,6 +145,21 @@ class TimmViT(Adapter):
             return attn.q_norm(heads[0]), attn.k_norm(heads[1])
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias)
+
+    def map_site(self, block: nn.Module) -> nn.Module:
+        """``attn.attn_drop``: what it returns is the map that weighs the values."""
+        return block.attn.attn_drop  # type: ignore[union-attr,return-value]
+
+    @contextmanager
+    def open_map(self, block: nn.Module) -> Iterator[None]:
+        """Sets ``attn.fused_attn`` to False meanwhile."""
+        attn: Any = block.attn
+        fused = attn.fused_attn
+        attn.fused_attn = False
+        try:
+            yield
+        finally:
+            attn.fused_attn = fused
 
     def embedding(self, model: nn.Module) -> nn.Module:
         """``model.patch_embed``."""

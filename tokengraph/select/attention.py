@@ -7,33 +7,57 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+CHUNK = 512  # rows of the map at a time
+
 
 class AttentionStats:
     """Lazily computed statistics of one layer's attention, over its patch tokens.
 
     Nothing is computed until a method is called, so that a strategy which asks for nothing leaves the fused kernel
-    alone. Everything is float32.
+    alone. Where the layer has computed its map in the open, they are read from that map; otherwise from queries and
+    keys: one row for the class token, row chunks for sums over columns. Everything is float32.
 
     Args:
         project: Returns queries and keys ``[B, H, P+N, D]``; called at most once.
         scale: Factor on the products.
         num_prefix: P.
         bias: Additive mask that the layer used, broadcastable to ``[B, H, P+N, P+N]``, or ``None``.
+        attention: The map that the layer has used, ``[B, H, P+N, P+N]``: after softmax and dropout.
     """
 
     def __init__(
-        self, project: Callable[[], tuple[Tensor, Tensor]], scale: float, num_prefix: int, bias: Tensor | None = None
+        self,
+        project: Callable[[], tuple[Tensor, Tensor]] | None,
+        scale: float,
+        num_prefix: int,
+        bias: Tensor | None = None,
+        *,
+        attention: Tensor | None = None,
     ) -> None:
         self._project = project
         self._qk: tuple[Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, Tensor] | None = None
         self.scale = scale
         self.num_prefix = num_prefix
         self.bias = bias
+        self.attention = attention
+
+    @classmethod
+    def from_map(cls, attention: Tensor, num_prefix: int = 0) -> AttentionStats:
+        """Statistics of a map ``[B, H, P+N, P+N]`` that is there already. It has no keys."""
+        return cls(None, 1.0, num_prefix, attention=attention)
 
     def _queries_keys(self) -> tuple[Tensor, Tensor]:
         if self._qk is None:
+            if self._project is None:
+                raise ValueError("Expected attention with queries and keys (got a map alone).")
             self._qk = self._project()
         return self._qk
+
+    @property
+    def tokens(self) -> int:
+        """P+N, the side of the map."""
+        return self._queries_keys()[0].size(2) if self.attention is None else self.attention.size(2)
 
     def keys(self) -> Tensor:
         """Keys of the patch tokens, mean over heads, ``[B, N, D]`` in the layer's dtype."""
@@ -41,6 +65,8 @@ class AttentionStats:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start : stop`` of the softmaxed map, ``[B, H, stop - start, P+N]``; nothing else is made."""
+        if self.attention is not None:
+            return self.attention[:, :, start:stop].float()
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.matmul(q[:, :, start:stop].float() * self.scale, k.float().transpose(2, 3))
@@ -56,17 +82,27 @@ class AttentionStats:
         """What the first token pays each patch token, ``[B, H, N]``. Cost ``O(H N D)``: one row, not the map."""
         return self.rows(0, 1)[:, :, 0, self.num_prefix :]
 
-    def column_sums(self, chunk: int = 512) -> Tensor:
-        """Attention that each patch token receives from all tokens, ``[B, H, N]``. Cost: the map, in row chunks."""
-        total = self._queries_keys()[0].size(2)
-        parts = [self.rows(i, min(i + chunk, total)).sum(dim=2) for i in range(0, total, chunk)]
-        return torch.stack(parts).sum(dim=0)[..., self.num_prefix :]
+    def column_sums(self) -> Tensor:
+        """Attention that each patch token receives from all tokens, ``[B, H, N]``, prefix tokens and itself included.
 
-    def diagonal(self, chunk: int = 512) -> Tensor:
-        """Attention that each patch token pays itself, ``[B, H, N]``. Cost: the map, in row chunks."""
-        total = self._queries_keys()[0].size(2)
-        parts = []
-        for i in range(0, total, chunk):
-            rows = self.rows(i, min(i + chunk, total))
-            parts.append(rows.diagonal(offset=i, dim1=2, dim2=3))
-        return torch.cat(parts, dim=2)[..., self.num_prefix :]
+        Cost: one pass over the map where the layer has made it; else the map, in row chunks, once for this and
+        :meth:`diagonal` together.
+        """
+        return self._columns()[0]
+
+    def diagonal(self) -> Tensor:
+        """Attention that each patch token pays itself, ``[B, H, N]``. Cost: as :meth:`column_sums`, or a view."""
+        return self._columns()[1]
+
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        if self._sums is None:
+            whole = self.attention is not None
+            step = self.tokens if whole else CHUNK
+            sums, own = [], []
+            for i in range(0, self.tokens, step):
+                rows = self.attention if whole else self.rows(i, min(i + step, self.tokens))
+                sums.append(rows.sum(dim=2, dtype=torch.float32))
+                own.append(rows.diagonal(offset=i, dim1=2, dim2=3).float())
+            total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
+            self._sums = total[..., self.num_prefix :], torch.cat(own, dim=2)[..., self.num_prefix :]
+        return self._sums

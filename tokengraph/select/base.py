@@ -7,7 +7,9 @@ import math
 import re
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
@@ -64,10 +66,49 @@ class Select(ABC):
             image by image.
         """
 
+    def begin(self, tokens: Tokens) -> Any:
+        """What the method needs to know of a run's input: called once a run, with the tokens that come to block 0.
+
+        The result is ``tokens.memory`` in every layer of that run. Runs without gradients. A method that overrides it
+        is also called outside a model, with no ``memory``.
+        """
+        return None
+
+    def edit_attention(self, attention: Tensor) -> Tensor:
+        """What the map ``[B, H, P+N, P+N]`` after softmax and dropout becomes in layers that reduce; itself, usually.
+
+        Only called where :attr:`needs_map` holds. Must not write into its argument.
+        """
+        return attention
+
     @property
     def needs_class_token(self) -> bool:
         """Whether it reads the attention of a class token."""
         return False
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether it reads a whole attention map: layers that reduce then leave their fused kernel."""
+        return False
+
+    @property
+    def weighs(self) -> bool:
+        """Whether attention should weigh keys by the sizes that the maps make; where it merges, usually."""
+        return self.merges
+
+    @property
+    def restores(self) -> bool:
+        """Whether every input patch can be reconstructed from what is left; where it merges, usually."""
+        return self.merges
+
+    @property
+    def own_budget(self) -> int | None:
+        """Clusters an image that the strategy itself is set to make; ``None``: the schedule says."""
+        return None
+
+    def makes(self, keep: int, num_tokens: int, grid: tuple[int, int] | None = None) -> int:
+        """Clusters an image that a budget of ``keep`` gives: ``keep``, unless the method knows only some numbers."""
+        return min(keep, num_tokens)
 
     def fewest(self, num_tokens: int) -> int:
         """The fewest clusters that one step can leave of ``num_tokens`` tokens."""

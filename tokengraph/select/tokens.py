@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class Tokens:
         num_prefix: Prefix tokens in front of the sequence inside the model.
         attention: Statistics of the block's attention; ``None`` outside a model and before a block.
         locate: Makes ``pos`` when it is asked for.
+        patch: Input patch that each token descends from, ``[B, N]`` int64 in ``[0, H*W)``; ``None``: token i is patch i.
+        memory: What the strategy's ``begin`` returned for this run; ``None`` outside a model.
     """
 
     x: Tensor
@@ -37,6 +40,8 @@ class Tokens:
     num_prefix: int = 0
     attention: AttentionStats | None = None
     locate: Callable[[], Tensor] | None = None
+    patch: Tensor | None = None
+    memory: Any = None
 
     @property
     def pos(self) -> Tensor:

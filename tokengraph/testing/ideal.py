@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters import Adapter, find_adapter
@@ -17,7 +18,8 @@ PLACEMENTS = ("before", "inside", "after")
 def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") -> Iterator[nn.Module]:
     """Runs a model with given token counts, by cutting the sequence off: nothing is chosen, nothing is merged.
 
-    The first tokens are kept, as a view. So outputs mean nothing; the time is what the same counts cost at least.
+    The first tokens are kept, as a view; where counts rise again, zeros are added. So outputs mean nothing; the time is
+    what the same counts cost at least.
 
     Args:
         model: A model that :func:`tokengraph.attach` supports, not attached; as it was again on exit.
@@ -61,21 +63,28 @@ def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") ->
 
 def _ends(counts: Sequence[int], index: int, placement: str) -> tuple[int | None, int | None]:
     """Patch tokens that block ``index`` cuts down to in front of it, and in or behind it; ``None``: it does not."""
-    after = counts[index + 1] if counts[index + 1] < counts[index] else None
+    after = counts[index + 1] if counts[index + 1] != counts[index] else None
     if placement != "before":
         return None, after
-    before = counts[index] if index == 0 or counts[index] < counts[index - 1] else None
+    before = counts[index] if index == 0 or counts[index] != counts[index - 1] else None
     return before, after if index + 2 == len(counts) else None  # behind the last block there is no next one
+
+
+def _cut(x: Tensor, count: int | None) -> Tensor:
+    """The first ``count`` tokens, with zeros where there are fewer."""
+    if count is None or count <= x.size(1):
+        return x[:, :count]
+    return torch.cat([x, x.new_zeros(x.size(0), count - x.size(1), x.size(2))], dim=1)
 
 
 def _cutting(
     adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str
 ) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        x = adapter.attend(block, x if before is None else x[:, :before], None)
-        if placement == "inside":
-            return adapter.feed(block, x[:, :after])
-        return adapter.feed(block, x)[:, :after]
+        x = adapter.attend(block, _cut(x, before), None)
+        if placement == "inside" and (after is None or after < x.size(1)):
+            return adapter.feed(block, _cut(x, after))
+        return _cut(adapter.feed(block, x), after)
 
     return forward
 
@@ -89,5 +98,5 @@ def _check(model: nn.Module, blocks: list[nn.Module], counts: Sequence[int], pla
         raise ValueError(
             f"Expected {len(blocks) + 1} counts, before the first block and after each (got {len(counts)})."
         )
-    if min(counts) < 0 or any(a < b for a, b in zip(counts[:-1], counts[1:], strict=True)):
-        raise ValueError(f"Expected counts >= 0 that never rise (got {list(counts)}).")
+    if min(counts) < 0 or any(a < b != counts[0] for a, b in zip(counts[:-1], counts[1:], strict=True)):
+        raise ValueError(f"Expected counts >= 0 that only rise to the first again (got {list(counts)}).")

@@ -52,3 +52,20 @@ def test_new_strategy_works_by_name_on_graphs_and_in_models():
     rows = re.findall(r"([\w-]+): tokens 49, cosine on the graph ([\d.]+), in the model ([\d.]+)", printed)
     graph, model = ({name: float(row[i]) for name, *row in rows} for i in (0, 1))
     assert graph["k-means"] > graph["grid-pool"] and model["k-means"] > model["grid-pool"]
+
+
+@pytest.mark.slow
+def test_gtp_graph_shows_the_graph_that_loses_tokens():
+    printed = run("gtp_graph", "timm", "PIL", "skimage", "matplotlib")
+    rows = re.findall(r"after +(\d+) blocks: (\d+) tokens, (\d+) edges", printed)
+    assert [(int(layer), int(tokens)) for layer, tokens, _ in rows] == [(0, 196), (4, 164), (8, 132), (12, 100)]
+    edges = [int(e) for *_, e in rows]
+    assert edges == sorted(edges, reverse=True) and edges[-1] > 100
+
+
+@pytest.mark.slow
+def test_expedite_dense_comes_back_closer_than_cells_do():
+    printed = run("expedite_dense", "timm", "PIL", "skimage", "matplotlib")
+    assert "[1024, 1024, 1024, 1024, 256, 256, 256, 256, 256, 256, 1024, 1024, 1024]" in printed
+    soft, cells = (float(e) for e in re.findall(r"relative error ([\d.]+)", printed))
+    assert soft < 0.8 * cells

@@ -16,6 +16,12 @@ STRATEGIES = [
     tg.TopK(score="norm", fuse=True),
     tg.TopK(score="class", fuse=True),
     tg.Random(seed=7),
+    tg.Expedite(iterations=1, window=3, empty="zero", neighbors=3),
+    tg.Expedite(inv_temperature="auto", mode="hard", detach=False),
+    tg.GTP(graph="spatial", score="random", scales=False),
+    tg.GTP(graph="semantic", score="cls-max", neighbors=3),
+    tg.GTP(mode="mean", score="diag-mean"),
+    tg.GTP(mode="none", score="cosine-max", order="score"),
 ]
 
 

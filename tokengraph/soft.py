@@ -31,7 +31,7 @@ class SoftAssignment:
         normalize: ``True``: ``reduce`` is the mean weighted by ``weight * size``; ``False``: the plain weighted sum;
             ``None``: a composition of both kinds, which only knows the way back and ``connect``.
         up: Edges of the way back ``(token, cluster, weight)``, where ``lift`` is not the row-normalised transpose; or a
-            function that makes them, called at the first ``lift``.
+            function that makes them when ``lift`` needs them.
         ptr: First token of each image, ``[B+1]``.
         cluster_ptr: First cluster of each image, ``[B+1]``.
         centers: Token that stands for each cluster, ``[K]`` flat ids, where the method has one.
@@ -186,14 +186,15 @@ class SoftAssignment:
         return self.token, self.cluster, self.weight / scale
 
     def _made(self, up: Callable[[], Edges]) -> Edges:
-        """What ``up`` makes, kept; made again where it was kept without gradients and they are wanted now."""
-        wanted = torch.is_grad_enabled()
-        kept = self.__dict__.get("_kept_up")
-        if kept is None or (wanted and not kept[0]) or torch.compiler.is_compiling():
-            kept = wanted, up()
-            if not torch.compiler.is_compiling():
-                self.__dict__["_kept_up"] = kept
-        return kept[1]
+        """What ``up`` makes; kept where no gradient is wanted.
+
+        With gradients it is made each time: gradient checkpointing must find the same operations when it runs again.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return up()
+        if "_kept_up" not in self.__dict__:
+            self.__dict__["_kept_up"] = up()
+        return self.__dict__["_kept_up"]
 
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:

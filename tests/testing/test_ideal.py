@@ -94,3 +94,13 @@ def test_ideal_counts_may_rise_to_the_first_again():
         with ideal(model, [16, 8, 16, 16], placement):
             assert model.forward_features(torch.randn(1, 3, 32, 32)).size(1) == 17
     assert seen == [17, 9, 17] * 2
+
+
+def test_ideal_may_open_the_maps_of_blocks_that_cut():
+    maps = []
+    model = tiny_vit()
+    for block in model.blocks:
+        block.attn.attn_drop.register_forward_hook(lambda m, args, out: maps.append(out.size(2)))
+    with ideal(model, [16, 16, 8, 8], open_maps=True):
+        model(torch.randn(1, 3, 32, 32))
+    assert maps == [17] and model.blocks[1].attn.fused_attn

@@ -79,12 +79,9 @@ def knn_neighbors(
     if ptr is not None:
         check_ptr(ptr, x.size(0))
     flat = x.flatten(0, 1) if x.dim() == 3 else x
-    if ptr is None:
-        images, tokens = (x.size(0), x.size(1)) if x.dim() == 3 else (1, x.size(0))
-        counts = [tokens] * images
-    else:
-        counts = ptr.diff().tolist()
-    most = max(counts, default=0)
+    counts = None if ptr is None else ptr.diff().tolist()
+    images = x.size(0) if x.dim() == 3 else 1
+    most = max(counts, default=0) if counts is not None else x.size(-2) if images else 0
     if k > most - (not loop):
         sign = "<=" if loop else "<"
         raise ValueError(f"Expected 1 <= k {sign} N={most} neighbours (got k={k}).")
@@ -94,10 +91,12 @@ def knn_neighbors(
     with torch.autocast(x.device.type, enabled=False):  # it would take the products in half precision
         if cosine:
             flat = _directions(flat)
-        if name == "torch":
-            neighbors, distance = knn_torch.search(flat, counts, k, loop=loop)
+        if name == "torch" and counts is None:
+            neighbors, distance = knn_torch.search_equal(flat.unflatten(0, (images, most)), k, loop=loop)
+        elif name == "torch":
+            neighbors, distance = knn_torch.search(flat, counts, k, loop=loop)  # type: ignore[arg-type]
         elif name in ("torch-cluster", "pyg-lib"):
-            neighbors, distance = knn_extension.search(name, flat, counts, k, loop=loop)
+            neighbors, distance = knn_extension.search(name, flat, counts or [most] * images, k, loop=loop)
         else:
             raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
     if not cosine:

@@ -24,23 +24,32 @@ def search(x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor,
         ``neighbors [M, k]`` flat ids (-1 where an image has too few) and Euclidean ``distance [M, k]`` (inf there).
     """
     if len(set(counts)) <= 1:
-        dense, mask = x.view(len(counts), -1, x.size(1)), None
-    else:
-        dense, mask = pad(x, counts)
+        return search_equal(x.view(len(counts), -1, x.size(1)), k, loop=loop)
+    dense, mask = pad(x, counts)
+    local, distance = _nearest(dense, mask, k, loop)
+    start = torch.tensor([0, *counts[:-1]], device=x.device).cumsum(0)
+    neighbors = (local + start[:, None, None]).masked_fill(distance == torch.inf, -1)
+    return neighbors[mask], distance[mask]
+
+
+def search_equal(x: Tensor, k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
+    """As :func:`search`, for images ``[B, N, C]`` that all have N tokens."""
+    local, distance = _nearest(x, None, k, loop)
+    start = torch.arange(x.size(0), device=x.device) * x.size(1)
+    return (local + start[:, None, None]).flatten(0, 1), distance.flatten(0, 1)
+
+
+def _nearest(dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> tuple[Tensor, Tensor]:
+    """Neighbours within each image ``[B, N, k]``, and their distances; inf where there are too few."""
     images, tokens = dense.shape[:2]
     centred = recentre(dense, mask)
     half = 0.5 * squared_norm(centred)
     barred = half if mask is None else half.masked_fill(~mask, torch.inf)
-    rows = max(1, BUDGET // max(1, images * tokens * x.element_size()))
-    parts = [_block(centred, barred, start, rows, k, loop) for start in range(0, tokens, rows)]
+    rows = BUDGET // max(1, tokens * dense.element_size())
+    step = max(1, rows // max(1, images)) if isinstance(images, int) else tokens  # a symbolic batch goes in one piece
+    parts = [_block(centred, barred, start, step, k, loop) for start in range(0, tokens, step)]
     local, score = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
-    distance = (2.0 * (score + half[..., None])).clamp_min_(0.0).sqrt_()
-    start = torch.tensor([0, *counts[:-1]], device=x.device).cumsum(0)
-    neighbors = local + start[:, None, None]
-    if mask is None:
-        return neighbors.view(-1, k), distance.view(-1, k)
-    neighbors = neighbors.masked_fill(distance == torch.inf, -1)
-    return neighbors[mask], distance[mask]
+    return local, (2.0 * (score + half[..., None])).clamp_min_(0.0).sqrt_()
 
 
 def _block(x: Tensor, half: Tensor, start: int, rows: int, k: int, loop: bool) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ PLACEMENTS = ("before", "inside", "after")
 
 
 @contextmanager
-def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") -> Iterator[nn.Module]:
+def ideal(
+    model: nn.Module, counts: Sequence[int], placement: str = "inside", *, open_maps: bool = False
+) -> Iterator[nn.Module]:
     """Runs a model with given token counts, by cutting the sequence off: nothing is chosen, nothing is merged.
 
     The first tokens are kept, as a view; where counts rise again, zeros are added. So outputs mean nothing; the time is
@@ -27,6 +29,7 @@ def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") ->
             ``trace.counts`` or :func:`tokengraph.schedule.tokens_per_layer` gives them.
         placement: Where in a block the sequence is cut: ``"before"`` it, ``"inside"`` (between attention and MLP) or
             ``"after"``; what the strategy compared with has.
+        open_maps: Leave the fused attention in blocks that cut, as strategies do that read the whole map.
 
     Yields:
         The model itself.
@@ -53,7 +56,7 @@ def ideal(model: nn.Module, counts: Sequence[int], placement: str = "inside") ->
             if before is None and after is None:
                 continue
             ends = [None if n is None else prefix + n for n in (before, after)]
-            block.__dict__["forward"] = _cutting(adapter, block, ends[0], ends[1], placement)
+            block.__dict__["forward"] = _cutting(adapter, block, ends[0], ends[1], placement, open_maps)
             cut.append(block)
         yield model
     finally:
@@ -78,10 +81,11 @@ def _cut(x: Tensor, count: int | None) -> Tensor:
 
 
 def _cutting(
-    adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str
+    adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str, open_maps: bool
 ) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        x = adapter.attend(block, _cut(x, before), None)
+        with adapter.open_map(block) if open_maps else nullcontext():
+            x = adapter.attend(block, _cut(x, before), None)
         if placement == "inside" and (after is None or after < x.size(1)):
             return adapter.feed(block, _cut(x, after))
         return _cut(adapter.feed(block, x), after)

@@ -3,9 +3,9 @@
 Run: ``python benchmarks/end_to_end.py [--quick] [--models deit_small_patch16_224] [--batch 8] [--compile]``
 
 All run in turn in one process, with the same random weights; ratios are taken round by round. The ideal cuts the
-sequence to the same counts at the same place in the block, and selects nothing; where the strategy reads whole attention
-maps, the ideal leaves the fused kernel in the same blocks. GFLOPs are counted for the blocks of
-one image: what attention, MLP, choosing and reducing should cost.
+sequence to the same counts at the same place in the block, and selects nothing; where the strategy reads whole
+attention maps, the ideal leaves the fused kernel in the same blocks. GFLOPs are counted for the blocks of one image:
+what attention, MLP, choosing and reducing should cost.
 """
 
 from __future__ import annotations
@@ -204,7 +204,11 @@ def _targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if row["model"] != "deit_small_patch16_224" or row["name"] != name or row["kind"] != "attached":
                 continue
             reached = row[ratio] <= goal if below else row[ratio] >= goal
-            target = {"target": f"{name}: {WHAT[ratio]}", "goal": f"{'<=' if below else '>='} {goal}", "reached": reached}
+            target = {
+                "target": f"{name}: {WHAT[ratio]}",
+                "goal": f"{'<=' if below else '>='} {goal}",
+                "reached": reached,
+            }
             found.append(target | {"ratio": row[ratio], "ratio_quartiles": row[f"{ratio}_quartiles"]})
     return found
 

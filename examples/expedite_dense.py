@@ -43,6 +43,8 @@ print(f"cosine of the final features with the plain model's: {likeness:.3f}")
 OUT.mkdir(parents=True, exist_ok=True)
 plot_clusters(photo, {"clusters": assignment}, GRID).savefig(OUT / "clusters.png", dpi=110)
 maps = {"before": x[0], "clusters, reconstructed": soft, "plain model, end": plain[0, 1:], "end": features[0, 1:]}
-plot_features(photo, {k: maps[k] for k in ("before", "clusters, reconstructed")}, GRID).savefig(OUT / "middle.png", dpi=110)
+plot_features(photo, {k: maps[k] for k in ("before", "clusters, reconstructed")}, GRID).savefig(
+    OUT / "middle.png", dpi=110
+)
 plot_features(photo, {k: maps[k] for k in ("plain model, end", "end")}, GRID).savefig(OUT / "end.png", dpi=110)
 print(f"Pictures: {OUT}")

@@ -27,7 +27,9 @@ with torch.no_grad():
         for layer in LAYERS:
             graph = handle.trace.graph(layer)  # a TokenGraph: the tokens that are left, and the edges among them
             scale = handle.trace.size(layer)
-            print(f"after {layer:2d} blocks: {graph.num_nodes} tokens, {graph.num_edges} edges, scales {scale.sum():.1f}")
+            print(
+                f"after {layer:2d} blocks: {graph.num_nodes} tokens, {graph.num_edges} edges, scales {scale.sum():.1f}"
+            )
             title = f"{graph.num_nodes} tokens after {layer} blocks"
             figure = plot_graph(photo, graph, distance=False, max_edges=None, title=title)
             figure.savefig(OUT / f"after_{layer:02d}_blocks.png", dpi=110)

@@ -9,6 +9,8 @@ from tokengraph import Assignment, SoftAssignment, TokenGraph, coarsen, hierarch
 STRATEGIES = [
     tg.AiluRus(lam=8),
     tg.DPCKNN(),
+    tg.Expedite(),
+    tg.GTP(graph="semantic", neighbors=2, score="random"),
     tg.GridPool(),
     tg.Random(),
     tg.ToMe(),
@@ -16,7 +18,7 @@ STRATEGIES = [
     tg.TopK(score="norm", fuse=True),
 ]
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)
-# Those that can coarsen what is coarse already: AiluRus wants the full grid.
+# Those that can coarsen what is coarse already: AiluRus and Expedite want the full grid.
 AGAIN = pytest.mark.parametrize("select", [s for s in STRATEGIES if not s.needs_grid], ids=repr)
 
 
@@ -52,7 +54,7 @@ def part(a: Assignment | SoftAssignment, b: int) -> list[list]:
 
 
 def test_strategies_here_are_all_that_work_without_a_model():
-    assert {s.name for s in STRATEGIES} == set(tg.registry())
+    assert {s.name for s in STRATEGIES} == {name for name, cls in tg.registry().items() if not cls.learns}
 
 
 @EACH

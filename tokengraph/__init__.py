@@ -17,7 +17,11 @@ from tokengraph.graph import TokenGraph
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.ailurus import AiluRus, ailurus
 from tokengraph.select.dpc_knn import DPCKNN, dpc_knn
+from tokengraph.select.dynamicvit import DynamicViT
+from tokengraph.select.expedite import Expedite, expedite
 from tokengraph.select.grid_pool import GridPool, grid_pool
+from tokengraph.select.gtp import GTP, gtp
+from tokengraph.select.gtp_graph import gtp_graph
 from tokengraph.select.random import Random
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
@@ -30,6 +34,9 @@ __all__ = [
     "Assignment",
     "Attachment",
     "DPCKNN",
+    "DynamicViT",
+    "Expedite",
+    "GTP",
     "GridPool",
     "Random",
     "Select",
@@ -43,8 +50,11 @@ __all__ = [
     "coarsen",
     "detach",
     "dpc_knn",
+    "expedite",
     "grid_graph",
     "grid_pool",
+    "gtp",
+    "gtp_graph",
     "hierarchy",
     "knn_graph",
     "knn_neighbors",

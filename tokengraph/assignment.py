@@ -34,6 +34,8 @@ class Assignment:
         ptr: First token of each image, ``[B+1]``; ``None`` means unknown (one image, or not needed).
         cluster_ptr: First cluster of each image, ``[B+1]``.
         centers: Token that represents each cluster, ``[K]`` flat ids, where the method has one.
+        single: Promises that each cluster is one token, its center: then ``reduce`` only picks rows.
+        counts: Clusters of each image, where they differ (ragged); ``None``: all have the same number, or nobody knows.
 
     Example:
         >>> a = Assignment(torch.tensor([0, 0, 1]), 2)
@@ -48,8 +50,12 @@ class Assignment:
     ptr: Tensor | None = None
     cluster_ptr: Tensor | None = None
     centers: Tensor | None = None
+    single: bool = False
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.single and self.centers is None:
+            raise ValueError("Expected centers with single=True (got None). Say which token each cluster is.")
         if self.cluster.dim() != 1 or self.cluster.dtype != torch.long:
             raise ValueError(
                 f"Expected cluster of shape [M] and dtype int64 (got {list(self.cluster.shape)}, "
@@ -70,7 +76,7 @@ class Assignment:
     def identity(cls, num_tokens: int, *, ptr: Tensor | None = None, device: torch.device | None = None) -> Assignment:
         """The map that keeps every one of ``num_tokens`` tokens as it is."""
         ids = torch.arange(num_tokens, device=device)
-        return cls(ids, num_tokens, ptr=ptr, cluster_ptr=ptr, centers=ids)
+        return cls(ids, num_tokens, ptr=ptr, cluster_ptr=ptr, centers=ids, single=True)
 
     @classmethod
     def from_dense(
@@ -81,6 +87,7 @@ class Assignment:
         mask: Tensor | None = None,
         drops: bool = False,
         centers: Tensor | None = None,
+        single: bool = False,
     ) -> Assignment:
         """Builds the flat map from cluster numbers within each image.
 
@@ -90,6 +97,7 @@ class Assignment:
             mask: ``[B, N]`` bool; True where there is a token. Rows of padding leave the map altogether.
             drops: Whether ``cluster`` may hold -1.
             centers: ``[B, K]`` token within the image that represents each cluster (rows past K_b are ignored).
+            single: Promises that each cluster is its center alone.
 
         Returns:
             A map over the ``B*N`` tokens, or over the True ones of ``mask`` in order.
@@ -127,7 +135,8 @@ class Assignment:
                 place = torch.arange(centers.size(1), device=device)
                 centers = centers[place < counts.diff()[:, None]]
             centers = centers.flatten()
-        return cls(flat.flatten(), total, drops, ptr, counts, centers)
+        each = tuple(num_clusters) if isinstance(num_clusters, list) and len(set(num_clusters)) > 1 else None
+        return cls(flat.flatten(), total, drops, ptr, counts, centers, single, each)
 
     def reduce(
         self, x: Tensor, size: Tensor | None = None, *, reduce: str = "mean", backend: str = "auto"
@@ -167,6 +176,9 @@ class Assignment:
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
         size = size.to(wide(size))
+        if self.single:
+            assert self.centers is not None
+            return x.index_select(0, self.centers), size.index_select(0, self.centers)
         new_size = self._sum(size, backend)
         if reduce == "sum":
             return self._sum(x, backend), new_size
@@ -244,7 +256,16 @@ class Assignment:
         if self.centers is not None and other.centers is not None:
             centers = self.centers[other.centers]
         cluster = table.index_select(0, self.cluster)
-        return Assignment(cluster, other.num_clusters, self.drops or other.drops, self.ptr, other.cluster_ptr, centers)
+        return Assignment(
+            cluster,
+            other.num_clusters,
+            self.drops or other.drops,
+            self.ptr,
+            other.cluster_ptr,
+            centers,
+            self.single and other.single,
+            other.counts,
+        )
 
     def to(self, device: torch.device | str) -> Assignment:
         """The same map on another device."""

@@ -10,18 +10,9 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import (
-    SITE,
-    STASH,
-    Recipe,
-    Site,
-    begins,
-    check_halves,
-    coarse_class,
-    keep_map,
-    keep_projection,
-    note_grid,
-)
+from tokengraph.adapters.block import check_halves, coarse_class, keep_map, keep_projection, note_grid
+from tokengraph.adapters.site import SITE, STASH, Recipe, Site
+from tokengraph.adapters.step import begins
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select, resolve
 from tokengraph.trace import Trace
@@ -36,10 +27,12 @@ class Attachment:
     Attributes:
         model: The model that was given, changed in place.
         trace: The record of the model's last run.
+        select: The strategy, as it was bound to the model.
     """
 
     model: nn.Module
     trace: Trace
+    select: Select
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
@@ -59,7 +52,7 @@ class Attachment:
 def attach(
     model: nn.Module,
     select: str | type[Select] | Select,
-    schedule: Schedule,
+    schedule: Schedule | None = None,
     *,
     prop_attn: bool | None = None,
     lift: bool = False,
@@ -75,7 +68,7 @@ def attach(
         schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
             left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
             ``"reconstruct"`` for every input patch again. A list: removed block by block. See
-            :func:`tokengraph.schedule.tokens_per_layer`.
+            :func:`tokengraph.schedule.tokens_per_layer`. Strategies that know their own (DynamicViT) need none.
         prop_attn: Weigh keys by the log of the patches they stand for. Default: ``select.weighs``, where it merges.
         lift: Make ``forward_features`` return every input patch again, ``[B, P+N, C]``; dropped ones as zeros.
             ``forward_intermediates`` lifts its maps in any case.
@@ -102,12 +95,13 @@ def attach(
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
     blocks = adapter.blocks(core)
+    if taken := [name for name in getattr(chosen, "modules", ()) if name in core._modules]:
+        raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
     if len({id(b) for b in blocks}) < len(blocks):
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
-    plan = tokens_per_layer(
-        schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget
-    )
+    chosen, schedule = chosen.bind(adapter.channels(core), len(blocks), schedule)
+    plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
         check_halves(adapter, block)
@@ -119,7 +113,7 @@ def attach(
     except BaseException:
         detach(model)
         raise
-    return Attachment(model, trace)
+    return Attachment(model, trace, chosen)
 
 
 def detach(model: nn.Module) -> None:
@@ -134,6 +128,9 @@ def detach(model: nn.Module) -> None:
         module.__dict__.pop(STASH, None)
         if isinstance(site, Site) and site.original is not None:
             module.__class__ = site.original
+            if site.index < 0:  # the model itself
+                for name in site.recipe.select.modules:
+                    module._modules.pop(name, None)
 
 
 def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
@@ -182,5 +179,8 @@ def _swap(core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Re
     embedding.__dict__[SITE] = Site(recipe, trace)
     embedding.register_forward_pre_hook(note_grid)
     core.__dict__[SITE] = Site(recipe, trace, original=type(core))
+    parameter = next(core.parameters())
+    for name, module in recipe.select.modules.items():
+        core.add_module(name, module.to(parameter.device, parameter.dtype).train(core.training))
     if adapter.model_mixin is not None:
         core.__class__ = coarse_class(adapter.model_mixin, type(core))

@@ -33,7 +33,13 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
         if assignment.drops:
             rows = torch.where(assignment.cluster.view(images, tokens) == assignment.num_clusters, total, rows)
         first = image * (num_prefix + clusters) + ahead
-        return Assignment(torch.cat([first, rows], dim=1).flatten(), total, assignment.drops)
+        cluster = torch.cat([first, rows], dim=1).flatten()
+        if not assignment.single:
+            return Assignment(cluster, total, assignment.drops)
+        assert assignment.centers is not None
+        own = assignment.centers.view(images, clusters) + (image + 1) * num_prefix
+        centers = torch.cat([image * (num_prefix + tokens) + ahead, own], dim=1).flatten()
+        return Assignment(cluster, total, assignment.drops, centers=centers, single=True)
 
     def moved(ids: Tensor, each: int) -> Tensor:
         return ids + (ids // each + 1) * num_prefix
@@ -49,10 +55,11 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
             torch.cat([weight.new_ones(token.numel()), weight]),
         )
 
+    up = assignment.up
     return SoftAssignment(
         *ahead_of((assignment.token, assignment.cluster, assignment.weight)),
         images * (num_prefix + tokens),
         images * (num_prefix + clusters),
         assignment.normalize,
-        None if assignment.up is None else ahead_of(assignment.up),
+        None if up is None else (lambda: ahead_of(up())) if callable(up) else ahead_of(up),
     )

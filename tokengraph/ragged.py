@@ -13,3 +13,10 @@ def pad(x: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
     dense = x.new_zeros(*mask.shape, *x.shape[1:])
     dense[mask] = x
     return dense, mask
+
+
+def spread(rows: Tensor, valid: Tensor) -> Tensor:
+    """Flat rows ``[M, ...]`` laid out where ``valid [B, n]`` is True, zeros elsewhere: ``[B, n, ...]``."""
+    return rows.new_zeros(*valid.shape, *rows.shape[1:]).masked_scatter(
+        valid.view(*valid.shape, *[1] * (rows.dim() - 1)), rows
+    )

@@ -76,7 +76,8 @@ def tokens_per_layer(
     Args:
         schedule: An int: tokens removed in every block. A sequence of ``depth`` ints: removed block by block. A mapping
             ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
-            ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return.
+            ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
+            ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less

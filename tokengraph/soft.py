@@ -38,6 +38,7 @@ class SoftAssignment:
         centroids: What ``reduce`` gives for the very features that the map was made from, ``[K, C]``, where choosing
             has made it already.
         lossless: Promises that each token's weights sum to one, so that no mass is lost.
+        counts: Clusters of each image, where they differ; ``None``: all have the same number, or nobody knows.
     """
 
     token: Tensor
@@ -52,6 +53,7 @@ class SoftAssignment:
     centers: Tensor | None = None
     centroids: Tensor | None = None
     lossless: bool = False
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -80,6 +82,7 @@ class SoftAssignment:
             cluster_ptr=hard.cluster_ptr,
             centers=hard.centers,
             lossless=not hard.lossy,
+            counts=hard.counts,
         )
 
     def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -166,6 +169,7 @@ class SoftAssignment:
             other.cluster_ptr,
             None if self.centers is None or other.centers is None else self.centers[other.centers],
             lossless=self.lossless and other.lossless,
+            counts=other.counts,
         )
 
     def to(self, device: torch.device | str) -> SoftAssignment:

@@ -28,6 +28,10 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
             with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
                 return cached(*key)
 
+        # torch.compile tells constants apart by the code name of the function that gives them.
+        name = f"{build.__module__}.{build.__qualname__}".replace(".", "_")
+        constant.__code__ = constant.__code__.replace(co_name=name)
+
         @wraps(build)
         def look_up(*key: Any) -> Any:
             # index() makes plain ints of what torch.compile holds as symbols when sizes change.

@@ -13,7 +13,9 @@ from torch import Tensor
 from tokengraph.assignment import Assignment
 from tokengraph.edges.grid import grid_positions
 from tokengraph.graph import TokenGraph
+from tokengraph.ragged import spread
 from tokengraph.soft import SoftAssignment
+from tokengraph.state import State
 
 RUNS = 8  # runs that may wait for their backward under gradient checkpointing
 
@@ -21,74 +23,6 @@ RUNS = 8  # runs that may wait for their backward under gradient checkpointing
 def in_backward() -> bool:
     """Whether autograd is at work in this thread: then a block that runs is being computed again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-@dataclass
-class State:
-    """The tokens between two blocks.
-
-    Args:
-        images: B.
-        patches: Patch tokens an image at the input.
-        count: Patch tokens an image now.
-        grid: ``(H, W)`` of the input patches.
-        size: Weight of each token, ``[B*(P+count)]`` float32, prefix tokens 1; ``None``: all ones. Where the strategy
-            merges it is the number of input patches that the token stands for.
-        maps: The maps from the input patches to the tokens of now, one after another; none: nothing changed. Hard ones
-            are composed as they come, weighted ones only when somebody asks.
-        patch: Input patch that each token descends from, ``[B, count]``; ``None``: unknown, or its own place.
-        memory: What the strategy's ``begin`` made of the input.
-    """
-
-    images: int
-    patches: int
-    count: int
-    grid: tuple[int, int]
-    size: Tensor | None = None
-    maps: tuple[Assignment | SoftAssignment, ...] = ()
-    patch: Tensor | None = None
-    memory: Any = field(default=None, repr=False)
-
-    @property
-    def coarse(self) -> bool:
-        """Whether anything was coarsened."""
-        return len(self.maps) > 0
-
-    @property
-    def source(self) -> Assignment | SoftAssignment | None:
-        """The one map from the input patches to the tokens of now; ``None``: nothing changed."""
-        if not self.coarse:
-            return None
-        source = self.maps[0]
-        for later in self.maps[1:]:
-            source = source.then(later)
-        return source
-
-    def step(self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None) -> State:
-        """The state after one more coarsening."""
-        maps = (*self.maps, assignment)
-        if self.coarse and isinstance(assignment, Assignment) and isinstance(self.maps[-1], Assignment):
-            maps = (*self.maps[:-1], self.maps[-1].then(assignment))
-        patch = None
-        if assignment.centers is not None and (self.patch is not None or not self.coarse):
-            local = torch.arange(self.patches, device=assignment.centers.device).expand(self.images, -1)
-            before = local if self.patch is None else self.patch
-            patch = before.flatten().index_select(0, assignment.centers).view(self.images, count)
-        return replace(self, count=count, size=size, maps=maps, patch=patch)
-
-    def restored(self) -> State:
-        """The state after reconstruction: every input patch is there again."""
-        return replace(self, count=self.patches, size=None, maps=(), patch=None)
-
-    def lift(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
-        """Rows ``[B*count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches."""
-        if len(self.maps) == 1:
-            return self.maps[0].lift(rows, fill)
-        reached = None if fill is None else torch.ones_like(rows[:, :1], dtype=torch.float32)
-        for step in reversed(self.maps):
-            rows = step.lift(rows)
-            reached = None if reached is None else step.lift(reached)
-        return rows if fill is None or reached is None else torch.where(reached > 0, rows, fill.to(rows.dtype))
 
 
 @dataclass
@@ -180,7 +114,10 @@ class Trace:
 
     @property
     def counts(self) -> list[int]:
-        """Patch tokens an image before the first block and after each block, in the last run (planned, before one)."""
+        """Patch tokens an image before the first block and after each block, in the last run (planned, before one).
+
+        Where images differ, the most of any; :meth:`counts_per_image` has each.
+        """
         if self.slots[self.depth] is None:
             return list(self.plan)
         return [self.state(layer).count for layer in range(self.depth + 1)]
@@ -204,6 +141,24 @@ class Trace:
                 "Call the model first."
             )
         return State(first.images, first.patches, first.patches, first.grid)
+
+    def counts_per_image(self, layer: int | None = None) -> list[int]:
+        """Patch tokens of each image after ``layer`` blocks (default: all)."""
+        state = self.state(layer)
+        return [state.count] * state.images if state.counts is None else list(state.counts)
+
+    def valid(self, layer: int | None = None) -> Tensor:
+        """Where there are tokens after ``layer`` blocks, ``[B, n]`` bool: False is padding of images with fewer."""
+        state = self.state(layer)
+        if state.valid is not None:
+            return state.valid
+        device = None if self.output is None else self.output.device
+        return torch.ones(state.images, state.count, dtype=torch.bool, device=device)
+
+    @property
+    def decisions(self) -> list[Tensor]:
+        """Cumulative keep masks ``[B, N]`` of the last run's stages, with gradients, of a strategy that trains."""
+        return list(self.state().decisions)
 
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """The map from the input patches, ``B*N`` of them, to the tokens after ``layer`` blocks."""
@@ -252,8 +207,7 @@ class Trace:
             )
         if not state.coarse:
             return tokens
-        rows = tokens.flatten(0, 1)
-        lifted = state.lift(rows, None if fill is None else fill.flatten(0, 1))
+        lifted = state.lift(tokens, None if fill is None else fill.flatten(0, 1))
         return lifted.view(state.images, state.patches, tokens.size(2))
 
     def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None) -> Tensor:
@@ -296,7 +250,7 @@ class Trace:
             if isinstance(step, SoftAssignment):
                 step = replace(step, normalize=True)
             rows, size = step.reduce(rows, size)
-        return rows.view(state.images, -1, 2)
+        return rows.view(state.images, -1, 2) if state.valid is None else spread(rows, state.valid)
 
     def graph(self, layer: int | None = None) -> TokenGraph:
         """The graph that the strategy works on, as it is after ``layer`` blocks of the last run.
@@ -314,7 +268,7 @@ class Trace:
         state = self.state(layer)
         first = self.slots[self.start]
         memory = state.memory if state.memory is not None or first is None else first.memory
-        if not hasattr(memory, "token_graph"):
+        if memory is None or not hasattr(memory, "token_graph"):
             raise ValueError(
                 "Expected a strategy that keeps a graph, such as GTP (got one without). "
                 "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."

@@ -5,8 +5,8 @@ import torch
 
 import tokengraph as tg
 from tokengraph.adapters.mask import attention_bias, coarse_mask
+from tokengraph.state import State
 from tokengraph.testing import tiny_vit
-from tokengraph.trace import State
 
 try:
     from tokengraph.compat import timm  # noqa: F401

@@ -8,7 +8,17 @@ from tokengraph.select.base import tokens_to_keep
 
 
 def test_registry_holds_one_strategy_a_file():
-    assert set(tg.registry()) == {"ailurus", "dpc-knn", "grid-pool", "random", "tome", "topk"}
+    assert set(tg.registry()) == {
+        "ailurus",
+        "dpc-knn",
+        "dynamicvit",
+        "expedite",
+        "grid-pool",
+        "gtp",
+        "random",
+        "tome",
+        "topk",
+    }
 
 
 @pytest.mark.parametrize("asked", ["dpc-knn", "DPC_KNN", "dpcknn", tg.DPCKNN, tg.DPCKNN()])

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 
 
@@ -44,6 +45,10 @@ class Adapter(ABC):
         """P, the tokens in front of the patches."""
 
     @abstractmethod
+    def channels(self, model: nn.Module) -> int:
+        """C, the width of the tokens."""
+
+    @abstractmethod
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """``(H, W)`` of the patches for the model's own image size."""
 
@@ -52,7 +57,7 @@ class Adapter(ABC):
         """Whether the first token is a class token."""
 
     @abstractmethod
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None) -> Tensor:
         """The attention half with its residual, ``[B, P+N, C]``; ``mask`` as the block takes it."""
 
     @abstractmethod

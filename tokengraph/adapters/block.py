@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,49 +12,10 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.mask import attention_bias
-from tokengraph.assignment import Assignment
-from tokengraph.prefix import with_prefix
-from tokengraph.schedule import Schedule, tokens_per_layer
-from tokengraph.select.attention import AttentionStats
-from tokengraph.select.base import Select
-from tokengraph.select.tokens import Tokens
-from tokengraph.soft import SoftAssignment
-from tokengraph.trace import State, Trace, in_backward
-
-SITE = "_tokengraph"  # attribute that an attached module carries
-STASH = "_tokengraph_seen"  # what hooks leave on a block that is going to read it
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What was asked for, the same for every block of a model."""
-
-    adapter: Adapter
-    select: Select
-    schedule: Schedule
-    prop_attn: bool
-    lift: bool
-
-
-@dataclass
-class Site:
-    """What an attached module knows: what was asked for, the record of the run, and its own place."""
-
-    recipe: Recipe
-    trace: Trace
-    index: int = -1
-    original: type | None = None
-
-    def budget(self, patches: int, finished: int) -> int:
-        """Patch tokens to have left once ``finished`` blocks are done, for ``patches`` at the input."""
-        plan = self.trace.plan
-        if patches != self.trace.patches:
-            recipe = self.recipe
-            select = recipe.select
-            plan = tokens_per_layer(
-                recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget
-            )
-        return plan[finished]
+from tokengraph.adapters.site import SITE, STASH, Site
+from tokengraph.adapters.step import begins, coarsen, restore, see
+from tokengraph.state import State
+from tokengraph.trace import in_backward
 
 
 class Coarse:
@@ -82,20 +42,21 @@ class CoarseBlock(Coarse):
         x, state = self._enter(site, x)
         bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
         keep = site.budget(state.patches, site.index + 1)
-        reads = keep < state.count and select.reads_attention
+        acts = select.acts(site.index + 1, keep, state.count)
+        reads = acts and select.reads_attention
         x = self._attend(site, x, bias, reads, reads and select.needs_map)
-        if keep == state.count or select.placement != "inside":
+        if not acts or select.placement != "inside":
             x = site.recipe.adapter.feed(self, x)  # type: ignore[arg-type]
-        if keep > state.count:
-            x, state = _restore(trace, state, x)
-        elif keep < state.count:
-            x, state = _coarsen(site, state, x, keep, self, bias)
+        if keep > state.count and site.restores(state.patches, site.index + 1):
+            x, state = restore(trace, state, x)
+        elif acts:
+            x, state = coarsen(site, state, x, keep, self, bias)
             if select.placement == "inside":  # before the next block is after this one
                 x = site.recipe.adapter.feed(self, x)  # type: ignore[arg-type]
         trace.leave(site.index, x, state)
         return x
 
-    def _attend(self, site: Site, x: Tensor, bias: Tensor | None, reads: bool, opens: bool) -> Tensor:
+    def _attend(self, site: Site, x: Tensor, bias: Any, reads: bool, opens: bool) -> Tensor:
         """The attention half; where the strategy reads it, the hooks leave what they see in the stash."""
         adapter = site.recipe.adapter
         if not reads:
@@ -115,83 +76,15 @@ class CoarseBlock(Coarse):
             state = trace.begin(x.size(0), x.size(1) - trace.num_prefix)
             if begins(select):
                 with torch.no_grad():
-                    state.memory = select.begin(_tokens(site, state, x.detach(), None))
+                    state.memory = select.begin(see(site, state, x.detach(), None))
             trace.slots[site.index] = state
         trace.remember(site.index, x, state)
-        if site.index == 0 and not state.coarse:
-            x, state = _coarsen(site, state, x, site.budget(state.patches, 0))
+        first = site.budget(state.patches, 0) if site.index == 0 and not state.coarse else state.count
+        if first < state.count:
+            x, state = coarsen(site, state, x, first)
             if state.coarse and not in_backward():
                 trace.slots[0] = state
         return x, state
-
-
-def begins(select: Select) -> bool:
-    """Whether the strategy wants to see a run's input."""
-    return type(select).begin is not Select.begin
-
-
-def _tokens(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
-    """What a strategy sees of ``x [B, P+n, C]``."""
-    trace = site.trace
-    prefix = trace.num_prefix
-    known = state.grid[0] * state.grid[1] == state.patches
-    return Tokens(
-        x[:, prefix:],
-        None if state.size is None else state.size.view(state.images, -1)[:, prefix:],
-        state.grid if known else None,
-        known and not state.coarse,
-        None,
-        site.index,
-        prefix,
-        stats,
-        (lambda: trace.locate(state, x.device)) if known else None,
-        state.patch,
-        state.memory,
-    )
-
-
-def _coarsen(
-    site: Site, state: State, x: Tensor, keep: int, block: Any = None, bias: Tensor | None = None
-) -> tuple[Tensor, State]:
-    """One coarsening of ``x [B, P+n, C]`` to ``keep`` patch tokens an image, if there are more.
-
-    What the hooks left is taken here and let go with the choice, so that it does not live on in the MLP.
-    """
-    seen = None if block is None else block.__dict__.pop(STASH, None)
-    if keep >= state.count:
-        return x, state
-    select, prefix = site.recipe.select, site.trace.num_prefix
-    if state.images == 0:
-        none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
-        return x[:, : prefix + keep], state.step(none, keep, None)
-    tokens = _tokens(site, state, x, _statistics(site, block, seen, bias))
-    assignment = select(tokens, keep)
-    count = assignment.num_clusters // state.images
-    if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
-        rows = assignment.centroids.view(state.images, count, -1)  # choosing has made them
-        return torch.cat([x[:, :prefix], rows], dim=1), state.step(assignment, count, None)
-    whole = with_prefix(assignment, state.images, prefix)
-    flat = x.reshape(-1, x.size(2))
-    if isinstance(whole, Assignment):
-        rows, size = whole.reduce(flat, state.size, reduce=select.reduction)
-    else:
-        rows, size = whole.reduce(flat, state.size)
-    return rows.view(state.images, prefix + count, -1), state.step(assignment, count, size if select.weighs else None)
-
-
-def _statistics(site: Site, block: Any, seen: dict[str, Tensor] | None, bias: Tensor | None) -> AttentionStats | None:
-    """Statistics of the attention that the block has just computed, as far as hooks saw it."""
-    if not seen:
-        return None
-    if "map" in seen:
-        return AttentionStats.from_map(seen["map"], site.trace.num_prefix)
-    return site.recipe.adapter.statistics(block, seen["projected"], site.trace.num_prefix, bias)
-
-
-def _restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
-    """Reconstruction: a row for every input patch again, prefix tokens in front."""
-    rows = state.lift(x[:, trace.num_prefix :].flatten(0, 1)).view(state.images, state.patches, -1)
-    return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()
 
 
 def keep_projection(module: nn.Module, args: Any, output: Tensor) -> None:

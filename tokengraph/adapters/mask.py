@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from tokengraph.assignment import Assignment
+from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.segment import segment_max, segment_sum
-from tokengraph.trace import State
+from tokengraph.state import State
 
 
 def attention_bias(
     mask: Tensor | None, state: State, num_prefix: int, *, prop_attn: bool, dtype: torch.dtype
-) -> Tensor | None:
+) -> Tensor | KeepMask | None:
     """What a block's attention adds to its logits.
 
     Args:
@@ -24,20 +25,34 @@ def attention_bias(
 
     Returns:
         ``None`` when there is nothing to add; the mask as it came while nothing is coarsened; else an additive mask
-        ``[..., 1 or P+n, P+n]``.
+        ``[..., 1 or P+n, P+n]``, which bars padding; or the keep decisions of a strategy in training.
+
+    Raises:
+        ValueError: For a mask of another shape, or one that comes together with decisions or padding.
     """
     if mask is not None and (mask.dim() < 2 or mask.size(-1) != num_prefix + state.patches):
         raise ValueError(
             f"Expected attn_mask of shape [..., 1 or {num_prefix + state.patches}, {num_prefix + state.patches}] "
             f"(got {list(mask.shape)})."
         )
+    if mask is not None and (state.keep_mask is not None or state.valid is not None):
+        what = "images differ in their number of tokens" if state.keep_mask is None else "the strategy trains"
+        raise ValueError(f"Expected no attn_mask while {what} (got one).")
+    if state.keep_mask is not None:
+        return state.keep_mask
     if not state.coarse:
         return mask
     if mask is not None:
         return coarse_mask(mask, state, num_prefix, prop_attn=prop_attn).to(dtype)
     if not prop_attn or state.size is None:
-        return None
+        return None if state.valid is None else _padding(state.valid, num_prefix, dtype)
     return state.size.log().view(state.images, 1, 1, -1).to(dtype)
+
+
+def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
+    """``[B, 1, 1, P+n]``: 0 at tokens, ``-inf`` at padding."""
+    barred = torch.zeros_like(valid, dtype=dtype).masked_fill(~valid, -torch.inf)
+    return torch.cat([barred.new_zeros(valid.size(0), num_prefix), barred], dim=1)[:, None, None, :]
 
 
 def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool) -> Tensor:

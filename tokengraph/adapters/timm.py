@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import SITE, Coarse, CoarseBlock, Site
+from tokengraph.adapters.block import Coarse, CoarseBlock
+from tokengraph.adapters.site import SITE, Site
+from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 
 
@@ -35,18 +37,29 @@ class TimmModel(Coarse):
         return site.trace.lift_sequence(x) if site.recipe.lift else x
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """Pools as if every input patch had its cluster's features; pruned patches have no say.
+        """Pools as if every input patch had its cluster's features; pruned and dropped patches have no say.
 
         ``x`` are features of the last run.
         """
         trace = getattr(self, SITE).trace
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
-        if self.attn_pool is not None or pooled not in ("token", ""):  # type: ignore[attr-defined]
-            state = trace.state()
-            merged = state.coarse and not any(step.lossy for step in state.maps)
-            if merged and x.size(1) == trace.num_prefix + state.count:
-                x = trace.lift_sequence(x)
-        return super().pool(x, pool_type)  # type: ignore[misc]
+        attends = self.attn_pool is not None  # type: ignore[attr-defined]
+        if pooled in ("token", "") and not attends:
+            return super().pool(x, pool_type)  # type: ignore[misc]
+        state, prefix = trace.state(), trace.num_prefix
+        if x.size(1) != prefix + state.count:
+            return super().pool(x, pool_type)  # type: ignore[misc]
+        if state.coarse and not any(step.lossy for step in state.maps):
+            return super().pool(trace.lift_sequence(x), pool_type)  # type: ignore[misc]
+        there = state.decisions[-1] if state.decisions else state.valid
+        if there is None:
+            return super().pool(x, pool_type)  # type: ignore[misc]
+        if pooled != "avg" or attends or self.pool_include_prefix:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"Expected pooling by class token or plain average where tokens are masked (got {pooled!r})."
+            )
+        weight = there.to(x.dtype)[..., None]
+        return (x[:, prefix:] * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: the schedule was made for the blocks there are."""
@@ -115,6 +128,10 @@ class TimmViT(Adapter):
         """Class, distillation and register tokens."""
         return int(model.num_prefix_tokens)  # type: ignore[arg-type]
 
+    def channels(self, model: nn.Module) -> int:
+        """``model.embed_dim``."""
+        return int(model.embed_dim)  # type: ignore[arg-type]
+
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """Of the patch embedding."""
         height, width = model.patch_embed.grid_size  # type: ignore[union-attr,misc]
@@ -124,7 +141,7 @@ class TimmViT(Adapter):
         """Whether there is a ``cls_token``."""
         return model.cls_token is not None
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None) -> Tensor:
         """``x + drop_path1(ls1(attn(norm1(x))))``."""
         return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))  # type: ignore[operator]
 

@@ -106,11 +106,10 @@ class AttentionStats:
 
     def _columns(self) -> tuple[Tensor, Tensor]:
         if self._sums is None:
-            whole = self.attention is not None
-            step = self.tokens if whole else CHUNK
+            step = CHUNK if self.attention is None else self.tokens
             sums, own = [], []
             for i in range(0, self.tokens, step):
-                rows = self.attention if whole else self.rows(i, min(i + step, self.tokens))
+                rows = self.rows(i, min(i + step, self.tokens)) if self.attention is None else self.attention
                 sums.append(rows.sum(dim=2, dtype=torch.float32))
                 own.append(rows.diagonal(offset=i, dim1=2, dim2=3).float())
             total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)

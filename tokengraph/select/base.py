@@ -7,14 +7,18 @@ import math
 import re
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.select.tokens import Tokens
 from tokengraph.soft import SoftAssignment
+
+if TYPE_CHECKING:
+    from tokengraph.nn.masked_attention import KeepMask
+    from tokengraph.schedule import Schedule
 
 _REGISTRY: dict[str, type[Select]] = {}
 
@@ -71,6 +75,37 @@ class Select(ABC):
 
         The result is ``tokens.memory`` in every layer of that run. Runs without gradients. A method that overrides it
         is also called outside a model, with no ``memory``.
+        """
+        return None
+
+    def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
+        """The strategy for one model, and what it does when: called by ``attach``, before anything is changed.
+
+        A strategy that learns returns a copy with parameters of its own. One that knows its schedule may be attached
+        without.
+
+        Args:
+            channels: C of the model.
+            depth: Its blocks.
+            schedule: What the user gave; ``None``: nothing.
+        """
+        if schedule is None:
+            raise ValueError(f"Expected a schedule for {type(self).__name__} (got none). For example {{4: 0.5}}, or 8.")
+        return self, schedule
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What ``attach`` puts into the model, and ``remove`` takes out of it, by name; where it learns."""
+        return {}
+
+    def acts(self, finished: int, keep: int, count: int) -> bool:
+        """Whether it acts once ``finished`` blocks are done, with ``keep`` of ``count`` tokens planned to stay."""
+        return keep < count
+
+    def decide(self, tokens: Tokens) -> KeepMask | None:
+        """Instead of a map: the cumulative keep mask over ``[B, N]``, differentiable, of a strategy that trains.
+
+        All tokens then stay, and attention leaves dropped ones out as keys. ``None``: it makes a map.
         """
         return None
 

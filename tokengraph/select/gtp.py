@@ -215,12 +215,12 @@ class GTP(Select):
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
-        if tokens.mask is not None or isinstance(clamp_budget(budget, tokens.x, None), list):
+        keep = clamp_budget(budget, tokens.x, None)
+        if tokens.mask is not None or isinstance(keep, list):
             raise ValueError(
                 "Expected as many tokens in all images and one budget (got a ragged batch or several budgets). "
                 "Choose image by image there."
             )
-        keep = clamp_budget(budget, tokens.x, None)
         images, count = tokens.x.shape[:2]
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
             if keep >= count:

@@ -27,8 +27,10 @@ class Tokens:
         num_prefix: Prefix tokens in front of the sequence inside the model.
         attention: Statistics of the block's attention; ``None`` outside a model and before a block.
         locate: Makes ``pos`` when it is asked for.
-        patch: Input patch that each token descends from, ``[B, N]`` int64 in ``[0, H*W)``; ``None``: token i is patch i.
+        patch: Input patch that each token descends from, ``[B, N]`` int64 in ``[0, H*W)``; ``None``: its own place, or
+            unknown.
         memory: What the strategy's ``begin`` returned for this run; ``None`` outside a model.
+        keep: Cumulative keep decisions so far, ``[B, N]``, where a learned strategy trains; ``None``: all are kept.
     """
 
     x: Tensor
@@ -42,6 +44,7 @@ class Tokens:
     locate: Callable[[], Tensor] | None = None
     patch: Tensor | None = None
     memory: Any = None
+    keep: Tensor | None = None
 
     @property
     def pos(self) -> Tensor:

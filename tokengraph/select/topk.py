@@ -111,14 +111,22 @@ def _kept(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Tensor:
     return below(torch.empty_like(order).scatter_(1, order, place), keep)
 
 
-def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Assignment:
+def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str = "index") -> Assignment:
     budget = clamp_budget(keep, score, mask)
-    kept = _kept(score, budget, mask)
-    cluster = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
     most = max(budget, default=0) if isinstance(budget, list) else budget
-    index = (~kept).argsort(dim=1, stable=True)[:, :most]
+    if order == "score":
+        score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
+        index = score.argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(score.size(1), device=score.device).expand_as(index)
+        rank = torch.empty_like(index).scatter_(1, index, place)
+        cluster = torch.where(below(rank, budget), rank, -1)
+        index = index[:, :most]
+    else:
+        kept = _kept(score, budget, mask)
+        cluster = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
+        index = (~kept).argsort(dim=1, stable=True)[:, :most]
     drops = isinstance(budget, list) or budget < score.size(1)
-    return Assignment.from_dense(cluster, budget, mask=mask, drops=drops, centers=index)
+    return Assignment.from_dense(cluster, budget, mask=mask, drops=drops, centers=index, single=True)
 
 
 def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None) -> SoftAssignment:
@@ -137,5 +145,14 @@ def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Sof
     token = torch.arange(hard.num_tokens, device=score.device)
     up = (token, hard.cluster, torch.ones_like(weight, requires_grad=False))
     return SoftAssignment(
-        token, hard.cluster, weight, hard.num_tokens, hard.num_clusters, False, up, hard.ptr, hard.cluster_ptr
+        token,
+        hard.cluster,
+        weight,
+        hard.num_tokens,
+        hard.num_clusters,
+        False,
+        up,
+        hard.ptr,
+        hard.cluster_ptr,
+        counts=hard.counts,
     )

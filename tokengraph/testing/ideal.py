@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters import Adapter, find_adapter
-from tokengraph.adapters.block import SITE
+from tokengraph.adapters.site import SITE
 
 PLACEMENTS = ("before", "inside", "after")
 

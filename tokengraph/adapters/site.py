@@ -1,0 +1,49 @@
+"""What an attached module carries: what was asked for, the record of the run, and its own place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokengraph.adapters.base import Adapter
+from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.select.base import Select
+from tokengraph.trace import Trace
+
+SITE = "_tokengraph"  # attribute that an attached module carries
+STASH = "_tokengraph_seen"  # what hooks leave on a block that is going to read it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked for, the same for every block of a model."""
+
+    adapter: Adapter
+    select: Select
+    schedule: Schedule
+    prop_attn: bool
+    lift: bool
+
+
+@dataclass
+class Site:
+    """What an attached module knows: what was asked for, the record of the run, and its own place."""
+
+    recipe: Recipe
+    trace: Trace
+    index: int = -1
+    original: type | None = None
+
+    def budget(self, patches: int, finished: int) -> int:
+        """Patch tokens to have left once ``finished`` blocks are done, for ``patches`` at the input."""
+        return self._plan(patches)[finished]
+
+    def restores(self, patches: int, finished: int) -> bool:
+        """Whether every patch comes back once ``finished`` blocks are done."""
+        plan = self._plan(patches)
+        return plan[finished] > plan[finished - 1]
+
+    def _plan(self, patches: int) -> list[int]:
+        if patches == self.trace.patches:
+            return self.trace.plan
+        recipe, select = self.recipe, self.recipe.select
+        return tokens_per_layer(recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget)

@@ -1,0 +1,117 @@
+"""One step of a strategy between the halves of a block: what it sees, and what becomes of the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokengraph.adapters.site import STASH, Site
+from tokengraph.assignment import Assignment
+from tokengraph.prefix import with_prefix
+from tokengraph.ragged import pad, spread
+from tokengraph.select.attention import AttentionStats
+from tokengraph.select.base import Select
+from tokengraph.select.tokens import Tokens
+from tokengraph.soft import SoftAssignment
+from tokengraph.state import State
+from tokengraph.trace import Trace
+
+
+def begins(select: Select) -> bool:
+    """Whether the strategy wants to see a run's input."""
+    return type(select).begin is not Select.begin
+
+
+def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
+    """What a strategy sees of ``x [B, P+n, C]``."""
+    trace = site.trace
+    prefix = trace.num_prefix
+    known = state.grid[0] * state.grid[1] == state.patches
+    return Tokens(
+        x[:, prefix:],
+        None if state.size is None else state.size.view(state.images, -1)[:, prefix:],
+        state.grid if known else None,
+        known and not state.coarse,
+        state.valid,
+        site.index,
+        prefix,
+        stats,
+        (lambda: trace.locate(state, x.device)) if known else None,
+        state.patch,
+        state.memory,
+        state.decisions[-1] if state.decisions else None,
+    )
+
+
+def coarsen(
+    site: Site, state: State, x: Tensor, keep: int, block: Any = None, bias: Any = None
+) -> tuple[Tensor, State]:
+    """One step of the strategy on ``x [B, P+n, C]``: to ``keep`` patch tokens an image, or one keep decision.
+
+    What the hooks left is taken here and let go with the choice, so that it does not live on in the MLP.
+    """
+    seen = None if block is None else block.__dict__.pop(STASH, None)
+    select = site.recipe.select
+    tokens = see(site, state, x, _statistics(site, block, seen, bias))
+    decision = select.decide(tokens)
+    if decision is not None:
+        return x, state.decided(decision, site.trace.num_prefix)
+    if state.images == 0:
+        none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
+        return x[:, : site.trace.num_prefix + keep], state.step(none, keep, None)
+    assignment = select(tokens, keep)
+    if state.valid is not None or assignment.counts is not None:
+        return _ragged(site, state, x, assignment)
+    return _equal(site, state, x, assignment)
+
+
+def _equal(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
+    """``x`` reduced where all images have as many tokens: whole sequences as they lie in memory."""
+    select, prefix = site.recipe.select, site.trace.num_prefix
+    count = assignment.num_clusters // state.images
+    if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
+        rows = assignment.centroids.view(state.images, count, -1)  # choosing has made them
+        return torch.cat([x[:, :prefix], rows], dim=1), state.step(assignment, count, None)
+    whole = with_prefix(assignment, state.images, prefix)
+    rows, size = _reduce(select, whole, x.reshape(-1, x.size(2)), state.size)
+    return rows.view(state.images, prefix + count, -1), state.step(assignment, count, size if select.weighs else None)
+
+
+def _ragged(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
+    """``x`` reduced where images differ: patch tokens flat, then padded again."""
+    select, prefix = site.recipe.select, site.trace.num_prefix
+    size = None if state.size is None else state.flat(state.size.view(state.images, -1)[:, prefix:])
+    rows, size = _reduce(select, assignment, state.flat(x[:, prefix:]), size)
+    counts = assignment.counts or (assignment.num_clusters // state.images,) * state.images
+    padded, valid = pad(rows, list(counts))
+    x = torch.cat([x[:, :prefix], padded], dim=1)
+    equal = assignment.counts is None
+    if select.weighs:  # padding has size 0, so that its logarithm bars it
+        size = torch.cat([size.new_ones(state.images, prefix), spread(size, valid)], dim=1).flatten()
+    new = state.step(assignment, max(counts), size if select.weighs else None, None if equal else valid)
+    return x, new
+
+
+def _reduce(
+    select: Select, assignment: Assignment | SoftAssignment, rows: Tensor, size: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if isinstance(assignment, Assignment):
+        return assignment.reduce(rows, size, reduce=select.reduction)
+    return assignment.reduce(rows, size)
+
+
+def _statistics(site: Site, block: Any, seen: dict[str, Tensor] | None, bias: Any) -> AttentionStats | None:
+    """Statistics of the attention that the block has just computed, as far as hooks saw it."""
+    if not seen:
+        return None
+    if "map" in seen:
+        return AttentionStats.from_map(seen["map"], site.trace.num_prefix)
+    return site.recipe.adapter.statistics(block, seen["projected"], site.trace.num_prefix, bias)
+
+
+def restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
+    """Reconstruction: a row for every input patch again, prefix tokens in front."""
+    rows = state.lift(x[:, trace.num_prefix :]).view(state.images, state.patches, -1)
+    return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()

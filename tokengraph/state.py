@@ -1,0 +1,105 @@
+"""The tokens between two blocks of a model: how many, how heavy, where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokengraph.assignment import Assignment
+from tokengraph.nn.masked_attention import KeepMask
+from tokengraph.ragged import spread
+from tokengraph.soft import SoftAssignment
+
+
+@dataclass
+class State:
+    """The tokens between two blocks.
+
+    Args:
+        images: B.
+        patches: Patch tokens an image at the input.
+        count: Patch tokens an image now; the most of any, where images differ.
+        grid: ``(H, W)`` of the input patches.
+        size: Weight of each token, ``[B*(P+count)]`` float32, prefix tokens 1; ``None``: all ones. Where the strategy
+            merges it is the number of input patches that the token stands for.
+        maps: The maps from the input patches to the tokens of now, one after another; none: nothing changed. Hard ones
+            are composed as they come, weighted ones only when somebody asks.
+        patch: Input patch that each token descends from, ``[B, count]``; ``None``: unknown, or its own place.
+        memory: What the strategy's ``begin`` made of the input.
+        counts: Patch tokens of each image, where they differ; the sequences are then padded. ``None``: all ``count``.
+        valid: ``[B, count]`` bool, True where there is a token; with ``counts``.
+        decisions: Cumulative keep masks ``[B, count]`` of a strategy in training, stage by stage.
+        keep_mask: The last of them as an attention mask over the whole sequence.
+    """
+
+    images: int
+    patches: int
+    count: int
+    grid: tuple[int, int]
+    size: Tensor | None = None
+    maps: tuple[Assignment | SoftAssignment, ...] = ()
+    patch: Tensor | None = None
+    memory: Any = field(default=None, repr=False)
+    counts: tuple[int, ...] | None = None
+    valid: Tensor | None = field(default=None, repr=False)
+    decisions: tuple[Tensor, ...] = ()
+    keep_mask: KeepMask | None = field(default=None, repr=False)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether anything was coarsened."""
+        return len(self.maps) > 0
+
+    @property
+    def source(self) -> Assignment | SoftAssignment | None:
+        """The one map from the input patches to the tokens of now; ``None``: nothing changed."""
+        if not self.coarse:
+            return None
+        source = self.maps[0]
+        for later in self.maps[1:]:
+            source = source.then(later)
+        return source
+
+    def step(
+        self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None, valid: Tensor | None = None
+    ) -> State:
+        """The state after one more coarsening."""
+        maps = (*self.maps, assignment)
+        if self.coarse and isinstance(assignment, Assignment) and isinstance(self.maps[-1], Assignment):
+            maps = (*self.maps[:-1], self.maps[-1].then(assignment))
+        patch = None
+        if assignment.centers is not None and (self.patch is not None or not self.coarse):
+            local = torch.arange(self.patches, device=assignment.centers.device).expand(self.images, -1)
+            before = local if self.patch is None else self.patch
+            own = self.flat(before).index_select(0, assignment.centers)
+            patch = own.view(self.images, count) if valid is None else spread(own, valid)
+        return replace(self, count=count, size=size, maps=maps, patch=patch, counts=assignment.counts, valid=valid)
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Rows ``[B, count, ...]`` as flat tokens, without padding."""
+        return rows.flatten(0, 1) if self.valid is None else rows[self.valid]
+
+    def decided(self, decision: KeepMask, num_prefix: int) -> State:
+        """The state after one more keep decision over ``[B, count]``: nothing is taken out."""
+        keep = decision.keep
+        whole = torch.cat([keep.new_ones(self.images, num_prefix), keep], dim=1)
+        mask = KeepMask(whole, official=decision.official)
+        return replace(self, decisions=(*self.decisions, keep), keep_mask=mask)
+
+    def restored(self) -> State:
+        """The state after reconstruction: every input patch is there again."""
+        return replace(self, count=self.patches, size=None, maps=(), patch=None, counts=None, valid=None)
+
+    def lift(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
+        """Rows ``[B, count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches."""
+        rows = self.flat(rows)
+        if len(self.maps) == 1:
+            return self.maps[0].lift(rows, fill)
+        reached = None if fill is None else torch.ones_like(rows[:, :1], dtype=torch.float32)
+        for step in reversed(self.maps):
+            rows = step.lift(rows)
+            reached = None if reached is None else step.lift(reached)
+        return rows if fill is None or reached is None else torch.where(reached > 0, rows, fill.to(rows.dtype))

@@ -54,3 +54,27 @@ def test_strategy_without_a_sequence_order_is_equivariant_to_permutation(select)
     shuffled = select(make_tokens(x[:, order], (6, 8)), 20).cluster.view(2, -1)
     # Same partition: tokens share a cluster in one exactly when they do in the other.
     assert torch.equal(straight[..., None] == straight[:, None], shuffled[..., None] == shuffled[:, None])
+
+
+class Fresh(tg.DynamicViT):
+    """DynamicViT with predictors made for whatever features come, as attach makes them for a model's."""
+
+    name = ""
+
+    def __call__(self, tokens, budget):
+        tokens.x = torch.nn.functional.pad(tokens.x, (0, -tokens.x.size(2) % 4))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            bound, _ = tg.DynamicViT(layers=[1], order=self.order).bind(tokens.x.size(2), 2)
+        bound.predictors.eval()
+        return bound(tokens, budget)
+
+
+# Its modules have a dtype of their own and follow autocast, as any module does; compile is tested through attach.
+LEARNED = [law for law in SELECT_LAWS if law.__name__ not in ("keeps_the_dtype", "ignores_autocast", "compiles_whole")]
+
+
+@pytest.mark.parametrize("law", LEARNED, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("order", ["index", "score"])
+def test_law_holds_for_learned_pruning(law, order):
+    law(Fresh(order=order))

@@ -114,7 +114,7 @@ def _kept(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Tensor:
 def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str = "index") -> Assignment:
     budget = clamp_budget(keep, score, mask)
     most = max(budget, default=0) if isinstance(budget, list) else budget
-    if order == "score":
+    if order == "score" and (isinstance(budget, list) or budget < score.size(1)):  # all tokens stay as they are
         score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
         index = score.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(score.size(1), device=score.device).expand_as(index)

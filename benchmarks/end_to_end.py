@@ -50,7 +50,7 @@ class Setting:
 
     name: str
     select: tg.Select
-    schedule: Schedule
+    schedule: Schedule | None
 
 
 SETTINGS = (
@@ -61,6 +61,7 @@ SETTINGS = (
     Setting("EViT 70 % at 3, 6, 9", tg.TopK(fuse=True), {4: 0.7, 7: 0.49, 10: 0.343}),
     Setting("Random 50 % after 2", tg.Random(), {2: 0.5}),
     Setting("GridPool 50 % after 2", tg.GridPool(), {2: 0.5}),
+    Setting("DynamicViT 70 % at 3, 6, 9", tg.DynamicViT(0.7), None),
     Setting("GTP P=8, mixed-max, scales", tg.GTP(), 8),
     Setting("GTP P=8, cls-mean", tg.GTP(score="cls-mean", scales=False), 8),
     Setting("Expedite 10x10 from 3 to 10", tg.Expedite(clusters=(10, 10)), {3: "cluster", 10: "reconstruct"}),
@@ -71,6 +72,8 @@ TARGETS = (
     ("ToMe r=13", "ratio_to_ideal", 1.06, True),
     ("ToMe r=13", "speedup", 1.65, False),
     ("AiluRus 50 % after 2", "ratio_to_ideal", 1.08, True),
+    ("DynamicViT 70 % at 3, 6, 9", "ratio_to_ideal", 1.06, True),
+    ("DynamicViT 70 % at 3, 6, 9", "ratio_to_plain", 0.63, True),
     ("GTP P=8, mixed-max, scales", "ratio_to_ideal", 1.10, True),
     ("GTP P=8, mixed-max, scales", "ratio_to_plain", 0.80, True),
     ("GTP P=8, cls-mean", "ratio_to_ideal", 1.06, True),

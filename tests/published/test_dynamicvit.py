@@ -272,3 +272,60 @@ def test_a_mask_of_the_user_is_refused_while_decisions_are_drawn(images):
     tg.attach(model, tg.DynamicViT(0.5, layers=[1]))
     with pytest.raises(ValueError, match="no attn_mask while the strategy trains"):
         model.forward_features(images, attn_mask=torch.zeros(1, 1, 17, 17))
+
+
+def test_a_dropped_token_affects_no_other_and_never_returns(images):
+    model = tiny_vit().train()
+    handle = tg.attach(model, tg.DynamicViT(0.5, layers=[1, 2]))
+    torch.manual_seed(2)
+    model(images)
+    first, second = handle.trace.decisions
+    assert (second <= first).all() and (first == 0).any() and (first == 1).any()
+    # With decisions held fixed, what a dropped token holds changes nothing elsewhere: neither output nor gradient.
+    noise = [torch.stack([d, 1 - d], dim=2).detach() * 1e4 for d in (first, second)]
+    handle.select.noise = noise
+    dropped = torch.cat([torch.zeros(2, 1), 1 - first.detach()], dim=1).bool()
+    outs, bump = [], torch.zeros(2, 17, 32, requires_grad=True)
+    hook = model.blocks[1].register_forward_pre_hook(lambda m, args: (args[0] + bump,))
+    for _ in range(2):
+        out = model.forward_features(images)
+        outs.append(out.detach())
+        (gradient,) = torch.autograd.grad(out[~dropped].square().sum(), bump)
+        bump = torch.where(dropped[..., None], torch.randn(2, 17, 32) * 100, 0.0).requires_grad_()
+    hook.remove()
+    assert torch.equal(outs[0][~dropped], outs[1][~dropped]) and not torch.equal(*outs)
+    assert (gradient[dropped] == 0).all() and (gradient[~dropped] != 0).any()
+
+
+def test_decisions_follow_the_random_state(images):
+    model = tiny_vit().train()
+    handle = tg.attach(model, tg.DynamicViT(0.5, layers=[1, 2]))
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model(images)
+        drawn.append(torch.stack(handle.trace.decisions))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert set(drawn[0].unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_images_are_what_they_are_alone(count):
+    model, images = tiny_vit(num_classes=5), torch.randn(count, 3, 32, 32)
+    with tg.attach(model, tg.DynamicViT(0.6, layers=[1, 2])), torch.no_grad():
+        assert_close(model(images), torch.cat([model(image[None]) for image in images]))
+
+
+def test_predictors_follow_the_device_dtype_and_mode_of_the_model():
+    model = tiny_vit().double().train()
+    handle = tg.attach(model, tg.DynamicViT(0.5, layers=[1]))
+    parameter = next(handle.select.predictors.parameters())
+    assert parameter.dtype == torch.float64 and handle.select.predictors.training
+    model.eval()
+    assert not handle.select.predictors.training
+    handle.remove()
+    model = tiny_vit()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    handle = tg.attach(model, tg.DynamicViT(0.5, layers=[1]))
+    assert all(p.requires_grad for p in handle.select.predictors.parameters())

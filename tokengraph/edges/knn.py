@@ -106,15 +106,19 @@ def knn_neighbors(
     return neighbors, similarity.masked_fill_(distance == torch.inf, -torch.inf)
 
 
+def directions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors of rows ``[M, C]``, and which rows are zero, ``[M, 1]``; those stay zero."""
+    largest = torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True))
+    # Scaled first, so that squares neither overflow nor vanish.
+    return F.normalize(x / largest.clamp_min(torch.finfo(x.dtype).tiny), dim=1), largest == 0
+
+
 def _directions(x: Tensor) -> Tensor:
     """Unit vectors. Zero vectors point along one more axis, at right angles to all others: ``[M, C + 1]``.
 
     The axis costs a copy and an odd width, so it is left out where a look, free on CPU, says that nobody needs it.
     """
-    largest = torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True))
-    # Scaled first, so that squares neither overflow nor vanish.
-    unit = F.normalize(x / largest.clamp_min(torch.finfo(x.dtype).tiny), dim=1)
-    zero = largest == 0
+    unit, zero = directions(x)
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(zero.any()):
         return unit
     return torch.cat([unit, zero.to(x.dtype)], dim=1)

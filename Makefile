@@ -48,7 +48,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(INSTALL) --editable '.[timm,viz,cli,test]'
+	$(INSTALL) --editable '.[timm,transformers,viz,cli,test]'
 	touch $@
 
 # Both are source packages whose build imports torch: hence after torch, and without build isolation. Wheels found

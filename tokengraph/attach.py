@@ -10,14 +10,12 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import check_halves, coarse_class, keep_map, keep_projection, note_grid
+from tokengraph.adapters.block import check_halves, coarse_class, keep_map, keep_output, note_grid
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select, resolve
 from tokengraph.trace import Trace
-
-HOOKS = (keep_projection, keep_map, note_grid)
 
 
 @dataclass(eq=False)
@@ -95,21 +93,20 @@ def attach(
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
     blocks = adapter.blocks(core)
-    if taken := [name for name in getattr(chosen, "modules", ()) if name in core._modules]:
-        raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
     if len({id(b) for b in blocks}) < len(blocks):
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
     chosen, schedule = chosen.bind(adapter.channels(core), len(blocks), schedule)
+    _check_model(chosen, adapter, core, blocks)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
-        check_halves(adapter, block)
+        check_halves(adapter, block, adapter.channels(core))
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
     recipe = Recipe(adapter, chosen, schedule, chosen.weighs if prop_attn is None else prop_attn, lift)
     try:
-        _swap(core, adapter, blocks, recipe, trace)
+        _swap(model, core, adapter, blocks, recipe, trace)
     except BaseException:
         detach(model)
         raise
@@ -123,7 +120,7 @@ def detach(model: nn.Module) -> None:
         if site is None:
             continue
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [k for k, hook in hooks.items() if hook in HOOKS]:
+            for key in [k for k, hook in hooks.items() if getattr(hook, "of_tokengraph", False)]:
                 del hooks[key]
         module.__dict__.pop(STASH, None)
         if isinstance(site, Site) and site.original is not None:
@@ -131,6 +128,20 @@ def detach(model: nn.Module) -> None:
             if site.index < 0:  # the model itself
                 for name in site.recipe.select.modules:
                     module._modules.pop(name, None)
+
+
+def _check_model(select: Select, adapter: Adapter, core: nn.Module, blocks: list[nn.Module]) -> None:
+    if taken := [name for name in select.modules if name in core._modules]:
+        raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
+    if select.learns and not adapter.masks_keep:
+        raise ValueError(
+            f"Expected a model whose attention takes weighted edges, to train {type(select).__name__} "
+            f"(got {adapter.family})."
+        )
+    if select.edits_attention and adapter.map_site(blocks[0]) is None:
+        raise ValueError(
+            f"Expected a model whose attention map can be edited for {select} (got {adapter.family}). Use sparsity=1.0."
+        )
 
 
 def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
@@ -165,22 +176,37 @@ def _first_block(schedule: Schedule) -> int:
     return max(min(schedule) - 1, 0)
 
 
-def _swap(core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Recipe, trace: Trace) -> None:
+def _watch(block: nn.Module, adapter: Adapter, select: Select) -> None:
+    """Hooks on the parts of a block that the strategy reads. The tuple hides the block from nn.Module's bookkeeping."""
+    opened = adapter.map_site(block) if select.needs_map else None
+    if opened is not None:
+        opened.__dict__[SITE] = (block, "map")
+        opened.register_forward_hook(keep_map)
+        return
+    for name, module in adapter.watched(block).items():
+        module.__dict__[SITE] = (block, name)
+        module.register_forward_hook(keep_output)
+
+
+def _swap(
+    model: nn.Module, core: nn.Module, adapter: Adapter, blocks: list[nn.Module], recipe: Recipe, trace: Trace
+) -> None:
     for index in range(trace.start, len(blocks)):
         block = blocks[index]
         block.__dict__[SITE] = Site(recipe, trace, index, type(block))
         block.__class__ = coarse_class(adapter.block_mixin, type(block))
         if recipe.select.reads_attention:
-            opened = recipe.select.needs_map
-            source = adapter.map_site(block) if opened else adapter.projection(block)
-            source.__dict__[SITE] = (block,)  # a tuple hides the block from nn.Module's bookkeeping
-            source.register_forward_hook(keep_map if opened else keep_projection)
+            _watch(block, adapter, recipe.select)
     embedding = adapter.embedding(core)
     embedding.__dict__[SITE] = Site(recipe, trace)
-    embedding.register_forward_pre_hook(note_grid)
+    embedding.register_forward_pre_hook(note_grid, with_kwargs=True)
     core.__dict__[SITE] = Site(recipe, trace, original=type(core))
     parameter = next(core.parameters())
     for name, module in recipe.select.modules.items():
         core.add_module(name, module.to(parameter.device, parameter.dtype).train(core.training))
+    for module, end, hook in adapter.outlets(model, core):
+        module.__dict__.setdefault(SITE, Site(recipe, trace))
+        register = module.register_forward_pre_hook if end == "input" else module.register_forward_hook
+        register(hook)
     if adapter.model_mixin is not None:
         core.__class__ = coarse_class(adapter.model_mixin, type(core))

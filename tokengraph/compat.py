@@ -1,4 +1,4 @@
-"""Imports torchvision, and so timm, beside a CPU-only torch.
+"""Imports torchvision, and so timm and transformers, beside a CPU-only torch.
 
 PyPI's torchvision is built for CUDA. Beside a torch without CUDA its compiled operators do not load, and the import
 ends in ``operator torchvision::nms does not exist``: the package describes two operators that were never defined.
@@ -14,6 +14,7 @@ Importing this module imports no optional package.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 from types import ModuleType
@@ -74,16 +75,20 @@ def _import_optional(package: str) -> ModuleType:
             raise
         raise ImportError(
             f"Expected {package} to be installed (got no such package). "
-            "Install it with: pip install 'tokengraph[timm]'",
+            f"Install it with: pip install 'tokengraph[{'transformers' if package == 'transformers' else 'timm'}]'",
             name=package,
         ) from error
 
 
 def __getattr__(name: str) -> Any:
-    """Gives ``timm`` and ``torchvision`` as attributes, imported at first use."""
+    """Gives ``timm``, ``torchvision`` and ``transformers`` as attributes, imported at first use."""
     if name == "torchvision":
         return ensure_torchvision()
     if name == "timm":
         ensure_torchvision()
         return _import_optional("timm")
+    if name == "transformers":
+        if importlib.util.find_spec("torchvision") is not None:  # which it imports by and by, where it is installed
+            ensure_torchvision()
+        return _import_optional("transformers")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

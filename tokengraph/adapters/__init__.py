@@ -6,8 +6,10 @@ from torch import nn
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.timm import TimmViT
+from tokengraph.adapters.torchvision import TorchvisionViT
+from tokengraph.adapters.transformers import TransformersViT
 
-ADAPTERS: list[Adapter] = [TimmViT()]
+ADAPTERS: list[Adapter] = [TimmViT(), TorchvisionViT(), TransformersViT()]
 
 
 def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:

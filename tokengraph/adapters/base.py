@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
-from typing import ClassVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
+from tokengraph.state import State
 
 
 class Adapter(ABC):
@@ -22,11 +25,15 @@ class Adapter(ABC):
         family: What it is called in messages.
         block_mixin: Put in front of the block's class; see :class:`tokengraph.adapters.block.CoarseBlock`.
         model_mixin: Put in front of the model's class, for pooling and feature maps; ``None``: not needed.
+        side_inputs: Names of the block's other inputs that :meth:`carry` knows.
+        masks_keep: Whether its blocks take a :class:`~tokengraph.nn.KeepMask`, so that learned strategies can train.
     """
 
     family: ClassVar[str]
     block_mixin: ClassVar[type]
     model_mixin: ClassVar[type | None] = None
+    side_inputs: ClassVar[tuple[str, ...]] = ()
+    masks_keep: ClassVar[bool] = True
 
     @abstractmethod
     def serves(self, model: nn.Module) -> bool:
@@ -57,31 +64,48 @@ class Adapter(ABC):
         """Whether the first token is a class token."""
 
     @abstractmethod
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None) -> Tensor:
-        """The attention half with its residual, ``[B, P+N, C]``; ``mask`` as the block takes it."""
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+        """The attention half with its residual, ``[B, P+N, C]``; ``mask`` and ``side`` as the block takes them."""
 
     @abstractmethod
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         """The MLP half with its residual, ``[B, P+N, C]``."""
 
     @abstractmethod
-    def projection(self, block: nn.Module) -> nn.Module:
-        """The module that makes queries, keys and values; its output is kept while the block runs."""
+    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
+        """Modules whose outputs :meth:`statistics` wants, by name; they are kept where the strategy reads attention."""
 
     @abstractmethod
-    def statistics(self, block: nn.Module, projected: Tensor, num_prefix: int, bias: Tensor | None) -> AttentionStats:
-        """Lazy statistics of the attention that the block has just computed."""
+    def statistics(
+        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+    ) -> AttentionStats:
+        """Lazy statistics of the attention that the block has just computed, from what :meth:`watched` gave."""
 
-    @abstractmethod
-    def map_site(self, block: nn.Module) -> nn.Module:
+    def carry(self, side: dict[str, Any], state: State) -> dict[str, Any]:
+        """The block's other inputs for the tokens of now: whatever has a row for each token is coarsened with them."""
+        return side
+
+    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
+        """Other inputs that the block needs to run on ``count`` tokens by itself."""
+        return {}
+
+    def map_site(self, block: nn.Module) -> nn.Module | None:
         """The module that the attention map ``[B, H, P+N, P+N]`` comes out of, after softmax, where it is open.
 
-        What a hook there returns instead is what weighs the values.
+        What a hook there returns instead is what weighs the values. ``None``: it never does.
         """
+        return None
 
-    @abstractmethod
     def open_map(self, block: nn.Module) -> AbstractContextManager[None]:
         """A context in which the block leaves its fused kernel, so that the map passes through :meth:`map_site`."""
+        return nullcontext()
+
+    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
+
+        Each is a module, ``"output"`` or ``"input"``, and a function of this module's adapter file.
+        """
+        return []
 
     @abstractmethod
     def embedding(self, model: nn.Module) -> nn.Module:
@@ -91,6 +115,20 @@ class Adapter(ABC):
     def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
         """``(H, W)`` of the patches that the embedding makes of ``images``."""
 
-    @abstractmethod
     def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
         """The tokens ``[B, P+N, C]`` that leave block ``layer`` (0-based, negative from the end), and the grid."""
+        blocks, seen = self.blocks(model), []
+        if not -len(blocks) <= layer < len(blocks):
+            raise ValueError(f"Expected a layer in [-{len(blocks)}, {len(blocks)}) (got {layer}).")
+        hook = blocks[layer].register_forward_hook(lambda module, args, output: seen.append(output))
+        try:
+            with torch.no_grad():
+                model(images)
+        finally:
+            hook.remove()
+        return seen[0], self.image_grid(self.embedding(model), images)
+
+
+def is_a(module: object, origin: str, name: str, *also: str) -> bool:
+    """Whether a class of this name and origin is among the module's classes; imports nothing."""
+    return any(c.__name__ == name and c.__module__ in (origin, *also) for c in type(module).__mro__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.mask import attention_bias
-from tokengraph.adapters.site import SITE, STASH, Site
+from tokengraph.adapters.site import SITE, STASH, Site, ours
 from tokengraph.adapters.step import begins, coarsen, restore, see
 from tokengraph.state import State
 from tokengraph.trace import in_backward
@@ -35,37 +36,29 @@ class Coarse:
 class CoarseBlock(Coarse):
     """Mixin of a swapped block; a family's own mixin gives ``forward`` the block's signature and calls ``coarse``."""
 
-    def coarse(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
+    def coarse(self, x: Tensor, mask: Tensor | None = None, **side: Any) -> Tensor:
+        """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``; ``side``: the block's other inputs."""
         site: Site = getattr(self, SITE)
-        trace, select = site.trace, site.recipe.select
+        adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
         x, state = self._enter(site, x)
         bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
+        side = adapter.carry(side, state) if state.coarse else side
         keep = site.budget(state.patches, site.index + 1)
         acts = select.acts(site.index + 1, keep, state.count)
-        reads = acts and select.reads_attention
-        x = self._attend(site, x, bias, reads, reads and select.needs_map)
+        if acts and select.reads_attention:
+            self.__dict__[STASH] = {}  # where hooks leave what they see
+        with adapter.open_map(self) if acts and select.needs_map else nullcontext():  # type: ignore[arg-type]
+            x = adapter.attend(self, x, bias, **side)  # type: ignore[arg-type]
         if not acts or select.placement != "inside":
-            x = site.recipe.adapter.feed(self, x)  # type: ignore[arg-type]
+            x = adapter.feed(self, x)  # type: ignore[arg-type]
         if keep > state.count and site.restores(state.patches, site.index + 1):
             x, state = restore(trace, state, x)
         elif acts:
-            x, state = coarsen(site, state, x, keep, self, bias)
+            x, state = coarsen(site, state, x, keep, self, bias, side)
             if select.placement == "inside":  # before the next block is after this one
-                x = site.recipe.adapter.feed(self, x)  # type: ignore[arg-type]
+                x = adapter.feed(self, x)  # type: ignore[arg-type]
         trace.leave(site.index, x, state)
         return x
-
-    def _attend(self, site: Site, x: Tensor, bias: Any, reads: bool, opens: bool) -> Tensor:
-        """The attention half; where the strategy reads it, the hooks leave what they see in the stash."""
-        adapter = site.recipe.adapter
-        if not reads:
-            return adapter.attend(self, x, bias)  # type: ignore[arg-type]
-        self.__dict__[STASH] = {}
-        if not opens:
-            return adapter.attend(self, x, bias)  # type: ignore[arg-type]
-        with adapter.open_map(self):  # type: ignore[arg-type]
-            return adapter.attend(self, x, bias)  # type: ignore[arg-type]
 
     @staticmethod
     def _enter(site: Site, x: Tensor) -> tuple[Tensor, State]:
@@ -87,13 +80,16 @@ class CoarseBlock(Coarse):
         return x, state
 
 
-def keep_projection(module: nn.Module, args: Any, output: Tensor) -> None:
-    """Forward hook: leaves the projection's output with its block, where the block is going to read it."""
-    seen = module.__dict__[SITE][0].__dict__.get(STASH)
+@ours
+def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
+    """Forward hook: leaves a watched module's output with its block, where the block is going to read it."""
+    block, name = module.__dict__[SITE]
+    seen = block.__dict__.get(STASH)
     if seen is not None:
-        seen["projected"] = output
+        seen[name] = output
 
 
+@ours
 def keep_map(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """Forward hook: leaves the attention map with its block, as the strategy edits it."""
     block = module.__dict__[SITE][0]
@@ -104,10 +100,11 @@ def keep_map(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return seen["map"]
 
 
-def note_grid(module: nn.Module, args: Any) -> None:
+@ours
+def note_grid(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of the embedding: notes the patch grid of the images that come in."""
     site: Site = module.__dict__[SITE]
-    site.trace.grid = site.recipe.adapter.image_grid(module, args[0])
+    site.trace.grid = site.recipe.adapter.image_grid(module, args[0] if args else next(iter(kwargs.values())))
 
 
 @cache
@@ -121,14 +118,14 @@ def _rebuild(mixin: type, original: type) -> Any:
     return cls.__new__(cls)
 
 
-def check_halves(adapter: Adapter, block: nn.Module) -> None:
+def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
     """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
 
     It turns a change upstream, or a block with parts that the adapter does not know, into an error. The block is not
     changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]``.
     """
     mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
-    if extra := [name for name in mine if name not in known]:
+    if extra := [name for name in mine if name not in known and name not in adapter.side_inputs]:
         raise TypeError(
             f"Expected {type(block).__name__}.forward to take {', '.join(list(known)[1:])} (got {', '.join(extra)} "
             f"too). The adapter '{adapter.family}' would not know what to do with it: nothing changed."
@@ -136,7 +133,6 @@ def check_halves(adapter: Adapter, block: nn.Module) -> None:
     parameter = next(block.parameters())
     if parameter.is_meta:
         return
-    channels = adapter.projection(block).in_features
     devices = [parameter.device] if parameter.is_cuda else []
     generators = [torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)]
 
@@ -146,9 +142,11 @@ def check_halves(adapter: Adapter, block: nn.Module) -> None:
         return function()
 
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        x = torch.linspace(-2, 2, 8 * int(channels), device=parameter.device).sin().view(1, 8, -1).to(parameter.dtype)  # type: ignore[arg-type]
-        wanted = run(lambda: type(block).forward(block, x))
-        got = run(lambda: adapter.feed(block, adapter.attend(block, x, None)))
+        x = torch.linspace(-2, 2, 8 * channels, device=parameter.device).sin().view(1, 8, -1).to(parameter.dtype)
+        side = adapter.example(block, 8)
+        mask = {name: None for name in ("attention_mask",) if name in mine}
+        wanted = run(lambda: type(block).forward(block, x, **mask, **side))
+        got = run(lambda: adapter.feed(block, adapter.attend(block, x, None, **side)))
     if not torch.equal(wanted, got):
         worst = (wanted - got).abs().max().item()
         raise ValueError(

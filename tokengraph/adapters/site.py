@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.schedule import Schedule, tokens_per_layer
@@ -47,3 +49,9 @@ class Site:
             return self.trace.plan
         recipe, select = self.recipe, self.recipe.select
         return tokens_per_layer(recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget)
+
+
+def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a hook as tokengraph's, so that ``detach`` knows it, also in a copy of the model."""
+    hook.of_tokengraph = True  # type: ignore[attr-defined]
+    return hook

@@ -46,7 +46,13 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
 
 
 def coarsen(
-    site: Site, state: State, x: Tensor, keep: int, block: Any = None, bias: Any = None
+    site: Site,
+    state: State,
+    x: Tensor,
+    keep: int,
+    block: Any = None,
+    bias: Any = None,
+    side: dict[str, Any] | None = None,
 ) -> tuple[Tensor, State]:
     """One step of the strategy on ``x [B, P+n, C]``: to ``keep`` patch tokens an image, or one keep decision.
 
@@ -54,7 +60,7 @@ def coarsen(
     """
     seen = None if block is None else block.__dict__.pop(STASH, None)
     select = site.recipe.select
-    tokens = see(site, state, x, _statistics(site, block, seen, bias))
+    tokens = see(site, state, x, _statistics(site, block, seen, bias, side or {}))
     decision = select.decide(tokens)
     if decision is not None:
         return x, state.decided(decision, site.trace.num_prefix)
@@ -102,13 +108,15 @@ def _reduce(
     return assignment.reduce(rows, size)
 
 
-def _statistics(site: Site, block: Any, seen: dict[str, Tensor] | None, bias: Any) -> AttentionStats | None:
+def _statistics(
+    site: Site, block: Any, seen: dict[str, Tensor] | None, bias: Any, side: dict[str, Any]
+) -> AttentionStats | None:
     """Statistics of the attention that the block has just computed, as far as hooks saw it."""
     if not seen:
         return None
     if "map" in seen:
         return AttentionStats.from_map(seen["map"], site.trace.num_prefix)
-    return site.recipe.adapter.statistics(block, seen["projected"], site.trace.num_prefix, bias)
+    return site.recipe.adapter.statistics(block, seen, site.trace.num_prefix, bias, side)
 
 
 def restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:

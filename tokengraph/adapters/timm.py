@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.base import Adapter, is_a
 from tokengraph.adapters.block import Coarse, CoarseBlock
 from tokengraph.adapters.site import SITE, Site
 from tokengraph.nn.masked_attention import KeepMask
@@ -107,20 +107,20 @@ class TimmViT(Adapter):
 
     def serves(self, model: nn.Module) -> bool:
         """Whether ``VisionTransformer`` is among its classes."""
-        return _is_a(model, "timm.models.vision_transformer", "VisionTransformer")
+        return is_a(model, "timm.models.vision_transformer", "VisionTransformer")
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """``model.blocks``, all of class ``Block`` with attention of class ``Attention``."""
         blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
         for i, block in enumerate(blocks):
             kind = type(block)
-            if not _is_a(block, "timm.models.vision_transformer", "Block"):
+            if not is_a(block, "timm.models.vision_transformer", "Block"):
                 raise ValueError(
                     f"Expected blocks of class Block (got {kind.__name__} at {i}). Blocks whose attention and MLP run "
                     "in parallel or whose norms come last have no place between the halves."
                 )
             attention = type(block.attn)
-            if not _is_a(block.attn, "timm.layers.attention", "Attention", "timm.models.vision_transformer"):
+            if not is_a(block.attn, "timm.layers.attention", "Attention", "timm.models.vision_transformer"):
                 raise ValueError(f"Expected attention of class Attention (got {attention.__name__} in block {i}).")
         return blocks
 
@@ -141,7 +141,7 @@ class TimmViT(Adapter):
         """Whether there is a ``cls_token``."""
         return model.cls_token is not None
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None) -> Tensor:
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """``x + drop_path1(ls1(attn(norm1(x))))``."""
         return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))  # type: ignore[operator]
 
@@ -149,16 +149,18 @@ class TimmViT(Adapter):
         """``x + drop_path2(ls2(mlp(norm2(x))))``."""
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[operator]
 
-    def projection(self, block: nn.Module) -> nn.Module:
+    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
         """``attn.qkv``."""
-        return block.attn.qkv  # type: ignore[union-attr,return-value]
+        return {"qkv": block.attn.qkv}  # type: ignore[union-attr,dict-item]
 
-    def statistics(self, block: nn.Module, projected: Tensor, num_prefix: int, bias: Tensor | None) -> AttentionStats:
+    def statistics(
+        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+    ) -> AttentionStats:
         """From the kept output of ``attn.qkv``, through the norms of queries and keys."""
         attn: Any = block.attn
 
         def project() -> tuple[Tensor, Tensor]:
-            heads = projected.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            heads = seen["qkv"].unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
             return attn.q_norm(heads[0]), attn.k_norm(heads[1])
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias)
@@ -203,11 +205,6 @@ class TimmViT(Adapter):
             )[0]
         tokens = torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out
         return tokens, self.image_grid(model.patch_embed, images)  # type: ignore[arg-type]
-
-
-def _is_a(module: object, origin: str, name: str, *also: str) -> bool:
-    """Whether a class of this name and origin is among the module's classes; imports nothing."""
-    return any(c.__name__ == name and c.__module__ in (origin, *also) for c in type(module).__mro__)
 
 
 def _taken(indices: int | list[int] | None, depth: int) -> list[int]:

@@ -127,6 +127,11 @@ class Select(ABC):
         return False
 
     @property
+    def edits_attention(self) -> bool:
+        """Whether :meth:`edit_attention` changes anything."""
+        return False
+
+    @property
     def weighs(self) -> bool:
         """Whether attention should weigh keys by the sizes that the maps make; where it merges, usually."""
         return self.merges

@@ -192,6 +192,11 @@ class GTP(Select):
         return self.sparsity < 1 or not (self.score == "random" or self.needs_class_token)
 
     @property
+    def edits_attention(self) -> bool:
+        """True for sparsification."""
+        return self.sparsity < 1
+
+    @property
     def weighs(self) -> bool:
         """Whether token scales weigh the keys."""
         return self.scales

@@ -1,0 +1,138 @@
+"""The contract of attach over torchvision's vision transformer."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import tokengraph as tg
+from tokengraph.testing import tiny_vit
+
+try:
+    from tokengraph.compat import torchvision
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+STRATEGIES = {
+    "tome": (tg.ToMe(), 3),
+    "topk": (tg.TopK(), {1: 10, 2: 5}),
+    "gtp": (tg.GTP(), 3),
+    "dpc-knn": (tg.DPCKNN(), {1: 0.5}),
+    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
+}
+
+
+def make(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 128, num_classes=5, **options).eval()
+        torch.nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def like_timm():
+    """A timm and a torchvision model of the same weights."""
+    ours, theirs = tiny_vit(num_classes=5), make()
+    copied = {}
+    for name, value in ours.state_dict().items():
+        for a, b in (
+            ("patch_embed.proj", "conv_proj"),
+            ("blocks.", "encoder.layers.encoder_layer_"),
+            ("norm1", "ln_1"),
+            ("norm2", "ln_2"),
+            ("attn.qkv.", "self_attention.in_proj_"),
+            ("attn.proj", "self_attention.out_proj"),
+            ("mlp.fc1", "mlp.0"),
+            ("mlp.fc2", "mlp.3"),
+            ("cls_token", "class_token"),
+            ("pos_embed", "encoder.pos_embedding"),
+        ):
+            name = name.replace(a, b)
+        name = name.replace("norm.", "encoder.ln.") if name.startswith("norm.") else name
+        copied[name.replace("head.", "heads.head.") if name.startswith("head.") else name] = value
+    theirs.load_state_dict(copied)
+    return ours, theirs
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def run(model, x):
+    torch.manual_seed(7)
+    with torch.no_grad():
+        return model(x)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_nothing_removed_is_bit_identical_and_remove_restores(train, images):
+    model = make(dropout=0.1, attention_dropout=0.1).train(train)
+    plain, keys = run(model, images), list(model.state_dict())
+    handle = tg.attach(model, "tome", 0)
+    assert torch.equal(run(model, images), plain) and list(model.state_dict()) == keys
+    handle.remove()
+    tg.attach(model, "tome", 3).remove()
+    assert torch.equal(run(model, images), plain)
+    assert type(model.encoder.layers[0]) is torchvision.models.vision_transformer.EncoderBlock
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_with_the_weights_of_timm_gives_what_timm_gives(strategy, images):
+    ours, theirs = like_timm()
+    with tg.attach(ours, *STRATEGIES[strategy]), tg.attach(theirs, *STRATEGIES[strategy]):
+        assert_close(run(theirs, images), run(ours, images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_images_do_not_see_their_batch(strategy, images):
+    model = make()
+    with tg.attach(model, *STRATEGIES[strategy]):
+        assert_close(run(model, images), torch.cat([run(model, image[None]) for image in images]), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_weigh_keys_as_repeated_tokens_would():
+    block = make().encoder.layers[0]
+    x, size = torch.randn(1, 3, 32), torch.tensor([1.0, 3.0, 2.0])
+    many = x.repeat_interleave(size.long(), dim=1)
+    adapter = tg.adapters.find_adapter(make())[1]
+    with torch.no_grad():
+        weighed = adapter.attend(block, x, size.log().view(1, 1, 1, 3))
+        assert_close(weighed, adapter.attend(block, many, None)[:, [0, 1, 4]], rtol=1e-5, atol=1e-5)
+
+
+def test_copies_checkpoints_and_compile(images):
+    model = make()
+    with tg.attach(model, "tome", 3):
+        out = run(model, images)
+        assert torch.equal(run(copy.deepcopy(model), images), out)
+        torch.compiler.reset()
+        assert_close(run(torch.compile(model, fullgraph=True, backend="eager"), images), out)
+
+
+def test_training_lowers_a_loss(images):
+    model = make().train()
+    with tg.attach(model, "tome", 3):
+        optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+        for _ in range(8):
+            loss = torch.nn.functional.cross_entropy(model(images), torch.tensor([1, 4]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_tokens_come_back_to_full_resolution(images):
+    model = make()
+    with tg.attach(model, "tome", 3) as handle:
+        run(model, images)
+    assert handle.trace.counts == [16, 13, 10, 7] and handle.trace.as_map().shape == (2, 32, 4, 4)
+    graph = tg.TokenGraph.from_model(model, images, layer=-1)
+    assert graph.num_nodes == 32 and graph.grid == (4, 4)
+
+
+def test_learned_pruning_is_refused_by_name():
+    with pytest.raises(ValueError, match="attention takes weighted edges, to train DynamicViT"):
+        tg.attach(make(), tg.DynamicViT(layers=[1]))

@@ -1,0 +1,291 @@
+"""The contract of attach over transformers' vision models: tiny configurations with random weights."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import tokengraph as tg
+from tokengraph.testing import tiny_vit
+
+try:
+    from tokengraph.compat import transformers
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+KINDS = {
+    "vit": ("ViTModel", "ViTConfig", {}),
+    "vit_dropout": ("ViTModel", "ViTConfig", {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}),
+    "vit_classifier": ("ViTForImageClassification", "ViTConfig", {"num_labels": 5}),
+    "deit": ("DeiTModel", "DeiTConfig", {}),
+    "dinov2": ("Dinov2Model", "Dinov2Config", {"drop_path_rate": 0.2}),
+    "dinov2_swiglu": ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True}),
+    "dinov2_classifier": ("Dinov2ForImageClassification", "Dinov2Config", {"num_labels": 5}),
+    "dinov2_registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {"num_register_tokens": 3}),
+    "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 2}),
+    "clip": ("CLIPVisionModel", "CLIPVisionConfig", {}),
+    "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}),
+    "mae": ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}),
+}
+STRATEGIES = {
+    "tome": (tg.ToMe(), 3),
+    "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
+    "ailurus": (tg.AiluRus(), {1: 0.5}),
+    "topk": (tg.TopK(score="norm"), {2: 0.5}),
+    "fuse": (tg.TopK(score="norm", fuse=True), {1: 8, 2: 5}),
+    "gtp": (tg.GTP(), 3),
+    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
+    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
+    "grid-pool": (tg.GridPool(), {1: 0.5, 3: 0.25}),
+}
+
+
+def make(kind, **more):
+    name, config, options = KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(transformers, name)(getattr(transformers, config)(**SIZES | options | more)).eval()
+
+
+def tensors(output):
+    """Every tensor of an output, nested ones too."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.to_tuple() if hasattr(output, "to_tuple") else output if isinstance(output, tuple) else ()
+    return [t for value in values for t in tensors(value)]
+
+
+def run(model, x, **options):
+    torch.manual_seed(7)
+    with torch.no_grad():
+        return tensors(model(x, **options))
+
+
+def equal(ours, theirs):
+    return len(ours) == len(theirs) > 0 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_removed_is_bit_identical_and_remove_restores(kind, train, images):
+    model = make(kind).train(train)
+    plain, keys = run(model, images), list(model.state_dict())
+    types = [type(m) for m in model.modules()]
+    handle = tg.attach(model, "tome", 0)
+    assert equal(run(model, images), plain) and list(model.state_dict()) == keys
+    handle.remove()
+    tg.attach(model, "tome", 3).remove()
+    assert [type(m) for m in model.modules()] == types and equal(run(model, images), plain)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_strategy_runs_and_treats_images_alone(kind, strategy, images):
+    model = make(kind)
+    with tg.attach(model, *STRATEGIES[strategy]) as handle:
+        together = run(model, images)[0]
+        assert together.isfinite().all() and min(handle.trace.counts) < 16
+        if kind != "mae":  # which shuffles patches at random
+            alone = torch.cat([run(model, image[None])[0] for image in images])
+            assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["tome", "topk", "gtp", "dpc-knn", "expedite"])
+def test_a_vit_with_the_weights_of_timm_gives_what_timm_gives(strategy, images):
+    ours = tiny_vit(embed_dim=32, num_heads=4, mlp_ratio=2.0, num_classes=0)
+    theirs = make("vit", layer_norm_eps=1e-6)
+    copied = {}
+    for name, value in ours.state_dict().items():
+        for a, b in (
+            ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+            ("cls_token", "embeddings.cls_token"),
+            ("pos_embed", "embeddings.position_embeddings"),
+            ("blocks.", "layers."),
+            ("norm1", "layernorm_before"),
+            ("norm2", "layernorm_after"),
+            ("attn.proj", "attention.o_proj"),
+            ("attn.", "attention."),
+        ):
+            name = name.replace(a, b)
+        name = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
+        for part, rows in zip("qkv", value.chunk(3), strict=True) if "qkv" in name else [("", value)]:
+            copied[name.replace("qkv", f"{part}_proj")] = rows
+    report = theirs.load_state_dict(copied, strict=False)
+    assert not report.unexpected_keys and all("pooler" in k for k in report.missing_keys), report
+    with tg.attach(ours, *STRATEGIES[strategy]), tg.attach(theirs, *STRATEGIES[strategy]), torch.no_grad():
+        assert_close(theirs(images).last_hidden_state, ours.forward_features(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov3", "clip"])
+def test_statistics_are_those_of_the_models_own_eager_attention(kind, images):
+    seen = {}
+
+    class Spy(tg.Select):
+        def __call__(self, tokens, budget):
+            stats = tokens.attention
+            seen[tokens.layer] = stats.class_row(), stats.column_sums(), stats.diagonal()
+            return tg.topk(tokens.x.sum(dim=2), budget)
+
+        merges = False
+
+    model = make(kind, attn_implementation="eager")
+    with tg.attach(model, Spy(), {1: 12}), torch.no_grad():
+        maps = model(images, output_attentions=True).attentions
+    prefix = maps[0].size(2) - 16
+    wanted = maps[0][:, :, 0, prefix:], maps[0].sum(2)[..., prefix:], maps[0].diagonal(dim1=2, dim2=3)[..., prefix:]
+    for ours, theirs in zip(seen[0], wanted, strict=True):
+        assert_close(ours, theirs)
+    assert [m.size(2) - prefix for m in maps] == [16, 12, 12]
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "siglip", "dinov3"])
+def test_hidden_states_shrink_as_the_tokens_do(kind, images):
+    model = make(kind)
+    with tg.attach(model, "tome", 3) as handle, torch.no_grad():
+        states = model(images, output_hidden_states=True).hidden_states
+        prefix = states[0].size(1) - 16
+        assert [h.size(1) - prefix for h in states[:4]] == handle.trace.counts
+        assert handle.trace.as_map(states[2], layer=2).shape == (2, 32, 4, 4)
+
+
+def test_lift_gives_every_patch_again(images):
+    model = make("vit")
+    with tg.attach(model, "tome", 3, lift=True), torch.no_grad():
+        assert model(images).last_hidden_state.shape == (2, 17, 32)
+        assert model(images, return_dict=False)[0].shape == (2, 17, 32)
+
+
+def test_a_classifier_that_averages_patches_sees_each_with_its_clusters_features(images):
+    model = make("dinov2_classifier")
+    with tg.attach(model, "tome", 3) as handle, torch.no_grad():
+        logits = model(images).logits
+        tokens = model.dinov2.layernorm(handle.trace.output)
+        mean = handle.trace.lift(tokens).mean(dim=1)
+        assert_close(logits, model.classifier(torch.cat([tokens[:, 0], mean], dim=1)))
+
+
+@pytest.mark.parametrize("name", ["Dinov2", "Dinov2WithRegisters"])
+def test_backbones_give_whole_feature_maps(name, images):
+    config = getattr(transformers, f"{name}Config")(**SIZES, out_features=["stage1", "stage3"])
+    model = transformers.AutoBackbone.from_config(config).eval()
+    with torch.no_grad():
+        plain = model(images).feature_maps
+        with tg.attach(model, "tome", 0):
+            assert equal(list(model(images).feature_maps), list(plain))
+        with tg.attach(model, "tome", 3):
+            maps = model(images).feature_maps
+    assert [m.shape for m in maps] == [p.shape for p in plain] == [(2, 32, 4, 4)] * 2
+
+
+def test_rotary_tables_follow_the_tokens(images):
+    model = make("dinov3")
+    with tg.attach(model, tg.TopK(score="norm"), {1: 7}) as handle, torch.no_grad():
+        out = model(images).last_hidden_state
+        patch = handle.trace.state(1).patch
+    with torch.no_grad():
+        hidden, tables = model.embeddings(images), model.rope_embeddings(images)
+        hidden = model.model.layer[0](hidden, position_embeddings=tables)
+        for b in range(2):  # by hand, one image at a time
+            own = torch.cat([hidden[b, :3], hidden[b, 3:][patch[b]]])[None]
+            for layer in model.model.layer[1:]:
+                own = layer(own, position_embeddings=tuple(t[patch[b]] for t in tables))
+            assert_close(out[b], model.norm(own)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3", "clip"])
+def test_deepcopies_and_saved_models_stay_attached(kind, images, tmp_path):
+    model = make(kind)
+    tg.attach(model, "tome", 3)
+    out, buffer = run(model, images), io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert equal(run(twin, images), out)
+        tg.detach(twin)
+        assert not equal(run(twin, images), out)
+    assert equal(run(model, images), out)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip"])
+def test_gradient_checkpointing_gives_the_plain_gradients(kind, images):
+    grads = []
+    for checkpointed in (False, True):
+        model = make(kind, **({"drop_path_rate": 0.0} if kind == "dinov2" else {})).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with tg.attach(model, "tome", 3):
+            tensors(model(images))[0].square().mean().backward()
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, again in zip(*grads, strict=True):
+        assert_close(plain, again)
+
+
+@pytest.mark.parametrize("strategy", ["tome", "topk", "dynamicvit"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2_registers", "dinov3", "siglip"])
+def test_compiles_in_one_graph_with_the_eager_result(kind, strategy, images):
+    model = make(kind)
+    with tg.attach(model, *STRATEGIES[strategy]), torch.no_grad():
+        eager = tensors(model(images))[0]
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert_close(tensors(compiled(images))[0], eager)
+
+
+def test_learned_pruning_trains(images):
+    for implementation in ("sdpa", "eager"):
+        model = make("vit_classifier", attn_implementation=implementation).train()
+        handle = tg.attach(model, tg.DynamicViT(0.5, layers=[1, 2]))
+        loss = model(images, labels=torch.tensor([1, 2])).loss + handle.trace.decisions[-1].mean()
+        loss.backward()
+        core = model.vit
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in core.score_predictor.parameters())
+        handle.remove()
+
+
+def test_autocast_and_half_precision_stay_finite(images):
+    model = make("dinov3")
+    with tg.attach(model, "tome", 3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert run(model, images)[0].isfinite().all()
+        assert run(model.bfloat16(), images.bfloat16())[0].isfinite().all()
+
+
+def test_a_graph_is_made_from_a_model(images):
+    graph = tg.TokenGraph.from_model(make("dinov2_registers"), images, layer=1)
+    assert graph.num_nodes == 32 and graph.grid == (4, 4) and graph.x.shape == (32, 32)
+
+
+def test_what_cannot_be_served_is_refused_by_name(images):
+    beit = transformers.BeitModel(transformers.BeitConfig(**SIZES))
+    with pytest.raises(TypeError, match="BeitLayer.forward .*resolution"):
+        tg.attach(beit, "tome", 3)
+    naflex = transformers.Siglip2VisionModel(
+        transformers.Siglip2VisionConfig(**{k: v for k, v in SIZES.items() if k != "image_size"}, num_patches=16)
+    )
+    with pytest.raises(ValueError, match="a model of images .*patches of images of any shape"):
+        tg.attach(naflex, "tome", 3)
+    with pytest.raises(ValueError, match="attention map can be edited"):
+        tg.attach(make("vit"), tg.GTP(sparsity=0.5), 3)
+    with pytest.raises(ValueError, match="a model with a class token"):
+        tg.attach(make("siglip"), tg.TopK(), 3)
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(ValueError, match="Expected a supported model"):
+        tg.attach(text, "tome", 3)

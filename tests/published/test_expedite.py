@@ -238,3 +238,23 @@ def test_other_strategies_reconstruct_too(images):
     with tg.attach(model, "dpc-knn", {1: 20, 3: "reconstruct"}) as handle, torch.no_grad():
         assert model.forward_features(images).size(1) == 65
         assert handle.trace.counts == [64, 20, 20, 64]
+
+
+def test_clusters_know_how_many_patches_they_stand_for(images):
+    model = _model()
+    with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster"}) as handle, torch.no_grad():
+        model(images)
+        size = handle.trace.size()
+    assert size.shape == (2, 16) and size.std() > 0
+    assert_close(size.sum(1), torch.full((2,), 64.0))
+
+
+def test_an_empty_batch_passes_through():
+    model = _model()
+    with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 3: "reconstruct"}), torch.no_grad():
+        assert model(torch.zeros(0, 3, 64, 64)).shape[0] == 0
+
+
+def test_a_number_other_than_the_strategys_own_is_refused_at_once():
+    with pytest.raises(ValueError, match="leaves the 16 tokens that Expedite is set to make .*got 32"):
+        tg.attach(_model(), tg.Expedite(clusters=(4, 4)), {1: 0.5})

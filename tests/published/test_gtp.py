@@ -293,3 +293,20 @@ def test_exports_with_a_batch_that_changes(images):
         exported = torch.export.export(model, (images,), dynamic_shapes={"x": {0: batch}}).module()
         more = torch.randn(5, 3, 32, 32)
         assert_close(exported(more), model(more))
+
+
+def test_nodes_of_the_graph_have_the_tokens_scales(images):
+    model = tiny_vit()
+    with tg.attach(model, tg.GTP(), 4) as handle, torch.no_grad():
+        model(images)
+        graph = handle.trace.graph(2)
+        assert torch.equal(graph.size.view(2, -1), handle.trace.size(2)) and graph.size.max() > 1
+
+
+def test_a_mask_of_the_user_behind_a_reduction_is_refused_with_a_way_out(images):
+    model = tiny_vit()
+    with (
+        tg.attach(model, tg.GTP(), 4),
+        pytest.raises(ValueError, match="no attn_mask behind a reduction .* ToMe or TopK"),
+    ):
+        model.forward_features(images, attn_mask=torch.zeros(1, 1, 17, 17))

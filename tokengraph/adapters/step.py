@@ -113,5 +113,5 @@ def _statistics(site: Site, block: Any, seen: dict[str, Tensor] | None, bias: An
 
 def restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
     """Reconstruction: a row for every input patch again, prefix tokens in front."""
-    rows = state.lift(x[:, trace.num_prefix :]).view(state.images, state.patches, -1)
+    rows = state.lift(x[:, trace.num_prefix :]).view(state.images, state.patches, x.size(2))
     return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()

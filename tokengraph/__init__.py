@@ -19,9 +19,11 @@ from tokengraph.select.ailurus import AiluRus, ailurus
 from tokengraph.select.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite import Expedite, expedite
+from tokengraph.select.expedite_cluster import token_clustering
+from tokengraph.select.expedite_reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp import GTP, gtp
-from tokengraph.select.gtp_graph import gtp_graph
+from tokengraph.select.gtp_graph import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.random import Random
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
@@ -38,6 +40,7 @@ __all__ = [
     "Expedite",
     "GTP",
     "GridPool",
+    "PropagationGraph",
     "Random",
     "Select",
     "SoftAssignment",
@@ -58,9 +61,12 @@ __all__ = [
     "hierarchy",
     "knn_graph",
     "knn_neighbors",
+    "propagation_graph",
     "registry",
     "resolve",
     "schedule",
+    "token_clustering",
+    "token_reconstruction",
     "tome",
     "topk",
     "window_graph",

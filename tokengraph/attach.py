@@ -167,6 +167,13 @@ def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token
             f"Expected a strategy that can reconstruct (got {type(select).__name__}, whose dropped tokens are gone). "
             "Leave 'reconstruct' out of the schedule."
         )
+    own = select.own_budget
+    wrong = [left for change, left in zip(changes[1:], plan[1:], strict=True) if change < 0 and left != own]
+    if own is not None and wrong:
+        raise ValueError(
+            f"Expected a schedule that leaves the {own} tokens that {type(select).__name__} is set to make "
+            f"(got {wrong[0]}). Write 'cluster' in place of the number."
+        )
 
 
 def _first_block(schedule: Schedule) -> int:

@@ -146,9 +146,13 @@ def _kept(
     for layer in schedule:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= depth:
             raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")
-    counts, left = [], num_tokens
+    counts, left, asked = [], num_tokens, False
     for layer in range(depth + 1):
         if layer in schedule:
+            again = schedule[layer] == "reconstruct"
+            if again and not asked:  # by what was asked, not by counts: a small image may have nothing to reduce
+                raise ValueError(f"Expected something to reconstruct at layer {layer} (got all {left} tokens).")
+            asked = not again
             left = _left(schedule[layer], layer, left, num_tokens, least, clusters)
         counts.append(left)
     return counts
@@ -159,8 +163,6 @@ def _left(
 ) -> int:
     """Tokens left after a layer at which a mapping says ``wanted``."""
     if wanted == "reconstruct":
-        if left == num_tokens:
-            raise ValueError(f"Expected something to reconstruct at layer {layer} (got all {left} tokens).")
         return num_tokens
     if wanted == "cluster":
         if clusters is None:

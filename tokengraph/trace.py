@@ -171,11 +171,20 @@ class Trace:
         return Assignment.identity(state.images * state.patches, ptr=ptr, device=device)
 
     def size(self, layer: int | None = None) -> Tensor:
-        """Input patches that each token stands for after ``layer`` blocks, ``[B, n]`` float32."""
+        """Weight of each token after ``layer`` blocks, ``[B, n]`` float32.
+
+        Where the strategy merges or clusters, input patches that the token stands for; for GTP, its token scale; ones
+        for what only drops tokens.
+        """
         state = self.state(layer)
         if state.size is None:
             device = None if self.output is None else self.output.device
-            return torch.ones(state.images, state.count, device=device)
+            size = torch.ones(state.images * state.patches, device=device)
+            if state.valid is None and state.coarse and not any(step.lossy for step in state.maps):
+                for step in state.maps:  # the strategy does not weigh keys by them, but they are known
+                    size = step.reduce(size[:, None], size)[1]
+                return size.view(state.images, state.count)
+            return size.new_ones(state.images, state.count)
         return state.size.view(state.images, -1)[:, self.num_prefix :]
 
     def lift(self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None) -> Tensor:
@@ -259,8 +268,8 @@ class Trace:
             layer: Finished blocks; all by default.
 
         Returns:
-            The tokens that are left, with edges and weights, and positions in patch units. ``x`` are the features that
-            the graph was built from.
+            The tokens that are left, with edges and weights, positions in patch units, and their scales as ``size``.
+            ``x`` are the features that the graph was built from.
 
         Raises:
             ValueError: If the strategy keeps no graph.
@@ -270,10 +279,10 @@ class Trace:
         memory = state.memory if state.memory is not None or first is None else first.memory
         if memory is None or not hasattr(memory, "token_graph"):
             raise ValueError(
-                "Expected a strategy that keeps a graph, such as GTP (got one without). "
+                "Expected a strategy that keeps a graph, such as GTP(mode='propagate') (got one without). "
                 "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."
             )
-        return memory.token_graph(state.patch)
+        return memory.token_graph(state.patch, None if state.size is None else self.size(layer))
 
     def __getstate__(self) -> dict[str, Any]:
         empty = {"slots": [None] * (self.depth + 1), "entered": OrderedDict(), "output": None}

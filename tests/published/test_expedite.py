@@ -91,7 +91,7 @@ def test_as_many_clusters_as_patches_is_the_plain_model_bit_for_bit(images):
                 assert torch.equal(model(images), plain)
 
 
-@pytest.mark.parametrize("options", [{"class_token": False, "global_pool": "avg"}, {"reg_tokens": 4}])
+@pytest.mark.parametrize("options", [{"class_token": False, "global_pool": "avg"}, {}, {"reg_tokens": 4}], ids=str)
 def test_prefix_tokens_pass_through(images, options):
     model = _model(**options)
     seen = []
@@ -130,6 +130,18 @@ def test_rectangles_and_other_sizes():
             assert handle.trace.counts[1] == count
 
 
+def test_an_image_with_no_more_patches_than_clusters_runs_as_it_is():
+    model = tiny_vit(img_size=64, dynamic_img_size=True)
+    small = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = model(small)
+        with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 2: "reconstruct"}) as handle:
+            assert torch.equal(model(small), plain)
+            assert handle.trace.counts == [16, 16, 16, 16]
+            model(torch.randn(2, 3, 64, 64))
+            assert handle.trace.counts == [64, 16, 64, 64]
+
+
 def test_a_few_steps_of_training_lower_the_loss_through_clusters_and_back(images):
     model = _model(num_classes=5, class_token=False, global_pool="avg").train()
     with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 2: "reconstruct"}):
@@ -148,8 +160,9 @@ def test_a_few_steps_of_training_lower_the_loss_through_clusters_and_back(images
 def test_gradients_are_the_same_under_checkpointing(images):
     grads = []
     for checkpointed in (False, True):
-        model = _model().train()
+        model = _model(attn_drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.3).train()
         model.set_grad_checkpointing(checkpointed)
+        torch.manual_seed(0)
         with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 3: "reconstruct"}):
             model(images).square().mean().backward()
         grads.append([p.grad for p in model.parameters()])
@@ -163,6 +176,37 @@ def test_compiles_in_one_graph_with_the_eager_result(images):
         eager = model(images)
         assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), eager)
         assert_close(torch.export.export(model, (images,)).module()(images), eager)
+
+
+def test_exports_with_a_batch_that_changes(images):
+    model = _model()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 3: "reconstruct"}), torch.no_grad():
+        exported = torch.export.export(model, (images,), dynamic_shapes={"x": {0: batch}}).module()
+        more = torch.randn(5, 3, 64, 64)
+        assert_close(exported(more), model(more))
+
+
+def test_clusters_and_reconstructs_twice_and_before_the_first_block(images):
+    model = _model()
+    schedule = {0: "cluster", 1: "reconstruct", 2: "cluster", 3: "reconstruct"}
+    with tg.attach(model, tg.Expedite(clusters=(4, 4)), schedule) as handle, torch.no_grad():
+        assert model.forward_features(images).shape == (2, 65, 32)
+        assert handle.trace.counts == [16, 64, 16, 64]
+        for layer, count in enumerate(handle.trace.counts):
+            ones = torch.ones(2, count, 1)
+            assert_close(handle.trace.lift(ones, layer=layer), torch.ones(2, 64, 1))
+
+
+def test_a_first_run_in_inference_mode_does_not_spoil_training():
+    model = tiny_vit(img_size=(56, 72))  # a grid whose tables no other test has made
+    with tg.attach(model, tg.Expedite(clusters=(3, 5)), {1: "cluster", 2: "reconstruct"}) as handle:
+        images = torch.randn(2, 3, 56, 72)
+        with torch.inference_mode():
+            model(images)
+            handle.trace.as_map()
+        model.train()(images).square().mean().backward()
+    assert all(p.grad is not None for p in model.blocks.parameters())
 
 
 def test_half_precision_stays_finite(images):
@@ -194,3 +238,23 @@ def test_other_strategies_reconstruct_too(images):
     with tg.attach(model, "dpc-knn", {1: 20, 3: "reconstruct"}) as handle, torch.no_grad():
         assert model.forward_features(images).size(1) == 65
         assert handle.trace.counts == [64, 20, 20, 64]
+
+
+def test_clusters_know_how_many_patches_they_stand_for(images):
+    model = _model()
+    with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster"}) as handle, torch.no_grad():
+        model(images)
+        size = handle.trace.size()
+    assert size.shape == (2, 16) and size.std() > 0
+    assert_close(size.sum(1), torch.full((2,), 64.0))
+
+
+def test_an_empty_batch_passes_through():
+    model = _model()
+    with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 3: "reconstruct"}), torch.no_grad():
+        assert model(torch.zeros(0, 3, 64, 64)).shape[0] == 0
+
+
+def test_a_number_other_than_the_strategys_own_is_refused_at_once():
+    with pytest.raises(ValueError, match="leaves the 16 tokens that Expedite is set to make .*got 32"):
+        tg.attach(_model(), tg.Expedite(clusters=(4, 4)), {1: 0.5})

@@ -146,12 +146,23 @@ def test_images_do_not_see_their_batch(images, score):
     assert_close(together, alone)
 
 
-@pytest.mark.parametrize("options", [{"class_token": False, "global_pool": "avg"}, {"reg_tokens": 4}])
-def test_any_number_of_prefix_tokens(images, options):
+@pytest.mark.parametrize("options", [{"class_token": False, "global_pool": "avg"}, {}, {"reg_tokens": 4}], ids=str)
+def test_any_number_of_prefix_tokens_pass_propagation_bit_for_bit(images, options):
     model = tiny_vit(**options)
-    with tg.attach(model, tg.GTP(), 4) as handle, torch.no_grad():
-        assert model(images).isfinite().all()
+    prefix, seen = model.num_prefix_tokens, []
+    model.blocks[0].attn.fused_attn = False  # as where the map is open
+    model.blocks[0].norm2.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(images)
+        with tg.attach(model, tg.GTP(alpha=0.5), 4) as handle:
+            assert model(images).isfinite().all()
+    plain, coarse = seen
+    assert coarse.size(1) == prefix + 12 and torch.equal(coarse[:, :prefix], plain[:, :prefix])
     assert handle.trace.counts == [16, 12, 8, 4]
+    for layer in (1, 2, 3):
+        sizes = handle.trace.state(layer).size.view(2, -1)
+        assert (sizes[:, :prefix] == 1).all() and (sizes[:, prefix:] >= 1).all()
+        assert (sizes[:, prefix:] > 1).any()
 
 
 def test_mean_mode_keeps_one_more_token(images):
@@ -185,11 +196,51 @@ def test_a_few_steps_of_training_lower_the_loss_through_every_layer(images):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_gradients_are_the_same_under_checkpointing(images):
+def test_backward_works_in_eval_mode_with_sparse_attention(images):
+    model = tiny_vit()
+    with tg.attach(model, tg.GTP(sparsity=0.5), 3):
+        model(images).square().mean().backward()  # published: an error
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_state_dict_is_the_models_own(images):
+    model, other = tiny_vit(), tiny_vit(seed=1)
+    keys = list(model.state_dict())
+    with tg.attach(model, tg.GTP(), 3), torch.no_grad():
+        model(images)
+        assert list(model.state_dict()) == keys
+        model.load_state_dict(other.state_dict(), strict=True)
+
+
+def test_a_first_run_in_inference_mode_does_not_spoil_training():
+    model = tiny_vit(img_size=(56, 72))  # a grid whose tables no other test has made
+    with tg.attach(model, tg.GTP(), 5) as handle:
+        images = torch.randn(2, 3, 56, 72)
+        with torch.inference_mode():
+            model(images)
+            handle.trace.as_map()
+        model.train()(images).square().mean().backward()
+    assert all(p.grad is not None for p in model.blocks.parameters())
+
+
+def test_dropped_patches_leave_no_grid_but_a_semantic_graph_is_possible(images):
+    model = tiny_vit(patch_drop_rate=0.5).train()
+    with tg.attach(model, tg.GTP(), 3), pytest.raises(ValueError, match="patch dropout in train mode"):
+        model(images)
+    with tg.attach(model, tg.GTP(graph="semantic"), [0, 3, 0]) as handle:
+        model(images).square().mean().backward()
+        assert handle.trace.graph().num_nodes == 2 * 5
+
+
+@pytest.mark.parametrize(
+    "dropout", [{}, {"attn_drop_rate": 0.2, "proj_drop_rate": 0.1, "drop_path_rate": 0.3}], ids=str
+)
+def test_gradients_are_the_same_under_checkpointing(images, dropout):
     grads = []
     for checkpointed in (False, True):
-        model = tiny_vit().train()
+        model = tiny_vit(**dropout).train()
         model.set_grad_checkpointing(checkpointed)
+        torch.manual_seed(0)
         with tg.attach(model, tg.GTP(), 3):
             model(images).square().mean().backward()
         grads.append([p.grad for p in model.parameters()])
@@ -242,3 +293,20 @@ def test_exports_with_a_batch_that_changes(images):
         exported = torch.export.export(model, (images,), dynamic_shapes={"x": {0: batch}}).module()
         more = torch.randn(5, 3, 32, 32)
         assert_close(exported(more), model(more))
+
+
+def test_nodes_of_the_graph_have_the_tokens_scales(images):
+    model = tiny_vit()
+    with tg.attach(model, tg.GTP(), 4) as handle, torch.no_grad():
+        model(images)
+        graph = handle.trace.graph(2)
+        assert torch.equal(graph.size.view(2, -1), handle.trace.size(2)) and graph.size.max() > 1
+
+
+def test_a_mask_of_the_user_behind_a_reduction_is_refused_with_a_way_out(images):
+    model = tiny_vit()
+    with (
+        tg.attach(model, tg.GTP(), 4),
+        pytest.raises(ValueError, match="no attn_mask behind a reduction .* ToMe or TopK"),
+    ):
+        model.forward_features(images, attn_mask=torch.zeros(1, 1, 17, 17))

@@ -1,5 +1,7 @@
 """Expedite as a map and as a strategy."""
 
+import pickle
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -59,6 +61,29 @@ def test_expedite_makes_the_way_back_at_the_first_lift_only(monkeypatch):
     assert len(calls) == 1 and torch.equal(first, second)
 
 
+def test_expedite_can_be_pickled_before_and_after_its_first_lift():
+    a = expedite(features(), GRID, CLUSTERS, neighbors=4)
+    before = pickle.loads(pickle.dumps(a))
+    with torch.no_grad():
+        lifted = a.lift(a.centroids)
+    for copy in (before, pickle.loads(pickle.dumps(a))):
+        assert torch.equal(copy.lift(copy.centroids), lifted)
+
+
+def test_expedite_with_padding_loses_its_mass_and_nothing_else():
+    x, mask = features(), torch.ones(2, *GRID, dtype=torch.bool)
+    mask[:, :, -2:] = False
+    mask = mask.flatten(1)
+    a = expedite(x, GRID, CLUSTERS, mask=mask, inv_temperature=0.2)
+    pooled, size = a.reduce(rows(x))
+    assert_close(pooled, a.centroids)
+    assert a.lossy and abs(float(size.sum()) - 192.0) < 1e-6
+    ones = torch.ones(48, 1, dtype=x.dtype)
+    assert_close(a.lift(ones), torch.ones(240, 1, dtype=x.dtype))  # what comes back as padding is for cropping
+    with pytest.raises(TypeError, match="Expected mask of dtype bool"):
+        expedite(x, GRID, CLUSTERS, mask=mask.float())
+
+
 def test_expedite_without_iterations_is_average_pooling():
     x = features()
     a = expedite(x, GRID, CLUSTERS, iterations=0)
@@ -105,6 +130,28 @@ def test_expedite_takes_windows_as_images():
         alone = expedite(x[b : b + 1], GRID, CLUSTERS)
         assert_close(a.centroids.view(4, 24, 8)[b], alone.centroids)
         assert_close(a.lift(a.centroids).view(4, 120, 8)[b], alone.lift(alone.centroids))
+
+
+def test_expedite_works_inside_the_windows_of_a_padded_grid_and_back():
+    # As a windowed backbone would: pad 10 x 7 to windows of 4, cluster each to 2 x 2, stitch, go back, crop.
+    picture = torch.randn(2, 10, 7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    padded = torch.nn.functional.pad(picture, (0, 0, 0, 1, 0, 2), value=7.0)
+    there = torch.nn.functional.pad(torch.ones(2, 10, 7, 1), (0, 0, 0, 1, 0, 2)) > 0
+
+    def windows(x, side):
+        return x.unflatten(1, (3, side)).unflatten(3, (2, side)).transpose(2, 3).reshape(12, side * side, -1)
+
+    def stitched(x, side):
+        return x.view(2, 3, 2, side, side, -1).transpose(2, 3).reshape(2, 3 * side, 2 * side, -1)
+
+    a = expedite(windows(padded, 4), (4, 4), (2, 2), mask=windows(there, 4)[..., 0], inv_temperature=0.5, window=3)
+    small = stitched(a.centroids, 2)
+    assert small.shape == (2, 6, 4, 5) and small.abs().max() < picture.abs().max()  # no padding in any mean
+    back = stitched(a.lift(windows(small, 2).flatten(0, 1)), 4)[:, :10, :7]
+    assert (back - picture).square().mean() < picture.square().mean()
+    alone = expedite(picture[:1, :4, :4].flatten(1, 2), (4, 4), (2, 2), inv_temperature=0.5, window=3)
+    assert_close(small[0, :2, :2].flatten(0, 1), alone.centroids)
+    assert_close(back[0, :4, :4].flatten(0, 1), alone.lift(alone.centroids))
 
 
 def test_expedite_lets_gradients_reach_the_tokens_both_ways():

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tokengraph.edges.cells import cell_edges, label_map
 from tokengraph.select.expedite_cluster import token_clustering
@@ -16,6 +18,17 @@ GRIDS = [
     ((1, 9), (1, 4)),
     ((20, 20), (14, 14)),
 ]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes, inside."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out
 
 
 def features(grid, images=2, channels=16, seed=0, dtype=torch.float64):
@@ -73,6 +86,16 @@ def test_token_clustering_is_the_same_in_all_forms_in_float32(grid, clusters):
     for other in results[1:]:
         assert_close(other[0], results[0][0], atol=1e-5, rtol=0)
         assert_close(other[3], results[0][3], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["auto", "edges", "dense"])
+def test_token_clustering_makes_nothing_of_tokens_by_clusters(form):
+    grid, clusters, pairs = (46, 48), (32, 31), 46 * 48 * 32 * 31
+    x = torch.randn(1, 46 * 48, 3, requires_grad=True)
+    with LargestTensor() as seen:
+        token_clustering(x, grid, clusters, form=form)[0].sum().backward()
+    assert (seen.numel >= pairs) == (form == "dense")
+    assert form == "dense" or seen.numel < pairs / 8
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -237,6 +260,64 @@ def test_token_clustering_without_iterations_on_the_full_grid_changes_nothing():
     assert torch.equal(token, cluster) and (weight == 1).all()
 
 
+def padding(grid):
+    """True but for the last three columns, and all of the second image's last rows."""
+    mask = torch.ones(2, *grid, dtype=torch.bool)
+    mask[:, :, -3:] = False
+    mask[1, -2:] = False
+    return mask.flatten(1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", [{}, {"inv_temperature": "auto"}, {"iterations": 0}, {"empty": "zero"}], ids=str)
+def test_token_clustering_does_not_see_what_padding_holds(form, options):
+    grid, clusters = (12, 20), (6, 10)
+    x, mask = features(grid), padding(grid)
+    options = {"inv_temperature": 0.5, "form": form, "mask": mask} | options
+    s, token, _, weight = token_clustering(x, grid, clusters, **options)
+    again = token_clustering(torch.where(mask[..., None], x, 1e4), grid, clusters, **options)
+    assert_close(again[0], s)
+    assert_close(again[3], weight)
+    assert not weight[~mask[:, token]].any()
+    published = token_clustering(x, grid, clusters, **{**options, "mask": None})[0]
+    assert (published - s).abs().max() > 1e-2
+    assert torch.equal(token_clustering(x, grid, clusters, **{**options, "mask": mask | True})[0], published)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_token_clustering_with_padding_conserves_the_mass_of_the_real_tokens(form):
+    grid, clusters = (12, 20), (6, 10)
+    x, mask = features(grid), padding(grid)
+    s, token, cluster, weight = token_clustering(x, grid, clusters, inv_temperature=0.5, form=form, mask=mask)
+    q = dense(grid, clusters, token, cluster, weight)
+    assert_close(q.sum(dim=2), mask.to(q))
+    assert_close((s * q.sum(dim=1)[..., None]).sum(dim=1), (x * mask[..., None]).sum(dim=1))
+
+
+def test_token_clustering_starts_a_cell_of_padding_at_the_average_of_its_image():
+    x = torch.tensor([1.0, 2.0, 3.0, 6.0, 9.0, 9.0]).view(1, 6, 1)
+    mask = torch.tensor([[True, True, True, True, False, False]])
+    s, token, _, weight = token_clustering(x, (1, 6), (1, 3), iterations=0, mask=mask)
+    assert s.flatten().tolist() == [1.5, 4.5, 3.0]
+    assert weight.tolist() == mask[:, token].float().tolist()
+    half = torch.tensor([[True, True, True, False, False, False]])
+    assert token_clustering(x, (1, 6), (1, 3), iterations=0, mask=half)[0].flatten().tolist() == [1.5, 3.0, 2.0]
+    nothing = token_clustering(x, (1, 6), (1, 3), mask=mask & False)
+    assert not nothing[0].any() and not nothing[3].any()
+
+
+def test_token_clustering_with_padding_passes_gradcheck():
+    x, mask = features((4, 5), channels=3).requires_grad_(), padding((4, 5))
+
+    def run(x):
+        options = {"iterations": 2, "inv_temperature": 0.5, "detach": False, "mask": mask}
+        return token_clustering(x, (4, 5), (2, 3), **options)[0]
+
+    torch.autograd.gradcheck(run, x)
+    (grad,) = torch.autograd.grad(run(x).square().sum(), x)
+    assert not grad[~mask].any() and (grad[mask] != 0).any(dim=1).all()
+
+
 def test_token_clustering_accepts_an_empty_batch():
     s, token, _, weight = token_clustering(torch.zeros(0, 64, 3), (8, 8), (4, 4))
     assert s.shape == (0, 16, 3) and weight.shape == (0, token.numel())
@@ -248,6 +329,8 @@ def test_token_clustering_refuses_what_makes_no_sense():
         token_clustering(x, (8, 9), (4, 4))
     with pytest.raises(ValueError, match="Expected an odd window"):
         token_clustering(x, (8, 8), (4, 4), window=4)
+    with pytest.raises(TypeError, match=r"Expected clusters as two ints, rows and columns \(got 16\)"):
+        token_clustering(x, (8, 8), 16)  # released: one int, which must be a perfect square
     with pytest.raises(ValueError, match="Expected iterations >= 0"):
         token_clustering(x, (8, 8), (4, 4), iterations=-1)
     with pytest.raises(ValueError, match="Expected inv_temperature > 0 or 'auto'"):
@@ -256,5 +339,7 @@ def test_token_clustering_refuses_what_makes_no_sense():
         token_clustering(x, (8, 8), (4, 4), empty="drop")
     with pytest.raises(ValueError, match="Expected form to be one of auto, dense, edges, tiles"):
         token_clustering(x, (8, 8), (4, 4), form="sparse")
+    with pytest.raises(ValueError, match=r"Expected mask of shape \[B, N\] = \[1, 64\]"):
+        token_clustering(x, (8, 8), (4, 4), mask=torch.ones(1, 8, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match="Expected finite tokens"):
         token_clustering(x / 0, (8, 8), (4, 4))

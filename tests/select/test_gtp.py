@@ -378,6 +378,10 @@ def test_gtp_refuses_shapes_that_do_not_fit():
     score = torch.rand(2, 12)
     with pytest.raises(ValueError, match="Expected a graph for mode='propagate'"):
         gtp(score, 5)
+    with pytest.raises(TypeError, match=r"Expected graph as a PropagationGraph \(got tuple\)"):
+        gtp(score, 5, graph.edges())  # what gtp_graph returns
+    with pytest.raises(ValueError, match=r"Expected size of shape \[B, N\] = \[2, 12\] \(got \[2, 3\]\)"):
+        propagate(x, torch.arange(3).expand(2, -1), graph, size=torch.ones(2, 3))
     with pytest.raises(ValueError, match="Expected a graph of B=1 images"):
         gtp(score[:1], 5, graph)
     with pytest.raises(ValueError, match=r"Expected patch \[B, N=9\], as the graph has n=12 patches"):

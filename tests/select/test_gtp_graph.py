@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import grid as pyg_grid
 from torch_geometric.utils import remove_self_loops, to_dense_adj
@@ -9,6 +11,17 @@ from torch_geometric.utils import remove_self_loops, to_dense_adj
 from tokengraph.select.gtp_graph import PropagationGraph, gtp_graph, propagation_graph
 
 KINDS = ["spatial", "semantic", "mixed"]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes, inside."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out
 
 
 def dense(graph: PropagationGraph) -> torch.Tensor:
@@ -42,6 +55,12 @@ def test_spatial_graph_is_the_grid_normalised_as_pyg_does(shape):
     expected = to_dense_adj(index, edge_attr=weight, max_num_nodes=h * w)[0].T
     torch.testing.assert_close(dense(graph), expected.expand(2, -1, -1))
     assert torch.equal(dense(graph), dense(graph).transpose(1, 2))
+
+
+def test_spatial_graph_makes_nothing_of_patches_by_patches():
+    with LargestTensor() as seen:
+        graph = propagation_graph(torch.randn(1, 48 * 47, 2), (48, 47), graph="spatial")
+    assert graph.weight.numel() <= seen.numel <= 8 * 48 * 47
 
 
 def test_spatial_graph_of_14_by_14_has_1404_edges_and_degrees_3_5_8():

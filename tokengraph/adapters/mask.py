@@ -67,7 +67,10 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool)
     """
     source = state.source
     if not isinstance(source, Assignment):
-        raise ValueError("Expected no attn_mask with a strategy of weighted edges (got one).")
+        raise ValueError(
+            "Expected no attn_mask behind a reduction by weighted edges, as of GTP and Expedite (got one): it says "
+            "nothing of mixtures. Use a strategy of hard clusters, such as ToMe or TopK."
+        )
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
     while mask.dim() < 4:

@@ -121,5 +121,5 @@ def _statistics(
 
 def restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
     """Reconstruction: a row for every input patch again, prefix tokens in front."""
-    rows = state.lift(x[:, trace.num_prefix :]).view(state.images, state.patches, -1)
+    rows = state.lift(x[:, trace.num_prefix :]).view(state.images, state.patches, x.size(2))
     return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()

@@ -31,7 +31,7 @@ def label_map(grid: Pair, clusters: Pair, *, device: torch.device | str = "cpu")
         >>> label_map((1, 5), (1, 2)).tolist()
         [0, 0, 0, 1, 1]
     """
-    return _labels(*_key(grid, clusters), str(device))
+    return _labels(*check_cells(grid, clusters), str(device))
 
 
 def cell_edges(
@@ -55,7 +55,7 @@ def cell_edges(
     Cost: ``O(E)``, at most ``window^2`` edges a patch.
     """
     check_window(window)
-    return _edges(*_key(grid, clusters), window // 2, str(device))
+    return _edges(*check_cells(grid, clusters), window // 2, str(device))
 
 
 class PoolMatrices(NamedTuple):
@@ -72,12 +72,12 @@ def pool_matrices(
 
     Bin i holds places ``floor(i H / h)`` to ``ceil((i + 1) H / h) - 1``; bins overlap where h does not divide H.
     """
-    return _pool(*_key(grid, clusters), dtype == torch.float64, str(device))
+    return _pool(*check_cells(grid, clusters), dtype == torch.float64, str(device))
 
 
 def pool_edges(grid: Pair, clusters: Pair, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """``token [E]`` and ``cluster [E]`` of the bins of :func:`pool_matrices`, sorted by token, then cluster."""
-    return _pool_edges(*_key(grid, clusters), str(device))
+    return _pool_edges(*check_cells(grid, clusters), str(device))
 
 
 class CellTiles(NamedTuple):
@@ -101,7 +101,7 @@ def cell_tiles(
 ) -> CellTiles:
     """Cuts ``cell_edges(grid, clusters, window)`` into tiles of about ``side x side`` cells."""
     check_window(window)
-    return _tiles(*_key(grid, clusters), window // 2, side, str(device))
+    return _tiles(*check_cells(grid, clusters), window // 2, side, str(device))
 
 
 def tile_pairs(grid: Pair, clusters: Pair, window: int, *, side: int = 4, device: torch.device | str = "cpu") -> int:
@@ -117,7 +117,8 @@ def check_window(window: int) -> None:
         raise ValueError(f"Expected an odd window (got window={window}). It is the side of a square around one cell.")
 
 
-def _key(grid: Pair, clusters: Pair) -> tuple[int, int, int, int]:
+def check_cells(grid: Pair, clusters: Pair) -> tuple[int, int, int, int]:
+    """Returns ``(H, W, h, w)`` as ints; raises unless these are two pairs of sides of at least 1."""
     for name, pair in (("grid", grid), ("clusters", clusters)):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"Expected {name} as two ints, rows and columns (got {pair!r}).")

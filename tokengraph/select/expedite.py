@@ -11,10 +11,10 @@ from torch import Tensor
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.edges.cells import Pair, tile_pairs
-from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
+from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
 from tokengraph.segment import wide
 from tokengraph.select.base import Select
-from tokengraph.select.expedite_cluster import How, check_clustering, cluster_tokens
+from tokengraph.select.expedite_cluster import Clustering, How, check_clustering, cluster_tokens
 from tokengraph.select.expedite_reconstruct import Edges, check_reconstruction, make_edges
 from tokengraph.select.tokens import Tokens, clamp_budget
 from tokengraph.soft import SoftAssignment
@@ -39,6 +39,7 @@ def expedite(
     empty: str = "keep",
     detach: bool = True,
     form: str = "auto",
+    mask: Tensor | None = None,
 ) -> SoftAssignment:
     """Clusters the tokens of a grid into a smaller grid, and knows how to reconstruct tokens from clusters.
 
@@ -61,10 +62,13 @@ def expedite(
         empty: ``"keep"``, or ``"zero"`` as released, for clusters that no token is near enough to.
         detach: Let no gradient through the weights of the clustering.
         form: ``"auto"``, ``"dense"``, ``"edges"`` or ``"tiles"``: how the clustering computes.
+        mask: ``[B, H*W]`` bool, False for padding, which then feeds no cluster; ``None``: it counts, as released. What
+            comes back in its place means nothing: crop it.
 
     Returns:
         The map over ``B*N`` tokens. ``centroids`` are the clusters, in the dtype of ``x``; ``reduce`` gives the same
-        for ``x``, but for clusters that ``empty`` is about. Each token's weights sum to one, for ``iterations >= 1``.
+        for ``x``, but for clusters that ``empty`` is about or that hold nothing but padding. Each token's weights sum
+        to one, for ``iterations >= 1``; those of padding are zero.
 
     Raises:
         ValueError: If the grid does not match N, an option is unknown, or both temperatures are given.
@@ -87,12 +91,13 @@ def expedite(
     )  # checks
     check_clustering(iterations, how.temperature, window, empty, form)
     check_finite(x)
-    return _expedite(x, check_grid(grid, x.size(1)), clusters, how, form)
+    check_mask(mask, x)
+    return _expedite(x, check_grid(grid, x.size(1)), clusters, how, form, mask)
 
 
 @dataclass(frozen=True)
 class Expedite(Select):
-    """Expedite as a strategy, before a block, once a model; see :func:`expedite` for the options.
+    """Expedite as a strategy, before a block, on the full grid; see :func:`expedite` for the options.
 
     Args:
         clusters: ``(h, w)``; ``None``: the largest grid of the budget that keeps the aspect.
@@ -217,26 +222,37 @@ def cluster_grid(grid: Pair, keep: int) -> Pair:
     return max(made, key=lambda c: (c[0] * c[1], -abs(math.log(c[0] * width / (c[1] * height)))))
 
 
-def _expedite(x: Tensor, grid: Pair, clusters: Pair, how: Expedite, form: str) -> SoftAssignment:
+def _expedite(
+    x: Tensor, grid: Pair, clusters: Pair, how: Expedite, form: str, mask: Tensor | None = None
+) -> SoftAssignment:
     images, tokens = x.shape[:2]
     way_down = How(how.iterations, how.temperature, how.window, how.empty, how.detach, form)
-    made = cluster_tokens(x, grid, clusters, way_down)
+    made = cluster_tokens(x, grid, clusters, way_down, mask)
     count = made.centers.size(1)
     ptr, cluster_ptr = equal_ptr(images, tokens, x.device), equal_ptr(images, count, x.device)
-
-    def up() -> Edges:
-        z = x.to(wide(x)) - made.origin
-        return make_edges(z, made.centers, made.inv_temperature, how.neighbors, how.normalize, how.ties, how.mode)
-
     return SoftAssignment(
         (made.token + ptr[:-1, None]).flatten(),
         (made.cluster + cluster_ptr[:-1, None]).flatten(),
         made.weight.flatten(),
         images * tokens,
         images * count,
-        up=up,
+        up=_WayUp(x, made, how),
         ptr=ptr,
         cluster_ptr=cluster_ptr,
         centroids=(made.centers + made.origin).to(x.dtype).flatten(0, 1),
-        lossless=how.iterations > 0,
+        lossless=how.iterations > 0 and mask is None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _WayUp:
+    """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
+
+    x: Tensor
+    made: Clustering
+    how: Expedite
+
+    def __call__(self) -> Edges:
+        made, how = self.made, self.how
+        z = self.x.to(wide(self.x)) - made.origin
+        return make_edges(z, made.centers, made.inv_temperature, how.neighbors, how.normalize, how.ties, how.mode)

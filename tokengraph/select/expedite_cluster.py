@@ -7,9 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokengraph.edges.cells import Pair, cell_edges, check_window, label_map, pool_edges, pool_matrices, tile_pairs
+from tokengraph.edges.cells import (
+    Pair,
+    cell_edges,
+    check_cells,
+    check_window,
+    label_map,
+    pool_edges,
+    pool_matrices,
+    tile_pairs,
+)
 from tokengraph.edges.distance import origin
-from tokengraph.errors import check_finite, check_grid, check_tokens
+from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.segment import wide
 from tokengraph.select.expedite_forms import FORMS, TINY, Dense, Edges, Tiles
 
@@ -52,6 +61,7 @@ def token_clustering(
     empty: str = "keep",
     detach: bool = True,
     form: str = "auto",
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Turns a token grid into a smaller grid of clusters by soft k-means with fixed candidates.
 
@@ -73,6 +83,8 @@ def token_clustering(
         detach: Let no gradient through the weights: they reach ``x`` through the last average alone.
         form: ``"dense"``, ``"edges"`` or ``"tiles"``, which agree up to rounding; ``"auto"`` takes tiles where they
             multiply less than half of all pairs.
+        mask: ``[B, H*W]`` bool, False for padding, which then has weight 0 in every average, whatever it holds. A cell
+            of nothing but padding starts as the average of the image. ``None``: padding counts as tokens, as published.
 
     Returns:
         ``centers [B, h*w, C]`` in the dtype of ``x``; the last q as edges: ``token [E]``, ``cluster [E]``, ids within
@@ -90,7 +102,8 @@ def token_clustering(
     check_tokens(x)
     check_clustering(iterations, inv_temperature, window, empty, form)
     check_finite(x)
-    made = cluster_tokens(x, grid, clusters, How(iterations, inv_temperature, window, empty, detach, form))
+    check_mask(mask, x)
+    made = cluster_tokens(x, grid, clusters, How(iterations, inv_temperature, window, empty, detach, form), mask)
     return (made.centers + made.origin).to(x.dtype), made.token, made.cluster, made.weight
 
 
@@ -119,29 +132,32 @@ def check_temperature(inv_temperature: float | str | Tensor) -> None:
         )
 
 
-def cluster_tokens(x: Tensor, grid: Pair, clusters: Pair, how: How) -> Clustering:
-    """:func:`token_clustering` without checks, with what the way back needs."""
+def cluster_tokens(x: Tensor, grid: Pair, clusters: Pair, how: How, mask: Tensor | None = None) -> Clustering:
+    """:func:`token_clustering` without checks of options, with what the way back needs."""
     grid = check_grid(grid, x.size(1))
-    clusters = (int(clusters[0]), int(clusters[1]))
+    clusters = check_cells(grid, clusters)[2:]
     with torch.autocast(x.device.type, enabled=False):
         z = x.to(wide(x))
+        real = None if mask is None else mask[..., None].to(z.dtype)
+        z = z if real is None else z * real
         # Any token will do as the origin; the one nearest the mean of a sample is a good one.
         zero = origin(z.detach()[:, :: max(1, z.size(1) // 64)])
         z = z - zero
-        s, t = _pool(z, grid, clusters), how.inv_temperature
+        s, t = _start(z, grid, clusters, real), how.inv_temperature
         if isinstance(t, str):
-            t = _temperature(z, s, grid, clusters)
+            t = _temperature(z, s, grid, clusters, mask)
         if how.iterations == 0:
             token, cluster = pool_edges(grid, clusters, device=x.device)
-            return Clustering(s, zero, z.new_ones(x.size(0), token.numel()), token, cluster, t)
+            weight = z.new_ones(x.size(0), token.numel()) if real is None else real[:, token, 0]
+            return Clustering(s, zero, weight, token, cluster, t)
         kind = _choose(how.form, grid, clusters, how.window, z.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
-            form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t)
+            form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real)
             for _ in range(how.iterations - 1):
                 _, mean, mass = form(s)
                 s = _settle(mean, mass, s, zero, how.empty)
         if how.detach and torch.is_grad_enabled() and z.requires_grad:
-            form = kind(z, grid, clusters, how.window, t)  # the last average alone carries gradients
+            form = kind(z, grid, clusters, how.window, t, real)  # the last average alone carries gradients
         weight, mean, mass = form(s, detach=how.detach)
         s = _settle(mean, mass, s, zero, how.empty)
         token, cluster, _ = cell_edges(grid, clusters, how.window, device=x.device)
@@ -157,6 +173,16 @@ def _choose(
     return {"dense": Dense, "edges": Edges, "tiles": Tiles}[form]
 
 
+def _start(z: Tensor, grid: Pair, clusters: Pair, real: Tensor | None) -> Tensor:
+    """Averages over bins, ``[B, h*w, C]``; of the real tokens alone, where ``real [B, N, 1]`` says which are."""
+    if real is None:
+        return _pool(z, grid, clusters)
+    share = _pool(real, grid, clusters)
+    whole = (z * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp_min(1.0)
+    part = _pool(z * real, grid, clusters) / torch.where(share > 0, share, 1.0)
+    return torch.where(share > 0, part, whole)
+
+
 def _pool(z: Tensor, grid: Pair, clusters: Pair) -> Tensor:
     """Averages over bins, ``[B, h*w, C]``, as one product along each axis."""
     rows, columns = pool_matrices(grid, clusters, dtype=z.dtype, device=z.device)
@@ -166,10 +192,14 @@ def _pool(z: Tensor, grid: Pair, clusters: Pair) -> Tensor:
     return torch.bmm(columns.expand(by_row.size(0), -1, -1), by_row).view(images, clusters[0] * clusters[1], channels)
 
 
-def _temperature(z: Tensor, s: Tensor, grid: Pair, clusters: Pair) -> Tensor:
+def _temperature(z: Tensor, s: Tensor, grid: Pair, clusters: Pair, mask: Tensor | None) -> Tensor:
     """One over the median squared distance of tokens to the average of their own cell, ``[B, 1, 1]``."""
     own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
-    median = (z.detach() - own).square().sum(dim=2).median(dim=1).values
+    squared = (z.detach() - own).square().sum(dim=2)
+    if mask is None:
+        median = squared.median(dim=1).values
+    else:
+        median = squared.masked_fill(~mask, torch.nan).nanmedian(dim=1).values
     smallest = torch.finfo(z.dtype).tiny
     return torch.where(median > smallest, 1.0 / median.clamp_min(smallest), 1.0)[:, None, None]
 

@@ -2,6 +2,7 @@
 
 Each is made once for a call and stepped T times: ``form(s)`` takes centres ``[B, M, C]`` and returns the soft
 assignment q on the edges ``[B, E]``, the means of the tokens under q ``[B, M, C]``, and the sums of q ``[B, M]``.
+With ``real [B, N, 1]``, 0 where there is padding, q is multiplied by it: padding has no say in any mean.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ TINY = 1e-16  # a cluster with less weight is empty: its mean is its sum over th
 class Dense:
     """All N x M products, then a mask."""
 
-    def __init__(self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor) -> None:
+    def __init__(
+        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+    ) -> None:
         token, cluster, _ = cell_edges(grid, clusters, window, device=z.device)
         count = clusters[0] * clusters[1]
-        self.z, self.t, self.slot = z, t, token * count + cluster
+        self.z, self.t, self.real, self.slot = z, t, real, token * count + cluster
         barred = z.new_full((z.size(1) * count,), -torch.inf)
         self.barred = barred.index_fill(0, self.slot, 0.0).view(z.size(1), count)
 
@@ -31,6 +34,7 @@ class Dense:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
             product = torch.bmm(self.z, s.transpose(1, 2))
             q = _softmax(product, _half_norm(s)[:, None], self.t, self.barred)
+            q = q if self.real is None else q * self.real
         mass = q.sum(dim=1)
         mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(TINY)[..., None]
         return q.flatten(1).index_select(1, self.slot), mean, mass
@@ -39,8 +43,10 @@ class Dense:
 class Edges:
     """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
 
-    def __init__(self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor) -> None:
-        self.z, self.t = z, t
+    def __init__(
+        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+    ) -> None:
+        self.z, self.t, self.real = z, t, real
         token, cluster, self.order = cell_edges(grid, clusters, window, device=z.device)
         images = torch.arange(z.size(0), device=z.device)[:, None]
         self.token = token + images * z.size(1)  # [B, E]
@@ -50,15 +56,15 @@ class Edges:
         """Steps once; with ``detach`` no gradient passes through q."""
         rows, tokens = s.flatten(0, 1), self.z.flatten(0, 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-            pairs = tokens[self.token], rows[self.cluster]
             t = self.t.flatten(1) if isinstance(self.t, Tensor) else self.t
-            score = ((pairs[0] * pairs[1]).sum(dim=2) - _half_norm(rows)[self.cluster]).mul(2.0 * t)
+            score = (tokens[self.token] - rows[self.cluster]).square().sum(dim=2).mul(-t)
             q = self._by_token(score)
+            q = q if self.real is None else q * self.real.flatten()[self.token]
         # Sums run over edges sorted by cluster, so that their order is fixed.
         weight, into = q[:, self.order].flatten(), self.cluster[:, self.order].flatten()
         mass = segment_sum(weight, into, rows.size(0))
-        share = weight / mass.clamp_min(TINY)[into]
-        mean = weighted_sum(tokens, share, into, rows.size(0), source=self.token[:, self.order].flatten())
+        total = weighted_sum(tokens, weight, into, rows.size(0), source=self.token[:, self.order].flatten())
+        mean = total / mass.clamp_min(TINY)[:, None]
         return q, mean.view_as(s), mass.view(s.shape[:2])
 
     def _by_token(self, score: Tensor) -> Tensor:
@@ -76,7 +82,9 @@ class Tiles:
     Rows run tile by tile, and image by image within a tile: T x B products of ``[P, C]`` with ``[C, J]``.
     """
 
-    def __init__(self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor) -> None:
+    def __init__(
+        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+    ) -> None:
         self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
         self.images, self.t = z.size(0), t
         self.count, self.patches, self.cells = tiles.barred.shape
@@ -85,6 +93,8 @@ class Tiles:
         self.z = z.flatten(0, 1).index_select(0, token).view(self.count * self.images, self.patches, z.size(2))
         self.candidate = (tiles.candidate[:, None] + shift * (clusters[0] * clusters[1])).flatten()  # [T * B * J]
         self.barred, self.real = tiles.barred[:, None].to(z.dtype), tiles.real[:, None].to(z.dtype)
+        if real is not None:
+            self.real = self.real * real.flatten()[token].view(self.count, self.images, self.patches, 1)
         # The places of each cluster in [T, B, J], cluster by cluster.
         source = tiles.source // self.cells * (self.images * self.cells) + tiles.source % self.cells
         self.source = (source + shift * self.cells).flatten()

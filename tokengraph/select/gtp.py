@@ -59,6 +59,7 @@ def gtp(
 
     Raises:
         ValueError: If an option is out of range, shapes do not fit, or scores are not finite.
+        TypeError: If ``graph`` is another kind of graph.
 
     Cost: one sort of ``[B, N]``, then the edges of the tokens that leave. On CUDA and under ``torch.compile`` shapes
     are fixed, so unused edges stay with weight 0: 8 a token on a spatial graph, else all of the graph's.
@@ -102,6 +103,7 @@ def propagate(
 
     Raises:
         ValueError: If an option is out of range or shapes do not fit.
+        TypeError: If ``graph`` is another kind of graph.
 
     Cost: one gather of the kept rows, and the rows of the edges that are used; see :func:`gtp`.
     """
@@ -112,6 +114,8 @@ def propagate(
     if kept.dim() != 2 or kept.size(0) != x.size(0) or not fewest <= kept.size(1) <= x.size(1):
         want = f"[B={x.size(0)}, {fewest} <= K <= N={x.size(1)}]"
         raise ValueError(f"Expected kept of shape {want} (got {list(kept.shape)}).")
+    if size is not None and size.shape != x.shape[:2]:
+        raise ValueError(f"Expected size of shape [B, N] = {list(x.shape[:2])} (got {list(size.shape)}).")
     images, tokens, channels = x.shape
     stays = torch.zeros(images, tokens, dtype=torch.bool, device=x.device).scatter_(1, kept, True)
     removed = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - kept.size(1)]
@@ -137,7 +141,8 @@ class GTP(Select):
         neighbors: Semantic neighbours; clamped to all other patches, where the grid is smaller than that.
         alpha: Strength of propagation.
         score: One of :func:`gtp_score`'s, or ``"random"``. All but cls scores read the whole attention map.
-        sparsity: Share of each attention map that is kept, in (0, 1]; below 1 it costs time, see :func:`sparsify`.
+        sparsity: Share of each attention map that is kept, in (0, 1], in layers that remove tokens. Below 1 it
+            costs time, see :func:`sparsify`.
         scales: Whether token scales weigh the keys in later layers.
         mode: ``"propagate"``, ``"none"`` or ``"mean"``.
         include_self: Count what a token pays itself in the sums of image, mixed and sum scores.

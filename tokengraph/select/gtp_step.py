@@ -72,6 +72,11 @@ def check_patch(tokens: Tensor, graph: PropagationGraph | None, patch: Tensor | 
         return
     if graph is None:
         raise ValueError("Expected a graph for mode='propagate' (got None). Make one with propagation_graph(x, grid).")
+    if not isinstance(graph, PropagationGraph):
+        raise TypeError(
+            f"Expected graph as a PropagationGraph (got {type(graph).__name__}). Make one with "
+            "propagation_graph(x, grid), or of edges with PropagationGraph.from_edges(x, edge_index, edge_weight)."
+        )
     images, count = tokens.shape
     if graph.images != images:
         raise ValueError(f"Expected a graph of B={images} images (got one of {graph.images}).")

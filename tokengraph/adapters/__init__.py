@@ -6,10 +6,11 @@ from torch import nn
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.timm import TimmViT
+from tokengraph.adapters.timm_eva import TimmEva
 from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers import TransformersViT
 
-ADAPTERS: list[Adapter] = [TimmViT(), TorchvisionViT(), TransformersViT()]
+ADAPTERS: list[Adapter] = [TimmViT(), TimmEva(), TorchvisionViT(), TransformersViT()]
 
 
 def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:

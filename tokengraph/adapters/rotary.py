@@ -18,21 +18,27 @@ def coarse_tables(tables: Sequence[Tensor], state: State) -> tuple[Tensor, Tenso
 
     Where each token descends from one patch (pruning, cluster centres) it keeps that patch's angles. Merged tokens get
     the circular mean of their members' angles, frequency by frequency: the direction of the mean of ``(cos, sin)``.
+    This is our own choice.
 
     Args:
-        tables: Cosine and sine, ``[N, D]``.
+        tables: Cosine and sine, ``[N, D]``, or ``[H, N, D]`` where heads differ.
         state: The tokens of now.
 
     Returns:
-        Two of ``[B, 1, n, D]``, that spread over heads.
+        Two of ``[B, 1 or H, n, D]``.
+
+    Cost: one gather or reduction of ``[B, N, 2 H D]``.
     """
-    cos, sin = tables
+    cos, sin = (t if t.dim() == 3 else t[None] for t in tables)
+    both = torch.stack([cos, sin]).permute(2, 0, 1, 3)  # [N, 2, H, D]
     if state.patch is not None:
-        return cos[state.patch][:, None], sin[state.patch][:, None]
-    rows, size = torch.stack([cos, sin], dim=1).float().expand(state.images, -1, -1, -1).flatten(0, 1), None
-    for step in state.maps:
-        step = replace(step, normalize=True) if isinstance(step, SoftAssignment) else step
-        rows, size = step.reduce(rows, size)
-    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-6)
-    dense = rows.unflatten(0, (state.images, -1)) if state.valid is None else spread(rows, state.valid)
-    return dense[:, :, 0].to(cos.dtype)[:, None], dense[:, :, 1].to(sin.dtype)[:, None]
+        dense = both[state.patch]
+    else:
+        rows, size = both.float().expand(state.images, -1, -1, -1, -1).flatten(0, 1), None
+        for step in state.maps:
+            step = replace(step, normalize=True) if isinstance(step, SoftAssignment) else step
+            rows, size = step.reduce(rows, size)
+        rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-6)
+        dense = rows.unflatten(0, (state.images, -1)) if state.valid is None else spread(rows, state.valid)
+    cos_now, sin_now = dense.to(cos.dtype).permute(2, 0, 3, 1, 4)
+    return cos_now, sin_now

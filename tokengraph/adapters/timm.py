@@ -54,7 +54,7 @@ class TimmModel(Coarse):
         there = state.decisions[-1] if state.decisions else state.valid
         if there is None:
             return super().pool(x, pool_type)  # type: ignore[misc]
-        if pooled != "avg" or attends or self.pool_include_prefix:  # type: ignore[attr-defined]
+        if pooled != "avg" or attends or getattr(self, "pool_include_prefix", False):
             raise ValueError(
                 f"Expected pooling by class token or plain average where tokens are masked (got {pooled!r})."
             )

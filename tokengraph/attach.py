@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select, resolve
+from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment, detach_spatial
 from tokengraph.trace import Trace
 
 
@@ -47,6 +48,9 @@ class Attachment:
         self.remove()
 
 
+@overload
+def attach(model: nn.Module, select: type[DynamicSpatial] | DynamicSpatial) -> SpatialAttachment: ...
+@overload
 def attach(
     model: nn.Module,
     select: str | type[Select] | Select,
@@ -54,7 +58,15 @@ def attach(
     *,
     prop_attn: bool | None = None,
     lift: bool = False,
-) -> Attachment:
+) -> Attachment: ...
+def attach(
+    model: nn.Module,
+    select: str | type[Select] | Select | type[DynamicSpatial] | DynamicSpatial,
+    schedule: Schedule | None = None,
+    *,
+    prop_attn: bool | None = None,
+    lift: bool = False,
+) -> Attachment | SpatialAttachment:
     """Makes a stock vision transformer coarsen its tokens, in place, with its own weights.
 
     The classes of blocks and model are swapped for subclasses of themselves; parameters, state_dict keys and the fused
@@ -62,7 +74,8 @@ def attach(
 
     Args:
         model: A supported model, or a wrapper around one.
-        select: A strategy by name, class or instance.
+        select: A strategy by name, class or instance. :class:`~tokengraph.spatial.DynamicSpatial`, which removes no
+            token, is for ConvNeXt and Swin, and takes none of the other arguments.
         schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
             left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
             ``"reconstruct"`` for every input patch again. A list: removed block by block. See
@@ -88,7 +101,14 @@ def attach(
         >>> coarse.trace.counts
         [16, 12, 8, 4]
     """
-    chosen = resolve(select)
+    if isinstance(select, DynamicSpatial) or select is DynamicSpatial:
+        if schedule is not None or prop_attn is not None or lift:
+            raise ValueError(
+                "Expected DynamicSpatial alone (got a schedule, prop_attn or lift too). It removes no token; give it "
+                "layers and ratios."
+            )
+        return (select if isinstance(select, DynamicSpatial) else DynamicSpatial()).attach_to(model)
+    chosen = resolve(select)  # type: ignore[arg-type]
     core, adapter = find_adapter(model)
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
@@ -115,6 +135,7 @@ def attach(
 
 def detach(model: nn.Module) -> None:
     """Takes whatever is attached out of a model, also out of a copy or a loaded one. Without any it does nothing."""
+    detach_spatial(model)
     for module in list(model.modules()):
         site = module.__dict__.pop(SITE, None)
         if site is None:

@@ -27,6 +27,7 @@ class State:
             merges it is the number of input patches that the token stands for.
         maps: The maps from the input patches to the tokens of now, one after another; none: nothing changed. Hard ones
             are composed as they come, weighted ones only when somebody asks.
+        residues: What each map's way back adds, ``[M, C]`` rows of the tokens before it, or ``None``: nothing.
         patch: Input patch that each token descends from, ``[B, count]``; ``None``: unknown, or its own place.
         memory: What the strategy's ``begin`` made of the input.
         counts: Patch tokens of each image, where they differ; the sequences are then padded. ``None``: all ``count``.
@@ -41,6 +42,7 @@ class State:
     grid: tuple[int, int]
     size: Tensor | None = None
     maps: tuple[Assignment | SoftAssignment, ...] = ()
+    residues: tuple[Tensor | None, ...] = field(default=(), repr=False)
     patch: Tensor | None = None
     memory: Any = field(default=None, repr=False)
     counts: tuple[int, ...] | None = None
@@ -64,19 +66,34 @@ class State:
         return source
 
     def step(
-        self, assignment: Assignment | SoftAssignment, count: int, size: Tensor | None, valid: Tensor | None = None
+        self,
+        assignment: Assignment | SoftAssignment,
+        count: int,
+        size: Tensor | None,
+        valid: Tensor | None = None,
+        residue: Tensor | None = None,
     ) -> State:
         """The state after one more coarsening."""
-        maps = (*self.maps, assignment)
-        if self.coarse and isinstance(assignment, Assignment) and isinstance(self.maps[-1], Assignment):
-            maps = (*self.maps[:-1], self.maps[-1].then(assignment))
+        maps, residues = (*self.maps, assignment), (*self.residues, residue)
+        hard = isinstance(assignment, Assignment) and self.coarse and isinstance(self.maps[-1], Assignment)
+        if hard and residue is None and self.residues[-1] is None:
+            maps, residues = (*self.maps[:-1], self.maps[-1].then(assignment)), self.residues
         patch = None
         if assignment.centers is not None and (self.patch is not None or not self.coarse):
             local = torch.arange(self.patches, device=assignment.centers.device).expand(self.images, -1)
             before = local if self.patch is None else self.patch
             own = self.flat(before).index_select(0, assignment.centers)
             patch = own.view(self.images, count) if valid is None else spread(own, valid)
-        return replace(self, count=count, size=size, maps=maps, patch=patch, counts=assignment.counts, valid=valid)
+        return replace(
+            self,
+            count=count,
+            size=size,
+            maps=maps,
+            residues=residues,
+            patch=patch,
+            counts=assignment.counts,
+            valid=valid,
+        )
 
     def flat(self, rows: Tensor) -> Tensor:
         """Rows ``[B, count, ...]`` as flat tokens, without padding."""
@@ -91,15 +108,19 @@ class State:
 
     def restored(self) -> State:
         """The state after reconstruction: every input patch is there again."""
-        return replace(self, count=self.patches, size=None, maps=(), patch=None, counts=None, valid=None)
+        return replace(self, count=self.patches, size=None, maps=(), residues=(), patch=None, counts=None, valid=None)
 
-    def lift(self, rows: Tensor, fill: Tensor | None = None) -> Tensor:
-        """Rows ``[B, count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches."""
+    def lift(self, rows: Tensor, fill: Tensor | None = None, *, replenish: bool = False) -> Tensor:
+        """Rows ``[B, count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches.
+
+        With ``replenish``, features also get back what the strategy stored when tokens left.
+        """
         rows = self.flat(rows)
-        if len(self.maps) == 1:
+        if len(self.maps) == 1 and not replenish:
             return self.maps[0].lift(rows, fill)
         reached = None if fill is None else torch.ones_like(rows[:, :1], dtype=torch.float32)
-        for step in reversed(self.maps):
+        for step, residue in zip(reversed(self.maps), reversed(self.residues), strict=True):
             rows = step.lift(rows)
+            rows = rows + residue.to(rows.dtype) if replenish and residue is not None else rows
             reached = None if reached is None else step.lift(reached)
         return rows if fill is None or reached is None else torch.where(reached > 0, rows, fill.to(rows.dtype))

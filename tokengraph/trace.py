@@ -187,7 +187,9 @@ class Trace:
             return size.new_ones(state.images, state.count)
         return state.size.view(state.images, -1)[:, self.num_prefix :]
 
-    def lift(self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None) -> Tensor:
+    def lift(
+        self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None, replenish: bool = False
+    ) -> Tensor:
         """Brings tokens back to full resolution.
 
         Args:
@@ -195,6 +197,8 @@ class Trace:
                 blocks of the last run.
             layer: Finished blocks; all by default.
             fill: Rows ``[B, N, C]`` that dropped tokens get instead of zeros.
+            replenish: Dropped tokens come back with what the strategy stored (token migration). For features, as they
+                are before the final norm.
 
         Returns:
             ``[B, N, C]``: a row for each of the N input patches, row-major.
@@ -202,7 +206,7 @@ class Trace:
         Raises:
             ValueError: If ``tokens`` do not have the number of tokens that the layer had.
 
-        Cost: one gather of ``[B, N, C]``.
+        Cost: one gather of ``[B, N, C]``; with Expedite the first time its reconstruction edges, too.
         """
         state = self._state_of(tokens, layer)
         if tokens.dim() != 3 or tokens.size(0) != state.images:
@@ -216,21 +220,22 @@ class Trace:
             )
         if not state.coarse:
             return tokens
-        lifted = state.lift(tokens, None if fill is None else fill.flatten(0, 1))
+        lifted = state.lift(tokens, None if fill is None else fill.flatten(0, 1), replenish=replenish)
         return lifted.view(state.images, state.patches, tokens.size(2))
 
-    def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None) -> Tensor:
+    def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False) -> Tensor:
         """A feature map at full resolution, ``[B, C, H, W]``.
 
         Args:
             tokens: As for :meth:`lift`; by default what left the last block (before the final norm, no gradient).
             layer: Finished blocks; all by default.
+            replenish: As for :meth:`lift`; what left the last block is replenished in any case.
         """
         if tokens is None:
             self.state()  # says so when there was no run yet
-            tokens = self.output
+            tokens, replenish = self.output, True
             assert tokens is not None
-        full = self.lift(tokens, layer=layer)
+        full = self.lift(tokens, layer=layer, replenish=replenish)
         height, width = self._state_of(tokens, layer).grid
         if height * width != full.size(1):
             raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")

@@ -82,21 +82,26 @@ def _equal(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAss
         return torch.cat([x[:, :prefix], rows], dim=1), state.step(assignment, count, None)
     whole = with_prefix(assignment, state.images, prefix)
     rows, size = _reduce(select, whole, x.reshape(-1, x.size(2)), state.size)
-    return rows.view(state.images, prefix + count, -1), state.step(assignment, count, size if select.weighs else None)
+    residue = select.residue(x[:, prefix:].flatten(0, 1), assignment) if select.stores else None
+    new = state.step(assignment, count, size if select.weighs else None, residue=residue)
+    return rows.view(state.images, prefix + count, -1), new
 
 
 def _ragged(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
     """``x`` reduced where images differ: patch tokens flat, then padded again."""
     select, prefix = site.recipe.select, site.trace.num_prefix
     size = None if state.size is None else state.flat(state.size.view(state.images, -1)[:, prefix:])
-    rows, size = _reduce(select, assignment, state.flat(x[:, prefix:]), size)
+    before = state.flat(x[:, prefix:])
+    rows, size = _reduce(select, assignment, before, size)
+    residue = select.residue(before, assignment) if select.stores else None
     counts = assignment.counts or (assignment.num_clusters // state.images,) * state.images
     padded, valid = pad(rows, list(counts))
     x = torch.cat([x[:, :prefix], padded], dim=1)
     equal = assignment.counts is None
     if select.weighs:  # padding has size 0, so that its logarithm bars it
         size = torch.cat([size.new_ones(state.images, prefix), spread(size, valid)], dim=1).flatten()
-    new = state.step(assignment, max(counts), size if select.weighs else None, None if equal else valid)
+    size = size if select.weighs else None
+    new = state.step(assignment, max(counts), size, None if equal else valid, residue)
     return x, new
 
 
@@ -121,5 +126,5 @@ def _statistics(
 
 def restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
     """Reconstruction: a row for every input patch again, prefix tokens in front."""
-    rows = state.lift(x[:, trace.num_prefix :]).view(state.images, state.patches, x.size(2))
+    rows = state.lift(x[:, trace.num_prefix :], replenish=True).view(state.images, state.patches, x.size(2))
     return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()

@@ -82,8 +82,8 @@ class TimmModel(Coarse):
         def lifted(tokens: Any, layer: int) -> Any:
             if isinstance(tokens, tuple):
                 return lifted(tokens[0], layer), *tokens[1:]
-            trace = site.trace
-            return trace.as_map(tokens, layer=layer) if form == "NCHW" else trace.lift(tokens, layer=layer)
+            lift = site.trace.as_map if form == "NCHW" else site.trace.lift
+            return lift(tokens, layer=layer, replenish=not asked.arguments["norm"])
 
         def whole(tokens: Tensor) -> Tensor:
             return site.trace.lift_sequence(tokens) if site.recipe.lift and ran_to_the_end else tokens

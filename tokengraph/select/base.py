@@ -109,6 +109,18 @@ class Select(ABC):
         """
         return None
 
+    def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor | None:
+        """What reconstruction adds on the way back over a map, ``[M, C]``: what dropped tokens come back with.
+
+        Only called where :attr:`stores` holds. ``x [M, C]`` are the tokens that the map was made for.
+        """
+        return None
+
+    @property
+    def stores(self) -> bool:
+        """Whether it keeps what :meth:`residue` says, for tokens to come back with."""
+        return False
+
     def edit_attention(self, attention: Tensor) -> Tensor:
         """What the map ``[B, H, P+N, P+N]`` after softmax and dropout becomes in layers that reduce; itself, usually.
 

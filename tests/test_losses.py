@@ -220,15 +220,36 @@ def test_loss_takes_the_teacher_as_module_or_as_tensors():
     assert torch.equal(module, tensors)
 
 
-def test_loss_of_flat_tokens_takes_the_teacher_of_the_dense_batch():
+@pytest.mark.parametrize("token_per", ["batch", "graph"])
+def test_loss_of_flat_tokens_takes_the_teacher_of_the_dense_batch(token_per):
     teacher, x = (torch.randn(2, 2), torch.randn(2, 3, 4)), torch.randn(2, 3, 4)
     keep, logits, target = torch.tensor([[1.0, 0, 1], [0.0, 1, 0]]), torch.randn(2, 2), torch.tensor([0, 1])
-    loss = DynamicViTLoss([0.5])
+    loss = DynamicViTLoss([0.5], token_per=token_per)
     dense, _ = loss(logits, target, [keep], tokens=x, teacher=teacher)
     flat, _ = loss(
         logits, target, [keep.flatten()], tokens=x.flatten(0, 1), teacher=teacher, ptr=torch.tensor([0, 3, 6])
     )
     assert_close(flat, dense)
+
+
+@pytest.mark.parametrize("token", ["mse", "kl"])
+def test_loss_per_image_is_the_mean_of_what_processes_with_an_image_each_have(token):
+    logits, target, tokens, teacher = (
+        torch.randn(2, 5),
+        torch.tensor([0, 3]),
+        torch.randn(2, 4, 6),
+        torch.randn(2, 4, 6),
+    )
+    keep = torch.tensor([[1.0, 1, 1, 0], [0.0, 1, 0, 0]])
+
+    def of(rows: slice, per: str = "graph") -> torch.Tensor:
+        theirs = logits[rows].flip(1), teacher[rows]
+        loss = DynamicViTLoss([0.5], token=token, token_per=per)
+        return loss(logits[rows], target[rows], [keep[rows]], tokens=tokens[rows], teacher=theirs)[0]
+
+    each = (of(slice(0, 1)) + of(slice(1, 2))) / 2
+    assert_close(of(slice(0, 2)), each)
+    assert abs(of(slice(0, 2), "batch") - each) > 1e-3
 
 
 def test_a_stock_model_as_teacher_gives_its_logits_and_normed_patch_tokens():
@@ -273,6 +294,8 @@ def test_losses_refuse_what_does_not_fit(case):
         ratio_loss([mask], [0.5], per="image")
     with pytest.raises(ValueError, match=r"Expected masks of shape \[B, N\], or \[M\] with ptr"):
         ratio_loss([mask[0]], [0.5])
+    with pytest.raises(ValueError, match=r"Expected token_per to be one of graph, batch \(got 'image'\)"):
+        DynamicViTLoss([0.5], token_per="image")
     with pytest.raises(ValueError, match="of one shape"):
         token_distillation_loss(x, x[:, :1])
     with pytest.raises(ValueError, match=r"Expected keep of shape \[1, 2\] \(got \[1, 3\]\)"):

@@ -13,7 +13,8 @@ from tokengraph.segment import segment_sum, wide
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
 OFFICIAL_STAGES = 3  # what the published loss divides by, however many stages there are
 
-Teacher = nn.Module | tuple[Tensor, Tensor | None]
+Outputs = tuple[Tensor, Tensor | None]  # logits and tokens
+Teacher = nn.Module | Outputs
 
 
 def ratio_loss(
@@ -140,6 +141,9 @@ class DynamicViTLoss(nn.Module):
         classification: Loss of ``(logits, target)``; ``None``: cross-entropy, with class ids or soft targets.
         per: See :func:`ratio_loss`.
         token: ``"mse"`` or ``"kl"``; see :func:`token_distillation_loss`.
+        token_per: ``"batch"``: the token term is a mean over all kept tokens of the batch, as published; ``"graph"``:
+            each image counts the same in it. With ``per="graph"`` too, and images that all keep a token, the loss is a
+            mean over images, so that the mean over processes with as many images each (DDP) is that of one process.
         official: Divide the ratio term by 3 however many stages there are, as the published code does.
 
     Raises:
@@ -156,18 +160,20 @@ class DynamicViTLoss(nn.Module):
         classification: Callable[[Tensor, Tensor], Tensor] | None = None,
         per: str = "graph",
         token: str = "mse",
+        token_per: str = "batch",
         official: bool = False,
     ) -> None:
         super().__init__()
         _check_ratios(ratios)
         _check_choice("per", per, ("graph", "batch"))
+        _check_choice("token_per", token_per, ("graph", "batch"))
         _check_choice("token", token, ("mse", "kl"))
         for name in weights or ():
             _check_choice("names of weights", name, tuple(WEIGHTS))
         self.ratios = tuple(ratios)
         self.weights = WEIGHTS | dict(weights or {})
         self.classification = _cross_entropy if classification is None else classification
-        self.per, self.token, self.official = per, token, official
+        self.per, self.token, self.token_per, self.official = per, token, token_per, official
 
     def forward(
         self,
@@ -201,19 +207,15 @@ class DynamicViTLoss(nn.Module):
             divisor = OFFICIAL_STAGES if self.official else None
             terms["ratio"] = ratio_loss(decisions, self.ratios, per=self.per, ptr=ptr, divisor=divisor)
         if teacher is not None:
-            terms |= self._from_teacher(logits, decisions, tokens, teacher, x)
+            terms |= self._from_teacher(logits, decisions, tokens, _outputs(teacher, x), ptr)
         total = sum(
             (self.weights[name] * term for name, term in terms.items()), logits.new_zeros((), dtype=wide(logits))
         )
         return total, {name: term.detach() for name, term in terms.items()}
 
     def _from_teacher(
-        self, logits: Tensor, decisions: Sequence[Tensor], tokens: Tensor | None, teacher: Teacher, x: Tensor | None
+        self, logits: Tensor, decisions: Sequence[Tensor], tokens: Tensor | None, teacher: Outputs, ptr: Tensor | None
     ) -> dict[str, Tensor]:
-        if isinstance(teacher, nn.Module):
-            if x is None:
-                raise ValueError("Expected the images x for a teacher that is a module (got none).")
-            teacher = teacher_outputs(teacher, x)
         their_logits, their_tokens = teacher
         terms = {}
         if self.weights["distillation"]:
@@ -223,12 +225,14 @@ class DynamicViTLoss(nn.Module):
                 who = "student" if tokens is None else "teacher"
                 raise ValueError(f"Expected tokens of the {who} (got none). Without them, set weights={{'token': 0}}.")
             theirs = their_tokens.flatten(0, 1) if tokens.dim() < their_tokens.dim() else their_tokens
-            terms["token"] = token_distillation_loss(tokens, theirs, decisions[-1], kind=self.token)
+            terms["token"] = token_distillation_loss(
+                tokens, theirs, decisions[-1], kind=self.token, per=self.token_per, ptr=ptr
+            )
         return terms
 
 
 @torch.no_grad()
-def teacher_outputs(teacher: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def teacher_outputs(teacher: nn.Module, x: Tensor) -> Outputs:
     """Runs a teacher in eval mode without gradient, and leaves its mode as it was.
 
     A module with ``forward_features`` and ``forward_head`` (timm's) gives its logits and its patch tokens after the
@@ -246,6 +250,15 @@ def teacher_outputs(teacher: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | Non
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _outputs(teacher: Teacher, x: Tensor | None) -> Outputs:
+    """What a teacher says: as it is given, or by running it on ``x``."""
+    if not isinstance(teacher, nn.Module):
+        return teacher
+    if x is None:
+        raise ValueError("Expected the images x for a teacher that is a module (got none).")
+    return teacher_outputs(teacher, x)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,165 @@
+"""Evaluation of the sparsified stage: counts, independence, compile."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import tokengraph as tg
+from tokengraph.spatial import DynamicSpatial
+
+
+def stage_of(model):
+    return (model.stages if hasattr(model, "stages") else model.layers)[2]
+
+
+def images(count=2, height=64, width=64):
+    return torch.randn(count, 3, height, width)
+
+
+def positions(model):
+    return 16 if hasattr(model, "stages") else 64
+
+
+def test_everything_slow_is_the_dense_network_bit_for_bit(tiny):
+    model, x = tiny(), images()
+    with torch.no_grad():
+        dense = model(x)
+        with tg.attach(model, DynamicSpatial(ratios=[1.0, 1.0])) as handle:
+            assert torch.equal(model(x), dense)
+            assert handle.trace.counts == [[positions(model)] * 2] * 2
+
+
+def test_everything_slow_by_threshold_is_the_dense_network(tiny, lively):
+    model, x = tiny(), images()
+    with torch.no_grad():
+        dense = model(x)
+        handle = lively(tg.attach(model, DynamicSpatial(0.7, threshold=1e-9)))
+        assert_close(model(x), dense)
+    assert handle.trace.counts == [[positions(model)] * 2] * 3
+
+
+def test_counts_are_the_published_floors(tiny):
+    model = tiny()
+    handle = tg.attach(model, DynamicSpatial(0.7))
+    model(images())
+    expected = [int(positions(model) * ratio) for ratio in (0.7, 0.7 - 0.2, 0.7 - 0.4)]
+    assert handle.trace.counts == [[k, k] for k in expected]
+    assert [int(196 * r) for r in DynamicSpatial(0.7).ratios] == [137, 97, 58]
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.5}])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_images_are_what_they_are_alone(tiny, lively, count, options):
+    model, x = tiny(), images(count)
+    handle = lively(tg.attach(model, DynamicSpatial(0.7, **options)))
+    with torch.no_grad():
+        together, masks = model(x), torch.cat(handle.trace.masks, dim=2)
+        for i in range(count):
+            assert_close(model(x[i : i + 1])[0], together[i])
+            assert torch.equal(torch.cat(handle.trace.masks, dim=2)[0], masks[i])
+
+
+def test_a_threshold_lets_images_differ(tiny, lively):
+    model = tiny()
+    handle = lively(tg.attach(model, DynamicSpatial(0.7, threshold=0.5)))
+    model(images(4))
+    probability = handle.trace.scores[0][..., 0].exp()
+    assert torch.equal(handle.trace.masks[0].flatten(1), probability >= 0.5)
+    assert len(set(handle.trace.counts[0] + handle.trace.counts[1] + handle.trace.counts[2])) > 1
+
+
+def test_a_fast_position_can_become_slow_again(tiny, lively):
+    model = tiny()
+    handle = lively(tg.attach(model, DynamicSpatial(ratios=[0.3, 0.5, 0.7])))
+    model(images())
+    first, second, third = handle.trace.masks
+    assert (second & ~first).any() and (third & ~second).any()
+
+
+def test_any_map_size_works(tiny, lively):
+    options = {"strict_img_size": False} if "swin" in tiny.__name__ else {}
+    model, x = tiny(**options), images(2, 72, 104)
+    with torch.no_grad():
+        dense = model(x)
+        handle = lively(tg.attach(model, DynamicSpatial(0.7, threshold=1e-9)))
+        assert_close(model(x), dense)
+        handle.select.threshold = None
+        out = model(x)
+    height, width = handle.trace.grid
+    assert height * width not in (16, 64) and out.isfinite().all()
+    assert handle.trace.counts[0] == [int(height * width * 0.7)] * 2
+    assert handle.trace.masks[0].shape == (2, height, width)
+
+
+def test_gradients_flow_in_evaluation_too(tiny, lively):
+    model, x = tiny(), images().requires_grad_()
+    lively(tg.attach(model, DynamicSpatial(0.7)))
+    grads = []
+    for checkpointed in (False, True):
+        model.set_grad_checkpointing(checkpointed)
+        grads += torch.autograd.grad(model(x).square().mean(), x)
+    assert grads[0].any()
+    assert_close(*grads)
+
+
+def test_a_model_in_half_precision_keeps_its_dtype(tiny):
+    model = tiny().bfloat16()
+    handle = tg.attach(model, DynamicSpatial(0.7))
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert model(images().bfloat16()).dtype == torch.bfloat16 and handle.trace.scores[0].dtype == torch.float32
+
+
+def test_compile_has_no_graph_break_in_evaluation(tiny, lively):
+    model, x = tiny(), images()
+    handle = lively(tg.attach(model, DynamicSpatial(0.7)))
+    with torch.no_grad():
+        out, masks = model(x), handle.trace.masks
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(x), out)
+    assert all(torch.equal(a, b) for a, b in zip(handle.trace.masks, masks, strict=True))
+
+
+def test_export_gives_the_same(tiny, lively):
+    model, x = tiny(), images()
+    lively(tg.attach(model, DynamicSpatial(0.7)))
+    with torch.no_grad():
+        assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+
+
+def test_scores_that_are_not_finite_raise(tiny):
+    model = tiny()
+    tg.attach(model, DynamicSpatial(0.7))
+    with pytest.raises(ValueError, match="finite scores"):
+        model(images() * torch.nan)
+
+
+def test_feature_maps_of_all_stages_keep_their_shapes(tiny, lively):
+    model, x = tiny(), images()
+    dense = model.forward_intermediates(x, intermediates_only=True)
+    lively(tg.attach(model, DynamicSpatial(0.7)))
+    ours = model.forward_intermediates(x, intermediates_only=True)
+    assert [m.shape for m in ours] == [m.shape for m in dense]
+    assert torch.equal(ours[1], dense[1]) and not torch.equal(ours[2], dense[2])
+
+
+def test_each_path_runs_on_its_own_positions_only(tiny, lively):
+    model, rows = tiny(), []
+    handle = lively(tg.attach(model, DynamicSpatial(0.7)))
+    for block in stage_of(model).blocks[1:]:
+        fast = block.fast_path if "convnext" in tiny.__name__ else block.fastmlp.fc1
+        for path in (block.mlp, fast):
+            path.register_forward_hook(lambda m, args, out: rows.append(args[0].numel() // args[0].size(-1)))
+    model(images())
+    slow = [sum(counts) for counts in handle.trace.counts]
+    assert rows == [n for k in slow for n in (k, 2 * positions(model) - k)]
+
+
+def test_selection_leaves_spatial_mixing_of_its_block_alone(tiny, lively):
+    model, x, seen = tiny(), images(), []
+    block = stage_of(model).blocks[1]
+    mixing = block.conv_dw if "convnext" in tiny.__name__ else block.attn
+    mixing.register_forward_hook(lambda m, args, out: seen.append(out))
+    dense = model(x)
+    lively(tg.attach(model, DynamicSpatial(0.7)))
+    assert not torch.equal(model(x), dense)
+    assert torch.equal(*seen)

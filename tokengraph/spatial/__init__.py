@@ -1,0 +1,15 @@
+"""Hierarchical backbones whose positions share out the work: a slow and a fast path, chosen position by position."""
+
+from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment
+from tokengraph.spatial.loss import DynamicSpatialLoss, final_map
+from tokengraph.spatial.published import published_weights
+from tokengraph.spatial.record import SpatialRecord
+
+__all__ = [
+    "DynamicSpatial",
+    "DynamicSpatialLoss",
+    "SpatialAttachment",
+    "SpatialRecord",
+    "final_map",
+    "published_weights",
+]

@@ -1,0 +1,91 @@
+"""What a family of hierarchical backbones must say about itself, and which ones there are."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from tokengraph.spatial.block import SpatialBlock
+from tokengraph.spatial.stage import SpatialStage
+
+SUPPORTED = "timm's ConvNeXt (tiny, small, base) and SwinTransformer (version 1)"
+
+
+class Family:
+    """The anatomy of one family: where its third stage is, what its blocks get, and under which names."""
+
+    eps: ClassVar[float]
+    block_mixin: ClassVar[type[SpatialBlock]]
+    stage_mixin: ClassVar[type[SpatialStage]]
+    parts: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def stage(cls, core: nn.Module) -> nn.Module:
+        """The stage that is sparsified."""
+        raise NotImplementedError
+
+    @classmethod
+    def host(cls, core: nn.Module) -> nn.Module:
+        """The module that holds ``score_predictor``."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, block: nn.Module) -> str | None:
+        """What a block has that stands in the way; ``None``: nothing."""
+        raise NotImplementedError
+
+    @classmethod
+    def channels(cls, block: nn.Module) -> int:
+        """C of a block."""
+        raise NotImplementedError
+
+    @classmethod
+    def new_parts(cls, channels: int) -> dict[str, nn.Module | nn.Parameter]:
+        """The fast path of one block, new, by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def fast_layers(cls, channels: int) -> nn.Sequential:
+        """Norm and linear layer, drawn as the published code does."""
+        linear = nn.Linear(channels, channels)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(nn.LayerNorm(channels, eps=cls.eps), linear)
+
+    @staticmethod
+    def third(core: nn.Module, stages: nn.Module | nn.Sequential) -> nn.Module:
+        """The third of four stages."""
+        found = list(stages)  # type: ignore[arg-type]
+        if len(found) != 4:
+            raise ValueError(f"Expected a {type(core).__name__} of 4 stages (got {len(found)}). The third one is used.")
+        return found[2]
+
+
+def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
+    """The supported model inside ``model``, and its family.
+
+    Raises:
+        ImportError: If timm is not installed.
+        TypeError: If ``model`` is no module.
+        ValueError: If there is none, or a block has a part that the paths cannot go around.
+    """
+    from tokengraph.compat import timm
+    from tokengraph.spatial.convnext import ConvNeXtFamily
+    from tokengraph.spatial.swin import SwinFamily
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected a model as nn.Module (got {type(model).__name__}).")
+    classes = {timm.models.ConvNeXt: ConvNeXtFamily, timm.models.SwinTransformer: SwinFamily}
+    found = [(m, family) for m in model.modules() for known, family in classes.items() if isinstance(m, known)]
+    if len(found) > 1:
+        raise ValueError(f"Expected one supported model (got {len(found)} inside). Attach to each by itself.")
+    if not found:
+        raise ValueError(
+            f"Expected {SUPPORTED} for DynamicSpatial (got {type(model).__name__}). For plain ViTs take DynamicViT."
+        )
+    core, family = found[0]
+    for block in family.stage(core).blocks:  # type: ignore[union-attr]
+        if problem := family.check(block):
+            raise ValueError(f"Expected blocks whose MLP acts row by row (got {problem}). Use {SUPPORTED}.")
+    return core, family

@@ -1,0 +1,65 @@
+"""What the stages of the last run decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tokengraph.nn.slow_fast import Partition
+
+Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or: everything is slow
+
+
+class SpatialRecord:
+    """The decisions of a model's last run, stage by stage. Copies, and what is pickled, start empty.
+
+    Attributes:
+        grid: ``(H, W)`` of the map that they are about; ``None`` before the first run.
+    """
+
+    def __init__(self) -> None:
+        self.grid: tuple[int, int] | None = None
+        self.stages: list[tuple[Tensor, Decision]] = []
+
+    def begin(self, grid: tuple[int, int]) -> None:
+        """A new run overwrites the one before."""
+        self.grid = grid
+        self.stages = []
+
+    def add(self, score: Tensor, decision: Decision) -> None:
+        """Notes one stage: log-probabilities ``[B, N, 2]`` and what came of them."""
+        self.stages = [*self.stages, (score, decision)]
+
+    @property
+    def decisions(self) -> list[Tensor]:
+        """Masks ``[B, N]``, 1 where a position is slow; after training they carry gradients, for the ratio loss."""
+        found = []
+        for score, decision in self.stages:
+            shape = score.shape[:2]
+            if decision is None:
+                found.append(score.new_ones(shape))
+            elif isinstance(decision, Partition):
+                found.append(decision.mask.view(shape).to(score.dtype))
+            else:
+                found.append(decision)
+        return found
+
+    @property
+    def scores(self) -> list[Tensor]:
+        """Log-probabilities ``[B, N, 2]``, channel 0 for slow."""
+        return [score for score, _ in self.stages]
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """The decisions as maps ``[B, H, W]``, bool."""
+        height, width = self.grid or (0, 0)
+        return [d.detach().view(d.size(0), height, width) > 0.5 for d in self.decisions]
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """Slow positions of each image, stage by stage."""
+        return [mask.flatten(1).sum(dim=1).tolist() for mask in self.masks]
+
+    def __reduce__(self) -> Any:
+        return SpatialRecord, ()

@@ -11,6 +11,7 @@ STRATEGIES = [
     tg.DPCKNN(),
     tg.Expedite(),
     tg.GTP(graph="semantic", neighbors=2, score="random"),
+    tg.TokenMigration(),
     tg.GridPool(),
     tg.Random(),
     tg.ToMe(),

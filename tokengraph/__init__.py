@@ -8,7 +8,7 @@ with _warnings.catch_warnings():
     _warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     import torch_geometric.data as _data  # noqa: F401
 
-from tokengraph import schedule
+from tokengraph import models, schedule
 from tokengraph.assignment import Assignment
 from tokengraph.attach import Attachment, attach, detach
 from tokengraph.coarsen import coarsen, hierarchy
@@ -24,10 +24,12 @@ from tokengraph.select.expedite_reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp import GTP, gtp
 from tokengraph.select.gtp_graph import PropagationGraph, gtp_graph, propagation_graph
+from tokengraph.select.migration import TokenMigration
 from tokengraph.select.random import Random
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.soft import SoftAssignment
+from tokengraph.spatial import DynamicSpatial
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ __all__ = [
     "Assignment",
     "Attachment",
     "DPCKNN",
+    "DynamicSpatial",
     "DynamicViT",
     "Expedite",
     "GTP",
@@ -46,6 +49,7 @@ __all__ = [
     "SoftAssignment",
     "ToMe",
     "TokenGraph",
+    "TokenMigration",
     "TopK",
     "ailurus",
     "attach",
@@ -61,6 +65,7 @@ __all__ = [
     "hierarchy",
     "knn_graph",
     "knn_neighbors",
+    "models",
     "propagation_graph",
     "registry",
     "resolve",

@@ -48,6 +48,12 @@ def ensure_torchvision() -> ModuleType:
     return _import_optional("torchvision")
 
 
+def import_timm() -> ModuleType:
+    """Imports timm alone; as an attribute of this module it also knows this library's models."""
+    ensure_torchvision()
+    return _import_optional("timm")
+
+
 def _define_schemas() -> None:
     """Defines ``torchvision::nms`` and ``torchvision::qnms``, unless something already did."""
     global _library
@@ -85,8 +91,9 @@ def __getattr__(name: str) -> Any:
     if name == "torchvision":
         return ensure_torchvision()
     if name == "timm":
-        ensure_torchvision()
-        return _import_optional("timm")
+        timm = import_timm()
+        importlib.import_module("tokengraph.models").register_with_timm()  # timm.create_model("fast_itpn_tiny")
+        return timm
     if name == "transformers":
         if importlib.util.find_spec("torchvision") is not None:  # which it imports by and by, where it is installed
             ensure_torchvision()

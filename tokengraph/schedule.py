@@ -11,6 +11,7 @@ from tokengraph.select.base import tokens_to_keep
 Rule = Callable[[int, int], Sequence[int]]
 Schedule = int | Sequence[int] | Mapping[int, int | float | str] | Rule
 WORDS = ("cluster", "reconstruct")
+RECONSTRUCT = -1  # in a list of removals: every token is there again
 
 
 def constant(removed: int) -> Rule:
@@ -77,7 +78,8 @@ def tokens_per_layer(
         schedule: An int: tokens removed in every block. A sequence of ``depth`` ints: removed block by block. A mapping
             ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
             ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
-            ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return.
+            ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return. ``RECONSTRUCT`` among
+            removals brings all tokens back.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
@@ -112,6 +114,8 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
             "For a share kept after layer l write {l: 0.5}."
         )
     if isinstance(schedule, Integral):
+        if schedule < 0:
+            raise ValueError(f"Expected removals >= 0 (got {schedule}).")
         removed: Sequence[int] = [int(schedule)] * depth
     elif callable(schedule):
         removed = schedule(depth, num_tokens)
@@ -124,7 +128,7 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
     for r in removed:
         if isinstance(r, bool) or not isinstance(r, Integral):
             raise TypeError(f"Expected removals as ints (got {r!r}). For shares write a dict {{layer: keep}}.")
-        if r < 0:
+        if r < 0 and r != RECONSTRUCT:
             raise ValueError(f"Expected removals >= 0 (got {r}).")
     return [int(r) for r in removed]
 
@@ -132,7 +136,7 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
 def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int]) -> list[int]:
     counts = [num_tokens]
     for r in removed:
-        counts.append(max(counts[-1] - r, least(counts[-1])))
+        counts.append(num_tokens if r == RECONSTRUCT else max(counts[-1] - r, least(counts[-1])))
     return counts
 
 

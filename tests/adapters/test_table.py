@@ -1,4 +1,7 @@
-"""The README's table of strategies and families, made by trying each. Print it: ``python tests/adapters/test_table.py``."""
+"""The README's table of strategies and families, made by trying each.
+
+Print it: ``python tests/adapters/test_table.py``.
+"""
 
 from pathlib import Path
 
@@ -20,6 +23,7 @@ SETTINGS = {
     "GTP, sparsity < 1": (tg.GTP(sparsity=0.8), 3),
     "Random": (tg.Random(), 3),
     "ToMe": (tg.ToMe(), 3),
+    "TokenMigration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
     "TopK (class)": (tg.TopK(), 3),
     "TopK (norm)": (tg.TopK(score="norm"), 3),
 }

@@ -47,8 +47,9 @@ def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
     raise ValueError(
         f"Expected a supported model (got {type(model).__name__}{seen}). Supported: {supported}. "
-        "Windowed and hierarchical models (Swin, Hiera) and cross-covariance attention (XCiT) keep tokens in places "
-        "that a coarsened sequence does not have. Their features can still be clustered: see tg.TokenGraph.from_tokens."
+        "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) keep tokens in "
+        "places that a coarsened sequence does not have. tg.DynamicSpatial() serves timm's ConvNeXt and Swin; features "
+        "of any model can be clustered: see tg.TokenGraph.from_tokens."
     )
 
 

@@ -63,10 +63,11 @@ class AttentionStats:
         return self._queries_keys()[0].size(2) if self.attention is None else self.attention.size(2)
 
     def keys(self) -> Tensor:
-        """Keys of the patch tokens, mean over heads, ``[B, N, D]`` in the layer's dtype."""
+        """Keys of the patch tokens, mean over heads, ``[B, N, D]`` in float32 or wider."""
         if self._keys is not None:
             return self._keys()
-        return self._queries_keys()[1][:, :, self.num_prefix :].mean(dim=1)
+        keys = self._queries_keys()[1][:, :, self.num_prefix :]
+        return keys.mean(dim=1, dtype=torch.promote_types(keys.dtype, torch.float32))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start : stop`` of the softmaxed map, ``[B, H, stop - start, P+N]``; nothing else is made."""

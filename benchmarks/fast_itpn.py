@@ -1,0 +1,146 @@
+"""Fast-iTPN with token migration and token gathering against the plain backbone, and their parts against a block.
+
+Run: ``python benchmarks/fast_itpn.py [--size tiny] [--pixels 512] [--quick] [--threads 1] [--device cuda]``
+
+Migration and gathering are after Fast-iTPN; their authors published no code of them, so these are times of this
+project's own definition, and no speed of the paper. Weights are random. Everything runs in turn in one process; ratios
+are taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Call, Effort, environment, interleave, label, warn_if_busy
+from report import markdown, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+
+from tokengraph.models import FastITPN, TokenGathering, TokenMigration
+from tokengraph.models.fast_itpn import CONFIGS
+from tokengraph.nn.gathering import full_attention, gathering_attention, make_windows
+from tokengraph.select.token_migration import pick_redundant, tokens_to_drop
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = ("what", "median ms", "IQR ms", "against", "this / that", "goal")
+# What is timed, over what, and at most how much of its time it may take: for one image of 512 pixels, size tiny.
+NETWORKS = {
+    "plain backbone": None,
+    "migration 0.7^3": ("plain backbone", 0.70),
+    "gathering": ("plain backbone", None),
+    "migration and gathering": ("plain backbone", 0.58),
+    "stem": ("plain backbone", None),
+}
+PARTS = {
+    "main block": None,
+    "selection": ("main block", 0.03),
+    "full attention": ("main block", None),
+    "gathering attention": ("full attention", 0.35),
+    "gathering attention, uneven windows": ("full attention", None),
+}
+
+
+def main() -> None:
+    """Runs the benchmark and writes ``fast_itpn.json`` and ``.md``."""
+    args = _arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    effort = Effort(5, 20.0) if args.quick else Effort(args.rounds, args.seconds)
+    record = environment(device) | {"size": args.size, "pixels": args.pixels, "batch": args.batch}
+    warn_if_busy()
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode(), progress(2) as step:
+        for name, table, calls in (("networks", NETWORKS, _networks), ("parts", PARTS, _parts)):
+            step(name)
+            rows += _measure(calls(args, device), table, effort)
+    if (args.size, args.pixels, args.batch) != ("tiny", 512, 1):
+        rows = [{key: value for key, value in row.items() if key != "goal"} for row in rows]
+    where = Path(args.out) if args.out else RESULTS / label(device) / "fast_itpn.json"
+    write_json(where, {"environment": record, "rows": rows})
+    cells = [_cells(row) for row in rows]
+    where.with_suffix(".md").write_text(_page(record, cells), encoding="utf-8")
+    show("Fast-iTPN", COLUMNS, cells)
+    print(f"Written: {where}, and .md beside it")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="tiny", choices=list(CONFIGS))
+    parser.add_argument("--pixels", type=int, default=512, help="side of the images, default 512")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds at most, default 15")
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long each half may take, default 60")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
+    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/fast_itpn.json")
+    return parser.parse_args()
+
+
+def _networks(args: argparse.Namespace, device: torch.device) -> dict[str, Call]:
+    images = torch.randn(args.batch, 3, args.pixels, args.pixels, generator=_seed()).to(device)
+    migration, gathering = TokenMigration(), TokenGathering()
+    options = [{}, {"migration": migration}, {"gathering": gathering}, {"migration": migration, "gathering": gathering}]
+    calls: dict[str, Call] = {}
+    for name, option in zip(NETWORKS, options, strict=False):
+        torch.manual_seed(0)
+        model = FastITPN(*CONFIGS[args.size], img_size=args.pixels, **option).eval().to(device)
+        calls[name] = lambda model=model: model(images)
+    return calls | {"stem": lambda: model.forward_stem(images)}
+
+
+def _parts(args: argparse.Namespace, device: torch.device) -> dict[str, Call]:
+    width, _, heads = CONFIGS[args.size]
+    side, hubs = args.pixels // 16, 4
+    block = FastITPN(width, (0, 0, 1), heads, img_size=16).main_blocks[0].eval().to(device)
+    x = torch.randn(args.batch, side * side, width, generator=_seed()).to(device)
+    shape = (3, args.batch, side * side + hubs, heads, width // heads)
+    nodes = torch.randn(shape, generator=_seed()).to(device)
+    q, k, v = nodes[:, :, hubs:].contiguous()
+    window = TokenGathering().window_on((side, side)) or (side, side)
+    even = make_windows((side, side), window, device=device)
+    ids = torch.arange(side * side, device=device).expand(args.batch, -1)
+    uneven = make_windows((side, side), window, ids)
+    removed = tokens_to_drop(side * side, 0.7)
+    return {
+        "main block": lambda: block(x),
+        "selection": lambda: pick_redundant(k, removed),
+        "full attention": lambda: full_attention(q, k, v),
+        "gathering attention": lambda: gathering_attention(*nodes, even),
+        "gathering attention, uneven windows": lambda: gathering_attention(*nodes, uneven),
+    }
+
+
+def _seed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _measure(calls: dict[str, Call], table: dict[str, Any], effort: Effort) -> list[dict[str, Any]]:
+    timings = interleave(calls, effort)
+    rows = []
+    for name, timing in timings.items():
+        row: dict[str, Any] = {"what": name} | timing_fields(timing)
+        if table[name] is not None:
+            against, goal = table[name]
+            row |= {"against": against, "goal": goal} | ratio_fields("ratio", timing.over(timings[against]))
+        rows.append(row)
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    goal = "" if row.get("goal") is None else f"at most {row['goal']:.2f}"
+    times = [f"{row['median_ms']:.2f}", f"{row['iqr_ms']:.2f}"]
+    return [row["what"], *times, row.get("against", ""), with_quartiles(row, "ratio", 3), goal]
+
+
+def _page(record: dict[str, Any], cells: list[list[str]]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    head = f"{record['device_name']}, {record['threads']} threads; Python {record['python']}; {versions}."
+    options = f"Size {record['size']}, {record['pixels']} px, {record['batch']} image(s), float32."
+    return f"# Fast-iTPN\n\n{head}\n\n{__doc__.split(chr(10), 4)[4]}\n{options}\n\n{markdown(COLUMNS, cells)}"
+
+
+if __name__ == "__main__":
+    main()

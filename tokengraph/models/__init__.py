@@ -1,0 +1,30 @@
+"""Backbones that no library carries: Fast-iTPN and its pyramid."""
+
+from tokengraph.models.fast_itpn import (
+    FastITPN,
+    fast_itpn_base,
+    fast_itpn_large,
+    fast_itpn_small,
+    fast_itpn_tiny,
+)
+from tokengraph.models.main_stage import TokenRecord
+from tokengraph.models.pyramid import FastITPNPyramid, fast_itpn_pyramid
+from tokengraph.models.registration import register_if_imported, register_with_timm
+from tokengraph.nn.gathering import TokenGathering
+from tokengraph.select.migration import TokenMigration
+
+__all__ = [
+    "FastITPN",
+    "FastITPNPyramid",
+    "TokenGathering",
+    "TokenMigration",
+    "TokenRecord",
+    "fast_itpn_base",
+    "fast_itpn_large",
+    "fast_itpn_pyramid",
+    "fast_itpn_small",
+    "fast_itpn_tiny",
+    "register_with_timm",
+]
+
+register_if_imported()

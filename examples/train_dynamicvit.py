@@ -42,6 +42,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--keep", type=float, default=0.5, help="shares kept: this, its square, its cube")
     add("--epochs", type=int, nargs=2, default=[12, 15], help="of the dense model, of the predictors")
     add("--frozen", type=int, default=4, help="first epochs of the predictors, in which the backbone stays as it is")
+    add("--images", type=int, default=TRAIN, help="digits to train on; those for the test are always the same")
     add("--batch", type=int, default=32, help="images a step, of all processes together")
     add("--lr", type=float, nargs=2, default=[2e-3, 2e-3], help="of the dense model, of the predictors")
     add("--ratio-weight", type=float, default=20.0, help="of the ratio term; published, for long trainings: 2")
@@ -217,14 +218,14 @@ def main(argv: list[str] | None = None) -> None:
     model = make_model()
     if run.args.dense and not run.dense:
         run.dense = torch.load(run.args.dense, weights_only=True)
-    done = bool(run.dense) or fit(run, DenseTask(model, run.args), images[:TRAIN], labels[:TRAIN])
+    done = bool(run.dense) or fit(run, DenseTask(model, run.args), images[: run.args.images], labels[: run.args.images])
     if done:
         model.load_state_dict(run.dense or model.state_dict())
         run.dense = {name: value.clone() for name, value in model.state_dict().items()}
         if run.first:
             torch.save(run.dense, run.args.out / "dense.pt")
         task = PredictorTask(model, run.args)
-        done = fit(run, task, images[:TRAIN], labels[:TRAIN])
+        done = fit(run, task, images[: run.args.images], labels[: run.args.images])
         if done and run.first:
             report(run, task, images[TRAIN:], labels[TRAIN:])
     if not done and run.first:

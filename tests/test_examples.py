@@ -11,11 +11,13 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str, *needs: str) -> str:
+def run(name: str, *needs: str, options: tuple[str, ...] = (), cwd: Path | None = None) -> str:
     for package in needs:
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", *options], capture_output=True, text=True, timeout=600, cwd=cwd
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,8 +57,8 @@ def test_new_strategy_works_by_name_on_graphs_and_in_models():
 
 
 @pytest.mark.slow
-def test_gtp_graph_shows_the_graph_that_loses_tokens():
-    printed = run("gtp_graph", "timm", "PIL", "skimage", "matplotlib")
+def test_gtp_graph_shows_the_graph_that_loses_tokens(tmp_path):
+    printed = run("gtp_graph", "timm", "PIL", "skimage", "matplotlib", cwd=tmp_path)
     rows = re.findall(r"after +(\d+) blocks: (\d+) tokens, (\d+) edges", printed)
     assert [(int(layer), int(tokens)) for layer, tokens, _ in rows] == [(0, 196), (4, 164), (8, 132), (12, 100)]
     edges = [int(e) for *_, e in rows]
@@ -64,8 +66,21 @@ def test_gtp_graph_shows_the_graph_that_loses_tokens():
 
 
 @pytest.mark.slow
-def test_expedite_dense_comes_back_closer_than_cells_do():
-    printed = run("expedite_dense", "timm", "PIL", "skimage", "matplotlib")
+def test_expedite_dense_comes_back_closer_than_cells_do(tmp_path):
+    printed = run("expedite_dense", "timm", "PIL", "skimage", "matplotlib", cwd=tmp_path)
     assert "[1024, 1024, 1024, 1024, 256, 256, 256, 256, 256, 256, 1024, 1024, 1024]" in printed
     soft, cells = (float(e) for e in re.findall(r"relative error ([\d.]+)", printed))
     assert soft < 0.8 * cells
+
+
+@pytest.mark.slow
+def test_segmentation_keeps_its_map_with_fewer_tokens(tmp_path):
+    printed = run(
+        "segmentation", "timm", "skimage", "matplotlib", options=("--steps", "40", "--rounds", "2"), cwd=tmp_path
+    )
+    found = re.findall(r"(plain|token migration|AiluRus) +mIoU ([\d.]+)  GFLOPs ([\d.]+)", printed)
+    miou, flops = ({name: float(row[i]) for name, *row in found} for i in (0, 1))
+    assert list(miou) == ["plain", "token migration", "AiluRus"] and miou["plain"] > 0.2
+    assert miou["AiluRus"] > 0.8 * miou["plain"] and miou["token migration"] > 0.6 * miou["plain"]
+    assert max(flops["AiluRus"], flops["token migration"]) < 0.7 * flops["plain"]
+    assert (tmp_path / "outputs" / "segmentation" / "predictions.png").exists()

@@ -112,17 +112,19 @@ def vit_cost(
         9.08
     """
     hidden = 4 * channels if hidden is None else hidden
-    attention = mlp = chosen = reduced = Cost()
+    attention = mlp = chosen = reduced = lifted = Cost()
     counted = True
     for before, after in zip(counts[:-1], counts[1:], strict=True):
-        inside = select is not None and select.placement == "inside"
+        inside = select is not None and select.placement == "inside" and after < before
         attention += attention_cost(before + num_prefix, channels)
         mlp += mlp_cost((after if inside else before) + num_prefix, channels, hidden)
-        if after == before or select is None:
+        if after > before:  # reconstruction
+            lifted += lift_cost(after, before, channels)
+        if after >= before or select is None:
             continue
         own = select.cost(before, after, channels, head_width)
         counted &= own is not None
         chosen += own or Cost()
         reduced += reduce_cost(before + num_prefix, after + num_prefix, channels)
-    lifted = lift_cost(counts[0], counts[-1], channels) if lift else Cost()
+    lifted += lift_cost(counts[0], counts[-1], channels) if lift else Cost()
     return ModelCost(attention, mlp, chosen, reduced, lifted, counted)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # What a resumed run keeps of the run that wrote the checkpoint.
-SETTINGS = ("batch", "lr", "epochs", "frozen", "keep", "ratio_weight", "seed", "amp", "checkpoint_blocks")
+SETTINGS = ("images", "batch", "lr", "epochs", "frozen", "keep", "ratio_weight", "seed", "amp", "checkpoint_blocks")
 
 
 class Processes:

@@ -103,7 +103,7 @@ class State:
         """The state after one more keep decision over ``[B, count]``: nothing is taken out."""
         keep = decision.keep
         whole = torch.cat([keep.new_ones(self.images, num_prefix), keep], dim=1)
-        mask = KeepMask(whole, official=decision.official)
+        mask = KeepMask(whole, official=decision.official, cap=decision.cap)
         return replace(self, decisions=(*self.decisions, keep), keep_mask=mask)
 
     def restored(self) -> State:

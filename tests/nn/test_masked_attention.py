@@ -293,3 +293,27 @@ def test_the_signal_through_attention_reaches_newly_dropped_tokens_and_none_drop
     assert newly.sum() >= 3
     assert (signal[newly] > 0).all()
     assert not signal[previous == 0].any()
+
+
+@pytest.mark.parametrize("cap", [1.0, 10.0, 1e6])
+def test_a_cap_bounds_the_gradient_of_sharp_attention_and_changes_no_output(cap):
+    torch.manual_seed(0)
+    q, k, v = (8 * torch.randn(2, 3, 9, 4, dtype=torch.float64) for _ in range(3))
+    keep = torch.ones(2, 9, dtype=torch.float64)
+    keep[:, 3:6] = 0
+    outs, grads = [], []
+    for fused in (True, False):
+        own = keep.clone().requires_grad_()
+        mask = KeepMask(own, cap=cap)
+        if fused:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            out = (q @ k.transpose(2, 3) / 2 + mask).softmax(dim=-1) @ v
+        out.square().sum().backward()
+        outs.append(out.detach())
+        grads.append(own.grad)
+    assert_close(*outs)
+    assert_close(*grads)
+    assert_close(outs[0], masked_attention(q, k, v, keep))
+    largest = grads[0][:, 3:6].abs().max()
+    assert largest < 3e4 * cap and (cap < 1e6 or largest > 1e5)

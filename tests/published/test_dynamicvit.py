@@ -260,6 +260,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(select, schedule, 
         ({"layers": [2], "ratios": [0.5, 0.2]}, "one ratio a layer"),
         ({"threshold": 1.5}, r"threshold in \(0, 1\)"),
         ({"min_keep": 0}, "min_keep >= 1"),
+        ({"gradient_cap": 0.5}, "gradient_cap >= 1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from tokengraph.segment import wide
 
-CAP = math.log(1e6)  # bound on how far a dropped key's score counts above the allowed ones
+CAP = 1e6  # bound on the weight of a dropped key's edge, that of the best allowed key being 1
 CACHE = 1 << 20  # bytes of a piece of the map on a CPU: it should stay in the cache
 MEMORY = 1 << 28  # and on a GPU
 
 
 def attention_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, out: Tensor, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, out: Tensor, scale: float, cap: float = CAP
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Gradients of q, k, v and keep.
 
@@ -31,6 +31,7 @@ def attention_gradients(
         keep: d, ``[B, N]``.
         out: o, the output, ``[B, H, N, D]``.
         scale: Factor on the scores.
+        cap: Bound on the weight of a dropped key's edge.
 
     Cost: 5 products of ``B H N^2 D``; three pieces of the map at a time.
     """
@@ -41,7 +42,7 @@ def attention_gradients(
     delta = (grad * out).sum(dim=-1, keepdim=True)
     dq, dk, dv, dkeep = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(keep[:, 0])
     for part in _parts(q):
-        raw = _exponentials(q[part], k[part], keep[part])
+        raw = _exponentials(q[part], k[part], keep[part], cap)
         edges = _on_edges(raw, keep[part])
         total = edges.sum(dim=2, keepdim=True)
         # Rows are divided where they are narrow.
@@ -67,12 +68,12 @@ def _parts(q: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
 
 
-def _exponentials(q: Tensor, k: Tensor, keep: Tensor) -> Tensor:
+def _exponentials(q: Tensor, k: Tensor, keep: Tensor, cap: float) -> Tensor:
     """E of some heads, dropped keys included, ``[b, N, N]``."""
     scores = torch.bmm(q, k.transpose(1, 2))
     allowed = scores + torch.where(keep > 0, 0.0, -torch.inf).to(scores.dtype)
     allowed.diagonal(dim1=1, dim2=2).copy_(scores.diagonal(dim1=1, dim2=2))
-    return scores.sub_(allowed.amax(dim=2, keepdim=True)).clamp_max_(CAP).exp_()
+    return scores.sub_(allowed.amax(dim=2, keepdim=True)).clamp_max_(math.log(cap)).exp_()
 
 
 def _on_edges(values: Tensor, keep: Tensor) -> Tensor:

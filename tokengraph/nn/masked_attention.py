@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from tokengraph.nn.edge_gradient import CAP, attention_gradients
 from tokengraph.segment import wide
 
 
-def masked_softmax(scores: Tensor, keep: Tensor, *, official: bool = False, eps: float = 1e-6) -> Tensor:
+def masked_softmax(
+    scores: Tensor, keep: Tensor, *, official: bool = False, eps: float = 1e-6, cap: float = CAP
+) -> Tensor:
     r"""Softmax over edges of weight :math:`G_{ij} = d_j + (1 - d_j) [i = j]`: dropped keys out, self-loops in.
 
     .. math:: A_{ij} = E_{ij} G_{ij} / \sum_k E_{ik} G_{ik}, \quad
-              E_{ij} = \exp \min(P_{ij} - \max_{k: G_{ik} > 0} P_{ik}, \ln 10^6)
+              E_{ij} = \exp \min(P_{ij} - \max_{k: G_{ik} > 0} P_{ik}, \ln \text{cap})
 
     The bound only acts on dropped keys: it changes no value of A, and keeps their gradient finite.
 
@@ -27,6 +30,7 @@ def masked_softmax(scores: Tensor, keep: Tensor, *, official: bool = False, eps:
         official: The published form: the maximum over all keys, ``eps / N`` added to the numerator and ``eps`` to the
             denominator, no bound. A dropped key far above the others then takes mass (up to the uniform row).
         eps: Of the published form.
+        cap: Bound on the weight of a dropped key's edge in the gradient, that of the best allowed key being 1.
 
     Returns:
         ``[B, H, N, N]`` in the dtype of ``scores``; computed in float32 or wider.
@@ -52,7 +56,7 @@ def masked_softmax(scores: Tensor, keep: Tensor, *, official: bool = False, eps:
         e = (p - p.amax(dim=-1, keepdim=True)).exp() * edge
         return ((e + eps / tokens) / (e.sum(dim=-1, keepdim=True) + eps)).to(scores.dtype)
     top = p.detach().masked_fill(edge <= 0, -torch.inf).amax(dim=-1, keepdim=True)
-    e = (p - top).clamp_max(CAP).exp() * edge
+    e = (p - top).clamp_max(math.log(cap)).exp() * edge
     return (e / e.sum(dim=-1, keepdim=True)).to(scores.dtype)
 
 
@@ -117,6 +121,8 @@ class KeepMask:
     Args:
         keep: ``[B, N]`` in [0, 1], over all N tokens; prefix tokens have 1.
         official: See :func:`masked_softmax`.
+        cap: See :func:`masked_softmax`. Where attention is sharp, gradients of decisions reach it: a smaller one tames
+            them, and changes no output.
 
     Example:
         >>> mask = KeepMask(torch.tensor([[1.0, 0.0]]))
@@ -124,9 +130,12 @@ class KeepMask:
         [[[[1.0, 0.0], [0.5, 0.5]]]]
     """
 
-    def __init__(self, keep: Tensor, *, official: bool = False) -> None:
+    def __init__(self, keep: Tensor, *, official: bool = False, cap: float = CAP) -> None:
         if keep.dim() != 2:
             raise ValueError(f"Expected keep of shape [B, N] (got {list(keep.shape)}).")
+        if not cap >= 1:
+            raise ValueError(f"Expected cap >= 1 (got {cap}).")
+        self.cap = cap
         self.keep = keep
         self.official = official
         self.dtype = wide(keep) if keep.is_floating_point() else torch.float32
@@ -171,7 +180,7 @@ class _KeptScores:
         if dim not in (-1, self.scores.dim() - 1):
             raise ValueError(f"Expected a softmax over keys, dim=-1 (got dim={dim}).")
         scores = self.scores if dtype is None else self.scores.to(dtype)
-        return masked_softmax(scores, self.mask.keep, official=self.mask.official)
+        return masked_softmax(scores, self.mask.keep, official=self.mask.official, cap=self.mask.cap)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -202,13 +211,14 @@ def _stock_attention(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor, mask: KeepMask | None, scale: float, official: bool, dropout_p: float
 ) -> Tensor:
+    cap = CAP if mask is None else mask.cap
     if official or dropout_p > 0 or q.size(2) == 0:
         scores = torch.matmul(q * scale, k.transpose(-2, -1))
-        weight = F.dropout(masked_softmax(scores, keep, official=official), dropout_p)
+        weight = F.dropout(masked_softmax(scores, keep, official=official, cap=cap), dropout_p)
         return torch.matmul(weight.to(v.dtype), v)
     bias = (additive_mask(keep) if mask is None else mask.additive()).to(q.dtype)
     if torch.is_grad_enabled() and keep.requires_grad:
-        return _FusedMaskedAttention.apply(q, k, v, keep, bias, scale)  # type: ignore[return-value]
+        return _FusedMaskedAttention.apply(q, k, v, keep, bias, scale, cap)  # type: ignore[return-value]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
@@ -216,10 +226,12 @@ class _FusedMaskedAttention(torch.autograd.Function):
     """The fused kernel forward; its gradients and that of keep backward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, bias: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, bias: Tensor, scale: float, cap: float
+    ) -> Tensor:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         ctx.save_for_backward(q, k, v, keep, out)
-        ctx.scale = scale
+        ctx.scale, ctx.cap = scale, cap
         return out
 
     @staticmethod
@@ -227,7 +239,7 @@ class _FusedMaskedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, keep, out = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return (*attention_gradients(grad, q, k, v, keep, out, ctx.scale), None, None)
+            return (*attention_gradients(grad, q, k, v, keep, out, ctx.scale, ctx.cap), None, None, None)
 
 
 def _check_keep(keep: Tensor, images: int, tokens: int) -> None:

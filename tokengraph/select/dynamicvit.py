@@ -46,6 +46,9 @@ class DynamicViT(Select):
         at_least_one: In training, an image that would lose its last token keeps the best one.
         order: ``"index"``: kept tokens stay in order; ``"score"``: highest first, as in the published code.
         official: The published masked softmax, for parity; see :func:`tokengraph.nn.masked_softmax`.
+        gradient_cap: Bound on the weight of a dropped token's edge in the gradient, that of the best kept one being 1.
+            The default is the published form's. Where attention is sharp, gradients of decisions reach it and the
+            ratio loss cannot hold against them: take 10 to 1000 then, or normalise queries and keys.
 
     Raises:
         ValueError: If a share, a layer, a threshold or a choice is out of range.
@@ -71,6 +74,7 @@ class DynamicViT(Select):
         at_least_one: bool = False,
         order: str = "index",
         official: bool = False,
+        gradient_cap: float = 1e6,
     ) -> None:
         check_order(order)
         for share in (keep, *(ratios or ())):
@@ -91,7 +95,10 @@ class DynamicViT(Select):
         self.min_keep = min_keep
         self.at_least_one = at_least_one
         self.order = order
+        if not gradient_cap >= 1:
+            raise ValueError(f"Expected gradient_cap >= 1 (got {gradient_cap}).")
         self.official = official
+        self.gradient_cap = gradient_cap
         self.predictors: torch.nn.ModuleList | None = None
         self.noise: list[Tensor] | None = None  # Gumbel noise of each stage, [B, N, 2], instead of drawing it
 
@@ -148,7 +155,7 @@ class DynamicViT(Select):
         logp = self.predictors[stage](tokens.x, tokens.keep)
         noise = None if self.noise is None else self.noise[stage]
         keep = gumbel_keep(logp, tokens.keep, noise=noise, at_least_one=self.at_least_one)
-        return KeepMask(keep, official=self.official)
+        return KeepMask(keep, official=self.official, cap=self.gradient_cap)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Keeps the best scored tokens; see :class:`tokengraph.Select`."""

@@ -48,7 +48,7 @@ class DynamicViT(Select):
         official: The published masked softmax, for parity; see :func:`tokengraph.nn.masked_softmax`.
         gradient_cap: Bound on the weight of a dropped token's edge in the gradient, that of the best kept one being 1.
             The default is the published form's. Where attention is sharp, gradients of decisions reach it and the
-            ratio loss cannot hold against them: take 10 to 1000 then, or normalise queries and keys.
+            ratio loss cannot hold against them: lower it, or normalise queries and keys.
 
     Raises:
         ValueError: If a share, a layer, a threshold or a choice is out of range.

@@ -23,7 +23,7 @@ test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'n
 	  echo "torch-cluster or torch-scatter did not install or import: the reason stands in that install's output."; \
 	  echo "Tests that need them are skipped. To try again: rm $(VENV)/cluster.stamp && make test"; \
 	  test -z "$(REQUIRE_CLUSTER)"; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)  # one thread a process: no contention
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)  # one thread a process: no contention
 
 lint: $(VENV)/test.stamp  ## ruff, formatting, types
 	$(BIN)/ruff check .

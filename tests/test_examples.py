@@ -84,3 +84,27 @@ def test_segmentation_keeps_its_map_with_fewer_tokens(tmp_path):
     assert miou["AiluRus"] > 0.8 * miou["plain"] and miou["token migration"] > 0.6 * miou["plain"]
     assert max(flops["AiluRus"], flops["token migration"]) < 0.7 * flops["plain"]
     assert (tmp_path / "outputs" / "segmentation" / "predictions.png").exists()
+
+
+@pytest.mark.slow
+def test_transformers_models_shows_a_classifier_and_whole_maps_of_a_backbone():
+    printed = run("transformers_models", "transformers", "PIL", "skimage")
+    rows = re.findall(r"classifier, ([\w-]+): 196 -> 100 tokens, cosine of the logits ([\d.]+)", printed)
+    assert [name for name, _ in rows] == ["tome", "topk", "gtp"] and all(float(c) > 0.97 for _, c in rows)
+    maps = re.findall(r"backbone, (stage\d+): 256 tokens, map \[1, 192, 32, 32\], cosine ([\d.]+)", printed)
+    assert [stage for stage, _ in maps] == ["stage6", "stage12"] and all(float(c) > 0.9 for _, c in maps)
+
+
+@pytest.mark.slow
+def test_torchvision_model_stays_closest_where_keys_weigh_by_the_log_of_their_size():
+    printed = run("torchvision_model", "torchvision", "PIL", "skimage")
+    rows = dict(re.findall(r"tome, prop_attn=([\w-]+): 40 tokens, .* cosine ([\d.]+)", printed))
+    assert float(rows["log"]) > float(rows["half-log"]) > float(rows["none"]) > 0.9
+
+
+@pytest.mark.slow
+def test_retrieval_finds_as_many_photographs_with_half_of_the_tokens():
+    printed = run("retrieval", "timm", "PIL", "skimage")
+    found = [int(n) for n in re.findall(r"(\d) of 9 photographs found", printed)]
+    assert len(found) == 4 and found[0] >= 5 and min(found) >= found[0] - 1  # chance: 1 of 9
+    assert all(float(c) > 0.98 for c in re.findall(r"plain features ([\d.]+)", printed))

@@ -30,6 +30,7 @@ from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.soft import SoftAssignment
 from tokengraph.spatial import DynamicSpatial
+from tokengraph.windows import WindowCoarsening
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "TokenGraph",
     "TokenMigration",
     "TopK",
+    "WindowCoarsening",
     "ailurus",
     "attach",
     "backends",

@@ -13,10 +13,12 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.block import check_halves, coarse_class, keep_map, keep_output, note_grid
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
+from tokengraph.nn.size_bias import SizeRule
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select, resolve
 from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment, detach_spatial
 from tokengraph.trace import Trace
+from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
 
 
 @dataclass(eq=False)
@@ -51,22 +53,26 @@ class Attachment:
 @overload
 def attach(model: nn.Module, select: type[DynamicSpatial] | DynamicSpatial) -> SpatialAttachment: ...
 @overload
+def attach(model: nn.Module, select: WindowCoarsening) -> WindowAttachment: ...
+@overload
 def attach(
     model: nn.Module,
     select: str | type[Select] | Select,
     schedule: Schedule | None = None,
     *,
-    prop_attn: bool | None = None,
+    prop_attn: bool | str | None = None,
+    size_bias: str = "auto",
     lift: bool = False,
 ) -> Attachment: ...
 def attach(
     model: nn.Module,
-    select: str | type[Select] | Select | type[DynamicSpatial] | DynamicSpatial,
+    select: str | type[Select] | Select | type[DynamicSpatial] | DynamicSpatial | WindowCoarsening,
     schedule: Schedule | None = None,
     *,
-    prop_attn: bool | None = None,
+    prop_attn: bool | str | None = None,
+    size_bias: str = "auto",
     lift: bool = False,
-) -> Attachment | SpatialAttachment:
+) -> Attachment | SpatialAttachment | WindowAttachment:
     """Makes a stock vision transformer coarsen its tokens, in place, with its own weights.
 
     The classes of blocks and model are swapped for subclasses of themselves; parameters, state_dict keys and the fused
@@ -75,12 +81,19 @@ def attach(
     Args:
         model: A supported model, or a wrapper around one.
         select: A strategy by name, class or instance. :class:`~tokengraph.spatial.DynamicSpatial`, which removes no
-            token, is for ConvNeXt and Swin, and takes none of the other arguments.
+            token, is for ConvNeXt and Swin, and takes none of the other arguments; nor does
+            :class:`~tokengraph.windows.WindowCoarsening`, for SAM-style ViTs and Swin.
         schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
             left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
             ``"reconstruct"`` for every input patch again. A list: removed block by block. See
             :func:`tokengraph.schedule.tokens_per_layer`. Strategies that know their own (DynamicViT) need none.
-        prop_attn: Weigh keys by the log of the patches they stand for. Default: ``select.weighs``, where it merges.
+        prop_attn: What is added to the logits of keys that stand for s patches: ``"log"`` (True) ``log s``,
+            ``"half-log"`` half of it, ``"none"`` (False) nothing, ``"inverse"`` ``-log s``, which makes large clusters
+            count less. Default: ``"log"`` where ``select.weighs``, which is where it merges. Strategies without sizes
+            (pruning) add nothing.
+        size_bias: How: ``"mask"``, an additive mask, or ``"fold"``, two more entries in each head, which leaves
+            mask-free kernels usable (not in torchvision). ``"auto"``: what was measured to be faster on the device: the
+            mask on CPU; the mask on CUDA too as long as nobody has measured there.
         lift: Make ``forward_features`` return every input patch again, ``[B, P+N, C]``; dropped ones as zeros.
             ``forward_intermediates`` lifts its maps in any case.
 
@@ -102,12 +115,19 @@ def attach(
         [16, 12, 8, 4]
     """
     if isinstance(select, DynamicSpatial) or select is DynamicSpatial:
-        if schedule is not None or prop_attn is not None or lift:
+        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift:
             raise ValueError(
-                "Expected DynamicSpatial alone (got a schedule, prop_attn or lift too). It removes no token; give it "
-                "layers and ratios."
+                "Expected DynamicSpatial alone (got a schedule, prop_attn, size_bias or lift too). It removes no "
+                "token; give it layers and ratios."
             )
         return (select if isinstance(select, DynamicSpatial) else DynamicSpatial()).attach_to(model)
+    if isinstance(select, WindowCoarsening):
+        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift:
+            raise ValueError(
+                "Expected WindowCoarsening alone (got a schedule, prop_attn, size_bias or lift too). Its maps keep "
+                "their shape; give it keep and before."
+            )
+        return select.attach_to(model)
     chosen = resolve(select)  # type: ignore[arg-type]
     core, adapter = find_adapter(model)
     if any(SITE in m.__dict__ for m in model.modules()):
@@ -124,7 +144,8 @@ def attach(
         check_halves(adapter, block, adapter.channels(core))
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    recipe = Recipe(adapter, chosen, schedule, chosen.weighs if prop_attn is None else prop_attn, lift)
+    rule = _size_rule(chosen.weighs if prop_attn is None else prop_attn, size_bias, adapter)
+    recipe = Recipe(adapter, chosen, schedule, rule, lift)
     try:
         _swap(model, core, adapter, blocks, recipe, trace)
     except BaseException:
@@ -149,6 +170,17 @@ def detach(model: nn.Module) -> None:
             if site.index < 0:  # the model itself
                 for name in site.recipe.select.modules:
                     module._modules.pop(name, None)
+
+
+def _size_rule(prop_attn: bool | str, size_bias: str, adapter: Adapter) -> SizeRule:
+    rule = SizeRule.of(prop_attn, size_bias)
+    if adapter.masks_keep:
+        return rule
+    if size_bias == "fold":
+        raise ValueError(
+            f'Expected a model whose attention can be given a folded bias (got {adapter.family}). Use size_bias="mask".'
+        )
+    return SizeRule(rule.power, "mask")
 
 
 def _check_model(select: Select, adapter: Adapter, core: nn.Module, blocks: list[nn.Module]) -> None:

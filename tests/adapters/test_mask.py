@@ -5,6 +5,7 @@ import torch
 
 import tokengraph as tg
 from tokengraph.adapters.mask import attention_bias, coarse_mask
+from tokengraph.nn.size_bias import SizeBias, SizeRule
 from tokengraph.state import State
 from tokengraph.testing import tiny_vit
 
@@ -31,6 +32,28 @@ def test_bias_without_a_mask_is_the_log_size():
     assert attention_bias(None, s, 1, prop_attn=False, dtype=torch.float32) is None
 
 
+@pytest.mark.parametrize(("name", "factor"), [("log", 2.0), ("half-log", 2**0.5), ("inverse", 0.5)])
+def test_bias_is_a_power_of_the_size(name, factor):
+    s = state([[0, 0, 1]], 2)
+    bias = attention_bias(None, s, 1, prop_attn=SizeRule.of(name), dtype=torch.float32)
+    torch.testing.assert_close(bias.exp(), torch.tensor([[[[1.0, factor, 1.0]]]]))
+    mask = torch.tensor([[[[True, True, True, False]]]])  # both members of cluster 0 may be attended, none of 1
+    bias = attention_bias(mask, s, 1, prop_attn=SizeRule.of(name), dtype=torch.float32)
+    torch.testing.assert_close(bias.exp(), torch.tensor([[[[1.0, factor, 0.0]]]]))
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0, -1.0])
+def test_bias_bars_padding_whatever_the_power(power):
+    assert SizeRule(power).bias(torch.tensor([1.0, 0.0])).tolist() == [0.0, -torch.inf]
+
+
+def test_folded_bias_stands_for_the_mask():
+    s = state([[0, 0, 1]], 2)
+    bias = attention_bias(None, s, 1, prop_attn=SizeRule(1.0, "fold"), dtype=torch.bfloat16)
+    assert isinstance(bias, SizeBias) and bias.dtype == torch.bfloat16
+    torch.testing.assert_close(bias.float().exp(), torch.tensor([[[[1.0, 2.0, 1.0]]]]))
+
+
 def test_mask_is_passed_on_as_it_is_while_nothing_is_coarsened():
     mask = torch.rand(1, 1, 1, 4) > 0.5
     assert attention_bias(mask, State(2, 3, 3, (1, 3)), 1, prop_attn=True, dtype=torch.float32) is mask
@@ -39,7 +62,7 @@ def test_mask_is_passed_on_as_it_is_while_nothing_is_coarsened():
 def test_key_entries_add_up_like_the_members_themselves():
     s = state([[0, 0, 1], [0, 1, 1]], 2)
     mask = torch.randn(2, 1, 1, 4)
-    got = coarse_mask(mask, s, 1, prop_attn=True).exp()
+    got = coarse_mask(mask, s, 1, power=1.0).exp()
     e = mask.exp()[:, 0, 0]
     expected = torch.stack([torch.stack([e[0, 0], e[0, 1] + e[0, 2], e[0, 3]]),
                             torch.stack([e[1, 0], e[1, 1], e[1, 2] + e[1, 3]])])  # fmt: skip
@@ -49,16 +72,16 @@ def test_key_entries_add_up_like_the_members_themselves():
 def test_bool_mask_counts_members_that_may_be_attended():
     s = state([[0, 0, 1]], 2)
     mask = torch.tensor([[[[True, True, False, False]]]])
-    assert coarse_mask(mask, s, 1, prop_attn=True).exp().tolist() == [[[[1.0, 1.0, 0.0]]]]
+    assert coarse_mask(mask, s, 1, power=1.0).exp().tolist() == [[[[1.0, 1.0, 0.0]]]]
     both = torch.tensor([[[[True, True, True, False]]]])
-    torch.testing.assert_close(coarse_mask(both, s, 1, prop_attn=True).exp(), torch.tensor([[[[1.0, 2.0, 0.0]]]]))
-    torch.testing.assert_close(coarse_mask(both, s, 1, prop_attn=False).exp(), torch.tensor([[[[1.0, 1.0, 0.0]]]]))
+    torch.testing.assert_close(coarse_mask(both, s, 1, power=1.0).exp(), torch.tensor([[[[1.0, 2.0, 0.0]]]]))
+    torch.testing.assert_close(coarse_mask(both, s, 1, power=0.0).exp(), torch.tensor([[[[1.0, 1.0, 0.0]]]]))
 
 
 def test_square_mask_shrinks_on_both_sides_and_forgets_dropped_tokens():
     s = state([[0, -1, 1]], 2, drops=True)
     mask = torch.randn(1, 2, 4, 4)
-    got = coarse_mask(mask, s, 1, prop_attn=True)
+    got = coarse_mask(mask, s, 1, power=1.0)
     keep = torch.tensor([0, 1, 3])
     torch.testing.assert_close(got, mask[:, :, keep][..., keep])
 
@@ -95,6 +118,6 @@ def test_mask_of_another_shape_is_refused():
 def test_gradient_of_a_learned_mask_is_finite_where_nothing_may_be_attended():
     s = state([[0, 0, 1]], 2)
     mask = torch.tensor([[[[0.5, -torch.inf, -torch.inf, 0.1]]]], requires_grad=True)
-    out = coarse_mask(mask, s, 1, prop_attn=True)
+    out = coarse_mask(mask, s, 1, power=1.0)
     out[out > -torch.inf].sum().backward()
     assert mask.grad.tolist() == [[[[1.0, 0.0, 0.0, 1.0]]]]

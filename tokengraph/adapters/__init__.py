@@ -48,8 +48,8 @@ def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:
     raise ValueError(
         f"Expected a supported model (got {type(model).__name__}{seen}). Supported: {supported}. "
         "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) keep tokens in "
-        "places that a coarsened sequence does not have. tg.DynamicSpatial() serves timm's ConvNeXt and Swin; features "
-        "of any model can be clustered: see tg.TokenGraph.from_tokens."
+        "places that a coarsened sequence does not have. tg.WindowCoarsening(...) serves timm's Swin and SAM, "
+        "tg.DynamicSpatial() Swin and ConvNeXt; features of any model can be clustered: see tg.TokenGraph.from_tokens."
     )
 
 

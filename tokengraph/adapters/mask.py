@@ -7,25 +7,27 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.nn.masked_attention import KeepMask
+from tokengraph.nn.size_bias import SizeBias, SizeRule
 from tokengraph.segment import segment_max, segment_sum
 from tokengraph.state import State
 
 
 def attention_bias(
-    mask: Tensor | None, state: State, num_prefix: int, *, prop_attn: bool, dtype: torch.dtype
-) -> Tensor | KeepMask | None:
+    mask: Tensor | None, state: State, num_prefix: int, *, prop_attn: bool | SizeRule, dtype: torch.dtype
+) -> Tensor | KeepMask | SizeBias | None:
     """What a block's attention adds to its logits.
 
     Args:
         mask: The user's mask over the uncoarsened sequence, ``[..., 1 or P+N, P+N]``, bool (True: attend) or additive.
         state: The tokens that the block sees.
         num_prefix: P.
-        prop_attn: Weigh keys by size: adds ``log size``.
+        prop_attn: How to weigh keys by size; True: add ``log size``, as a mask.
         dtype: Of the features.
 
     Returns:
         ``None`` when there is nothing to add; the mask as it came while nothing is coarsened; else an additive mask
-        ``[..., 1 or P+n, P+n]``, which bars padding; or the keep decisions of a strategy in training.
+        ``[..., 1 or P+n, P+n]``, which bars padding; the same as a :class:`SizeBias` where the rule folds it; or the
+        keep decisions of a strategy in training.
 
     Raises:
         ValueError: For a mask of another shape, or one that comes together with decisions or padding.
@@ -42,11 +44,13 @@ def attention_bias(
         return state.keep_mask
     if not state.coarse:
         return mask
+    rule = prop_attn if isinstance(prop_attn, SizeRule) else SizeRule.of(prop_attn)
     if mask is not None:
-        return coarse_mask(mask, state, num_prefix, prop_attn=prop_attn).to(dtype)
-    if not prop_attn or state.size is None:
+        return coarse_mask(mask, state, num_prefix, power=rule.power).to(dtype)
+    if not rule.power or state.size is None:
         return None if state.valid is None else _padding(state.valid, num_prefix, dtype)
-    return state.size.log().view(state.images, 1, 1, -1).to(dtype)
+    bias = rule.bias(state.size).view(state.images, 1, 1, -1)
+    return SizeBias(bias, dtype) if rule.folds(bias.device) else bias.to(dtype)
 
 
 def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
@@ -55,12 +59,13 @@ def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([barred.new_zeros(valid.size(0), num_prefix), barred], dim=1)[:, None, None, :]
 
 
-def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool) -> Tensor:
+def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float = 1.0) -> Tensor:
     """Carries a mask over to clusters.
 
     A key cluster's entry is the log of the sum over its members of ``exp(mask)``: exactly what the members' own entries
-    would give if all had the cluster's key. Without ``prop_attn`` the sum becomes a mean over members that may be
-    attended. A query cluster takes the mean of ``exp`` over its members. This is our own choice.
+    would give if all had the cluster's key. With another ``power`` of the size than 1 it is the mean over members that
+    may be attended, times their number to that power. A query cluster takes the mean of ``exp`` over its members. This
+    is our own choice.
 
     Returns:
         ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where no member may be attended.
@@ -79,9 +84,9 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, prop_attn: bool)
     cluster = _sequence_clusters(source, state, num_prefix)
     count = num_prefix + state.count
     out = _log_sum(mask.movedim(-1, 1), cluster, count).movedim(1, -1)
-    if not prop_attn:
+    if power != 1:
         members = _log_sum(torch.where(mask > -torch.inf, 0.0, -torch.inf).movedim(-1, 1), cluster, count)
-        out = torch.where(out > -torch.inf, out - members.movedim(1, -1), out)
+        out = torch.where(out > -torch.inf, out - (1 - power) * members.movedim(1, -1), out)
     if out.size(2) > 1:
         rows = _log_sum(out.movedim(2, 1), cluster, count)
         size = _log_sum(torch.zeros(*out.shape[:1], out.size(2), device=out.device), cluster, count)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.nn.size_bias import SizeRule
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select
 from tokengraph.trace import Trace
@@ -22,7 +23,7 @@ class Recipe:
     adapter: Adapter
     select: Select
     schedule: Schedule
-    prop_attn: bool
+    prop_attn: SizeRule
     lift: bool
 
 

@@ -94,7 +94,7 @@ def main_stage(
     state = _State(grid, ids, torch.ones(images, count, device=x.device) if weighs else None)
     if gathering is not None and gathering.num_hubs:
         _check_learned(gathering, learned)
-        x = torch.cat([x, gathering.start(x, grid, learned)], dim=1)
+        x = torch.cat([x, gathering.start(x, grid, learned)], dim=1)  # type: ignore[arg-type]
     n, windows = count, _windows(gathering, state)
     for layer, block in enumerate(blocks, 1):
         attend = _attention(gathering, layer, windows, state, x.size(1))

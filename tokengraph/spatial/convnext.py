@@ -59,7 +59,7 @@ class ConvNeXtFamily(Family):
     @classmethod
     def stage(cls, core: nn.Module) -> nn.Module:
         """The third of four stages."""
-        return cls.third(core, core.stages)
+        return cls.third(core, core.stages)  # type: ignore[arg-type]
 
     @classmethod
     def host(cls, core: nn.Module) -> nn.Module:
@@ -71,7 +71,7 @@ class ConvNeXtFamily(Family):
         """What stands in the way, in words."""
         if block.use_conv_mlp:
             return "1x1 convolutions in its MLP (conv_mlp=True)"
-        if hasattr(block.mlp, "grn") and not isinstance(block.mlp.grn, nn.Identity):
+        if not isinstance(getattr(block.mlp, "grn", nn.Identity()), nn.Identity):
             return "a global response norm, which reads all positions of the MLP"
         return None
 

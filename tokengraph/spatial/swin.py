@@ -63,7 +63,7 @@ class SwinFamily(Family):
     @classmethod
     def stage(cls, core: nn.Module) -> nn.Module:
         """The third of four layers."""
-        return cls.third(core, core.layers)
+        return cls.third(core, core.layers)  # type: ignore[arg-type]
 
     @classmethod
     def host(cls, core: nn.Module) -> nn.Module:

@@ -1,0 +1,73 @@
+"""The size bias as a mask or folded into the heads: time of both over attention without any, and of a whole model.
+
+Run: ``python benchmarks/size_bias.py`` (``--device cuda`` where there is one). What is faster on a device type belongs
+into ``FOLDS`` of ``tokengraph/nn/size_bias.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import harness
+import torch
+import torch.nn.functional as F
+
+import tokengraph as tg
+from tokengraph.compat import timm
+from tokengraph.nn.size_bias import folded_attention
+
+SHAPES = [(8, 6, 197, 64), (8, 12, 197, 64), (8, 12, 577, 64), (1, 6, 99, 64)]  # B, H, N, D
+
+
+def kernels(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
+    """Attention without a bias, with a mask, and folded."""
+    q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
+    size = torch.randint(1, 9, (shape[0], 1, 1, shape[2]), device=device).float()
+    return {
+        "none": lambda: F.scaled_dot_product_attention(q, k, v),
+        "mask": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=size.log().to(dtype)),
+        "fold": lambda: folded_attention(q, k, v, size.log()),
+    }
+
+
+def models(dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
+    """ViT-S with ToMe, 13 tokens fewer in every block, B=8."""
+    plain = timm.create_model("vit_small_patch16_224").eval().to(device, dtype)
+    images = torch.randn(8, 3, 224, 224, device=device, dtype=dtype)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, options in {
+        "none": {"prop_attn": "none"},
+        "mask": {"size_bias": "mask"},
+        "fold": {"size_bias": "fold"},
+    }.items():
+        model = copy.deepcopy(plain)
+        tg.attach(model, "tome", 13, **options)
+        calls[name] = lambda model=model: model(images)
+    return calls
+
+
+def main() -> None:
+    """Prints a line for each shape and dtype."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0, help="a line")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    harness.warn_if_busy()
+    effort = harness.Effort(rounds=31, seconds=options.seconds)
+    print(f"{'':34}{'none':>10}{'mask / none':>14}{'fold / none':>14}{'fold / mask':>14}")
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            cases = {f"attention {list(s)}": kernels(s, dtype, options.device) for s in SHAPES}
+            cases["ViT-S, ToMe r=13, B=8"] = models(dtype, options.device)
+            for name, calls in cases.items():
+                none, mask, fold = harness.interleave(calls, effort).values()
+                ratios = "".join(f"{a.over(b).median:14.3f}" for a, b in ((mask, none), (fold, none), (fold, mask)))
+                print(f"{name + ' ' + str(dtype)[6:]:34}{none.ms.median:8.2f}ms{ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Backbones with attention windows: every window is a small graph that is coarsened by itself."""
+
+from tokengraph.windows.clusters import WindowClusters, cluster_windows
+from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
+from tokengraph.windows.record import WindowRecord
+
+__all__ = ["WindowAttachment", "WindowClusters", "WindowCoarsening", "WindowRecord", "cluster_windows"]

@@ -1,0 +1,87 @@
+"""Expedite in windows: every window a small grid of clusters, stitched together; and every token back again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokengraph.segment import weighted_sum
+from tokengraph.select.expedite import Expedite
+from tokengraph.select.expedite_cluster import Clustering, How, cluster_tokens
+from tokengraph.select.expedite_reconstruct import make_edges
+from tokengraph.windows.grid import Cut, Pair, join, real, split
+
+
+@dataclass(frozen=True, eq=False)
+class WindowClusters:
+    """How a map became a smaller one, window by window: what the way back needs.
+
+    Attributes:
+        x: The windows that were clustered, ``[W, a*b, C]``.
+        cut: How the map was cut into them.
+        clusters: ``(h, w)`` of each window.
+        made: Their clusters.
+        select: The options.
+    """
+
+    x: Tensor
+    cut: Cut
+    clusters: Pair
+    made: Clustering
+    select: Expedite
+
+    @property
+    def map(self) -> Tensor:
+        """The clusters as a map, ``[B, n*h, m*w, C]``."""
+        centers = (self.made.centers + self.made.origin).to(self.x.dtype)
+        return join(centers, self.cut, window=self.clusters)
+
+    @property
+    def grid(self) -> Pair:
+        """``(n*h, m*w)`` of that map."""
+        return self.cut.cells[0] * self.clusters[0], self.cut.cells[1] * self.clusters[1]
+
+    def restore(self, y: Tensor) -> Tensor:
+        """Reconstructs every token of the map, window by window; padding is cropped.
+
+        Args:
+            y: The refined clusters, ``[B, n*h, m*w, D]``.
+
+        Returns:
+            ``[B, H, W, D]``, in the dtype of ``y``.
+
+        Cost: ``W a b h w C`` multiply-adds for distances, and k rows a token.
+        """
+        made, how = self.made, self.select
+        z = self.x.to(made.centers.dtype) - made.origin
+        token, cluster, weight = make_edges(
+            z, made.centers, made.inv_temperature, how.neighbors, how.normalize, how.ties, how.mode
+        )
+        windows, tokens = self.x.shape[:2]
+        rows = split(y, self.clusters)[0].flatten(0, 1)
+        back = weighted_sum(rows, weight, token, windows * tokens, source=cluster).to(y.dtype)
+        return join(back.view(windows, tokens, -1), self.cut)
+
+
+def cluster_windows(
+    x: Tensor, window: Pair, clusters: Pair, select: Expedite, *, padding: str = "tokens"
+) -> WindowClusters:
+    """Clusters every window of a map into a smaller grid; windows are one batch.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        window: ``(a, b)``.
+        clusters: ``(h, w)``.
+        select: The options; its own ``clusters`` are not looked at.
+        padding: ``"tokens"``: padding counts, as published; ``"ignore"``: it feeds no cluster.
+
+    Cost: Expedite's for ``W = B*n*m`` images of ``a*b`` tokens; no host synchronisation.
+
+    Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
+    NeurIPS 2022, released code for SAM and Swin.
+    """
+    windows, cut = split(x, window)
+    mask = real(cut, x.device) if padding == "ignore" else None
+    how = How(select.iterations, select.temperature, select.window, select.empty, select.detach, "auto")
+    return WindowClusters(windows, cut, clusters, cluster_tokens(windows, window, clusters, how, mask), select)

@@ -1,0 +1,177 @@
+"""WindowCoarsening: fewer tokens in every attention window, for backbones whose maps must keep their shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tokengraph.adapters.site import SITE
+from tokengraph.select.base import Select, resolve, tokens_to_keep
+from tokengraph.select.expedite import Expedite, cluster_grid
+from tokengraph.select.tome import ToMe
+from tokengraph.windows.family import find_windows
+from tokengraph.windows.grid import Pair, area
+from tokengraph.windows.record import WindowRecord
+from tokengraph.windows.site import WindowPlan, WindowSite
+
+PADDING = ("tokens", "ignore")
+
+
+@dataclass(eq=False)
+class WindowAttachment:
+    """WindowCoarsening attached to a model. Calling it calls the model; as a context manager it detaches at the end.
+
+    Attributes:
+        model: The model that was given, changed in place.
+        trace: The record of its last run: ``grid``, ``coarse_grid``, ``clusters``.
+        select: The strategy.
+        plan: What happens where: ``window``, ``keep``, ``before``, ``until``.
+    """
+
+    model: nn.Module
+    trace: WindowRecord
+    select: WindowCoarsening
+    plan: WindowPlan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        return self.model(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Gives the model back as it was. Calling it again does nothing."""
+        detach_windows(self.model)
+
+    def __enter__(self) -> WindowAttachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+class WindowCoarsening:
+    """Coarsens every attention window of a SAM-style ViT, or of one stage of a Swin, as a graph of its own.
+
+    The windows of all images are one batch of graphs with equal counts. With :class:`~tokengraph.Expedite`
+    every window becomes a small grid before block ``before``; windowed blocks then run on small windows, global ones
+    on all clusters, and every token is reconstructed after block ``until - 1``. With :class:`~tokengraph.ToMe`
+    the MLP of every windowed block runs on merged tokens, and each token takes its cluster's update; attention, shifts
+    and global blocks stay as they are. Either way maps keep their shape outside, and no parameter changes.
+
+    Args:
+        select: Expedite or ToMe, by name, class or instance.
+        keep: Tokens left of each window, an int or a share; not with an Expedite that has ``clusters``.
+        stage: The stage of a Swin, from 0; default: 2, the third.
+        before: The first block that is changed, within the stage. Default: a third of the blocks for Expedite, 0 for
+            ToMe.
+        until: The first block that is not any more; default: none.
+        padding: Where windows reach beyond the map, for Expedite. ``"tokens"``: padding is clustered like tokens and
+            stays, as published. ``"ignore"``: it feeds no cluster.
+
+    Raises:
+        ValueError: For another strategy, or where ``keep`` and ``clusters`` are both given or both missing.
+
+    Cost: Expedite: clustering and reconstruction once, for blocks on ``keep`` of ``a*b`` tokens. ToMe: matching in each
+        block, for an MLP on as many.
+
+    Example:
+        >>> from tokengraph.select.expedite import Expedite
+        >>> WindowCoarsening(Expedite(clusters=(9, 9)), before=6)
+        WindowCoarsening(Expedite, keep=81, before=6)
+
+    Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*, NeurIPS
+    2022, released code for SAM and Swin; Bolya et al., *Token Merging*, ICLR 2023. Differs: parameters stay; shift
+    masks of clustered Swin windows follow the shift; ToMe, which has no published form for windows, merges for the MLP.
+    """
+
+    def __init__(
+        self,
+        select: str | type[Select] | Select = "expedite",
+        *,
+        keep: int | float | None = None,
+        stage: int | None = None,
+        before: int | None = None,
+        until: int | None = None,
+        padding: str = "tokens",
+    ) -> None:
+        self.select = resolve(select)
+        if not isinstance(self.select, Expedite | ToMe):
+            raise ValueError(
+                f"Expected Expedite or ToMe for windows (got {type(self.select).__name__}). Others need a plain ViT: "
+                "attach them by themselves."
+            )
+        own = self.select.own_budget
+        if (keep is None) == (own is None):
+            what = "neither" if keep is None else f"both, keep={keep} and clusters={own}"
+            raise ValueError(f"Expected keep, or an Expedite with clusters (got {what}). Both say what is left.")
+        if padding not in PADDING:
+            raise ValueError(f"Expected padding to be one of {', '.join(PADDING)} (got {padding!r}).")
+        if keep is not None:
+            tokens_to_keep(keep, 1)  # checks
+        self.keep = own if keep is None else keep
+        self.stage = stage
+        self.before = before
+        self.until = until
+        self.padding = padding
+
+    def __repr__(self) -> str:
+        told = {"keep": self.keep, "stage": self.stage, "before": self.before, "until": self.until}
+        shown = [f"{name}={value}" for name, value in told.items() if value is not None]
+        return f"WindowCoarsening({', '.join([type(self.select).__name__, *shown])})"
+
+    def attach_to(self, model: nn.Module) -> WindowAttachment:
+        """Attaches; called by :func:`tokengraph.attach`.
+
+        Args:
+            model: timm's ``VisionTransformerSAM`` or ``SwinTransformer``, or a wrapper around one.
+
+        Raises:
+            ValueError: For an unsupported model, one that is attached already, or blocks or counts that it has not.
+                The model is then as it was.
+        """
+        family = find_windows(model, self.stage)
+        if any(SITE in m.__dict__ for m in model.modules()):
+            raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
+        plan = self.plan(family.window, family.depth)
+        family.check(plan)
+        record = WindowRecord()
+        try:
+            family.swap(plan, record)
+        except BaseException:
+            detach_windows(model)
+            raise
+        return WindowAttachment(model, record, self, plan)
+
+    def plan(self, window: Pair, depth: int) -> WindowPlan:
+        """What happens in ``depth`` blocks with windows ``(a, b)``.
+
+        Raises:
+            ValueError: If blocks are out of range, or the strategy cannot leave so few tokens.
+        """
+        tokens, select = area(window), self.select
+        assert self.keep is not None
+        keep = tokens_to_keep(self.keep, tokens)
+        clusters = None
+        if isinstance(select, Expedite):
+            clusters = select.clusters or (window if keep == tokens else cluster_grid(window, keep))
+            if clusters[0] > window[0] or clusters[1] > window[1]:
+                raise ValueError(f"Expected clusters within windows of {window} (got {clusters}).")
+            keep = math.prod(clusters)
+        elif keep < select.fewest(tokens):
+            raise ValueError(f"Expected keep >= {select.fewest(tokens)} of {tokens} tokens for ToMe (got {keep}).")
+        first = (depth // 3 if clusters else 0) if self.before is None else self.before
+        until = depth if self.until is None else self.until
+        if not 0 <= first < until <= depth:
+            raise ValueError(f"Expected 0 <= before < until <= {depth} blocks (got before={first}, until={until}).")
+        return WindowPlan(select, window, keep, clusters, first, until, self.padding)
+
+
+def detach_windows(model: nn.Module) -> None:
+    """Takes WindowCoarsening out of a model, also out of a copy or a loaded one. Without any it does nothing."""
+    for module in list(model.modules()):
+        site = module.__dict__.get(SITE)
+        if isinstance(site, WindowSite):
+            del module.__dict__[SITE]
+            site.undo(module)

@@ -1,0 +1,68 @@
+"""The models whose windows can be coarsened, and what is said about the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from tokengraph.windows.grid import Pair
+from tokengraph.windows.record import WindowRecord
+from tokengraph.windows.sam import check_sam, sam_window, swap_sam
+from tokengraph.windows.site import WindowPlan
+from tokengraph.windows.swin import check_swin, swap_swin, swin_stage
+
+SUPPORTED = "timm's VisionTransformerSAM or SwinTransformer (version 1)"
+HINTS = {
+    "SwinTransformerV2": "Its positions come from a network for one size of windows. Use version 1.",
+    "SwinTransformerV2Cr": "Its positions come from a network for one size of windows. Use version 1.",
+    "ConvNeXt": "It has no windows. Use DynamicSpatial.",
+    "VisionTransformer": "It has no windows. Attach the strategy by itself: attach(model, 'tome', 8).",
+    "Eva": "It has no windows. Attach the strategy by itself: attach(model, 'tome', 8).",
+}
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """One model, or one stage of it: its windows, its blocks, and how it is changed."""
+
+    window: Pair
+    depth: int
+    check: Callable[[WindowPlan], None]
+    swap: Callable[[WindowPlan, WindowRecord], None]
+
+
+def find_windows(model: nn.Module, stage: int | None) -> Windowed:
+    """The supported model inside ``model``.
+
+    Args:
+        model: A model, or a wrapper around one.
+        stage: Of a Swin; ``None``: the third.
+
+    Raises:
+        ImportError: If timm is not installed.
+        TypeError: If ``model`` is no module.
+        ValueError: If there is none, or a stage that it has not.
+    """
+    from tokengraph.compat import timm
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected a model as nn.Module (got {type(model).__name__}).")
+    known = (timm.models.VisionTransformerSAM, timm.models.SwinTransformer)
+    found = [m for m in model.modules() if isinstance(m, known)]
+    if len(found) > 1:
+        raise ValueError(f"Expected one supported model (got {len(found)} inside). Attach to each by itself.")
+    if not found:
+        other = next((type(m).__name__ for m in model.modules() if type(m).__name__ in HINTS), type(model).__name__)
+        hint = HINTS.get(other, "For ConvNeXt use DynamicSpatial; for plain ViTs attach the strategy by itself.")
+        raise ValueError(f"Expected {SUPPORTED} for WindowCoarsening (got {other}). {hint}")
+    core = found[0]
+    if isinstance(core, timm.models.SwinTransformer):
+        layer = swin_stage(core, 2 if stage is None else stage)
+        blocks = list(layer.blocks)  # type: ignore[arg-type]
+        return Windowed(blocks[0].window_size, len(blocks), partial(check_swin, layer), partial(swap_swin, layer))
+    if stage is not None:
+        raise ValueError(f"Expected no stage for {type(core).__name__}, which has but one (got stage={stage}).")
+    return Windowed(sam_window(core), len(core.blocks), partial(check_sam, core), partial(swap_sam, core))  # type: ignore[arg-type]

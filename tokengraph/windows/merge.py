@@ -1,0 +1,59 @@
+"""ToMe in windows: within a block, the MLP runs on merged tokens, and every token takes its cluster's update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokengraph.select.attention import AttentionStats
+from tokengraph.select.base import Select
+from tokengraph.select.tokens import Tokens
+from tokengraph.windows.grid import Pair, join, real, split
+
+
+def merged_update(
+    mlp: Callable[[Tensor], Tensor], x: Tensor, keys: Tensor, select: Select, window: Pair, keep: int
+) -> Tensor:
+    """What a function of single tokens gives on the clusters of each window, for every token of the map.
+
+    Windows are those of the map as it lies, whatever the attention's shift, so that no cluster joins opposite borders.
+    Padding has no weight in a cluster; its keys are alike, so that it merges before anything else.
+
+    Args:
+        mlp: Maps rows ``[1, K, C]`` to rows.
+        x: The map, ``[B, H, W, C]``.
+        keys: What similarity is measured on, ``[B, H, W, D]``.
+        select: A strategy that makes hard maps of equal counts.
+        window: ``(a, b)``.
+        keep: Clusters of each window.
+
+    Returns:
+        ``[B, H, W, C]``.
+
+    Cost: the strategy's for each window, one reduction and one copy back.
+    """
+    windows, cut = split(x, window)
+    metric = split(keys, window, value=1.0)[0]
+    stats = AttentionStats(None, 1.0, 0, keys=lambda: metric)
+    assignment = select(Tokens(windows, grid=window, attention=stats), keep)
+    inside = real(cut, x.device)
+    size = None if inside is None else inside.flatten().to(torch.float32)
+    rows, _ = assignment.reduce(windows.flatten(0, 1), size)
+    update = assignment.lift(mlp(rows[None])[0])
+    return join(update.view(windows.size(0), windows.size(1), -1), cut)
+
+
+def mean_keys(qkv: Tensor, heads: int, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Keys averaged over heads, ``[W, N, D]`` in float32 or wider, from the output of a joint projection.
+
+    Args:
+        qkv: ``[W, N, 3*H*D]``.
+        heads: H.
+        norm: What the block does to keys.
+    """
+    windows, tokens, _ = qkv.shape
+    keys = qkv.detach().view(windows, tokens, 3, heads, -1)[:, :, 1]
+    keys = keys if norm is None else norm(keys).detach()
+    return keys.mean(dim=2, dtype=torch.promote_types(keys.dtype, torch.float32))

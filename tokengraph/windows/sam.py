@@ -1,0 +1,192 @@
+"""Where timm's SAM-style ViT lets windows be coarsened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokengraph.adapters.block import Coarse
+from tokengraph.adapters.site import SITE, ours
+from tokengraph.windows.clusters import cluster_windows
+from tokengraph.windows.grid import Pair, cut_of, join, split
+from tokengraph.windows.merge import mean_keys, merged_update
+from tokengraph.windows.record import WindowRecord
+from tokengraph.windows.site import WindowPlan, WindowSite, check_halves, example, here, seen, swap, watch
+
+
+class SamBlock(Coarse):
+    """The halves of a block, by its own submodules; maps are ``[B, H, W, C]``."""
+
+    norm1: Any
+    norm2: Any
+    attn: Any
+    mlp: Any
+    ls1: Any
+    ls2: Any
+    drop_path1: Any
+    drop_path2: Any
+    window_size: int
+
+    def attend(self, x: Tensor, window: Pair | None) -> Tensor:
+        """The stream after attention in windows; ``None``: over the whole map."""
+        y = self.norm1(x)
+        if window is None:
+            return x + self.drop_path1(self.ls1(self.attn(y)))
+        y, cut = split(y, window)
+        y = self.drop_path1(self.ls1(self.attn(y.unflatten(1, window))))
+        return x + join(y.flatten(1, 2), cut)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The stream after the MLP."""
+        rows = x.flatten(1, 2)
+        return (rows + self.drop_path2(self.ls2(self.mlp(self.norm2(rows))))).view_as(x)
+
+
+class ClusteredSamBlock(SamBlock):
+    """A block between clustering and reconstruction: windowed ones run on small windows, global ones on all of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Full maps in at the first such block, and out at the last."""
+        plan, site = here(self)
+        if plan.nothing:
+            return super().forward(x)  # type: ignore[misc]
+        if site.index == plan.before:
+            clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
+            x = clusters.map
+        else:
+            clusters = site.record.find(site.index, x)
+        x = self.feed(self.attend(x, plan.small if self.window_size else None))
+        last = site.index + 1 == plan.until
+        if last:
+            x = clusters.restore(x)
+        site.record.leave(site.index, x, clusters, coarse=not last)
+        return x
+
+
+class MergedSamBlock(SamBlock):
+    """A windowed block whose MLP runs on merged tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Full maps in and out."""
+        plan, _ = here(self)
+        if plan.nothing:
+            return super().forward(x)  # type: ignore[misc]
+        x, qkv = seen(self, lambda: self.attend(x, plan.window))
+        cut = cut_of(x, plan.window)
+        keys = join(mean_keys(qkv, self.attn.num_heads, self.attn.k_norm), cut)
+        update = merged_update(
+            lambda rows: self.ls2(self.mlp(self.norm2(rows))), x, keys, plan.select, plan.window, plan.keep
+        )
+        return x + self.drop_path2(update)
+
+
+class WindowSam(Coarse):
+    """The model: maps of intermediate layers come back at full resolution."""
+
+    blocks: Any
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As timm's, every map ``[B, C, H, W]`` reconstructed. With ``norm`` that happens before the neck."""
+        plan, site = here(self)
+        out = super().forward_intermediates(  # type: ignore[misc]
+            x, indices, norm, stop_early, output_fmt, intermediates_only
+        )
+        if norm or plan.nothing or site.record.clusters is None:
+            return out
+        taken = _taken(indices, len(self.blocks))
+        maps = [
+            _restored(site.record, m) if plan.before <= i < plan.until - 1 else m
+            for i, m in zip(taken, out if intermediates_only else out[1], strict=True)
+        ]
+        return maps if intermediates_only else (out[0], maps)
+
+
+@ours
+def begin(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the embedding: a new run knows nothing of the one before."""
+    record = module.__dict__[SITE].record
+    record.clusters, record.coarse = None, False
+
+
+@ours
+def restore_first(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of the neck: what comes from between clustering and reconstruction is restored first."""
+    site: WindowSite = module.__dict__[SITE]
+    return (_restored(site.record, args[0]), *args[1:]) if site.record.coarse else None
+
+
+def _restored(record: WindowRecord, x: Tensor) -> Tensor:
+    """``[B, C, n*h, m*w]`` to ``[B, C, H, W]``."""
+    assert record.clusters is not None
+    return record.clusters.restore(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _taken(indices: int | list[int] | None, depth: int) -> list[int]:
+    """The blocks that intermediates are taken of, in the order that timm returns them."""
+    if indices is None:
+        return list(range(depth))
+    chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
+    return sorted(set(chosen))
+
+
+def sam_window(core: nn.Module) -> Pair:
+    """The window of the blocks that have one.
+
+    Raises:
+        ValueError: If none has one, or they differ.
+    """
+    sizes = {block.window_size for block in core.blocks if block.window_size}  # type: ignore[union-attr]
+    if len(sizes) != 1:
+        what = f"windows of {sorted(sizes)}" if sizes else "global attention alone"
+        raise ValueError(f"Expected blocks with one size of windows (got {what}).")
+    size = sizes.pop()
+    return size, size
+
+
+def swap_sam(core: nn.Module, plan: WindowPlan, record: WindowRecord) -> None:
+    """Changes blocks and model; nothing is computed."""
+    clustered = plan.clusters is not None
+    for index, block in _changed(core, plan):
+        swap(block, ClusteredSamBlock if clustered else MergedSamBlock, plan, record, index)
+        if not clustered:
+            watch(block, "attn.qkv")
+    if clustered:
+        swap(core, WindowSam, plan, record)
+        for module, hook in ((core.patch_embed, begin), (core.neck, restore_first)):
+            swap(module, None, plan, record)  # type: ignore[arg-type]
+            module.register_forward_pre_hook(hook)  # type: ignore[union-attr]
+
+
+def check_sam(core: nn.Module, plan: WindowPlan) -> None:
+    """Looks at the blocks that are going to change.
+
+    Raises:
+        ValueError: For rotary positions, which are made for one size of windows, where there are to be clusters; or if
+            a kind of block is not the two halves it is taken for.
+    """
+    blocks = [block for _, block in _changed(core, plan)]
+    if plan.clusters is not None and any(block.attn.rope is not None for block in blocks):
+        raise ValueError(
+            "Expected relative or no positions in attention, for windows of clusters (got rotary ones, made for one "
+            "size of windows). Use ToMe, which leaves attention alone."
+        )
+    for block in {(type(b), bool(b.window_size)): b for b in blocks}.values():
+        size = block.window_size
+        window = (size, size) if size else None
+        x = example(size + 1 if size else 4, size or 4, core.embed_dim)  # type: ignore[arg-type]
+        check_halves(block, SamBlock, lambda probe, y, w=window: probe.feed(probe.attend(y, w)), x)
+
+
+def _changed(core: nn.Module, plan: WindowPlan) -> list[tuple[int, Any]]:
+    """The blocks that change, with their index: with ToMe windowed ones alone."""
+    blocks: list[tuple[int, Any]] = list(enumerate(core.blocks))[plan.before : plan.until]  # type: ignore[arg-type]
+    return [(i, b) for i, b in blocks if plan.clusters is not None or b.window_size]

@@ -1,0 +1,148 @@
+"""Where timm's Swin lets windows be coarsened: one stage of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tokengraph.adapters.block import Coarse
+from tokengraph.windows.clusters import cluster_windows
+from tokengraph.windows.grid import Pair, cut_of, join, split
+from tokengraph.windows.merge import mean_keys, merged_update
+from tokengraph.windows.position import resized_bias, shift_mask
+from tokengraph.windows.record import WindowRecord
+from tokengraph.windows.site import WindowPlan, check_halves, example, here, seen, swap, watch
+
+
+class SwinBlock(Coarse):
+    """The halves of a block, by its own submodules; maps are ``[B, H, W, C]``."""
+
+    norm1: Any
+    norm2: Any
+    attn: Any
+    mlp: Any
+    drop_path1: Any
+    drop_path2: Any
+    shift_size: Pair
+
+    def attend(self, x: Tensor, window: Pair, shift: Pair) -> Tensor:
+        """The stream after attention in windows of any size, on a map that they divide."""
+        y = torch.roll(self.norm1(x), (-shift[0], -shift[1]), (1, 2))
+        y, cut = split(y, window)
+        mask = shift_mask(cut.grid, window, shift, y)
+        y = torch.roll(join(self.attn(y, mask=mask), cut), shift, (1, 2))
+        return x + self.drop_path1(y)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The stream after the MLP."""
+        rows = x.flatten(1, 2)
+        return (rows + self.drop_path2(self.mlp(self.norm2(rows)))).view_as(x)
+
+
+class ClusteredSwinBlock(SwinBlock):
+    """A block on the small grid: window ``(h, w)``, shift ``(h // 2, w // 2)`` where it had one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map of clusters in and out."""
+        plan, _ = here(self)
+        h, w = plan.small
+        down, right = self.shift_size
+        return self.feed(self.attend(x, (h, w), (h // 2 if down else 0, w // 2 if right else 0)))
+
+
+class ClusteredWindowAttention(Coarse):
+    """Its attention: the bias is resized as it is read."""
+
+    relative_position_bias_table: Tensor
+
+    def _get_rel_pos_bias(self) -> Tensor:
+        plan, _ = here(self)
+        return resized_bias(self.relative_position_bias_table, plan.window, plan.small)
+
+
+class ClusteredSwinStage(Coarse):
+    """The stage: clusters before one of its blocks, restores after another."""
+
+    downsample: Any
+    blocks: Any
+    grad_checkpointing: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The stage's own forward; full maps in and out."""
+        plan, site = here(self)
+        if plan.nothing:
+            return super().forward(x)  # type: ignore[misc]
+        x = self.downsample(x)
+        clusters = None
+        for index, block in enumerate(self.blocks):
+            if index == plan.before:
+                clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
+                x = clusters.map
+                site.record.leave(index, x, clusters, coarse=True)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if index + 1 == plan.until:
+                assert clusters is not None
+                x = clusters.restore(x)
+                site.record.leave(index, x, clusters, coarse=False)
+        return x
+
+
+class MergedSwinBlock(SwinBlock):
+    """A block whose MLP runs on merged tokens."""
+
+    _attn: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Full maps in and out. Keys go back to where they were before the shift."""
+        plan, _ = here(self)
+        if plan.nothing:
+            return super().forward(x)  # type: ignore[misc]
+        y, qkv = seen(self, lambda: self._attn(self.norm1(x)))
+        x = x + self.drop_path1(y)
+        keys = join(mean_keys(qkv, self.attn.num_heads), cut_of(x, plan.window))
+        keys = torch.roll(keys, self.shift_size, (1, 2))
+        update = merged_update(lambda rows: self.mlp(self.norm2(rows)), x, keys, plan.select, plan.window, plan.keep)
+        return x + self.drop_path2(update)
+
+
+def swin_stage(core: nn.Module, stage: int) -> nn.Module:
+    """A stage of the model.
+
+    Raises:
+        ValueError: If there is no such stage.
+    """
+    stages = list(core.layers)  # type: ignore[arg-type]
+    if not 0 <= stage < len(stages):
+        raise ValueError(f"Expected 0 <= stage < {len(stages)}, the stages of the model (got stage={stage}).")
+    return stages[stage]
+
+
+def swap_swin(stage: nn.Module, plan: WindowPlan, record: WindowRecord) -> None:
+    """Changes the stage and its blocks; nothing is computed."""
+    changed = list(stage.blocks)[plan.before : plan.until]  # type: ignore[arg-type]
+    if plan.clusters is None:
+        for index, block in enumerate(changed, plan.before):
+            swap(block, MergedSwinBlock, plan, record, index)
+            watch(block, "attn.qkv")
+        return
+    swap(stage, ClusteredSwinStage, plan, record)
+    for index, block in enumerate(changed if not plan.nothing else [], plan.before):
+        swap(block, ClusteredSwinBlock, plan, record, index)
+        swap(block.attn, ClusteredWindowAttention, plan, record, index)  # type: ignore[arg-type]
+
+
+def check_swin(stage: nn.Module, plan: WindowPlan) -> None:
+    """Raises unless blocks with and without a shift are the two halves they are taken for."""
+    changed: Any = list(stage.blocks)[plan.before : plan.until]  # type: ignore[arg-type]
+    for block in {(type(b), b.shift_size): b for b in changed}.values():
+        a, b = block.window_size
+        height, width = (-(-size // side) * side for size, side in zip(block.input_resolution, (a, b), strict=True))
+        x = example(height, width, block.dim)  # type: ignore[arg-type]
+        shift = block.shift_size
+        check_halves(block, SwinBlock, lambda probe, y, s=shift, w=(a, b): probe.feed(probe.attend(y, w, s)), x)

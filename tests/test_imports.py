@@ -9,7 +9,8 @@ import tokengraph
 
 OPTIONAL = (
     "timm", "transformers", "torchvision", "torch_cluster", "torch_scatter", "torch_sparse", "torch_spline_conv",
-    "pyg_lib", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "rich", "sklearn", "skimage", "scipy", "networkx", "pandas",
+    "pyg_lib", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "rich", "sklearn", "skimage", "scipy",
+    "networkx", "pandas",
 )  # fmt: skip
 # The whole way from tokens to a coarse graph and back.
 USE = """

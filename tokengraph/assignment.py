@@ -274,27 +274,16 @@ class Assignment:
 
     def to_select_output(self) -> SelectOutput:
         """The map as PyG's ``SelectOutput``; dropped tokens are left out of it."""
-        from torch_geometric.nn.pool.select import SelectOutput
+        from tokengraph.exchange import to_select_output
 
-        node = torch.arange(self.num_tokens, device=self.cluster.device)
-        cluster = self.cluster
-        if self.drops:
-            kept = cluster < self.num_clusters
-            node, cluster = node[kept], cluster[kept]
-        return SelectOutput(node, self.num_tokens, cluster, self.num_clusters)
+        return to_select_output(self)
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
         """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped. Its weights are not kept."""
-        times = torch.bincount(output.node_index, minlength=output.num_nodes)
-        if bool((times > 1).any()):
-            raise ValueError(
-                f"Expected each node in at most one cluster (got {int((times > 1).sum())} nodes in several). "
-                "Build a SoftAssignment from its node_index, cluster_index and weight."
-            )
-        cluster = output.node_index.new_full((output.num_nodes,), output.num_clusters)
-        cluster[output.node_index] = output.cluster_index
-        return cls(cluster, output.num_clusters, drops=output.node_index.numel() < output.num_nodes)
+        from tokengraph.exchange import from_select_output
+
+        return from_select_output(output)
 
     @property
     def _rows(self) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokengraph.segment import row_norm, segment_max, segment_sum, weighted_sum, wide
+from tokengraph.ragged import flat_ids
+from tokengraph.segment import row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
 from tokengraph.tables import equal_ptr
 
 if TYPE_CHECKING:
@@ -128,13 +129,7 @@ class Assignment:
             flat = flat[mask]
             ptr = torch.cat([ptr.new_zeros(1), mask.sum(1).cumsum(0)])
         if centers is not None:
-            ids = torch.arange(images * tokens, device=device) if mask is None else mask.flatten().cumsum(0) - 1
-            ids = ids.view(images, tokens)
-            centers = ids.gather(1, centers)
-            if isinstance(num_clusters, list):
-                place = torch.arange(centers.size(1), device=device)
-                centers = centers[place < counts.diff()[:, None]]
-            centers = centers.flatten()
+            centers = flat_ids(centers, tokens, mask, counts.diff() if isinstance(num_clusters, list) else None)
         each = tuple(num_clusters) if isinstance(num_clusters, list) and len(set(num_clusters)) > 1 else None
         return cls(flat.flatten(), total, drops, ptr, counts, centers, single, each)
 
@@ -189,10 +184,7 @@ class Assignment:
         weight = size / total.index_select(0, self.cluster)
         mean = self._trim(weighted_sum(x, weight, self.cluster, self._rows, backend=backend)).to(x.dtype)
         if reduce == "mlerp":
-            largest = self._trim(segment_max(row_norm(x), self.cluster, self._rows))
-            own = row_norm(mean)
-            scale = torch.where(own > 0, largest / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-            mean = (mean * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
+            mean = with_norm(mean, self._trim(segment_max(row_norm(x), self.cluster, self._rows)))
         return mean, new_size
 
     def connect(

@@ -20,3 +20,16 @@ def spread(rows: Tensor, valid: Tensor) -> Tensor:
     return rows.new_zeros(*valid.shape, *rows.shape[1:]).masked_scatter(
         valid.view(*valid.shape, *[1] * (rows.dim() - 1)), rows
     )
+
+
+def flat_ids(index: Tensor, tokens: int, mask: Tensor | None, counts: Tensor | None) -> Tensor:
+    """Token numbers within each image ``[B, K]`` as flat ids ``[sum K_b]`` over the True tokens of ``mask [B, N]``.
+
+    ``counts [B]`` says how many of each row's K numbers there are; ``None``: all.
+    """
+    images, width = index.shape
+    ids = torch.arange(images * tokens, device=index.device) if mask is None else mask.flatten().cumsum(0) - 1
+    flat = ids.view(images, tokens).gather(1, index)
+    if counts is not None:
+        flat = flat[torch.arange(width, device=index.device) < counts[:, None]]
+    return flat.flatten()

@@ -45,6 +45,13 @@ def row_norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x[..., None].flatten(1).to(wide(x)), dim=1)
 
 
+def with_norm(x: Tensor, norm: Tensor) -> Tensor:
+    """Rows ``[M, ...]`` scaled to the norms ``[M]``; zero rows stay zero. The dtype of ``x`` comes back."""
+    own = row_norm(x)
+    scale = torch.where(own > 0, norm / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    return (x * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
+
+
 def weighted_sum(
     x: Tensor, weight: Tensor, index: Tensor, rows: int, *, source: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:

@@ -76,10 +76,11 @@ class TimmEva(TimmViT):
         attn: Any = block.attn
         normed, rope = seen["normed"], side.get("rope")
         (w_q, b_q), (w_k, b_k) = _projections(attn)
+        width = w_q.size(0) // int(attn.num_heads)
 
         def heads(weight: Tensor, offset: Tensor | None, norm: nn.Module) -> Tensor:
             x = F.linear(normed, weight, offset)
-            return norm(x.unflatten(2, (-1, int(attn.head_dim))).transpose(1, 2))
+            return norm(x.unflatten(2, (-1, width)).transpose(1, 2))
 
         def project() -> tuple[Tensor, Tensor]:
             q, k = heads(w_q, b_q, attn.q_norm), heads(w_k, b_k, attn.k_norm)

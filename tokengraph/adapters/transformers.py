@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,25 +42,22 @@ class TransformersViT(Adapter):
     family = "transformers vision models (ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, MAE)"
     block_mixin = TransformersLayer
     side_inputs = ("position_embeddings",)
+    parts: ClassVar[tuple[tuple[str, ...], ...]] = (FIRST_NORM, ATTENTION, SECOND_NORM, ("mlp",))
 
     def serves(self, model: nn.Module) -> bool:
-        """Whether it is a ``PreTrainedModel`` with patch embeddings and a list of layers."""
-        return (
-            is_a(model, "transformers.modeling_utils", "PreTrainedModel")
-            and _patches(getattr(model, "embeddings", None)) is not None
-            and _layers(model) is not None
-        )
+        """Whether it has patch embeddings and a list of layers whose attention takes a mask."""
+        return is_vision_model(model) and not is_older(model)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The layers, each of two norms, attention and MLP."""
-        layers = _layers(model)
+        layers = layers_of(model)
         assert layers is not None
         if isinstance(_patches(model.embeddings), nn.Linear):
             raise ValueError(
                 f"Expected a model of images (got {type(model).__name__}, which takes patches of images of any shape)."
             )
         for i, layer in enumerate(layers):
-            if any(_first(layer, names) is None for names in (FIRST_NORM, ATTENTION, SECOND_NORM, ("mlp",))):
+            if any(first_part(layer, names) is None for names in self.parts):
                 raise ValueError(
                     f"Expected layers of two norms, attention and MLP (got {type(layer).__name__} at {i} with "
                     f"{', '.join(name for name, _ in layer.named_children())})."
@@ -89,23 +86,23 @@ class TransformersViT(Adapter):
 
     def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """Norm, attention, dropout, layer scale and drop path, as far as the layer has them, and the residual."""
-        y, _ = _part(block, ATTENTION)(_part(block, FIRST_NORM)(x), attention_mask=mask, **side)
-        return _through(block, AFTER_ATTENTION, y) + x
+        y, _ = first_part(block, ATTENTION)(first_part(block, FIRST_NORM)(x), attention_mask=mask, **side)
+        return through(block, AFTER_ATTENTION, y) + x
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         """The same with the MLP."""
-        return _through(block, AFTER_MLP, _part(block, ("mlp",))(_part(block, SECOND_NORM)(x))) + x
+        return through(block, AFTER_MLP, first_part(block, ("mlp",))(first_part(block, SECOND_NORM)(x))) + x
 
     def watched(self, block: nn.Module) -> dict[str, nn.Module]:
         """The projections of queries and keys."""
-        attention = _part(block, ATTENTION)
+        attention = first_part(block, ATTENTION)
         return {"q": attention.q_proj, "k": attention.k_proj}
 
     def statistics(
         self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of both projections; keys before, attention after the rotary embedding."""
-        attention = _part(block, ATTENTION)
+        attention = first_part(block, ATTENTION)
         width, tables = int(attention.head_dim), side.get("position_embeddings")
 
         def heads(name: str) -> Tensor:
@@ -133,7 +130,7 @@ class TransformersViT(Adapter):
         if "position_embeddings" not in _signature(block):
             return {}
         parameter = next(block.parameters())
-        angle = torch.linspace(0, 3, count * int(_part(block, ATTENTION).head_dim), device=parameter.device)
+        angle = torch.linspace(0, 3, count * int(first_part(block, ATTENTION).head_dim), device=parameter.device)
         angle = angle.view(count, -1).to(parameter.dtype)
         return {"position_embeddings": (angle.cos(), angle.sin())}
 
@@ -150,7 +147,7 @@ class TransformersViT(Adapter):
     def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Pooling heads see every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
         found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
-        if is_a(core, "transformers.backbone_utils", "BackboneMixin") and hasattr(core, "encoder"):
+        if is_a(core, "transformers.backbone_utils", "BackboneMixin", "transformers.utils.backbone_utils") and hasattr(core, "encoder"):
             found.append((core.encoder, "output", lift_hidden_states))  # type: ignore[arg-type]
         head = getattr(core, "head", None)
         if head is not None and getattr(core, "use_head", True):
@@ -208,7 +205,20 @@ def _merged(site: Site) -> bool:
     return state.coarse and not any(step.lossy for step in state.maps)
 
 
-def _layers(model: nn.Module) -> nn.ModuleList | None:
+def is_vision_model(model: nn.Module) -> bool:
+    """Whether it is a model of transformers with patch embeddings and a list of layers."""
+    ours = any(c.__module__.startswith("transformers.models.") for c in type(model).__mro__)
+    return ours and _patches(getattr(model, "embeddings", None)) is not None and layers_of(model) is not None
+
+
+def is_older(model: nn.Module) -> bool:
+    """Whether attention holds its projections one module deeper, as ``attention.query``, and takes no mask."""
+    layers: Any = layers_of(model)
+    return hasattr(getattr(getattr(layers[0], "attention", None), "attention", None), "query")
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList | None:
+    """The list of layers, wherever it is in the model."""
     for path in LAYERS:
         found: Any = model
         for name in path.split("."):
@@ -231,14 +241,13 @@ def _class_token(embeddings: Any) -> Any:
     return getattr(embeddings, "class_embedding", None) if found is None else found
 
 
-def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
+def first_part(module: nn.Module, names: tuple[str, ...]) -> Any:
+    """The first part that the module has of these names."""
     return next((getattr(module, n) for n in names if getattr(module, n, None) is not None), None)
 
 
-_part: Callable[[Any, tuple[str, ...]], Any] = _first
-
-
-def _through(block: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
+def through(block: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """``x`` through those of the named parts that the block has."""
     for name in names:
         part: Any = getattr(block, name, None)
         x = x if part is None else part(x)

@@ -16,6 +16,22 @@ def seed():
 
 
 @pytest.fixture
+def weightless():
+    """Makes a large model of timm by name, without memory for its weights where timm can do that (1.0.21 and later)."""
+
+    def make(name):
+        from tokengraph.compat import timm
+
+        try:
+            return timm.create_model(name, pretrained=False, device="meta")
+        except TypeError as error:
+            assert "device" in str(error)
+            return timm.create_model(name, pretrained=False)
+
+    return make
+
+
+@pytest.fixture
 def vectors():
     """Arrays of a published code, ``vectors("gtp", "block_a")``: tensors by name, strings as they are."""
 

@@ -111,8 +111,11 @@ def test_masked_patches_stay_unseen_by_the_class_token():
 def test_mask_of_another_shape_is_refused():
     with tg.attach(tiny_vit(), "tome", 2) as coarse, pytest.raises(ValueError, match=r"Expected attn_mask of shape"):
         coarse.model.forward_features(IMAGES, attn_mask=torch.zeros(1, 1, 1, 16))
+
+
+def test_causal_attention_is_refused():
     with tg.attach(tiny_vit(), "tome", 2) as coarse, pytest.raises(ValueError, match="Expected is_causal=False"):
-        coarse.model.forward_features(IMAGES, is_causal=True)
+        coarse.model.blocks[0](torch.randn(1, 17, 32), is_causal=True)
 
 
 def test_gradient_of_a_learned_mask_is_finite_where_nothing_may_be_attended():

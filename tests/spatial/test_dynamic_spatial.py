@@ -38,11 +38,8 @@ def test_layers_are_the_published_ones(tiny, depth, layers):
         ("swin_base_patch4_window7_224", (2, 4, 6)),
     ],
 )
-def test_models_of_the_publication_are_served(name, layers):
-    from tokengraph.compat import timm
-
-    model = timm.create_model(name, pretrained=False, device="meta")
-    with tg.attach(model, DynamicSpatial(0.7)) as handle:
+def test_models_of_the_publication_are_served(name, layers, weightless):
+    with tg.attach(weightless(name), DynamicSpatial(0.7)) as handle:
         assert handle.select.layers == layers
 
 

@@ -52,7 +52,7 @@ def _swin(v, shift):
     block = stage.blocks[0]
     assert block.input_resolution == (8, 8)
     block.shift_size = (shift, shift)
-    block._init_buffers()
+    block.register_buffer("attn_mask", block.get_attn_mask(), persistent=False)  # of this shift
     _load(handle, stage, block, v, f"s{shift}.")
     return handle, stage, block
 

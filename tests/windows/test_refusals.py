@@ -25,11 +25,9 @@ def test_models_without_windows_are_refused(model):
     ("name", "hint"),
     [("swinv2_tiny_window8_256", r"SwinTransformerV2.*Use version 1"), ("convnext_tiny", r"ConvNeXt.*DynamicSpatial")],
 )
-def test_other_hierarchies_are_refused_by_name(name, hint):
-    from tokengraph.compat import timm
-
+def test_other_hierarchies_are_refused_by_name(name, hint, weightless):
     with pytest.raises(ValueError, match=hint):
-        tg.attach(timm.create_model(name, pretrained=False, device="meta"), KINDS["expedite"])
+        tg.attach(weightless(name), KINDS["expedite"])
 
 
 def test_rotary_positions_are_refused_for_clusters_and_served_with_merging(sam):

@@ -86,9 +86,9 @@ class TimmEva(TimmViT):
             q, k = heads(w_q, b_q, attn.q_norm), heads(w_k, b_k, attn.k_norm)
             if rope is not None:
                 rotate = sys.modules["timm.layers.pos_embed_sincos"].apply_rot_embed_cat
-                half = getattr(attn, "rotate_half", False)
+                half = {"half": True} if getattr(attn, "rotate_half", False) else {}
                 q, k = (
-                    torch.cat([t[:, :, :num_prefix], rotate(t[:, :, num_prefix:], rope, half=half)], dim=2)
+                    torch.cat([t[:, :, :num_prefix], rotate(t[:, :, num_prefix:], rope, **half)], dim=2)
                     for t in (q, k)
                 )
             return q, k.repeat_interleave(q.size(1) // k.size(1), dim=1)

@@ -84,8 +84,7 @@ class Trace:
         if index == self.start:
             self.thread = get_ident()
             return None
-        if self.thread not in (0, get_ident()):
-            raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
+        self._check_thread()
         state = self.slots[index]
         if state is None or x.size(1) != self.num_prefix + state.count:
             raise RuntimeError(
@@ -108,9 +107,14 @@ class Trace:
         if in_backward():
             self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
+        self._check_thread()  # another may have begun while this one was in the block: its record must not be touched
         self.slots[index + 1] = state
         if index + 1 == self.depth:
             self.output = x.detach()
+
+    def _check_thread(self) -> None:
+        if not torch.compiler.is_compiling() and self.thread not in (0, get_ident()):
+            raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
 
     @property
     def counts(self) -> list[int]:

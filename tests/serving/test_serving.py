@@ -118,6 +118,39 @@ def test_threads_in_one_model_one_after_another_are_served_and_two_at_once_refus
         assert torch.equal(results["after"], results["main"])
 
 
+def test_a_thread_inside_a_block_does_not_write_into_the_run_of_another(setting):
+    model, gates, results = tiny_vit(), {n: (threading.Event(), threading.Event()) for n in ("old", "new")}, {}
+
+    def stop(name):
+        def wait(*_):
+            if threading.current_thread().name == name:
+                gates[name][0].set()
+                assert gates[name][1].wait(20)
+
+        return wait
+
+    def serve(name, seed):
+        try:
+            with torch.no_grad():
+                results[name] = model(images(seed=seed))
+        except RuntimeError as error:
+            results[name] = str(error)
+
+    with tg.attach(model, *setting), torch.no_grad():
+        expected = model(images(seed=1))
+        model.blocks[1].mlp.register_forward_pre_hook(stop("old"))
+        model.blocks[2].register_forward_pre_hook(stop("new"))
+        threads = {n: threading.Thread(target=serve, args=(n, i), name=n) for i, n in enumerate(gates)}
+        for name in ("old", "new"):  # the old run stands inside block 1, the new one has passed it
+            threads[name].start()
+            assert gates[name][0].wait(20)
+        for name in ("old", "new"):
+            gates[name][1].set()
+            threads[name].join()
+    assert "Expected one thread at a time" in results["old"]
+    assert torch.equal(results["new"], expected)
+
+
 def test_deepcopies_serve_threads_side_by_side(setting):
     model, results = tiny_vit(), {}
     with tg.attach(model, *setting), torch.no_grad():

@@ -9,8 +9,9 @@ from tokengraph.adapters.timm import TimmViT
 from tokengraph.adapters.timm_eva import TimmEva
 from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers import TransformersViT
+from tokengraph.adapters.transformers_older import OlderTransformersViT
 
-ADAPTERS: list[Adapter] = [TimmViT(), TimmEva(), TorchvisionViT(), TransformersViT()]
+ADAPTERS: list[Adapter] = [TimmViT(), TimmEva(), TorchvisionViT(), TransformersViT(), OlderTransformersViT()]
 
 
 def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import check_halves, coarse_class, keep_map, keep_output, note_grid
+from tokengraph.adapters.block import Coarse, check_halves, coarse_class, keep_map, keep_output, note_grid
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
 from tokengraph.nn.size_bias import SizeRule
@@ -132,6 +132,8 @@ def attach(
     core, adapter = find_adapter(model)
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
+    if any(type(p).__name__ == "DTensor" for p in core.parameters()):
+        raise ValueError("Expected a model that is not sharded yet (got one). Attach first, then fully_shard.")
     blocks = adapter.blocks(core)
     if len({id(b) for b in blocks}) < len(blocks):
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
@@ -155,7 +157,18 @@ def attach(
 
 
 def detach(model: nn.Module) -> None:
-    """Takes whatever is attached out of a model, also out of a copy or a loaded one. Without any it does nothing."""
+    """Takes whatever is attached out of a model, also out of a copy or a loaded one. Without any it does nothing.
+
+    Raises:
+        RuntimeError: If the model was sharded after it was attached: nothing is changed.
+    """
+    for module in model.modules():
+        site = module.__dict__.get(SITE)
+        if isinstance(site, Site) and site.original and not issubclass(type(module).__bases__[0], Coarse):
+            raise RuntimeError(
+                f"Expected a model whose classes nobody has swapped since attach (got {type(module).__name__}, as of "
+                "fully_shard). Detach before sharding, or make the model again."
+            )
     detach_spatial(model)
     for module in list(model.modules()):
         site = module.__dict__.pop(SITE, None)

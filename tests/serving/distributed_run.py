@@ -35,6 +35,15 @@ def sharded(model):
     return fully_shard(model, mesh=mesh)
 
 
+def refused(call, words):
+    try:
+        call()
+    except (RuntimeError, ValueError) as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(f"went through, but should say: {words}")
+
+
 def main(rank: int, kind: str, file: str) -> None:
     """Gradients of half the batch, averaged over both processes, are those of the whole batch in one."""
     torch.set_num_threads(1)
@@ -50,6 +59,9 @@ def main(rank: int, kind: str, file: str) -> None:
         for parameter in wanted:
             torch.testing.assert_close(got[parameter], wanted[parameter], atol=1e-6, rtol=1e-4)
         print(name, flush=True)
+        if kind == "fsdp2":
+            refused(lambda model=model: tg.detach(model), "whose classes nobody has swapped")
+            refused(lambda: tg.attach(sharded(tiny_vit()), "tome", 3), "not sharded yet")
     dist.destroy_process_group()
 
 

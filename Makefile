@@ -9,11 +9,11 @@ PYTEST_ARGS ?=
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
 REQUIRE_CLUSTER ?=
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-oldest lint bench clean
 .NOTPARALLEL:  # two pip processes must not write to one environment
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp  ## real tokens of a photograph become a graph, shrink, and come back
 	$(BIN)/python -m tokengraph demo
@@ -25,6 +25,12 @@ test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'n
 	  test -z "$(REQUIRE_CLUSTER)"; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)  # one thread a process: no contention
 
+# The oldest versions stand in pyproject.toml; the rest as tested, in an environment of its own.
+test-oldest:  ## all tests with the oldest timm and transformers that are supported
+	$(MAKE) VENV=$(VENV)-oldest $(VENV)-oldest/test.stamp $(VENV)-oldest/cluster.stamp
+	$(VENV)-oldest/bin/python -m pip install $$(sed -n 's/^[a-z]* = \["\(timm\|transformers\)>=\(.*\)"\]$$/\1==\2/p' pyproject.toml)
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
 lint: $(VENV)/test.stamp  ## ruff, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +41,7 @@ bench: $(VENV)/demo.stamp $(VENV)/cluster.stamp  ## merge cost and end-to-end sp
 	$(BIN)/python benchmarks/end_to_end.py --quick
 
 clean:  ## remove the environment, caches and outputs
-	rm -rf .venv build *.egg-info outputs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest build *.egg-info outputs .pytest_cache .ruff_cache
 	find tokengraph tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment without pip is one whose making failed halfway: make it again.
@@ -48,7 +54,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(INSTALL) --editable '.[timm,transformers,viz,cli,test]'
+	$(INSTALL) --editable '.[timm,transformers,onnx,viz,cli,test]'
 	touch $@
 
 # Both are source packages whose build imports torch: hence after torch, and without build isolation. Wheels found

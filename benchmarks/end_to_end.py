@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from harness import Call, Effort, Timing, environment, interleave, label, warn_if_busy
 from report import markdown, progress, ratio_fields, save_plot, show, timing_fields, with_quartiles, write_json
+from stock_models import OTHERS, Shape, make
 from torch import Tensor, nn
 
 import tokengraph as tg
-from tokengraph.compat import timm
 from tokengraph.cost import vit_cost
 from tokengraph.schedule import Schedule
 from tokengraph.testing.ideal import ideal
@@ -54,6 +54,7 @@ class Setting:
 
 
 SETTINGS = (
+    Setting("nothing removed", tg.ToMe(), 0),
     Setting("ToMe r=13", tg.ToMe(), 13),
     Setting("AiluRus 50 % after 2", tg.AiluRus(), {2: 0.5}),
     Setting("DPC-KNN 50 % after 2", tg.DPCKNN(), {2: 0.5}),
@@ -66,10 +67,11 @@ SETTINGS = (
     Setting("GTP P=8, cls-mean", tg.GTP(score="cls-mean", scales=False), 8),
     Setting("Expedite 10x10 from 3 to 10", tg.Expedite(clusters=(10, 10)), {3: "cluster", 10: "reconstruct"}),
 )
-QUICK = SETTINGS[:2]
-# (name, ratio, goal, whether to stay below it), for deit_small at B=8, 224 px
-TARGETS = (
-    ("ToMe r=13", "ratio_to_ideal", 1.06, True),
+QUICK = SETTINGS[1:3]
+# (name, ratio, goal, whether to stay below it), at B=8, 224 px
+EVERYWHERE = (("nothing removed", "ratio_to_plain", 1.01, True), ("ToMe r=13", "ratio_to_ideal", 1.06, True))
+DEIT_SMALL = (
+    *EVERYWHERE,
     ("ToMe r=13", "speedup", 1.65, False),
     ("AiluRus 50 % after 2", "ratio_to_ideal", 1.08, True),
     ("DynamicViT 70 % at 3, 6, 9", "ratio_to_ideal", 1.06, True),
@@ -79,6 +81,7 @@ TARGETS = (
     ("GTP P=8, cls-mean", "ratio_to_ideal", 1.06, True),
     ("GTP P=8, cls-mean", "ratio_to_plain", 1.0, True),
 )
+TARGETS = {"deit_small_patch16_224": DEIT_SMALL} | dict.fromkeys(OTHERS, EVERYWHERE)
 WHAT = {"ratio_to_ideal": "time over its ideal", "ratio_to_plain": "time over plain", "speedup": "speed over plain"}
 
 
@@ -108,7 +111,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two strategies, few rounds: under a minute")
-    parser.add_argument("--models", nargs="+", default=["deit_small_patch16_224"], help="timm names of the ViT family")
+    parser.add_argument(
+        "--models", nargs="+", default=["deit_small_patch16_224"], help=f"names of timm's, or {', '.join(OTHERS)}"
+    )
     parser.add_argument("--only", nargs="+", help="only strategies with one of these words in their name")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, help="default: the model's own")
@@ -125,12 +130,10 @@ def _arguments() -> argparse.Namespace:
 @torch.inference_mode()
 def measure(name: str, device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows for one model: plain, then attached and ideal for each setting."""
-    options = {} if args.image_size is None else {"img_size": args.image_size}
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, **options).eval().to(device, getattr(torch, args.dtype))
-    height, width = model.patch_embed.img_size
-    images = torch.randn(args.batch, 3, height, width, device=device, dtype=getattr(torch, args.dtype))
-    settings = [s for s in _wanted(args) if not s.select.needs_class_token or _has_class(model)]
+    model = make(name, args.image_size).to(device, getattr(torch, args.dtype))
+    shape = Shape.of(model)
+    images = torch.randn(args.batch, 3, *shape.image, device=device, dtype=getattr(torch, args.dtype))
+    settings = [s for s in _wanted(args) if not s.select.needs_class_token or shape.has_class_token]
     rounds = args.rounds or (9 if args.quick else 21)
     with ExitStack() as stack:
         calls: dict[str, Call] = {"plain": _call(model, images, args.compile)}
@@ -148,16 +151,12 @@ def measure(name: str, device: torch.device, args: argparse.Namespace) -> list[d
             step(f"{name}: warm-up" + (", compiling" if args.compile else ""))
             effort = Effort(rounds, args.seconds or (40.0 if args.quick else 600.0), block=0.0)
             timings = interleave(calls, effort, tick=lambda: step(f"{name}: round"))
-    return _rows(name, model, settings, counts, timings)
+    return _rows(name, shape, settings, counts, timings)
 
 
 def _wanted(args: argparse.Namespace) -> list[Setting]:
     chosen = [s for s in SETTINGS if any(word.lower() in s.name.lower() for word in args.only or [""])]
     return [s for s in chosen if s in QUICK] if args.quick and not args.only else chosen
-
-
-def _has_class(model: nn.Module) -> bool:
-    return getattr(model, "cls_token", None) is not None
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -172,16 +171,14 @@ def _call(model: nn.Module, images: Tensor, compiled: bool) -> Call:
 
 def _rows(
     name: str,
-    model: nn.Module,
+    shape: Shape,
     settings: list[Setting],
     counts: dict[str, list[int]],
     timings: dict[str, Timing],
 ) -> list[dict[str, Any]]:
     plain = timings["plain"]
-    sizes: dict[str, Any] = {"channels": model.embed_dim, "num_prefix": model.num_prefix_tokens}
-    sizes["hidden"] = model.blocks[0].mlp.fc1.out_features  # type: ignore[index,union-attr]
-    full = [model.patch_embed.num_patches] * (len(model.blocks) + 1)  # type: ignore[union-attr,arg-type]
-    flops = vit_cost(full, **sizes).total.flops
+    full = [shape.patches] * (shape.depth + 1)
+    flops = vit_cost(full, **shape.sizes).total.flops
     rows: list[dict[str, Any]] = [
         {"model": name, "name": "plain", "kind": "plain", "counts": full, "gflops": round(flops / 1e9, 3)}
         | timing_fields(plain)
@@ -189,7 +186,7 @@ def _rows(
     ]
     for setting in settings:
         attached, floor = timings[f"{setting.name} attached"], timings[f"{setting.name} ideal"]
-        cost = vit_cost(counts[setting.name], **sizes, select=setting.select)
+        cost = vit_cost(counts[setting.name], **shape.sizes, select=setting.select)
         for kind, timing in (("attached", attached), ("ideal", floor)):
             flops = cost.total.flops if kind == "attached" else cost.attention.flops + cost.mlp.flops
             row = {"model": name, "name": setting.name, "kind": kind, "counts": counts[setting.name]}
@@ -203,12 +200,12 @@ def _rows(
 def _targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
-        for name, ratio, goal, below in TARGETS:
-            if row["model"] != "deit_small_patch16_224" or row["name"] != name or row["kind"] != "attached":
+        for name, ratio, goal, below in TARGETS.get(row["model"], ()):
+            if row["name"] != name or row["kind"] != "attached":
                 continue
             reached = row[ratio] <= goal if below else row[ratio] >= goal
             target = {
-                "target": f"{name}: {WHAT[ratio]}",
+                "target": f"{row['model']}, {name}: {WHAT[ratio]}",
                 "goal": f"{'<=' if below else '>='} {goal}",
                 "reached": reached,
             }

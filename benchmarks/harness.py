@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the accelerator before it reads the clock
 
 Call = Callable[[], object]
-PACKAGES = ("torch", "torch-geometric", "torch-cluster", "torch-scatter", "pyg-lib", "timm", "numpy")
+PACKAGES = "torch torch-geometric torch-cluster torch-scatter pyg-lib timm transformers torchvision numpy".split()
 
 
 @dataclass(frozen=True)

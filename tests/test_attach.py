@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tokengraph as tg
-from tokengraph.adapters.timm import TimmViT
+from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.testing import tiny_vit
 
 try:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import Coarse, check_halves, coarse_class, keep_map, keep_output, note_grid
+from tokengraph.adapters.block import Coarse, check_halves, coarse_class, keep_output, note_grid
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
 from tokengraph.nn.size_bias import SizeRule
@@ -63,6 +63,7 @@ def attach(
     prop_attn: bool | str | None = None,
     size_bias: str = "auto",
     lift: bool = False,
+    adapter: Adapter | None = None,
 ) -> Attachment: ...
 def attach(
     model: nn.Module,
@@ -72,6 +73,7 @@ def attach(
     prop_attn: bool | str | None = None,
     size_bias: str = "auto",
     lift: bool = False,
+    adapter: Adapter | None = None,
 ) -> Attachment | SpatialAttachment | WindowAttachment:
     """Makes a stock vision transformer coarsen its tokens, in place, with its own weights.
 
@@ -92,10 +94,11 @@ def attach(
             count less. Default: ``"log"`` where ``select.weighs``, which is where it merges. Strategies without sizes
             (pruning) add nothing.
         size_bias: How: ``"mask"``, an additive mask, or ``"fold"``, two more entries in each head, which leaves
-            mask-free kernels usable (not in torchvision). ``"auto"``: what was measured to be faster on the device: the
+            mask-free kernels usable. ``"auto"``: what was measured to be faster on the device: the
             mask on CPU; the mask on CUDA too as long as nobody has measured there.
         lift: Make ``forward_features`` return every input patch again, ``[B, P+N, C]``; dropped ones as zeros.
             ``forward_intermediates`` lifts its maps in any case.
+        adapter: How a model of your own is built, which cannot be found: :class:`tokengraph.adapters.EncoderLayers`.
 
     Returns:
         An :class:`Attachment`: ``handle.trace`` for counts and lifting, ``handle.remove()``; or use it in a ``with``.
@@ -115,21 +118,21 @@ def attach(
         [16, 12, 8, 4]
     """
     if isinstance(select, DynamicSpatial) or select is DynamicSpatial:
-        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift:
+        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift or adapter:
             raise ValueError(
-                "Expected DynamicSpatial alone (got a schedule, prop_attn, size_bias or lift too). It removes no "
-                "token; give it layers and ratios."
+                "Expected DynamicSpatial alone (got a schedule, prop_attn, size_bias, lift or adapter too). It removes "
+                "no token; give it layers and ratios."
             )
         return (select if isinstance(select, DynamicSpatial) else DynamicSpatial()).attach_to(model)
     if isinstance(select, WindowCoarsening):
-        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift:
+        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift or adapter:
             raise ValueError(
-                "Expected WindowCoarsening alone (got a schedule, prop_attn, size_bias or lift too). Its maps keep "
-                "their shape; give it keep and before."
+                "Expected WindowCoarsening alone (got a schedule, prop_attn, size_bias, lift or adapter too). Its maps "
+                "keep their shape; give it keep and before."
             )
         return select.attach_to(model)
     chosen = resolve(select)  # type: ignore[arg-type]
-    core, adapter = find_adapter(model)
+    core, adapter = find_adapter(model, adapter)
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
     if any(type(p).__name__ == "DTensor" for p in core.parameters()):
@@ -139,14 +142,14 @@ def attach(
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
     chosen, schedule = chosen.bind(adapter.channels(core), len(blocks), schedule)
-    _check_model(chosen, adapter, core, blocks)
+    _check_model(chosen, core)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
         check_halves(adapter, block, adapter.channels(core))
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    rule = _size_rule(chosen.weighs if prop_attn is None else prop_attn, size_bias, adapter)
+    rule = SizeRule.of(chosen.weighs if prop_attn is None else prop_attn, size_bias)
     recipe = Recipe(adapter, chosen, schedule, rule, lift)
     try:
         _swap(model, core, adapter, blocks, recipe, trace)
@@ -163,10 +166,11 @@ def detach(model: nn.Module) -> None:
         RuntimeError: If the model was sharded after it was attached: nothing is changed.
     """
     for module in model.modules():
-        site = module.__dict__.get(SITE)
-        if isinstance(site, Site) and site.original and not issubclass(type(module).__bases__[0], Coarse):
+        site, kind = module.__dict__.get(SITE), type(module)
+        original = site.original if isinstance(site, Site) else None
+        if original not in (None, kind) and not issubclass(kind.__bases__[0], Coarse):
             raise RuntimeError(
-                f"Expected a model whose classes nobody has swapped since attach (got {type(module).__name__}, as of "
+                f"Expected a model whose classes nobody has swapped since attach (got {kind.__name__}, as of "
                 "fully_shard). Detach before sharding, or make the model again."
             )
     detach_spatial(model)
@@ -185,28 +189,13 @@ def detach(model: nn.Module) -> None:
                     module._modules.pop(name, None)
 
 
-def _size_rule(prop_attn: bool | str, size_bias: str, adapter: Adapter) -> SizeRule:
-    rule = SizeRule.of(prop_attn, size_bias)
-    if adapter.masks_keep:
-        return rule
-    if size_bias == "fold":
-        raise ValueError(
-            f'Expected a model whose attention can be given a folded bias (got {adapter.family}). Use size_bias="mask".'
-        )
-    return SizeRule(rule.power, "mask")
-
-
-def _check_model(select: Select, adapter: Adapter, core: nn.Module, blocks: list[nn.Module]) -> None:
+def _check_model(select: Select, core: nn.Module) -> None:
     if taken := [name for name in select.modules if name in core._modules]:
         raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
-    if select.learns and not adapter.masks_keep:
+    if select.modules and isinstance(core, nn.Sequential):  # it would run them after its own parts
         raise ValueError(
-            f"Expected a model whose attention takes weighted edges, to train {type(select).__name__} "
-            f"(got {adapter.family})."
-        )
-    if select.edits_attention and adapter.map_site(blocks[0]) is None:
-        raise ValueError(
-            f"Expected a model whose attention map can be edited for {select} (got {adapter.family}). Use sparsity=1.0."
+            f"Expected a model that is no nn.Sequential, to put {', '.join(select.modules)} into it (got one). "
+            "Write it as a class with a forward."
         )
 
 
@@ -251,11 +240,6 @@ def _first_block(schedule: Schedule) -> int:
 
 def _watch(block: nn.Module, adapter: Adapter, select: Select) -> None:
     """Hooks on the parts of a block that the strategy reads. The tuple hides the block from nn.Module's bookkeeping."""
-    opened = adapter.map_site(block) if select.needs_map else None
-    if opened is not None:
-        opened.__dict__[SITE] = (block, "map")
-        opened.register_forward_hook(keep_map)
-        return
     for name, module in adapter.watched(block).items():
         module.__dict__[SITE] = (block, name)
         module.register_forward_hook(keep_output)
@@ -268,7 +252,7 @@ def _swap(
         block = blocks[index]
         block.__dict__[SITE] = Site(recipe, trace, index, type(block))
         block.__class__ = coarse_class(adapter.block_mixin, type(block))
-        if recipe.select.reads_attention:
+        if recipe.select.reads_attention and not recipe.select.needs_map:
             _watch(block, adapter, recipe.select)
     embedding = adapter.embedding(core)
     embedding.__dict__[SITE] = Site(recipe, trace)

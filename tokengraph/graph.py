@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,16 +91,17 @@ class TokenGraph(Data):
         return cls(**fields)
 
     @classmethod
-    def from_model(cls, model: nn.Module, images: Tensor, *, layer: int = -1) -> TokenGraph:
+    def from_model(cls, model: nn.Module, images: Tensor | Mapping[str, Tensor], *, layer: int = -1) -> TokenGraph:
         """Runs a supported vision transformer and takes the tokens that leave one of its blocks.
 
         Args:
             model: A model that :func:`tokengraph.attach` supports; it is not changed.
-            images: ``[B, 3, H, W]``, normalised as the model wants them.
+            images: ``[B, 3, H, W]``, normalised as the model wants them; for models of images of any shape (NaFlex)
+                their inputs by name.
             layer: Index of the block, 0-based; negative from the end. Before the final norm.
 
         Returns:
-            A graph of the patch tokens, with ``grid``, ``pos`` and ``prefix``.
+            A graph of the patch tokens, without padding, with ``grid``, ``pos`` and ``prefix``.
 
         Raises:
             ValueError: If the model is not supported or has no such block.
@@ -108,7 +109,7 @@ class TokenGraph(Data):
         from tokengraph.adapters import find_adapter
 
         model, adapter = find_adapter(model)
-        tokens, grid = adapter.features(model, images, layer)
+        tokens, grid = adapter.features(model, images, layer)  # type: ignore[arg-type]
         return cls.from_tokens(tokens, grid, num_prefix=adapter.num_prefix(model))
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.assignment import Assignment
+from tokengraph.edges.grid import grid_positions
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.ragged import spread
 from tokengraph.soft import SoftAssignment
@@ -34,6 +35,11 @@ class State:
         valid: ``[B, count]`` bool, True where there is a token; with ``counts``.
         decisions: Cumulative keep masks ``[B, count]`` of a strategy in training, stage by stage.
         keep_mask: The last of them as an attention mask over the whole sequence.
+        grids: ``(H, W)`` of each image's own input patches, where the model takes images of any shape; ``None``: all
+            have ``grid``.
+        plans: Patch tokens of each image after each number of blocks, where images differ.
+        present: ``[B, patches]`` bool, True where the input has a patch, where the model itself takes padded images;
+            ``None``: everywhere. The maps are then over the True ones.
     """
 
     images: int
@@ -49,6 +55,36 @@ class State:
     valid: Tensor | None = field(default=None, repr=False)
     decisions: tuple[Tensor, ...] = ()
     keep_mask: KeepMask | None = field(default=None, repr=False)
+    grids: tuple[tuple[int, int], ...] | None = None
+    plans: tuple[list[int], ...] | None = field(default=None, repr=False)
+    present: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def one_grid(self) -> tuple[int, int] | None:
+        """``(H, W)`` of the input patches of every image; ``None``: images differ, or are padded."""
+        if self.grids is None:
+            return self.grid
+        return self.grids[0] if self.present is None and len(set(self.grids)) == 1 else None
+
+    @property
+    def full_counts(self) -> tuple[int, ...] | None:
+        """Input patches of each image, where images are padded; ``None``: all have ``patches``."""
+        return None if self.present is None else tuple(h * w for h, w in self.grids or ())
+
+    def at_input(self) -> State:
+        """The tokens as they came, before anything was coarsened."""
+        return State(
+            self.images,
+            self.patches,
+            self.patches,
+            self.grid,
+            memory=self.memory,
+            counts=self.full_counts,
+            valid=self.present,
+            grids=self.grids,
+            plans=self.plans,
+            present=self.present,
+        )
 
     @property
     def coarse(self) -> bool:
@@ -99,6 +135,31 @@ class State:
         """Rows ``[B, count, ...]`` as flat tokens, without padding."""
         return rows.flatten(0, 1) if self.valid is None else rows[self.valid]
 
+    def locate(self, device: torch.device) -> Tensor:
+        """Centroids of the tokens in patch units, ``[B, count, 2]``."""
+        if self.grids is None:
+            pos = grid_positions(self.grid, device=device).expand(self.images, -1, -1)
+            if not self.coarse:
+                return pos
+            rows, size = pos.flatten(0, 1), None
+        else:
+            rows, size = torch.cat([grid_positions(grid, device=device) for grid in self.grids]), None
+        for step in self.maps:
+            if isinstance(step, SoftAssignment):
+                step = replace(step, normalize=True)
+            rows, size = step.reduce(rows, size)
+        return rows.view(self.images, -1, 2) if self.valid is None else spread(rows, self.valid)
+
+    def unweighed(self, device: torch.device | None) -> Tensor:
+        """Input patches that each token stands for, ``[B, count]``, where nobody weighs by them; ones after drops."""
+        if not self.coarse or any(step.lossy for step in self.maps):
+            ones = torch.ones(self.images, self.count, device=device)
+            return ones if self.valid is None else self.valid.float()
+        size = torch.ones(self.maps[0].num_tokens, device=device)
+        for step in self.maps:
+            size = step.reduce(size[:, None], size)[1]
+        return size.view(self.images, self.count) if self.valid is None else spread(size, self.valid)
+
     def decided(self, decision: KeepMask, num_prefix: int) -> State:
         """The state after one more keep decision over ``[B, count]``: nothing is taken out."""
         keep = decision.keep
@@ -108,14 +169,20 @@ class State:
 
     def restored(self) -> State:
         """The state after reconstruction: every input patch is there again."""
-        return replace(self, count=self.patches, size=None, maps=(), residues=(), patch=None, counts=None, valid=None)
+        start = self.at_input()
+        return replace(start, decisions=self.decisions, keep_mask=self.keep_mask)
 
     def lift(self, rows: Tensor, fill: Tensor | None = None, *, replenish: bool = False) -> Tensor:
-        """Rows ``[B, count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches.
+        """Rows ``[B, count, C]`` of the tokens of now as rows ``[B*patches, C]`` of the input patches; padding: zeros.
 
         With ``replenish``, features also get back what the strategy stored when tokens left.
         """
-        rows = self.flat(rows)
+        if self.present is None:
+            return self._lift(self.flat(rows), fill, replenish)
+        fill = None if fill is None else fill[self.present.flatten()]
+        return spread(self._lift(self.flat(rows), fill, replenish), self.present).flatten(0, 1)
+
+    def _lift(self, rows: Tensor, fill: Tensor | None, replenish: bool) -> Tensor:
         if len(self.maps) == 1 and not replenish:
             return self.maps[0].lift(rows, fill)
         reached = None if fill is None else torch.ones_like(rows[:, :1], dtype=torch.float32)

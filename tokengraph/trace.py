@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.assignment import Assignment
-from tokengraph.edges.grid import grid_positions
 from tokengraph.graph import TokenGraph
-from tokengraph.ragged import spread
 from tokengraph.soft import SoftAssignment
 from tokengraph.state import State
 
@@ -41,6 +39,8 @@ class Trace:
         patches: Patch tokens an image at the input, for the model's own image size.
         plan: Patch tokens after each number of blocks, for that size.
         grid: ``(H, W)`` of the input patches of the run that is going on.
+        grids: The same of each image, where they differ or are padded; ``None``: all have ``grid``.
+        present: ``[B, N]`` bool, True where the run's input has a patch; ``None``: everywhere.
     """
 
     num_prefix: int
@@ -49,6 +49,8 @@ class Trace:
     patches: int
     plan: list[int]
     grid: tuple[int, int]
+    grids: tuple[tuple[int, int], ...] | None = None
+    present: Tensor | None = field(default=None, repr=False)
     output: Tensor | None = field(default=None, repr=False)
     slots: list[State | None] = field(init=False, repr=False)
     entered: OrderedDict[tuple[int, int], State] = field(init=False, repr=False)
@@ -62,7 +64,10 @@ class Trace:
         """The state of a run's tokens as they come to the first attached block."""
         for layer in range(self.start, self.depth + 1):
             self.slots[layer] = None
-        return State(images, count, count, self.grid)
+        return self._input(images, count)
+
+    def _input(self, images: int, count: int) -> State:
+        return State(images, count, count, self.grid, grids=self.grids, present=self.present).at_input()
 
     def enter(self, index: int, x: Tensor) -> State | None:
         """The state of the tokens ``x [B, P+n, C]`` that come to block ``index``; ``None``: a new run begins.
@@ -124,7 +129,7 @@ class Trace:
         """
         if self.slots[self.depth] is None:
             return list(self.plan)
-        return [self.state(layer).count for layer in range(self.depth + 1)]
+        return [max(self.counts_per_image(layer), default=0) for layer in range(self.depth + 1)]
 
     def state(self, layer: int | None = None) -> State:
         """The tokens after ``layer`` blocks (default: all) in the last run.
@@ -144,7 +149,7 @@ class Trace:
                 f"Expected a run of the model up to layer {layer} before its trace is read (got none). "
                 "Call the model first."
             )
-        return State(first.images, first.patches, first.patches, first.grid)
+        return first.at_input()
 
     def counts_per_image(self, layer: int | None = None) -> list[int]:
         """Patch tokens of each image after ``layer`` blocks (default: all)."""
@@ -156,8 +161,7 @@ class Trace:
         state = self.state(layer)
         if state.valid is not None:
             return state.valid
-        device = None if self.output is None else self.output.device
-        return torch.ones(state.images, state.count, dtype=torch.bool, device=device)
+        return torch.ones(state.images, state.count, dtype=torch.bool, device=self._device)
 
     @property
     def decisions(self) -> list[Tensor]:
@@ -167,12 +171,14 @@ class Trace:
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """The map from the input patches, ``B*N`` of them, to the tokens after ``layer`` blocks."""
         state = self.state(layer)
-        source = state.source
-        if source is not None:
+        if (source := state.source) is not None:
             return source
-        device = None if self.output is None else self.output.device
-        ptr = torch.arange(state.images + 1, device=device) * state.patches
-        return Assignment.identity(state.images * state.patches, ptr=ptr, device=device)
+        counts, device = self.counts_per_image(0), self._device
+        return Assignment.identity(sum(counts), ptr=torch.tensor([0, *counts], device=device).cumsum(0), device=device)
+
+    @property
+    def _device(self) -> torch.device | None:
+        return None if self.output is None else self.output.device
 
     def size(self, layer: int | None = None) -> Tensor:
         """Weight of each token after ``layer`` blocks, ``[B, n]`` float32.
@@ -182,13 +188,7 @@ class Trace:
         """
         state = self.state(layer)
         if state.size is None:
-            device = None if self.output is None else self.output.device
-            size = torch.ones(state.images * state.patches, device=device)
-            if state.valid is None and state.coarse and not any(step.lossy for step in state.maps):
-                for step in state.maps:  # the strategy does not weigh keys by them, but they are known
-                    size = step.reduce(size[:, None], size)[1]
-                return size.view(state.images, state.count)
-            return size.new_ones(state.images, state.count)
+            return state.unweighed(self._device)
         return state.size.view(state.images, -1)[:, self.num_prefix :]
 
     def lift(
@@ -205,7 +205,7 @@ class Trace:
                 are before the final norm.
 
         Returns:
-            ``[B, N, C]``: a row for each of the N input patches, row-major.
+            ``[B, N, C]``: a row for each of the N input patches, row-major; zeros at padding of coarsened images.
 
         Raises:
             ValueError: If ``tokens`` do not have the number of tokens that the layer had.
@@ -235,40 +235,44 @@ class Trace:
             layer: Finished blocks; all by default.
             replenish: As for :meth:`lift`; what left the last block is replenished in any case.
         """
+        full, state = self._full(tokens, layer, replenish)
+        if state.one_grid is None:
+            raise ValueError("Expected images of one patch grid (got images of any shape). Use trace.as_maps().")
+        height, width = state.one_grid
+        if height * width != full.size(1):
+            raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")
+        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width).contiguous()
+
+    def as_maps(
+        self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False
+    ) -> list[Tensor]:
+        """A feature map of each image at its own resolution, ``[C, H_b, W_b]``; arguments as for :meth:`as_map`."""
+        full, state = self._full(tokens, layer, replenish)
+        if state.grids is None:
+            return list(self.as_map(tokens, layer=layer, replenish=replenish))
+        pairs = zip(full, state.grids, strict=True)
+        return [rows[: h * w].t().reshape(-1, h, w).contiguous() for rows, (h, w) in pairs]
+
+    def _full(self, tokens: Tensor | None, layer: int | None, replenish: bool) -> tuple[Tensor, State]:
+        """Rows ``[B, N, C]`` of every input patch, and the state that they come from."""
         if tokens is None:
             self.state()  # says so when there was no run yet
             tokens, replenish = self.output, True
             assert tokens is not None
-        full = self.lift(tokens, layer=layer, replenish=replenish)
-        height, width = self._state_of(tokens, layer).grid
-        if height * width != full.size(1):
-            raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")
-        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width).contiguous()
+        return self.lift(tokens, layer=layer, replenish=replenish), self._state_of(tokens, layer)
 
     def _state_of(self, tokens: Tensor, layer: int | None) -> State:
         """As :meth:`state`; in front of the first attached block, which may not have run, nothing is coarsened."""
         if layer is None or not 0 < layer <= self.start:
             return self.state(layer)
-        patches = self.grid[0] * self.grid[1]
-        return State(tokens.size(0), patches, patches, self.grid)
+        patches = self.grid[0] * self.grid[1] if self.grids is None else tokens.size(1) - self.num_prefix
+        return self._input(tokens.size(0), patches)
 
     def lift_sequence(self, tokens: Tensor) -> Tensor:
         """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``, prefix tokens in front."""
         if not self.state().coarse:
             return tokens
         return torch.cat([tokens[:, : self.num_prefix], self.lift(tokens)], dim=1)
-
-    def locate(self, state: State, device: torch.device) -> Tensor:
-        """Centroids of the tokens of a state in patch units, ``[B, n, 2]``."""
-        pos = grid_positions(state.grid, device=device).expand(state.images, -1, -1)
-        if not state.coarse:
-            return pos
-        rows, size = pos.flatten(0, 1), None
-        for step in state.maps:
-            if isinstance(step, SoftAssignment):
-                step = replace(step, normalize=True)
-            rows, size = step.reduce(rows, size)
-        return rows.view(state.images, -1, 2) if state.valid is None else spread(rows, state.valid)
 
     def graph(self, layer: int | None = None) -> TokenGraph:
         """The graph that the strategy works on, as it is after ``layer`` blocks of the last run.
@@ -284,15 +288,13 @@ class Trace:
             ValueError: If the strategy keeps no graph.
         """
         state = self.state(layer)
-        first = self.slots[self.start]
-        memory = state.memory if state.memory is not None or first is None else first.memory
-        if memory is None or not hasattr(memory, "token_graph"):
+        if not hasattr(state.memory, "token_graph"):
             raise ValueError(
-                "Expected a strategy that keeps a graph, such as GTP(mode='propagate') (got one without). "
+                "Expected a strategy that keeps a graph, as GTP(mode='propagate') on images of one shape (got none). "
                 "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."
             )
-        return memory.token_graph(state.patch, None if state.size is None else self.size(layer))
+        return state.memory.token_graph(state.patch, None if state.size is None else self.size(layer))
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = {"slots": [None] * (self.depth + 1), "entered": OrderedDict(), "output": None}
-        return {**self.__dict__, **empty}
+        empty = dict.fromkeys(("output", "grids", "present"))
+        return {**self.__dict__, **empty, "slots": [None] * (self.depth + 1), "entered": OrderedDict()}

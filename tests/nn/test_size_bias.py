@@ -207,13 +207,18 @@ def test_unknown_words_are_refused_before_anything_is_changed(options, message):
     assert type(model) is kind
 
 
-def test_torchvision_takes_the_mask_only():
+def test_torchvision_folds_sizes_too():
     try:
         from tokengraph.compat import torchvision
     except ImportError as error:
         pytest.skip(str(error))
     model = torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 64).eval()
-    with pytest.raises(ValueError, match='Use size_bias="mask"'):
-        tg.attach(model, "tome", 2, size_bias="fold")
-    with torch.no_grad(), tg.attach(model, "tome", 2, prop_attn="half-log"):
-        assert model(IMAGES).isfinite().all()
+    for layer in model.encoder.layers:  # whose weights are drawn so small that sizes would hardly count
+        torch.nn.init.normal_(layer.self_attention.in_proj_weight, std=0.5)
+    torch.nn.init.normal_(model.heads.head.weight)
+    outs = []
+    for way, power in (("mask", "half-log"), ("fold", "half-log"), ("fold", "log")):
+        with torch.no_grad(), tg.attach(model, "tome", 4, size_bias=way, prop_attn=power):
+            outs.append(model(IMAGES))
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outs[0], outs[2], rtol=1e-3, atol=1e-3)

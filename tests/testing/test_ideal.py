@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tokengraph as tg
+from tokengraph.nn.open_attention import OpenMap
 from tokengraph.testing import tiny_vit
 from tokengraph.testing.ideal import ideal
 
@@ -96,11 +97,13 @@ def test_ideal_counts_may_rise_to_the_first_again():
     assert seen == [17, 9, 17] * 2
 
 
-def test_ideal_may_open_the_maps_of_blocks_that_cut():
-    maps = []
-    model = tiny_vit()
-    for block in model.blocks:
-        block.attn.attn_drop.register_forward_hook(lambda m, args, out: maps.append(out.size(2)))
-    with ideal(model, [16, 16, 8, 8], open_maps=True):
-        model(torch.randn(1, 3, 32, 32))
-    assert maps == [17] and model.blocks[1].attn.fused_attn
+def test_ideal_may_open_the_maps_of_blocks_that_cut(monkeypatch):
+    maps, plain = [], OpenMap.softmax
+    monkeypatch.setattr(OpenMap, "softmax", lambda *args, **kw: maps.append(plain(*args, **kw)) or maps[-1])
+    model, images = tiny_vit(), torch.randn(1, 3, 32, 32)
+    outs = []
+    for opened in (False, True):
+        with ideal(model, [16, 16, 8, 8], open_maps=opened), torch.no_grad():
+            outs.append(model(images))
+        assert [m.size(2) for m in maps] == [17] * opened
+    torch.testing.assert_close(*outs)

@@ -5,17 +5,39 @@ from __future__ import annotations
 from torch import nn
 
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.timm import TimmViT
-from tokengraph.adapters.timm_eva import TimmEva
-from tokengraph.adapters.torchvision import TorchvisionViT
-from tokengraph.adapters.transformers import TransformersViT
-from tokengraph.adapters.transformers_older import OlderTransformersViT
+from tokengraph.adapters.multihead.encoder_layers import EncoderLayers
+from tokengraph.adapters.multihead.open_clip import OpenClipViT
+from tokengraph.adapters.multihead.torchvision import TorchvisionViT
+from tokengraph.adapters.timm.beit import TimmBeit
+from tokengraph.adapters.timm.eva import TimmEva
+from tokengraph.adapters.timm.naflex import TimmNaFlex
+from tokengraph.adapters.timm.vit import TimmViT
+from tokengraph.adapters.transformers.beit import OlderTransformersBeit, TransformersBeit
+from tokengraph.adapters.transformers.naflex import TransformersNaFlex
+from tokengraph.adapters.transformers.older import OlderTransformersViT
+from tokengraph.adapters.transformers.vit import TransformersViT
 
-ADAPTERS: list[Adapter] = [TimmViT(), TimmEva(), TorchvisionViT(), TransformersViT(), OlderTransformersViT()]
+ADAPTERS: list[Adapter] = [
+    TimmViT(),
+    TimmEva(),
+    TimmBeit(),
+    TorchvisionViT(),
+    OpenClipViT(),
+    TransformersViT(),
+    TransformersBeit(),
+    OlderTransformersBeit(),
+    OlderTransformersViT(),
+    TransformersNaFlex(),
+    TimmNaFlex(),
+]
 
 
-def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:
+def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.Module, Adapter]:
     """Finds the supported model: ``model`` itself, or the one inside it (a wrapper, a segmenter's backbone).
+
+    Args:
+        model: Any module.
+        adapter: How ``model`` itself is built, where it is one that cannot be found: :class:`EncoderLayers`.
 
     Returns:
         The model that has the blocks, and its adapter.
@@ -31,6 +53,12 @@ def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:
             "Expected a model that is not in nn.DataParallel (got one): its replicas would share one record. "
             "Use DistributedDataParallel."
         )
+    if adapter is not None:
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"Expected adapter as an Adapter (got {adapter!r}). For example EncoderLayers(...).")
+        if not adapter.serves(model):
+            raise ValueError(f"Expected {type(model).__name__} to have what the adapter says (got {vars(adapter)}).")
+        return model, adapter
     found: list[tuple[nn.Module, Adapter]] = []
     for module in model.modules():
         for adapter in ADAPTERS:
@@ -50,8 +78,10 @@ def find_adapter(model: nn.Module) -> tuple[nn.Module, Adapter]:
         f"Expected a supported model (got {type(model).__name__}{seen}). Supported: {supported}. "
         "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) keep tokens in "
         "places that a coarsened sequence does not have. tg.WindowCoarsening(...) serves timm's Swin and SAM, "
-        "tg.DynamicSpatial() Swin and ConvNeXt; features of any model can be clustered: see tg.TokenGraph.from_tokens."
+        "tg.DynamicSpatial() Swin and ConvNeXt; attach(..., adapter=tg.adapters.EncoderLayers(...)) a "
+        "model of your own with nn.TransformerEncoder; features of any model can be clustered: see "
+        "tg.TokenGraph.from_tokens."
     )
 
 
-__all__ = ["ADAPTERS", "Adapter", "find_adapter"]
+__all__ = ["ADAPTERS", "Adapter", "EncoderLayers", "find_adapter"]

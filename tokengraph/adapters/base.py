@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 from tokengraph.state import State
+
+if TYPE_CHECKING:
+    from tokengraph.trace import Trace
 
 
 class Adapter(ABC):
@@ -26,14 +28,12 @@ class Adapter(ABC):
         block_mixin: Put in front of the block's class; see :class:`tokengraph.adapters.block.CoarseBlock`.
         model_mixin: Put in front of the model's class, for pooling and feature maps; ``None``: not needed.
         side_inputs: Names of the block's other inputs that :meth:`carry` knows.
-        masks_keep: Whether its blocks take a :class:`~tokengraph.nn.KeepMask`, so that learned strategies can train.
     """
 
     family: ClassVar[str]
     block_mixin: ClassVar[type]
     model_mixin: ClassVar[type | None] = None
     side_inputs: ClassVar[tuple[str, ...]] = ()
-    masks_keep: ClassVar[bool] = True
 
     @abstractmethod
     def serves(self, model: nn.Module) -> bool:
@@ -71,6 +71,14 @@ class Adapter(ABC):
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         """The MLP half with its residual, ``[B, P+N, C]``."""
 
+    def whole(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+        """Both halves, ``[B, P+N, C]``, where the strategy does nothing in between."""
+        return self.feed(block, self.attend(block, x, mask, **side))
+
+    def stock(self, kind: type[nn.Module], block: nn.Module, x: Tensor, **side: Any) -> Tensor:
+        """What the block's own class ``kind`` makes of ``x [B, P+N, C]``, in the same shape."""
+        return kind.forward(block, x, **side)
+
     @abstractmethod
     def watched(self, block: nn.Module) -> dict[str, nn.Module]:
         """Modules whose outputs :meth:`statistics` wants, by name; they are kept where the strategy reads attention."""
@@ -81,24 +89,17 @@ class Adapter(ABC):
     ) -> AttentionStats:
         """Lazy statistics of the attention that the block has just computed, from what :meth:`watched` gave."""
 
-    def carry(self, side: dict[str, Any], state: State) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
         """The block's other inputs for the tokens of now: whatever has a row for each token is coarsened with them."""
         return side
+
+    def tokens_to_check(self, block: nn.Module) -> int:
+        """How many tokens the attach-time check gives the block; another number where only that one will do."""
+        return 8
 
     def example(self, block: nn.Module, count: int) -> dict[str, Any]:
         """Other inputs that the block needs to run on ``count`` tokens by itself."""
         return {}
-
-    def map_site(self, block: nn.Module) -> nn.Module | None:
-        """The module that the attention map ``[B, H, P+N, P+N]`` comes out of, after softmax, where it is open.
-
-        What a hook there returns instead is what weighs the values. ``None``: it never does.
-        """
-        return None
-
-    def open_map(self, block: nn.Module) -> AbstractContextManager[None]:
-        """A context in which the block leaves its fused kernel, so that the map passes through :meth:`map_site`."""
-        return nullcontext()
 
     def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
@@ -115,12 +116,18 @@ class Adapter(ABC):
     def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
         """``(H, W)`` of the patches that the embedding makes of ``images``."""
 
+    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes the shape of the images that come in, as ``embedding`` is called; see :class:`tokengraph.Trace`."""
+        trace.grid = self.image_grid(embedding, args[0] if args else next(iter(kwargs.values())))
+
     def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
         """The tokens ``[B, P+N, C]`` that leave block ``layer`` (0-based, negative from the end), and the grid."""
         blocks, seen = self.blocks(model), []
         if not -len(blocks) <= layer < len(blocks):
             raise ValueError(f"Expected a layer in [-{len(blocks)}, {len(blocks)}) (got {layer}).")
-        hook = blocks[layer].register_forward_hook(lambda module, args, output: seen.append(output))
+        hook = blocks[layer].register_forward_hook(
+            lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
         try:
             with torch.no_grad():
                 model(images)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.mask import attention_bias
 from tokengraph.adapters.site import SITE, STASH, Site, ours
-from tokengraph.adapters.step import begins, coarsen, restore, see
+from tokengraph.adapters.step import acts, begin, begins, budget, coarsen, map_edit, pairs, plans, restore, restores
+from tokengraph.nn.open_attention import OpenMap
 from tokengraph.state import State
 from tokengraph.trace import in_backward
 
@@ -42,23 +42,30 @@ class CoarseBlock(Coarse):
         adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
         x, state = self._enter(site, x)
         bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
-        side = adapter.carry(side, state) if state.coarse else side
-        keep = site.budget(state.patches, site.index + 1)
-        acts = select.acts(site.index + 1, keep, state.count)
-        if acts and select.reads_attention:
-            self.__dict__[STASH] = {}  # where hooks leave what they see
-        with adapter.open_map(self) if acts and select.needs_map else nullcontext():  # type: ignore[arg-type]
-            x = adapter.attend(self, x, bias, **side)  # type: ignore[arg-type]
-        if not acts or select.placement != "inside":
-            x = adapter.feed(self, x)  # type: ignore[arg-type]
-        if keep > state.count and site.restores(state.patches, site.index + 1):
+        side = adapter.carry(side, state, self) if state.coarse else side  # type: ignore[arg-type]
+        keep = budget(site, state, site.index + 1)
+        active = acts(site, state, site.index + 1, keep)
+        if active:
+            x = adapter.attend(self, x, self._watched_mask(site, state, bias), **side)  # type: ignore[arg-type]
+            x = x if select.placement == "inside" else adapter.feed(self, x)  # type: ignore[arg-type]
+        else:
+            x = adapter.whole(self, x, bias, **side)  # type: ignore[arg-type]
+        if restores(site, state, site.index + 1, keep):
             x, state = restore(trace, state, x)
-        elif acts:
+        elif active:
             x, state = coarsen(site, state, x, keep, self, bias, side)
             if select.placement == "inside":  # before the next block is after this one
                 x = adapter.feed(self, x)  # type: ignore[arg-type]
         trace.leave(site.index, x, state)
         return x
+
+    def _watched_mask(self, site: Site, state: State, bias: Any) -> Any:
+        """The mask under which the strategy sees what it reads; only what is left in the stash keeps a map alive."""
+        select = site.recipe.select
+        if not select.reads_attention:
+            return bias
+        seen = self.__dict__[STASH] = {}  # where hooks and masks leave what they see
+        return OpenMap(seen, map_edit(site, state), bias) if select.needs_map else bias
 
     @staticmethod
     def _enter(site: Site, x: Tensor) -> tuple[Tensor, State]:
@@ -67,13 +74,14 @@ class CoarseBlock(Coarse):
         state = trace.enter(site.index, x)
         if state is None:
             state = trace.begin(x.size(0), x.size(1) - trace.num_prefix)
+            state.plans = plans(site, state)
             if begins(select):
                 with torch.no_grad():
-                    state.memory = select.begin(see(site, state, x.detach(), None))
+                    state.memory = begin(site, state, x.detach())
             trace.slots[site.index] = state
         trace.remember(site.index, x, state)
-        first = site.budget(state.patches, 0) if site.index == 0 and not state.coarse else state.count
-        if first < state.count:
+        first = budget(site, state, 0) if site.index == 0 and not state.coarse else state.count
+        if any(keep < count for keep, count in pairs(state, first)):
             x, state = coarsen(site, state, x, first)
             if state.coarse and not in_backward():
                 trace.slots[0] = state
@@ -90,21 +98,10 @@ def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
 
 
 @ours
-def keep_map(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Forward hook: leaves the attention map with its block, as the strategy edits it."""
-    block = module.__dict__[SITE][0]
-    seen = block.__dict__.get(STASH)
-    if seen is None:
-        return output
-    seen["map"] = getattr(block, SITE).recipe.select.edit_attention(output)
-    return seen["map"]
-
-
-@ours
 def note_grid(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Forward pre-hook of the embedding: notes the patch grid of the images that come in."""
+    """Forward pre-hook of the embedding: notes the shape of the images that come in."""
     site: Site = module.__dict__[SITE]
-    site.trace.grid = site.recipe.adapter.image_grid(module, args[0] if args else next(iter(kwargs.values())))
+    site.recipe.adapter.note(site.trace, module, args, kwargs)
 
 
 @cache
@@ -122,7 +119,8 @@ def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
     """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
 
     It turns a change upstream, or a block with parts that the adapter does not know, into an error. The block is not
-    changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]``.
+    changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]``
+    (or another number of tokens, where the adapter says so).
     """
     mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
     if extra := [name for name in mine if name not in known and name not in adapter.side_inputs]:
@@ -139,13 +137,19 @@ def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
     def run(function: Callable[[], Tensor]) -> Tensor:  # dropout the same each time; other devices are left alone
         for generator in generators:
             generator.manual_seed(0)
-        return function()
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a whole layer has one, of other bits, which halves have not
+        try:
+            return function()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        x = torch.linspace(-2, 2, 8 * channels, device=parameter.device).sin().view(1, 8, -1).to(parameter.dtype)
-        side = adapter.example(block, 8)
+        count = adapter.tokens_to_check(block)
+        x = torch.linspace(-2, 2, count * channels, device=parameter.device).sin().view(1, count, -1)
+        x, side = x.to(parameter.dtype), adapter.example(block, count)
         mask = {name: None for name in ("attention_mask",) if name in mine}
-        wanted = run(lambda: type(block).forward(block, x, **mask, **side))
+        wanted = run(lambda: adapter.stock(type(block), block, x, **mask, **side))
         got = run(lambda: adapter.feed(block, adapter.attend(block, x, None, **side)))
     if not torch.equal(wanted, got):
         worst = (wanted - got).abs().max().item()

@@ -37,7 +37,9 @@ def attention_bias(
             f"Expected attn_mask of shape [..., 1 or {num_prefix + state.patches}, {num_prefix + state.patches}] "
             f"(got {list(mask.shape)})."
         )
-    if mask is not None and (state.keep_mask is not None or state.valid is not None):
+    if state.grids is not None and (state.coarse or state.keep_mask is not None):
+        mask = None  # it is the model's own and says where padding is, which the state knows, too
+    if mask is not None and state.grids is None and (state.keep_mask is not None or state.valid is not None):
         what = "images differ in their number of tokens" if state.keep_mask is None else "the strategy trains"
         raise ValueError(f"Expected no attn_mask while {what} (got one).")
     if state.keep_mask is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from tokengraph.adapters.site import STASH, Site
 from tokengraph.assignment import Assignment
 from tokengraph.prefix import with_prefix
 from tokengraph.ragged import pad, spread
+from tokengraph.schedule import tokens_per_layer
+from tokengraph.select.alone import select_alone, tokens_alone
 from tokengraph.select.attention import AttentionStats
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
@@ -24,24 +27,98 @@ def begins(select: Select) -> bool:
     return type(select).begin is not Select.begin
 
 
+def begin(site: Site, state: State, x: Tensor) -> Any:
+    """What the strategy's ``begin`` makes of a run's input ``x [B, P+N, C]``; a list where images go one by one."""
+    select, tokens = site.recipe.select, see(site, state, x, None)
+    if not _alone(select, state):
+        return select.begin(tokens)
+    assert state.grids is not None
+    return [select.begin(image) for image in tokens_alone(tokens, state.grids, True)]
+
+
+def plans(site: Site, state: State) -> tuple[list[int], ...] | None:
+    """The schedule worked out for each image's own number of patches; ``None`` where one holds for all."""
+    if state.one_grid is not None:
+        return None
+    recipe, made = site.recipe, {}
+    for patches in {h * w for h, w in state.grids or ()}:
+        fewest, own = recipe.select.fewest, recipe.select.own_budget
+        made[patches] = tokens_per_layer(recipe.schedule, site.trace.depth, patches, fewest, clusters=own)
+    return tuple(made[h * w] for h, w in state.grids or ())
+
+
+def budget(site: Site, state: State, finished: int) -> int | list[int]:
+    """Patch tokens to have left once ``finished`` blocks are done; one number an image where that differs."""
+    if state.plans is None:
+        return site.budget(state.patches, finished)
+    keep = [plan[finished] for plan in state.plans]
+    return keep[0] if len(set(keep)) == 1 else keep
+
+
+def acts(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
+    """Whether the strategy acts on any image."""
+    return any(site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep))
+
+
+def restores(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
+    """Whether every patch comes back once ``finished`` blocks are done."""
+    if not any(k > n for k, n in pairs(state, keep)):
+        return False
+    if state.plans is None:
+        return site.restores(state.patches, finished)
+    return any(plan[finished] > plan[finished - 1] for plan in state.plans)
+
+
+def pairs(state: State, keep: int | list[int]) -> list[tuple[int, int]]:
+    """Budget and tokens of each image; once where all are alike."""
+    if state.counts is None and not isinstance(keep, list):
+        return [(keep, state.count)]
+    counts = state.counts or (state.count,) * state.images
+    return list(zip(keep if isinstance(keep, list) else [keep] * len(counts), counts, strict=True))
+
+
+def _alone(select: Select, state: State) -> bool:
+    return state.one_grid is None and (select.alone or select.needs_grid)
+
+
+def map_edit(site: Site, state: State) -> Callable[[Tensor], Tensor]:
+    """What the strategy makes of an attention map ``[B, H, P+n, P+n]``, without padding where images differ."""
+    edit, prefix = site.recipe.select.edit_attention, site.trace.num_prefix
+    if state.counts is None or not site.recipe.select.edits_attention:
+        return edit
+
+    def each(attention: Tensor) -> Tensor:
+        out = attention.clone()
+        for b, count in enumerate(state.counts or ()):
+            rows = slice(0, prefix + count)
+            out[b : b + 1, :, rows, rows] = edit(attention[b : b + 1, :, rows, rows])
+        return out
+
+    return each
+
+
 def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
     """What a strategy sees of ``x [B, P+n, C]``."""
     trace = site.trace
     prefix = trace.num_prefix
-    known = state.grid[0] * state.grid[1] == state.patches
+    grid = state.one_grid
+    whole = grid is not None and grid[0] * grid[1] == state.patches
+    keep = state.decisions[-1] if state.decisions else None
+    if keep is None and state.present is not None and not state.coarse:
+        keep = state.present.float()  # decisions are about what is there
     return Tokens(
         x[:, prefix:],
         None if state.size is None else state.size.view(state.images, -1)[:, prefix:],
-        state.grid if known else None,
-        known and not state.coarse,
+        grid if whole else None,
+        whole and not state.coarse,
         state.valid,
         site.index,
         prefix,
         stats,
-        (lambda: trace.locate(state, x.device)) if known else None,
+        (lambda: state.locate(x.device)) if whole or grid is None else None,
         state.patch,
         state.memory,
-        state.decisions[-1] if state.decisions else None,
+        keep,
     )
 
 
@@ -49,7 +126,7 @@ def coarsen(
     site: Site,
     state: State,
     x: Tensor,
-    keep: int,
+    keep: int | list[int],
     block: Any = None,
     bias: Any = None,
     side: dict[str, Any] | None = None,
@@ -65,9 +142,14 @@ def coarsen(
     if decision is not None:
         return x, state.decided(decision, site.trace.num_prefix)
     if state.images == 0:
+        assert isinstance(keep, int)
         none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
         return x[:, : site.trace.num_prefix + keep], state.step(none, keep, None)
-    assignment = select(tokens, keep)
+    if _alone(select, state):
+        assert state.grids is not None
+        assignment = select_alone(select, tokens, keep, state.grids, not state.coarse)
+    else:
+        assignment = select(tokens, keep)
     if state.valid is not None or assignment.counts is not None:
         return _ragged(site, state, x, assignment)
     return _equal(site, state, x, assignment)
@@ -92,13 +174,17 @@ def _ragged(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAs
     select, prefix = site.recipe.select, site.trace.num_prefix
     size = None if state.size is None else state.flat(state.size.view(state.images, -1)[:, prefix:])
     before = state.flat(x[:, prefix:])
-    rows, size = _reduce(select, assignment, before, size)
+    if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
+        rows = assignment.centroids  # choosing has made them
+    else:
+        rows, size = _reduce(select, assignment, before, size)
     residue = select.residue(before, assignment) if select.stores else None
     counts = assignment.counts or (assignment.num_clusters // state.images,) * state.images
     padded, valid = pad(rows, list(counts))
     x = torch.cat([x[:, :prefix], padded], dim=1)
     equal = assignment.counts is None
     if select.weighs:  # padding has size 0, so that its logarithm bars it
+        assert size is not None
         size = torch.cat([size.new_ones(state.images, prefix), spread(size, valid)], dim=1).flatten()
     size = size if select.weighs else None
     new = state.step(assignment, max(counts), size, None if equal else valid, residue)

@@ -94,6 +94,7 @@ class AiluRus(Select):
     """
 
     name: ClassVar[str] = "ailurus"
+    alone: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = False
     placement: ClassVar[str] = "after"
     needs_grid: ClassVar[bool] = True

@@ -22,7 +22,7 @@ class AttentionStats:
         scale: Factor on the products.
         num_prefix: P.
         bias: Additive mask that the layer used, broadcastable to ``[B, H, P+N, P+N]``, or ``None``.
-        attention: The map that the layer has used, ``[B, H, P+N, P+N]``: after softmax and dropout.
+        attention: The map that the layer has used, ``[B, H, P+N, P+N]``: after softmax, as edited.
         keys: Returns what :meth:`keys` gives, where there is a cheaper way than through ``project``.
     """
 

@@ -36,6 +36,7 @@ class Select(ABC):
         needs_grid: Whether it works on the full patch grid only, so once a model.
         reads_attention: Whether it may ask for keys or attention; if not, none are kept for it.
         learns: Whether it has parameters to train.
+        alone: Whether images of their own shapes in one batch come to it one at a time: it takes no mask, or one grid.
     """
 
     name: ClassVar[str] = ""
@@ -45,6 +46,7 @@ class Select(ABC):
     needs_grid: ClassVar[bool] = False
     reads_attention: ClassVar[bool] = True
     learns: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -122,7 +124,7 @@ class Select(ABC):
         return False
 
     def edit_attention(self, attention: Tensor) -> Tensor:
-        """What the map ``[B, H, P+N, P+N]`` after softmax and dropout becomes in layers that reduce; itself, usually.
+        """What the map ``[B, H, P+N, P+N]`` after softmax becomes in layers that reduce; itself, usually.
 
         Only called where :attr:`needs_map` holds. Must not write into its argument.
         """

@@ -114,6 +114,7 @@ class Expedite(Select):
     """
 
     name: ClassVar[str] = "expedite"
+    alone: ClassVar[bool] = True
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = True

@@ -51,6 +51,7 @@ class GridPool(Select):
     """Average pooling over grid cells as a strategy, after a block; see :func:`grid_pool`."""
 
     name: ClassVar[str] = "grid-pool"
+    alone: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = False
     placement: ClassVar[str] = "after"
 

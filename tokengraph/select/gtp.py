@@ -151,6 +151,7 @@ class GTP(Select):
     """
 
     name: ClassVar[str] = "gtp"
+    alone: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     graph: str = "mixed"
     neighbors: int = 8

@@ -50,6 +50,7 @@ class TokenMigration(Select):
     """
 
     name: ClassVar[str] = "token-migration"
+    alone: ClassVar[bool] = True
     placement: ClassVar[str] = "after"
     merges: ClassVar[bool] = False
     schedule: Mapping[int, float] | int | None = None

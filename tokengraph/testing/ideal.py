@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters import Adapter, find_adapter
 from tokengraph.adapters.site import SITE
+from tokengraph.nn.open_attention import OpenMap
 
 PLACEMENTS = ("before", "inside", "after")
 
@@ -84,8 +86,8 @@ def _cutting(
     adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str, open_maps: bool
 ) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        with adapter.open_map(block) if open_maps else nullcontext():
-            x = adapter.attend(block, _cut(x, before), None)
+        mask: Any = OpenMap({}) if open_maps else None  # it holds the map, as what reads it does
+        x = adapter.attend(block, _cut(x, before), mask)
         if placement == "inside" and (after is None or after < x.size(1)):
             return adapter.feed(block, _cut(x, after))
         return _cut(adapter.feed(block, x), after)

@@ -22,6 +22,11 @@ FIRST_NORM = ("layernorm_before", "norm1", "layer_norm1")
 SECOND_NORM = ("layernorm_after", "norm2", "layer_norm2")
 ATTENTION = ("attention", "self_attn")
 AFTER_ATTENTION = ("dropout", "layer_scale1", "drop_path")
+SIGLIP2 = "transformers.models.siglip2.modeling_siglip2"
+BEIT = (
+    ("transformers.models.beit.modeling_beit", "BeitLayer"),
+    ("transformers.models.data2vec.modeling_data2vec_vision", "Data2VecVisionLayer"),
+)
 AFTER_MLP = ("dropout", "layer_scale2", "drop_path")
 
 
@@ -46,13 +51,13 @@ class TransformersViT(Adapter):
 
     def serves(self, model: nn.Module) -> bool:
         """Whether it has patch embeddings and a list of layers whose attention takes a mask."""
-        return is_vision_model(model) and not is_older(model)
+        return is_vision_model(model) and not any(kind(model) for kind in (is_older, is_naflex, is_beit))
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The layers, each of two norms, attention and MLP."""
         layers = layers_of(model)
         assert layers is not None
-        if isinstance(_patches(model.embeddings), nn.Linear):
+        if isinstance(_patches(model.embeddings), nn.Linear) and not is_naflex(model):
             raise ValueError(
                 f"Expected a model of images (got {type(model).__name__}, which takes patches of images of any shape)."
             )
@@ -120,7 +125,7 @@ class TransformersViT(Adapter):
         scale = getattr(attention, "scaling", getattr(attention, "scale", width**-0.5))
         return AttentionStats(project, float(scale), num_prefix, bias, keys=keys)
 
-    def carry(self, side: dict[str, Any], state: State) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         tables = side.get("position_embeddings")
         return side if tables is None else {**side, "position_embeddings": coarse_tables(tables, state)}
@@ -147,7 +152,9 @@ class TransformersViT(Adapter):
     def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Pooling heads see every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
         found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
-        if is_a(core, "transformers.backbone_utils", "BackboneMixin", "transformers.utils.backbone_utils") and hasattr(core, "encoder"):
+        if is_a(core, "transformers.backbone_utils", "BackboneMixin", "transformers.utils.backbone_utils") and hasattr(
+            core, "encoder"
+        ):
             found.append((core.encoder, "output", lift_hidden_states))  # type: ignore[arg-type]
         head = getattr(core, "head", None)
         if head is not None and getattr(core, "use_head", True):
@@ -209,6 +216,17 @@ def is_vision_model(model: nn.Module) -> bool:
     """Whether it is a model of transformers with patch embeddings and a list of layers."""
     ours = any(c.__module__.startswith("transformers.models.") for c in type(model).__mro__)
     return ours and _patches(getattr(model, "embeddings", None)) is not None and layers_of(model) is not None
+
+
+def is_naflex(model: nn.Module) -> bool:
+    """Whether it is SigLIP 2's vision model, which takes patches of images of any shape."""
+    return is_vision_model(model) and any(c.__module__ == SIGLIP2 for c in type(model).__mro__)
+
+
+def is_beit(model: nn.Module) -> bool:
+    """Whether its layers may add a relative position bias over all tokens: BEiT and Data2Vec."""
+    layers = layers_of(model)
+    return layers is not None and any((c.__module__, c.__name__) in BEIT for c in type(layers[0]).__mro__)
 
 
 def is_older(model: nn.Module) -> bool:

@@ -18,6 +18,8 @@ STRATEGIES = {
     "tome": (tg.ToMe(), 3),
     "topk": (tg.TopK(), {1: 10, 2: 5}),
     "gtp": (tg.GTP(), 3),
+    "gtp-sparse": (tg.GTP(sparsity=0.7), 3),
+    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
     "dpc-knn": (tg.DPCKNN(), {1: 0.5}),
     "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
 }
@@ -133,6 +135,28 @@ def test_tokens_come_back_to_full_resolution(images):
     assert graph.num_nodes == 32 and graph.grid == (4, 4)
 
 
-def test_learned_pruning_is_refused_by_name():
-    with pytest.raises(ValueError, match="attention takes weighted edges, to train DynamicViT"):
-        tg.attach(make(), tg.DynamicViT(layers=[1]))
+def test_learned_pruning_trains_as_in_timm(images):
+    ours, theirs = like_timm()
+    grads = []
+    for model in (ours, theirs):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            handle = tg.attach(model.train(), tg.DynamicViT(0.5, layers=[1, 2]))
+        torch.manual_seed(7)
+        loss = model(images).square().mean() + handle.trace.decisions[-1].mean()
+        loss.backward()
+        grads.append([p.grad for p in model.score_predictor.parameters()])
+        with torch.no_grad():
+            model.eval()(images)
+        assert handle.trace.counts[-1] < 16
+    assert len(grads[0]) > 4
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [(tg.GTP(sparsity=0.7), 3), (tg.ToMe(), 3)], ids=str)
+def test_open_maps_and_folded_sizes_give_what_timm_gives(strategy, images):
+    ours, theirs = like_timm()
+    for options in ({}, {"size_bias": "fold"}):
+        with tg.attach(ours, *strategy, **options), tg.attach(theirs, *strategy, **options):
+            assert_close(run(theirs, images), run(ours, images), rtol=1e-4, atol=1e-4)

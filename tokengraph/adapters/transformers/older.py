@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.adapters.transformers import (
+from tokengraph.adapters.transformers.vit import (
     FIRST_NORM,
     SECOND_NORM,
     TransformersViT,
     first_part,
+    is_beit,
     is_older,
     is_vision_model,
     through,
@@ -32,7 +33,7 @@ class OlderTransformersViT(TransformersViT):
 
     def serves(self, model: nn.Module) -> bool:
         """Whether it is a vision model with layers of the older kind."""
-        return is_vision_model(model) and is_older(model)
+        return is_vision_model(model) and is_older(model) and not is_beit(model)
 
     def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """Norm, attention, layer scale and drop path, as far as the layer has them, and the residual."""

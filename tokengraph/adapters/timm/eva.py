@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokengraph.adapters.base import is_a
 from tokengraph.adapters.block import CoarseBlock
 from tokengraph.adapters.rotary import coarse_tables
-from tokengraph.adapters.timm import TimmViT
+from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 from tokengraph.state import State
@@ -88,8 +88,7 @@ class TimmEva(TimmViT):
                 rotate = sys.modules["timm.layers.pos_embed_sincos"].apply_rot_embed_cat
                 half = {"half": True} if getattr(attn, "rotate_half", False) else {}
                 q, k = (
-                    torch.cat([t[:, :, :num_prefix], rotate(t[:, :, num_prefix:], rope, **half)], dim=2)
-                    for t in (q, k)
+                    torch.cat([t[:, :, :num_prefix], rotate(t[:, :, num_prefix:], rope, **half)], dim=2) for t in (q, k)
                 )
             return q, k.repeat_interleave(q.size(1) // k.size(1), dim=1)
 
@@ -98,7 +97,7 @@ class TimmEva(TimmViT):
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=keys)
 
-    def carry(self, side: dict[str, Any], state: State) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         rope = side.get("rope")
         if rope is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +74,7 @@ class TimmModel(Coarse):
             raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {form!r}).")
         asked.arguments["output_fmt"] = "NLC"
         out = plain(*asked.args, **asked.kwargs)
-        layers = _taken(asked.arguments["indices"], len(self.blocks))  # type: ignore[attr-defined]
+        layers = taken(asked.arguments["indices"], len(self.blocks))  # type: ignore[attr-defined]
         ran_to_the_end = not asked.arguments["stop_early"] or layers[-1] == site.trace.depth
 
         def lifted(tokens: Any, layer: int) -> Any:
@@ -165,21 +163,6 @@ class TimmViT(Adapter):
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias)
 
-    def map_site(self, block: nn.Module) -> nn.Module:
-        """``attn.attn_drop``: what it returns is the map that weighs the values."""
-        return block.attn.attn_drop  # type: ignore[union-attr,return-value]
-
-    @contextmanager
-    def open_map(self, block: nn.Module) -> Iterator[None]:
-        """Sets ``attn.fused_attn`` to False meanwhile."""
-        attn: Any = block.attn
-        fused = attn.fused_attn
-        attn.fused_attn = False
-        try:
-            yield
-        finally:
-            attn.fused_attn = fused
-
     def embedding(self, model: nn.Module) -> nn.Module:
         """``model.patch_embed``."""
         return model.patch_embed  # type: ignore[return-value]
@@ -207,7 +190,7 @@ class TimmViT(Adapter):
         return tokens, self.image_grid(model.patch_embed, images)  # type: ignore[arg-type]
 
 
-def _taken(indices: int | list[int] | None, depth: int) -> list[int]:
+def taken(indices: int | list[int] | None, depth: int) -> list[int]:
     """Finished blocks at each intermediate, in the order that timm returns them."""
     if indices is None:
         return list(range(1, depth + 1))

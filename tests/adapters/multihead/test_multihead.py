@@ -1,0 +1,177 @@
+"""The contract of attach over blocks of nn.MultiheadAttention: a user's own encoders, and open_clip."""
+
+import contextlib
+import copy
+import io
+
+import pytest
+import torch
+from multihead_cases import KINDS, STRATEGIES, Own, attach, blocks, checkpointed_call, images, make, run
+from torch import nn
+from torch.testing import assert_close
+
+import tokengraph as tg
+
+
+@pytest.fixture(name="images")
+def two_images():
+    return images()
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_removed_is_bit_identical_and_remove_restores(kind, grad, train, images):
+    model = make(kind).train(train)
+
+    def ran():
+        torch.manual_seed(7)
+        with contextlib.nullcontext() if grad else torch.no_grad():
+            return model(images).detach()
+
+    plain, keys = ran(), list(model.state_dict())
+    types = [type(m) for m in model.modules()]
+    for name in ("tome", "topk", tg.GTP(sparsity=0.5)):
+        handle = attach(model, kind, name, 0)
+        assert torch.equal(ran(), plain) and list(model.state_dict()) == keys
+        handle.remove()
+    attach(model, kind, "tome", 3).remove()
+    assert torch.equal(ran(), plain) and [type(m) for m in model.modules()] == types
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_strategy_runs_and_treats_images_alone(kind, strategy, images):
+    model = make(kind)
+    with attach(model, kind, *STRATEGIES[strategy]) as handle:
+        out = run(model, images)
+        assert_close(out, torch.cat([run(model, image[None]) for image in images]), rtol=1e-4, atol=1e-4)
+        assert min(handle.trace.counts) < 16
+
+
+@pytest.mark.parametrize("strategy", ["tome", "topk", "gtp-sparse", "dynamicvit"])
+@pytest.mark.parametrize("kind", ["own_sequence_first", "own_relu"])
+def test_fast_path_and_order_of_axes_change_nothing(kind, strategy, images):
+    model, other = make(kind), make("own" if kind == "own_sequence_first" else kind)
+    if kind == "own_sequence_first":
+        model = Own(batch_first=False)
+        model.load_state_dict(other.state_dict())
+        model.eval()
+    outs = []
+    for each, fast in ((model, True), (other, False)):
+        torch.manual_seed(3)
+        with attach(each, kind, *STRATEGIES[strategy]):
+            torch.backends.mha.set_fastpath_enabled(fast)
+            try:
+                outs.append(run(each, images))
+            finally:
+                torch.backends.mha.set_fastpath_enabled(True)
+    assert_close(*outs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_are_those_of_the_open_map(kind, images):
+    seen = []
+
+    class Spy(tg.Select):
+        merges, needs_map = False, False
+
+        def __call__(self, tokens, budget):
+            stats = tokens.attention
+            seen.append((stats.rows(0, 3), stats.column_sums(), stats.diagonal()))
+            return tg.topk(tokens.x.sum(dim=2), budget)
+
+    class Open(Spy):
+        needs_map = True
+
+    for select in (Spy(), Open()):
+        model = make(kind)
+        with attach(model, kind, select, {2: 12}):
+            run(model, images)
+    for ours, theirs in zip(*seen, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pruned_tokens_are_gone_for_the_stock_layers_behind(kind, images):
+    model = make(kind)
+    with attach(model, kind, tg.TopK(score="norm"), {1: 7}) as handle:
+        out = run(model, images)
+        patch = handle.trace.state(1).patch
+    held = []
+    hook = blocks(model)[0].register_forward_hook(lambda m, args, o: held.append(o))
+    run(model, images)
+    hook.remove()
+    first = isinstance(model, Own) and not model.batch_first
+    whole = held[0].transpose(0, 1) if first else held[0]
+    for b in range(2):  # by hand, one image at a time
+        x = torch.cat([whole[b, :1], whole[b, 1:][patch[b]]])[None]
+        with torch.no_grad():
+            for block in blocks(model)[1:]:
+                x = block(x.transpose(0, 1)).transpose(0, 1) if first else block(x)
+            wanted = (
+                model.head(model.encoder.norm(x)[:, 0]) if isinstance(model, Own) else model._pool(x)[0] @ model.proj
+            )
+        assert_close(out[b], wanted[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deepcopies_and_saved_models_stay_attached(kind, images):
+    model = make(kind)
+    attach(model, kind, tg.GTP(sparsity=0.5), 3)
+    out, buffer = run(model, images), io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert torch.equal(run(twin, images), out)
+        tg.detach(twin)
+        assert not torch.equal(run(twin, images), out)
+    assert torch.equal(run(model, images), out)
+
+
+@pytest.mark.parametrize("strategy", ["tome", "gtp-sparse", "dynamicvit"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_gives_the_plain_gradients(kind, strategy, images):
+    grads = []
+    for checkpointed in (False, True):
+        model = make(kind).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+        with attach(model, kind, *STRATEGIES[strategy]):
+            if checkpointed:
+                for block in blocks(model):
+                    block.forward = checkpointed_call(block.forward)
+            torch.manual_seed(5)
+            model(images).square().mean().backward()
+            for block in blocks(model):
+                block.__dict__.pop("forward", None)
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 20
+    for plain, again in zip(*grads, strict=True):
+        assert_close(plain, again)
+
+
+@pytest.mark.parametrize("strategy", ["tome", "gtp-sparse", "topk", "dynamicvit"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_in_one_graph_with_the_eager_result(kind, strategy, images):
+    model = make(kind)
+    with attach(model, kind, *STRATEGIES[strategy]), torch.no_grad():
+        eager = model(images)
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert_close(compiled(images), eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["tome", "gtp-sparse", "dynamicvit"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_bfloat16_autocast_stay_finite(kind, strategy, images):
+    model = make(kind).train()
+    with attach(model, kind, *STRATEGIES[strategy]):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(images).float().square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        assert run(model.eval().bfloat16(), images.bfloat16()).isfinite().all()

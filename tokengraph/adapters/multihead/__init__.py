@@ -1,0 +1,1 @@
+"""Blocks over ``nn.MultiheadAttention``: torchvision, open_clip, a model of your own."""

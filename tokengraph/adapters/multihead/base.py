@@ -1,0 +1,128 @@
+"""Blocks over ``nn.MultiheadAttention``: its attention under any mask, and what strategies read of it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.site import STASH
+from tokengraph.select.attention import AttentionStats
+
+
+class MultiheadAdapter(Adapter):
+    """Pre-norm blocks whose attention is an ``nn.MultiheadAttention``.
+
+    Queries and keys are made inside that module, by parameters. Where a strategy asks for them they are made again
+    from its input, which is left with the block. No hook does that: one inside a block of torch turns its fast path
+    off, and with it other blocks' bits.
+
+    Attributes:
+        norm: Name of the norm in front of the attention.
+        attention: Name of the ``nn.MultiheadAttention``.
+        after: Name of the dropout or layer scale behind it.
+    """
+
+    norm: ClassVar[str]
+    attention: ClassVar[str]
+    after: ClassVar[str]
+
+    def attend(self, block: nn.Module, x: Tensor, mask: Any, **side: Any) -> Tensor:
+        """``x + after(attention(norm(x)))``, in the block's own order of batch and sequence."""
+        attention = getattr(block, self.attention)
+        x = turned(attention, x)
+        y = getattr(block, self.norm)(x)
+        seen = block.__dict__.get(STASH)
+        if seen is not None:
+            seen["normed"] = turned(attention, y)
+        return turned(attention, x + getattr(block, self.after)(self_attention(attention, y, mask)))
+
+    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
+        """None: :meth:`attend` leaves what is wanted."""
+        return {}
+
+    def statistics(
+        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+    ) -> AttentionStats:
+        """Queries and keys made again from the input of the attention."""
+        attention: Any = getattr(block, self.attention)
+        heads, width, normed = attention.num_heads, attention.head_dim, seen["normed"]
+        weights, offset = attention.in_proj_weight.chunk(3), attention.in_proj_bias
+        biases = (None, None, None) if offset is None else offset.chunk(3)
+
+        def project() -> tuple[Tensor, Tensor]:
+            q, k = (_heads(F.linear(normed, weights[i], biases[i]), heads) for i in (0, 1))
+            return q, k
+
+        def keys() -> Tensor:  # the mean over heads of a product is the product with the mean of the weights
+            weight = weights[1].unflatten(0, (heads, width)).mean(0)
+            return F.linear(normed[:, num_prefix:], weight, _mean(biases[1], heads))
+
+        return AttentionStats(project, width**-0.5, num_prefix, bias, keys=keys)
+
+    def stock(self, kind: type[nn.Module], block: nn.Module, x: Tensor, **side: Any) -> Tensor:
+        """The block's own forward on ``x [B, P+N, C]``, in its own order of batch and sequence."""
+        attention = getattr(block, self.attention)
+        return turned(attention, kind.forward(block, turned(attention, x), **side))
+
+    def check(self, blocks: list[nn.Module]) -> list[nn.Module]:
+        """``blocks``, once each is known to have an attention that can be coarsened.
+
+        Raises:
+            ValueError: For keys and values of other widths, and for keys beside those of the tokens.
+        """
+        for i, block in enumerate(blocks):
+            attention: Any = getattr(block, self.attention, None)
+            if not isinstance(attention, nn.MultiheadAttention):
+                raise ValueError(
+                    f"Expected an nn.MultiheadAttention as {self.attention} (got {type(attention).__name__} in block "
+                    f"{i} of class {type(block).__name__})."
+                )
+            if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+                raise ValueError(
+                    f"Expected self-attention over the tokens alone (got kdim, vdim, add_bias_kv or add_zero_attn in "
+                    f"block {i})."
+                )
+        return blocks
+
+
+def self_attention(attention: Any, x: Tensor, mask: Any) -> Tensor:
+    """Self-attention of an ``nn.MultiheadAttention`` under any mask.
+
+    Without a mask the module itself runs. Otherwise its projections go through ``scaled_dot_product_attention``: with
+    one bias a key it is equal to the module's float ``key_padding_mask``, and up to twice as fast on CPU, where the
+    module multiplies by an expanded weight when nothing wants a gradient.
+
+    Args:
+        attention: The module.
+        x: ``[B, N, C]``, or ``[N, B, C]`` where it is not ``batch_first``.
+        mask: ``None``; additive, ``[1 or B, 1 or H, 1 or N, N]``; a :class:`~tokengraph.nn.KeepMask`, a ``SizeBias`` or
+            an ``OpenMap``.
+
+    Returns:
+        As ``x``.
+
+    Cost: that of the module.
+    """
+    if mask is None:
+        return attention(x, x, x, need_weights=False)[0]
+    x = turned(attention, F.linear(x, attention.in_proj_weight, attention.in_proj_bias))
+    q, k, v = x.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    dropout = attention.dropout if attention.training else 0.0
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+    return F.linear(turned(attention, y), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def turned(attention: Any, x: Tensor) -> Tensor:
+    """``x`` with batch and sequence exchanged where the module wants the sequence first; its own inverse."""
+    return x if attention.batch_first else x.transpose(0, 1)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _mean(offset: Tensor | None, heads: int) -> Tensor | None:
+    return None if offset is None else offset.unflatten(0, (heads, -1)).mean(0)

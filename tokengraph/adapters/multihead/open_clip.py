@@ -1,0 +1,148 @@
+"""The vision towers of open_clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import is_a
+from tokengraph.adapters.block import Coarse, CoarseBlock
+from tokengraph.adapters.multihead.base import MultiheadAdapter, turned
+from tokengraph.adapters.site import SITE, Site
+from tokengraph.adapters.timm.vit import taken
+from tokengraph.state import State
+
+ORIGIN = "open_clip.transformer"
+
+
+class OpenClipBlock(CoarseBlock):
+    """``open_clip.transformer.ResidualAttentionBlock`` with a coarsening in it."""
+
+    def forward(
+        self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """Takes ``[B, P+n, C]``, or ``[P+n, B, C]`` where it is not ``batch_first``."""
+        if k_x is not None or v_x is not None or attn_mask is not None:
+            raise ValueError("Expected self-attention without a mask, as vision towers have it (got k_x or attn_mask).")
+        attention: Any = self.attn  # type: ignore[attr-defined]
+        return turned(attention, self.coarse(turned(attention, q_x)))
+
+
+class OpenClipModel(Coarse):
+    """``open_clip.transformer.VisionTransformer`` around coarsened blocks."""
+
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pools as if every input patch had its cluster's features; with ``lift=True`` its tokens are whole, too."""
+        site: Site = getattr(self, SITE)
+        attends = self.attn_pool is not None  # type: ignore[attr-defined]
+        if site.recipe.lift:
+            x = site.trace.lift_sequence(x)
+        elif attends or self.pool_type != "tok":  # type: ignore[attr-defined]
+            state = site.trace.state()
+            if attends and _there(state) is not None:
+                raise ValueError("Expected no attention pooling where tokens are masked (got one).")
+            if not any(step.lossy for step in state.maps):
+                x = site.trace.lift_sequence(x)
+        return super()._pool(x)  # type: ignore[misc]
+
+    def _global_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As open_clip's; tokens that are dropped by a mask have no say in the average."""
+        site: Site = getattr(self, SITE)
+        pooled, tokens = super()._global_pool(x)  # type: ignore[misc]
+        if self.pool_type != "avg":  # type: ignore[attr-defined]
+            return pooled, tokens
+        there = _there(site.trace.state())
+        if there is None or there.shape != tokens.shape[:2]:  # which were lifted
+            return pooled, tokens
+        weight = there.to(x.dtype)[..., None]
+        return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0), tokens
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: the schedule was made for the blocks there are."""
+        raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        stop_early: bool = False,
+        normalize_intermediates: bool = False,
+        intermediates_only: bool = False,
+        output_fmt: str = "NCHW",
+        output_extra_tokens: bool = False,
+    ) -> dict[str, Any]:
+        """As open_clip's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {output_fmt!r}).")
+        site: Site = getattr(self, SITE)
+        out = super().forward_intermediates(  # type: ignore[misc]
+            x, indices, stop_early, normalize_intermediates, intermediates_only, "NLC", output_extra_tokens
+        )
+        lift = site.trace.as_map if output_fmt == "NCHW" else site.trace.lift
+        layers = taken(indices, site.trace.depth)
+        pairs = zip(out["image_intermediates"], layers, strict=True)
+        out["image_intermediates"] = [lift(t, layer=i, replenish=not normalize_intermediates) for t, i in pairs]
+        return out
+
+
+def _there(state: State) -> Tensor | None:
+    """``[B, n]``: which tokens are there; ``None``: all."""
+    return state.decisions[-1] if state.decisions else state.valid
+
+
+class OpenClipViT(MultiheadAdapter):
+    """open_clip's ``VisionTransformer`` with ``ResidualAttentionBlock``; in a CLIP model only its vision tower."""
+
+    family = "open_clip VisionTransformer (CLIP vision towers)"
+    block_mixin = OpenClipBlock
+    model_mixin = OpenClipModel
+    norm, attention, after = "ln_1", "attn", "ls_1"
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether open_clip's ``VisionTransformer`` is among its classes."""
+        return is_a(model, ORIGIN, "VisionTransformer")
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """``model.transformer.resblocks``, all of class ``ResidualAttentionBlock``."""
+        blocks: list[nn.Module] = list(model.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+        for i, block in enumerate(blocks):
+            if not is_a(block, ORIGIN, "ResidualAttentionBlock"):
+                raise ValueError(
+                    f"Expected blocks of class ResidualAttentionBlock (got {type(block).__name__} at {i})."
+                )
+        if not hasattr(model, "_pool"):
+            raise ValueError("Expected open_clip whose VisionTransformer pools in a method (got an older one).")
+        return self.check(blocks)
+
+    def num_prefix(self, model: nn.Module) -> int:
+        """1: the class token."""
+        return 1
+
+    def has_class_token(self, model: nn.Module) -> bool:
+        """Always."""
+        return True
+
+    def channels(self, model: nn.Module) -> int:
+        """``model.transformer.width``."""
+        return int(model.transformer.width)  # type: ignore[union-attr,arg-type]
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """``model.grid_size``."""
+        height, width = model.grid_size  # type: ignore[misc]
+        return int(height), int(width)
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """``x + ls_2(mlp(ln_2(x)))``."""
+        block_: Any = block
+        x = turned(block_.attn, x)
+        return turned(block_.attn, x + block_.ls_2(block_.mlp(block_.ln_2(x))))
+
+    def embedding(self, model: nn.Module) -> nn.Module:
+        """``model.conv1``."""
+        return model.conv1  # type: ignore[return-value]
+
+    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+        """As the patch convolution counts."""
+        height, width = embedding.stride  # type: ignore[misc]
+        return images.size(-2) // int(height), images.size(-1) // int(width)  # type: ignore[arg-type]

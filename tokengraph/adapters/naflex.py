@@ -1,0 +1,69 @@
+"""Images of any shape in one padded batch (NaFlex): what every such adapter asks of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Grids = tuple[tuple[int, int], ...]
+
+
+def image_shapes(width: int, mask: Tensor | None, shapes: Tensor) -> tuple[Grids, Tensor | None]:
+    """The grids of a batch and where it has patches.
+
+    Args:
+        width: N, patches an image with its padding.
+        mask: ``[B, N]``, nonzero where there is a patch; ``None``: everywhere.
+        shapes: ``[B, 2]`` ints, (H, W) of each image.
+
+    Returns:
+        The grids, and the mask ``[B, N]`` bool; ``None`` where nothing is padded.
+
+    Raises:
+        ValueError: If an image has other patches than the first ``H * W`` of its row.
+
+    Cost: two host synchronisations on CUDA.
+    """
+    grids = tuple((int(h), int(w)) for h, w in shapes.tolist())
+    counts = [h * w for h, w in grids]
+    present = torch.arange(width, device=shapes.device) < torch.tensor(counts, device=shapes.device)[:, None]
+    given = torch.ones_like(present) if mask is None else mask.to(shapes.device).bool()
+    if given.shape != present.shape or not torch.equal(given, present) or max(counts, default=0) > width:
+        have = given.sum(dim=1).tolist() if given.dim() == 2 else list(given.shape)
+        raise ValueError(
+            f"Expected a mask of the first H * W patches of each image, {counts} of {width} (got {have}). Give mask "
+            "and shapes as the model's own processor makes them."
+        )
+    if all(n == width for n in counts):
+        return grids, None
+    return grids, present if mask is None else present.to(mask.device)
+
+
+def tokens_of_each(
+    blocks: Sequence[nn.Module], layer: int, run: Callable[[], Any], grids: Grids, num_prefix: int
+) -> list[Tensor]:
+    """Runs a model and takes the tokens ``[P+N_b, C]`` of each image that leave one of its blocks, without padding.
+
+    Args:
+        blocks: Of the model.
+        layer: Index of the block, negative from the end.
+        run: Calls the model.
+        grids: ``(H, W)`` of each image.
+        num_prefix: P.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if not -len(blocks) <= layer < len(blocks):
+        raise ValueError(f"Expected a layer in [-{len(blocks)}, {len(blocks)}) (got {layer}).")
+    seen: list[Any] = []
+    hook = blocks[layer].register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        hook.remove()
+    return [rows[: num_prefix + h * w] for rows, (h, w) in zip(seen[0], grids, strict=True)]

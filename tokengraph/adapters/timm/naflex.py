@@ -1,0 +1,127 @@
+"""timm's ``NaFlexVit``: images of any shape, as patches, in one padded batch; or plain images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import Adapter, is_a
+from tokengraph.adapters.naflex import Grids, image_shapes, tokens_of_each
+from tokengraph.adapters.site import SITE, Site
+from tokengraph.adapters.timm.vit import TimmModel, TimmViT
+from tokengraph.trace import Trace
+
+ORIGIN = "timm.models.naflexvit"
+
+
+class TimmNaFlexModel(TimmModel):
+    """``timm.models.naflexvit.NaFlexVit`` around coarsened blocks."""
+
+    def forward_features(self, patches: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As timm's; of patches a dict, whose ``patch_valid [B, n]`` says where tokens are left.
+
+        Raises:
+            ValueError: For an ``attn_mask`` of the user's own beside patches of any shape.
+        """
+        site: Site = getattr(self, SITE)
+        trace = site.trace
+        own = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
+        if own is not None and (args or kwargs.get("patch_coord") is not None):
+            raise ValueError("Expected no attn_mask beside patches of any shape (got one). Padding has its mask.")
+        out = super(TimmModel, self).forward_features(patches, *args, **kwargs)  # type: ignore[misc]
+        if not isinstance(out, dict):
+            return trace.lift_sequence(out) if site.recipe.lift else out
+        if site.recipe.lift:
+            return {**out, "patches": trace.lift_sequence(out["patches"])}
+        return {**out, "patch_valid": trace.valid()} if trace.state().coarse else out
+
+    def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
+        """Pools as if every patch had its cluster's features; dropped patches and padding have no say."""
+        site: Site = getattr(self, SITE)
+        state, prefix = site.trace.state(), site.trace.num_prefix
+        plain = super()._pool  # type: ignore[misc]
+        if x.size(1) != prefix + state.count or not (state.coarse or state.decisions):
+            return plain(x, pool_type, patch_valid)
+        if state.coarse and not any(step.lossy for step in state.maps):
+            return plain(site.trace.lift_sequence(x), pool_type, state.present)
+        if not state.decisions:
+            return plain(x, pool_type, state.valid)
+        pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
+        if pooled != "avg" or self.attn_pool is not None or self.pool_include_prefix:  # type: ignore[attr-defined]
+            return plain(x, pool_type, state.decisions[-1] > 0)
+        weight = state.decisions[-1].to(x.dtype)[..., None]  # decisions get a gradient from here, too
+        return (x[:, prefix:] * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
+
+
+class TimmNaFlex(TimmViT):
+    """timm's ``NaFlexVit`` with plain blocks, given patches or images.
+
+    Patches come as timm's collator makes them: ``patches [B, N, p*p*C]``, ``patch_coord [B, N, 2]`` as (y, x) and
+    ``patch_valid [B, N]``. Each image goes through as it would alone; see
+    :class:`tokengraph.adapters.transformers.naflex.TransformersNaFlex`.
+    """
+
+    family = "timm NaFlexVit with Block"
+    model_mixin = TimmNaFlexModel
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether ``NaFlexVit`` is among its classes."""
+        return is_a(model, ORIGIN, "NaFlexVit")
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """``model.blocks``, all of class ``Block``, without rotary embeddings or patch dropout."""
+        if not hasattr(model, "_forward_embeds"):
+            raise ValueError("Expected a newer timm for NaFlexVit (got one whose embeddings are not told of padding).")
+        rope, dropout = (getattr(model, name, None) for name in ("rope", "patch_drop"))
+        if rope is not None or dropout is not None:
+            what = "patch dropout" if rope is None else "rotary embeddings"
+            raise ValueError(f"Expected a NaFlexVit without rotary embeddings and patch dropout (got one with {what}).")
+        return super().blocks(model)
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """Of the position embeddings, which stand for no image."""
+        grid: Any = getattr(model.embeds, "pos_embed_grid_size", None) or (16, 16)
+        return int(grid[0]), int(grid[1])
+
+    def has_class_token(self, model: nn.Module) -> bool:
+        """Whether it was made with one."""
+        return bool(model.has_class_token)
+
+    def embedding(self, model: nn.Module) -> nn.Module:
+        """``model.embeds``."""
+        return model.embeds  # type: ignore[return-value]
+
+    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The grid of the images; for patches the grid of each, and where there are any.
+
+        Raises:
+            ValueError: If patches are not the whole grid of each image in reading order, then padding.
+        """
+        given: list[Any] = [*args, *(kwargs.get(n) for n in ("x", "patch_coord", "patch_valid")[len(args) :])]
+        patches, coord, valid = given
+        if coord is None:
+            trace.grid, trace.grids, trace.present = self.image_grid(embedding, patches), None, None
+        else:
+            trace.grids, trace.present = _shapes(coord, valid)
+
+    def features(self, model: nn.Module, images: Any, layer: int) -> tuple[Any, Any]:
+        """Of images as :meth:`Adapter.features`; of a dict of patches tokens ``[P+N_b, C]`` and grids, one an image."""
+        if not isinstance(images, Mapping):
+            return Adapter.features(self, model, images, layer)
+        grids, _ = _shapes(images["patch_coord"], images.get("patch_valid"))
+        return tokens_of_each(self.blocks(model), layer, lambda: model(images), grids, self.num_prefix(model)), grids
+
+
+def _shapes(coord: Tensor, valid: Tensor | None) -> tuple[Grids, Tensor | None]:
+    """The grids, and where there are patches; ``None`` where nothing is padded."""
+    inside = coord if valid is None else coord * valid[..., None].to(coord.dtype)
+    shapes = inside.amax(dim=1) + 1
+    grids, present = image_shapes(coord.size(1), valid, shapes)
+    place = torch.arange(coord.size(1), device=coord.device)
+    reading = (coord[..., 0] * shapes[:, 1:] + coord[..., 1]).long()
+    if not torch.equal(reading if present is None else torch.where(present, reading, place), place.expand_as(reading)):
+        raise ValueError("Expected patches in reading order, row by row (got another order in patch_coord).")
+    return grids, present

@@ -1,0 +1,276 @@
+"""BEiT and Data2Vec of transformers: a relative position bias in every layer, or one that all layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import is_a
+from tokengraph.adapters.block import CoarseBlock
+from tokengraph.adapters.pooling import for_mean
+from tokengraph.adapters.relative import RelativeStats, coarse_bias, with_bias
+from tokengraph.adapters.site import SITE, Site, ours
+from tokengraph.adapters.transformers.older import OlderTransformersViT
+from tokengraph.adapters.transformers.vit import TransformersViT, is_beit, is_older, is_vision_model, lift_hidden_states
+from tokengraph.nn.masked_attention import KeepMask
+from tokengraph.select.attention import AttentionStats
+from tokengraph.state import State
+
+BACKBONE = ("transformers.backbone_utils", "BackboneMixin", "transformers.utils.backbone_utils")
+
+
+class BeitLayer(CoarseBlock):
+    """``BeitLayer`` with a coarsening in it."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | SharedBias | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Takes ``[B, P+n, C]``; mask and bias are over the uncoarsened sequence."""
+        if isinstance(attention_mask, SharedBias):
+            kwargs["shared"], attention_mask = attention_mask.bias, attention_mask.mask
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            kwargs["bool_mask"] = True
+        return self.coarse(hidden_states, attention_mask, **kwargs)
+
+
+class OlderBeitLayer(CoarseBlock):
+    """``Data2VecVisionLayer``, and ``BeitLayer`` before transformers 5.9 or so, with a coarsening in it."""
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False, *side: Any, **kwargs: Any) -> Any:
+        """Takes ``[B, P+n, C]``; returns it in a tuple. Maps are not returned."""
+        kwargs |= dict(zip(("relative_position_bias", "interpolate_pos_encoding", "resolution"), side, strict=False))
+        out = self.coarse(hidden_states, None, **kwargs)
+        return (out, None) if output_attentions else (out,)
+
+
+class SharedBias:
+    """The bias that all layers share, on its way to them, kept apart from a mask that the model adds to it.
+
+    Not a tensor, but torch's functions take it for one: the sum. Layers with a coarsening take it apart again.
+
+    Args:
+        bias: ``[1, H, P+N, P+N]``.
+        mask: What was added to it.
+    """
+
+    def __init__(self, bias: Tensor, mask: Tensor | None = None) -> None:
+        self.bias = bias
+        self.mask = mask
+        self.dtype, self.device, self.shape = bias.dtype, bias.device, bias.shape
+
+    def tensor(self) -> Tensor:
+        """The sum."""
+        return self.bias if self.mask is None else self.bias + self.mask
+
+    def __add__(self, mask: Tensor) -> SharedBias:
+        return SharedBias(self.bias, mask)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = tuple(a.tensor() if isinstance(a, SharedBias) else a for a in args)
+        kwargs = {k: v.tensor() if isinstance(v, SharedBias) else v for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+class TransformersBeit(TransformersViT):
+    """BEiT of transformers 5. The relative position bias follows the tokens, as part of the attention mask."""
+
+    family = "transformers BEiT"
+    block_mixin = BeitLayer
+    side_inputs = ("interpolate_pos_encoding", "resolution")
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether it has BEiT's layers, with an attention that takes a mask."""
+        return is_vision_model(model) and is_beit(model) and not is_older(model)
+
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+        """``x + drop_path(lambda_1 * dropout(attention(layernorm_before(x))))``, with the bias in the mask."""
+        block_: Any = block
+        relative = side.get("relative")
+        total = with_bias(mask, relative)
+        if relative is None:  # in the order of the stock layer, for the same bits
+            total = with_bias(with_bias(mask, side.get("shared")), _own(block, side, x.size(1)))
+        rest = {k: v for k, v in side.items() if k not in (*self.side_inputs, "shared", "relative", "bool_mask")}
+        y, _ = block_.attention(block_.layernorm_before(x), attention_mask=total, **rest)
+        return block_.drop_path(block_.lambda_1 * block_.dropout(y)) + x
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """The same with the MLP."""
+        block_: Any = block
+        y = block_.dropout(block_.mlp(block_.layernorm_after(x)))
+        return block_.drop_path(block_.lambda_2 * y) + x
+
+    def statistics(
+        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+    ) -> AttentionStats:
+        """From the outputs of both projections, with the relative position bias."""
+        plain = super().statistics(block, seen, num_prefix, bias, {})
+        return RelativeStats(plain, lambda: _bias(block, side, seen["k"].size(1)))
+
+    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
+        """The bias of the layer and of the model, together, between the tokens of now."""
+        prefix = getattr(block, SITE).trace.num_prefix
+        shared, tokens = _shared(side), prefix + state.patches
+        if shared is not None and shared.size(-1) != tokens:
+            raise ValueError(
+                "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
+                "that are left; it follows the size of the images without that, too."
+            )
+        whole = _bias(block, side, tokens)
+        if whole is None:
+            return side
+        if side.get("bool_mask") and not _exporting():
+            raise ValueError(
+                "Expected attn_implementation='eager' for an attention_mask (got 'sdpa'): transformers adds its bool "
+                "mask to the relative position bias as 0 and 1, which bars nothing."
+            )
+        kept = {k: v for k, v in side.items() if k not in ("shared", "relative_position_bias")}
+        return {**kept, "relative": coarse_bias(whole, state, prefix)}
+
+    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
+        """The resolution of an image that is one patch wide."""
+        size = _patch_size(block)
+        return {"resolution": ((count - 1) * size, size)}
+
+    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Pooling sees every patch; backbones and segmenters get whole maps; a shared bias comes apart from masks."""
+        return [*super().outlets(model, core), *_outlets(model, core)]
+
+
+class OlderTransformersBeit(OlderTransformersViT):
+    """Data2Vec, and BEiT before its attention took a mask.
+
+    While there is nothing to add to the logits but the stock bias, the stock attention runs. Where there is, its own
+    projections go through ``scaled_dot_product_attention``, whatever ``attn_implementation`` says.
+    """
+
+    family = "transformers Data2Vec, and BEiT of older layers"
+    block_mixin = OlderBeitLayer
+    side_inputs = ("relative_position_bias", "interpolate_pos_encoding", "resolution")
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether it has BEiT's layers of the older kind."""
+        return is_vision_model(model) and is_beit(model) and is_older(model)
+
+    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+        """``x + drop_path(lambda_1 * attention(layernorm_before(x)))``."""
+        block_: Any = block
+        normed = block_.layernorm_before(x)
+        if mask is None and side.get("relative") is None:
+            y = block_.attention(normed, **{k: v for k, v in side.items() if k in self.side_inputs})[0]
+        else:
+            y = _masked(block_.attention, normed, with_bias(mask, _bias(block, side, x.size(1))))
+        return block_.drop_path(y if block_.lambda_1 is None else block_.lambda_1 * y) + x
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """The same with the MLP."""
+        block_: Any = block
+        y = block_.output(block_.intermediate(block_.layernorm_after(x)))
+        return block_.drop_path(y if block_.lambda_2 is None else block_.lambda_2 * y) + x
+
+    def statistics(
+        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+    ) -> AttentionStats:
+        """From the outputs of both projections, with the relative position bias."""
+        inner: Any = block.attention.attention  # type: ignore[union-attr]
+
+        def project() -> tuple[Tensor, Tensor]:
+            return _heads(inner, seen["q"]), _heads(inner, seen["k"])
+
+        plain = AttentionStats(project, inner.attention_head_size**-0.5, num_prefix, bias)
+        return RelativeStats(plain, lambda: _bias(block, side, seen["k"].size(1)))
+
+    def stock(self, kind: type[nn.Module], block: nn.Module, x: Tensor, **side: Any) -> Tensor:
+        """The tokens out of the tuple that the layer returns."""
+        return kind.forward(block, x, **side)[0]
+
+    carry = TransformersBeit.carry
+    example = TransformersBeit.example
+
+    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Pooling sees every patch; backbones and segmenters get whole maps."""
+        return [*super().outlets(model, core), *_outlets(model, core)]
+
+
+@ours
+def keep_apart(module: nn.Module, args: Any, output: Tensor) -> SharedBias:
+    """Forward hook of the shared bias: a mask that the model adds to it stays apart."""
+    return SharedBias(output)
+
+
+@ours
+def average_patches(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of a pooler that averages patches: it sees each with its cluster's features."""
+    site: Site = module.__dict__[SITE]
+    return (for_mean(site.trace, args[0]), *args[1:])
+
+
+@ours
+def lift_feature_maps(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of the model in a backbone or a segmenter: ``hidden_states`` at full resolution."""
+    if isinstance(output, tuple):
+        raise ValueError("Expected return_dict=True of a model with feature maps (got False).")
+    return lift_hidden_states(module, args, output)
+
+
+def _outlets(model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
+    shared, pooler = (getattr(core, name, None) for name in ("shared_position_bias", "pooler"))
+    if shared is not None:
+        found.append((shared, "output", keep_apart))
+    if getattr(pooler, "layernorm", None) is not None:
+        found.append((pooler, "input", average_patches))  # type: ignore[arg-type]
+    if any(m is not core and (is_a(m, *BACKBONE) or hasattr(m, "decode_head")) for m in model.modules()):
+        found.append((core, "output", lift_feature_maps))
+    return found
+
+
+def _exporting() -> bool:
+    """Whether the model is being exported: transformers then makes a mask that bars nothing, where nobody gave one."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
+def _shared(side: dict[str, Any]) -> Tensor | None:
+    """The bias of the model, by either name."""
+    return side.get("shared", side.get("relative_position_bias"))
+
+
+def _bias(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
+    """The bias that attention adds: that of coarse tokens, or the layer's own and the model's, ``[1, H, T, T]``."""
+    if "relative" in side:
+        return side["relative"]
+    own, shared = _own(block, side, tokens), _shared(side)
+    return shared if own is None else own if shared is None else own + shared
+
+
+def _own(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
+    inner: Any = getattr(block.attention, "attention", block)  # where older layers have it
+    module = getattr(inner, "relative_position_bias", None)
+    if module is None:
+        return None
+    size = _patch_size(block)
+    height, width = side["resolution"]
+    return module((height // size, width // size), side.get("interpolate_pos_encoding", False), dim_size=tokens)
+
+
+def _patch_size(block: nn.Module) -> int:
+    attention: Any = block.attention
+    return int(getattr(attention, "attention", attention).config.patch_size)
+
+
+def _masked(attention: Any, normed: Tensor, mask: Any) -> Tensor:
+    """What ``attention(normed)`` would be with ``mask``, which holds the bias, in place of its own bias."""
+    inner = attention.attention
+    q, k, v = (_heads(inner, project(normed)) for project in (inner.query, inner.key, inner.value))
+    dropout = inner.config.attention_probs_dropout_prob if inner.training else 0.0
+    scale = inner.attention_head_size**-0.5
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return attention.output(y.transpose(1, 2).flatten(2), normed)
+
+
+def _heads(inner: Any, x: Tensor) -> Tensor:
+    return x.unflatten(2, (-1, inner.attention_head_size)).transpose(1, 2)

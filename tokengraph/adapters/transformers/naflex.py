@@ -1,0 +1,137 @@
+"""SigLIP 2 NaFlex of Hugging Face transformers: images of any shape, as patches, in one padded batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokengraph.adapters.naflex import image_shapes, tokens_of_each
+from tokengraph.adapters.site import SITE, Site, ours
+from tokengraph.adapters.transformers.vit import TransformersViT, is_naflex, lift_output
+from tokengraph.state import State
+from tokengraph.trace import Trace
+
+
+class TransformersNaFlex(TransformersViT):
+    """``Siglip2VisionModel``, also inside ``Siglip2Model`` and ``Siglip2ForImageClassification``.
+
+    It takes ``pixel_values [B, N, C*p*p]``, ``pixel_attention_mask [B, N]`` and ``spatial_shapes [B, 2]``. Each image
+    goes through as it would alone, and padding enters no cluster, no average and no count. The schedule is worked out
+    for each image's own number of patches: ``8`` removes 8 of each, ``{4: 0.5}`` leaves half of each, and ``{4: 64}``
+    leaves 64, or all where there are fewer. While nothing is coarsened the model's own mask is used as it is, from then
+    on the mask of the tokens that are left.
+
+    ``torch.compile`` breaks the graph where numbers of tokens become numbers of Python, so ``fullgraph=True`` fails.
+    """
+
+    family = "transformers Siglip2VisionModel (SigLIP 2 NaFlex)"
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether it is SigLIP 2's vision model."""
+        return is_naflex(model)
+
+    def num_prefix(self, model: nn.Module) -> int:
+        """0."""
+        return 0
+
+    def has_class_token(self, model: nn.Module) -> bool:
+        """Never."""
+        return False
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """Of the position embeddings, which stand for no image: a square of ``config.num_patches``."""
+        side = math.isqrt(int(model.config.num_patches))  # type: ignore[union-attr,arg-type]
+        return side, side
+
+    def embedding(self, model: nn.Module) -> nn.Module:
+        """The model itself: its embeddings are not given the mask."""
+        return model
+
+    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+        """Not known from patches alone; see :meth:`note`."""
+        raise ValueError("Expected spatial_shapes with the patches (got patches alone).")
+
+    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The grid of each image, and where there are patches.
+
+        Raises:
+            ValueError: If the mask and the shapes of the images do not agree.
+        """
+        patches = _argument(args, kwargs, 0, "pixel_values")
+        mask = _argument(args, kwargs, 1, "pixel_attention_mask", "attention_mask")
+        shapes = _argument(args, kwargs, 2, "spatial_shapes")
+        trace.grids, trace.present = image_shapes(patches.size(1), mask, shapes)
+
+    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """The pooling head sees what is left, classifiers average it; ``lift=True`` lifts the rest."""
+        found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
+        head: Any = getattr(core, "head", None)
+        if head is not None:
+            found.append((head, "input", pool_what_is_left))
+        averages = any(hasattr(m, "classifier") and any(part is core for part in m.children()) for m in model.modules())
+        return [*found, (core, "output", average_what_is_left if averages else lift_output)]
+
+    def features(self, model: nn.Module, images: Any, layer: int) -> tuple[Any, Any]:
+        """Tokens ``[N_b, C]`` and grids ``(H_b, W_b)``, image by image; ``images``: the model's inputs by name.
+
+        Raises:
+            TypeError: If ``images`` is no mapping.
+            ValueError: If the model has no such layer.
+        """
+        if not isinstance(images, Mapping):
+            raise TypeError(
+                "Expected a mapping with pixel_values, pixel_attention_mask and spatial_shapes, as the processor makes "
+                f"it (got {type(images).__name__})."
+            )
+        grids = tuple((int(h), int(w)) for h, w in images["spatial_shapes"].tolist())
+        inputs = [images.get(name) for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes")]
+        return tokens_of_each(self.blocks(model), layer, lambda: model(*inputs), grids, 0), grids
+
+
+@ours
+def pool_what_is_left(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of a pooling head: every patch with its cluster's features, or the tokens that were kept."""
+    site: Site = module.__dict__[SITE]
+    state = site.trace.state()
+    if _merged(state):
+        return site.trace.lift_sequence(args[0]), *args[1:]
+    if state.decisions:
+        return args[0], state.decisions[-1] > 0, *args[2:]
+    return (args[0], state.valid, *args[2:]) if state.coarse else args
+
+
+@ours
+def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook below a classifier that averages patches: what it averages is what is left.
+
+    Where tokens are merged, every patch has its cluster's features; where some were dropped, each row is the mean of
+    the others, which is then the average over patches, too.
+    """
+    site: Site = module.__dict__[SITE]
+    state = site.trace.state()
+    tokens = output[0] if isinstance(output, tuple) else output.last_hidden_state
+    if _merged(state):
+        rows = site.trace.lift_sequence(tokens)
+    elif state.coarse or state.decisions:
+        there = state.decisions[-1] if state.decisions else site.trace.valid()
+        weight = there.to(tokens)[..., None]
+        mean = (tokens * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp_min(1.0)
+        rows = mean.expand(-1, state.patches, -1)
+    else:
+        return output
+    if isinstance(output, tuple):
+        return rows, *output[1:]
+    output.last_hidden_state = rows
+    return output
+
+
+def _merged(state: State) -> bool:
+    return state.coarse and not any(step.lossy for step in state.maps)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names: str) -> Any:
+    """An argument of the model's forward, however it was given."""
+    return args[place] if len(args) > place else next((kwargs[n] for n in names if n in kwargs), None)

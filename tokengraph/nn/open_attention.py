@@ -1,0 +1,113 @@
+"""Attention in the open: an attention mask that makes a stock block compute its map, and lets a strategy edit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.nn.masked_attention import KeepMask
+from tokengraph.nn.size_bias import SizeBias
+
+ADDS = (torch.Tensor.add, torch.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+SOFTMAXES = (torch.softmax, F.softmax, torch.Tensor.softmax)
+
+
+class OpenMap:
+    """An attention mask that opens the map: give it where an ``attn_mask`` is expected.
+
+    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes scores, softmax and
+    values, one after another, and ``(scores + mask).softmax(-1)`` passes through it too, so that fused and plain
+    attention both come out right. After the softmax, before dropout, the map is edited, and left in ``seen``.
+
+    Args:
+        seen: Where the edited map is left, as ``seen["map"]``; ``None``: nowhere.
+        edit: What the map ``[B, H, N, N]`` becomes; it must not write into its argument. ``None``: it stays.
+        bias: What is added to the scores, as a block's attention takes it: additive, or bool (True: attend).
+
+    Cost: one ``[B, H, N, N]`` tensor for each of scores and softmax, and one for the edit, where it changes anything.
+
+    Example:
+        >>> mask = OpenMap(seen := {})
+        >>> q = torch.zeros(1, 1, 2, 4)
+        >>> torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).shape
+        torch.Size([1, 1, 2, 4])
+        >>> seen["map"].tolist()
+        [[[[0.5, 0.5], [0.5, 0.5]]]]
+    """
+
+    def __init__(
+        self,
+        seen: dict[str, Tensor] | None = None,
+        edit: Callable[[Tensor], Tensor] | None = None,
+        bias: Tensor | KeepMask | SizeBias | None = None,
+    ) -> None:
+        self.seen = seen
+        self.edit = edit
+        self.bias = bias
+        self.dtype = torch.float32 if bias is None or bias.dtype == torch.bool else bias.dtype
+
+    def plus(self, other: Tensor) -> OpenMap:
+        """The same mask with ``other`` added to its bias: scores, or one more bias."""
+        bias: Any = self.bias
+        if bias is None:
+            return OpenMap(self.seen, self.edit, other)
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=other.dtype).masked_fill(~bias, -torch.inf)
+        return OpenMap(self.seen, self.edit, other + bias)
+
+    def __add__(self, other: Tensor) -> OpenMap:
+        return self.plus(other)
+
+    __radd__ = __add__
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+        """The edited map of scores that were added before."""
+        if dim not in (-1, 3):
+            raise ValueError(f"Expected a softmax over keys, dim=-1 (got dim={dim}).")
+        scores: Any = self.bias
+        attention = scores.softmax(dim=-1) if dtype is None else scores.softmax(dim=-1, dtype=dtype)
+        attention = attention if self.edit is None else self.edit(attention)
+        if self.seen is not None:
+            self.seen["map"] = attention
+        return attention
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _stock_attention(*args, **kwargs)
+        if func in ADDS and not kwargs:
+            mask, other = args if isinstance(args[0], OpenMap) else args[::-1]
+            return mask.plus(other)  # not by +, which torch.compile sends back to here
+        if func in SOFTMAXES:
+            rest = {k: v for k, v in kwargs.items() if k in ("dim", "dtype")}
+            return args[0].softmax(*args[1:2], **rest)
+        raise TypeError(
+            f"Expected an open map to meet scaled_dot_product_attention, or (scores + mask).softmax(-1) "
+            f"(got {func.__name__})."
+        )
+
+
+def _stock_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: OpenMap,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention`` whose mask is an :class:`OpenMap`."""
+    if is_causal:
+        raise ValueError("Expected is_causal=False with an open map (got True): clusters have no order in time.")
+    if enable_gqa:
+        groups = query.size(1) // key.size(1)
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    query = query * (query.size(-1) ** -0.5 if scale is None else scale)
+    attention = attn_mask.plus(torch.matmul(query, key.transpose(-2, -1))).softmax(dim=-1)  # scores are let go here
+    return torch.matmul(F.dropout(attention, dropout_p).to(value.dtype), value)

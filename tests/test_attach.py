@@ -295,3 +295,25 @@ def test_attached_model_with_any_schedule_is_saved(tmp_path):
             expected = model(IMAGES)
             torch.save(model, tmp_path / "model.pt")
         assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(IMAGES), expected)
+
+
+@pytest.mark.parametrize("broken", ["dropped", "bool", "raised"])
+def test_attention_that_does_not_add_its_mask_is_refused_where_keys_are_weighed(broken):
+    model = tiny_vit()
+    attention = type(model.blocks[0].attn)
+
+    class Deaf(attention):
+        def forward(self, x, attn_mask=None, **options):
+            if broken == "raised" and attn_mask is not None:
+                raise RuntimeError("no masks here")
+            heard = attn_mask.bool() if broken == "bool" and attn_mask is not None else None
+            return super().forward(x, attn_mask=heard, **options)
+
+    for block in model.blocks:
+        block.attn.__class__ = Deaf
+    expected = model(IMAGES)
+    with pytest.raises(ValueError, match="to add its mask to the logits"):
+        tg.attach(model, "tome", 3)
+    assert untouched(model) and torch.equal(model(IMAGES), expected)
+    with tg.attach(model, "tome", 3, prop_attn="none"):
+        assert model(IMAGES).isfinite().all()

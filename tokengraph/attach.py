@@ -10,7 +10,8 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import Coarse, check_halves, coarse_class, keep_output, note_grid
+from tokengraph.adapters.block import Coarse, coarse_class, keep_output, note_grid
+from tokengraph.adapters.checks import check_halves, check_mask, check_model, check_plan
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
 from tokengraph.nn.size_bias import SizeRule
@@ -142,14 +143,16 @@ def attach(
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
     chosen, schedule = chosen.bind(adapter.channels(core), len(blocks), schedule)
-    _check_model(chosen, core)
+    check_model(chosen, core)
+    rule = SizeRule.of(chosen.weighs if prop_attn is None else prop_attn, size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
-    _check_plan(chosen, schedule, plan, adapter.has_class_token(core))
+    check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
         check_halves(adapter, block, adapter.channels(core))
+        if rule.power:
+            check_mask(adapter, block, adapter.channels(core))
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    rule = SizeRule.of(chosen.weighs if prop_attn is None else prop_attn, size_bias)
     recipe = Recipe(adapter, chosen, schedule, rule, lift)
     try:
         _swap(model, core, adapter, blocks, recipe, trace)
@@ -187,48 +190,6 @@ def detach(model: nn.Module) -> None:
             if site.index < 0:  # the model itself
                 for name in site.recipe.select.modules:
                     module._modules.pop(name, None)
-
-
-def _check_model(select: Select, core: nn.Module) -> None:
-    if taken := [name for name in select.modules if name in core._modules]:
-        raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
-    if select.modules and isinstance(core, nn.Sequential):  # it would run them after its own parts
-        raise ValueError(
-            f"Expected a model that is no nn.Sequential, to put {', '.join(select.modules)} into it (got one). "
-            "Write it as a class with a forward."
-        )
-
-
-def _check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
-    changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]
-    if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
-        changes[0] = -1
-    # Once on the full grid: as many reductions as there were reconstructions, and one.
-    steps = [change < 0 for change in changes if change]
-    if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
-        raise ValueError(
-            f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
-            "Give one layer, for example schedule={2: 0.25}."
-        )
-    if select.needs_class_token and not class_token:
-        raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
-    if isinstance(schedule, Mapping) and 0 in schedule and select.placement != "before":
-        raise ValueError(
-            f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
-            "(got layer 0)."
-        )
-    if any(change > 0 for change in changes) and not select.restores:
-        raise ValueError(
-            f"Expected a strategy that can reconstruct (got {type(select).__name__}, whose dropped tokens are gone). "
-            "Leave 'reconstruct' out of the schedule."
-        )
-    own = select.own_budget
-    wrong = [left for change, left in zip(changes[1:], plan[1:], strict=True) if change < 0 and left != own]
-    if own is not None and wrong:
-        raise ValueError(
-            f"Expected a schedule that leaves the {own} tokens that {type(select).__name__} is set to make "
-            f"(got {wrong[0]}). Write 'cluster' in place of the number."
-        )
 
 
 def _first_block(schedule: Schedule) -> int:

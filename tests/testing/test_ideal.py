@@ -107,3 +107,14 @@ def test_ideal_may_open_the_maps_of_blocks_that_cut(monkeypatch):
             outs.append(model(images))
         assert [m.size(2) for m in maps] == [17] * opened
     torch.testing.assert_close(*outs)
+
+
+def test_ideal_cuts_models_of_other_libraries_and_refuses_blocks_that_take_more_than_tokens():
+    transformers = pytest.importorskip("tokengraph.compat").transformers
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"image_size": 32, "patch_size": 8}
+    with ideal(transformers.ViTModel(transformers.ViTConfig(**sizes)), [16, 8, 8, 4]) as model:
+        assert model(IMAGES).last_hidden_state.shape == (2, 5, 32)
+    rotary = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes))
+    with ideal(rotary, [16, 8, 8, 4]) as model, pytest.raises(ValueError, match="rotary tables"):
+        model(IMAGES)

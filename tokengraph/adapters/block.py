@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.mask import attention_bias
 from tokengraph.adapters.site import SITE, STASH, Site, ours
 from tokengraph.adapters.step import acts, begin, begins, budget, coarsen, map_edit, pairs, plans, restore, restores
@@ -113,47 +110,3 @@ def coarse_class(mixin: type, original: type) -> type:
 def _rebuild(mixin: type, original: type) -> Any:
     cls: Any = coarse_class(mixin, original)
     return cls.__new__(cls)
-
-
-def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
-    """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
-
-    It turns a change upstream, or a block with parts that the adapter does not know, into an error. The block is not
-    changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]``
-    (or another number of tokens, where the adapter says so).
-    """
-    mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
-    if extra := [name for name in mine if name not in known and name not in adapter.side_inputs]:
-        raise TypeError(
-            f"Expected {type(block).__name__}.forward to take {', '.join(list(known)[1:])} (got {', '.join(extra)} "
-            f"too). The adapter '{adapter.family}' would not know what to do with it: nothing changed."
-        )
-    parameter = next(block.parameters())
-    if parameter.is_meta:
-        return
-    devices = [parameter.device] if parameter.is_cuda else []
-    generators = [torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)]
-
-    def run(function: Callable[[], Tensor]) -> Tensor:  # dropout the same each time; other devices are left alone
-        for generator in generators:
-            generator.manual_seed(0)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # a whole layer has one, of other bits, which halves have not
-        try:
-            return function()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        count = adapter.tokens_to_check(block)
-        x = torch.linspace(-2, 2, count * channels, device=parameter.device).sin().view(1, count, -1)
-        x, side = x.to(parameter.dtype), adapter.example(block, count)
-        mask = {name: None for name in ("attention_mask",) if name in mine}
-        wanted = run(lambda: adapter.stock(type(block), block, x, **mask, **side))
-        got = run(lambda: adapter.feed(block, adapter.attend(block, x, None, **side)))
-    if not torch.equal(wanted, got):
-        worst = (wanted - got).abs().max().item()
-        raise ValueError(
-            f"Expected {type(block).__name__} to be its two halves, attention and MLP (got outputs that differ by up "
-            f"to {worst:.3g}). The block has parts that the adapter '{adapter.family}' does not know: nothing changed."
-        )

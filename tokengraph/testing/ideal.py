@@ -37,7 +37,8 @@ def ideal(
         The model itself.
 
     Raises:
-        ValueError: If counts do not fit the model, placement is unknown, or the model is changed already.
+        ValueError: If counts do not fit the model, placement is unknown, the model is changed already, or, in a run, if
+            its blocks take more than tokens (rotary tables, relative bias).
 
     Cost: one view in each block that cuts; blocks that do not are left alone.
 
@@ -84,8 +85,13 @@ def _cut(x: Tensor, count: int | None) -> Tensor:
 
 def _cutting(
     adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str, open_maps: bool
-) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
+) -> Callable[..., Tensor]:
+    def forward(x: Tensor, *others: Any, **named: Any) -> Tensor:
+        if any(isinstance(v, Tensor | tuple) for v in (*others, *named.values())):
+            raise ValueError(
+                f"Expected blocks that take nothing but tokens (got {type(block).__name__}, which takes a mask, a bias "
+                "or rotary tables too)."
+            )
         mask: Any = OpenMap({}) if open_maps else None  # it holds the map, as what reads it does
         x = adapter.attend(block, _cut(x, before), mask)
         if placement == "inside" and (after is None or after < x.size(1)):

@@ -39,6 +39,7 @@ TRANSFORMERS = {
     "Dinov2Backbone": {"out_features": ["stage1", "stage3"]},
     "Dinov2WithRegistersModel": {"num_register_tokens": 3},
     "DINOv3ViTModel": {"num_register_tokens": 2},
+    "DINOv3ViTBackbone": {"num_register_tokens": 2, "out_features": ["stage1", "stage3"]},
     "CLIPVisionModel": {},
     "CLIPVisionModelWithProjection": {},
     "SiglipVisionModel": {},
@@ -52,57 +53,52 @@ TRANSFORMERS = {
 ENDINGS = ("Model", "ForImageClassification", "Backbone", "ModelWithProjection", "ForImageClassificationWithTeacher")
 
 
+def spread(make):
+    """A model with noise on every parameter: scales near zero and clones of one layer would hide mistakes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
 def from_timm(name):
     from tokengraph.compat import timm
 
-    torch.manual_seed(0)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
     if name.startswith("naflex"):
         sizes = {key: value for key, value in sizes.items() if key != "img_size"}
-    model = timm.create_model(name, pretrained=False, **sizes).eval()
-    for head in (getattr(model, n, None) for n in ("head", "head_dist")):
-        if isinstance(head, torch.nn.Linear):
-            torch.nn.init.normal_(head.weight)  # zeros in some, which would hide everything
-    return model
+    return spread(lambda: timm.create_model(name, pretrained=False, **sizes))
 
 
 def from_transformers(name, **options):
     from tokengraph.compat import transformers
 
-    torch.manual_seed(0)
     stem = next(name.removesuffix(e) for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e))
     config = getattr(transformers, f"{stem}Config")(**SIZES | options)
-    return getattr(transformers, name)(config).eval()
+    return spread(lambda: getattr(transformers, name)(config))
 
 
-def from_torchvision():
+def from_torchvision(**options):
     from tokengraph.compat import torchvision
 
-    torch.manual_seed(0)
-    model = torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 64, num_classes=5).eval()
-    torch.nn.init.normal_(model.heads.head.weight)
-    return model
-
-
-def seeded(make):
-    torch.manual_seed(0)
-    return make().eval()
+    return spread(lambda: torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 64, num_classes=5, **options))
 
 
 def from_open_clip():
     from tokengraph.compat import torchvision  # noqa: F401, I001  # first: open_clip needs it, beside a CPU-only torch
     from open_clip.transformer import VisionTransformer
 
-    torch.manual_seed(0)
-    return VisionTransformer(32, 8, 32, 3, 4, 2.0, output_dim=16).eval()
+    return spread(lambda: VisionTransformer(32, 8, 32, 3, 4, 2.0, output_dim=16))
 
 
 def from_siglip2():
     from tokengraph.compat import transformers
 
-    torch.manual_seed(0)
     sizes = {key: value for key, value in SIZES.items() if key != "image_size"} | {"patch_size": 4, "num_patches": 16}
-    return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**sizes)).eval()
+    return spread(lambda: transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**sizes)))
 
 
 def two_images_in_patches():
@@ -122,7 +118,7 @@ def cases():
     found["torchvision", "VisionTransformer (vit_b_16, ...)"] = ModelCase(from_torchvision, (IMAGES,))
     found["open_clip", "VisionTransformer"] = ModelCase(from_open_clip, (IMAGES,))
     make, adapter = KINDS["own"]
-    found["torch", "nn.TransformerEncoder, by adapter="] = ModelCase(partial(seeded, make), (IMAGES,), adapter=adapter)
+    found["torch", "nn.TransformerEncoder, by adapter="] = ModelCase(partial(spread, make), (IMAGES,), adapter=adapter)
     return found
 
 

@@ -1,6 +1,7 @@
 """Models of blocks over nn.MultiheadAttention, for tests: a user's own encoders, and open_clip."""
 
 import torch
+from strategies import CLASS, STRATEGIES
 from torch import nn
 
 import tokengraph as tg
@@ -11,20 +12,7 @@ try:
     from open_clip.transformer import VisionTransformer
 except ImportError:
     VisionTransformer = None
-
-STRATEGIES = {
-    "ailurus": (tg.AiluRus(), {1: 0.5}),
-    "dpc-knn": (tg.DPCKNN(), {1: 0.5}),
-    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
-    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
-    "grid-pool": (tg.GridPool(), {1: 0.5}),
-    "gtp": (tg.GTP(), 3),
-    "gtp-sparse": (tg.GTP(sparsity=0.7), 3),
-    "migration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
-    "random": (tg.Random(), 3),
-    "tome": (tg.ToMe(), 3),
-    "topk": (tg.TopK(), {1: 10, 2: 5}),
-}
+STRATEGIES = STRATEGIES | CLASS
 
 
 class Own(nn.Module):

@@ -3,7 +3,6 @@
 import torch
 
 import tokengraph as tg
-from tokengraph.compat import transformers
 
 SIZES = {
     "hidden_size": 32,
@@ -51,6 +50,8 @@ STRATEGIES = {
 
 
 def make(kind="model", train=False, **options):
+    from tokengraph.compat import transformers
+
     config = transformers.Siglip2VisionConfig(**SIZES, **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)

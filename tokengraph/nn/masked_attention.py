@@ -154,6 +154,10 @@ class KeepMask:
 
     __radd__ = __add__
 
+    def __getitem__(self, index: Any) -> KeepMask:
+        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
+        return self
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -147,6 +147,10 @@ class SizeBias:
         """4."""
         return self.bias.dim()
 
+    def __getitem__(self, index: Any) -> SizeBias:
+        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
+        return self
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -93,9 +93,11 @@ def is_bit_identical_while_nothing_is_removed(case: ModelCase) -> None:
                     assert len(set(handle.trace.counts)) == 1
 
 
-def _anatomy(model: nn.Module) -> list[tuple[type, int, int]]:
-    """Class and number of hooks of each module."""
-    return [(type(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+def _anatomy(model: nn.Module) -> list[tuple[type, list[int]]]:
+    """Class of each module, and how many hooks it has and flags of hooks."""
+    kinds = [f"_forward{pre}_hooks{flag}" for pre in ("", "_pre") for flag in ("", "_with_kwargs")]
+    kinds.append("_forward_hooks_always_called")
+    return [(type(m), [len(getattr(m, kind)) for kind in kinds]) for m in model.modules()]
 
 
 def gives_the_model_back(case: ModelCase) -> None:
@@ -238,8 +240,14 @@ def _halved(values: Any) -> Any:
 
 
 def trains_after_inference_mode(case: ModelCase) -> None:
-    """A run under ``inference_mode`` leaves nothing behind that breaks a later backward."""
+    """A run under ``inference_mode`` leaves nothing behind that breaks a later backward, where the model itself can."""
     model = case.make()
+    with torch.inference_mode():
+        case.run(model)
+    try:
+        _gradients(case, model)
+    except RuntimeError:  # the model keeps inference tensors by itself
+        return
     with case.attach(model):
         with torch.inference_mode():
             served = case.run(model)

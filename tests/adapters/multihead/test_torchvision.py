@@ -1,9 +1,11 @@
-"""The contract of attach over torchvision's vision transformer."""
+"""torchvision's vision transformer under a strategy, against timm's of the same weights.
 
-import copy
+The laws that every model keeps are in ``test_architectures.py``.
+"""
 
 import pytest
 import torch
+from strategies import CLASS, STRATEGIES
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -14,15 +16,7 @@ try:
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-STRATEGIES = {
-    "tome": (tg.ToMe(), 3),
-    "topk": (tg.TopK(), {1: 10, 2: 5}),
-    "gtp": (tg.GTP(), 3),
-    "gtp-sparse": (tg.GTP(sparsity=0.7), 3),
-    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
-    "dpc-knn": (tg.DPCKNN(), {1: 0.5}),
-    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
-}
+STRATEGIES = STRATEGIES | CLASS
 
 
 def make(**options):
@@ -68,18 +62,6 @@ def run(model, x):
         return model(x)
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_nothing_removed_is_bit_identical_and_remove_restores(train, images):
-    model = make(dropout=0.1, attention_dropout=0.1).train(train)
-    plain, keys = run(model, images), list(model.state_dict())
-    handle = tg.attach(model, "tome", 0)
-    assert torch.equal(run(model, images), plain) and list(model.state_dict()) == keys
-    handle.remove()
-    tg.attach(model, "tome", 3).remove()
-    assert torch.equal(run(model, images), plain)
-    assert type(model.encoder.layers[0]) is torchvision.models.vision_transformer.EncoderBlock
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_model_with_the_weights_of_timm_gives_what_timm_gives(strategy, images):
     ours, theirs = like_timm()
@@ -102,15 +84,6 @@ def test_sizes_weigh_keys_as_repeated_tokens_would():
     with torch.no_grad():
         weighed = adapter.attend(block, x, size.log().view(1, 1, 1, 3))
         assert_close(weighed, adapter.attend(block, many, None)[:, [0, 1, 4]], rtol=1e-5, atol=1e-5)
-
-
-def test_copies_checkpoints_and_compile(images):
-    model = make()
-    with tg.attach(model, "tome", 3):
-        out = run(model, images)
-        assert torch.equal(run(copy.deepcopy(model), images), out)
-        torch.compiler.reset()
-        assert_close(run(torch.compile(model, fullgraph=True, backend="eager"), images), out)
 
 
 def test_training_lowers_a_loss(images):

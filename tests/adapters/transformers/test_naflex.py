@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from naflex_cases import SHAPES, STRATEGIES, attach, batch, make, run
 from torch.testing import assert_close
 
 import tokengraph as tg
 
 try:
-    from naflex_cases import SHAPES, STRATEGIES, attach, batch, make, run
+    from tokengraph.compat import transformers  # noqa: F401
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 

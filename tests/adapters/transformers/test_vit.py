@@ -1,28 +1,23 @@
-"""The contract of attach over transformers' vision models: tiny configurations with random weights."""
+"""transformers' vision models under a strategy: every strategy on every kind, statistics, maps, what is refused.
 
-import copy
-import io
+The laws that every model keeps are in ``test_architectures.py``.
+"""
 
 import pytest
 import torch
+from architectures import SIZES
+from strategies import STRATEGIES
 from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
+from tokengraph.testing.model_laws import tensors
 
 try:
     from tokengraph.compat import transformers
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
 KINDS = {
     "vit": ("ViTModel", "ViTConfig", {}),
     "vit_dropout": ("ViTModel", "ViTConfig", {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}),
@@ -37,18 +32,6 @@ KINDS = {
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}),
     "mae": ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}),
 }
-STRATEGIES = {
-    "tome": (tg.ToMe(), 3),
-    "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
-    "ailurus": (tg.AiluRus(), {1: 0.5}),
-    "topk": (tg.TopK(score="norm"), {2: 0.5}),
-    "fuse": (tg.TopK(score="norm", fuse=True), {1: 8, 2: 5}),
-    "gtp": (tg.GTP(), 3),
-    "gtp-sparse": (tg.GTP(sparsity=0.7), 3),
-    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
-    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
-    "grid-pool": (tg.GridPool(), {1: 0.5, 3: 0.25}),
-}
 
 
 def make(kind, **more):
@@ -58,41 +41,15 @@ def make(kind, **more):
         return getattr(transformers, name)(getattr(transformers, config)(**SIZES | options | more)).eval()
 
 
-def tensors(output):
-    """Every tensor of an output, nested ones too."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    values = output.to_tuple() if hasattr(output, "to_tuple") else output if isinstance(output, tuple) else ()
-    return [t for value in values for t in tensors(value)]
-
-
-def run(model, x, **options):
+def run(model, x):
     torch.manual_seed(7)
     with torch.no_grad():
-        return tensors(model(x, **options))
-
-
-def equal(ours, theirs):
-    return len(ours) == len(theirs) > 0 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        return tensors(model(x))
 
 
 @pytest.fixture
 def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_removed_is_bit_identical_and_remove_restores(kind, train, images):
-    model = make(kind).train(train)
-    plain, keys = run(model, images), list(model.state_dict())
-    types = [type(m) for m in model.modules()]
-    handle = tg.attach(model, "tome", 0)
-    assert equal(run(model, images), plain) and list(model.state_dict()) == keys
-    handle.remove()
-    tg.attach(model, "tome", 3).remove()
-    assert [type(m) for m in model.modules()] == types and equal(run(model, images), plain)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -178,6 +135,8 @@ def test_open_maps_are_edited_alike_by_eager_and_fused_attention(kind, images):
         with tg.attach(model, tg.GTP(sparsity=0.6), {1: 12, 3: 9}), torch.no_grad():
             outs.append(model(images, output_attentions=implementation == "eager"))
     assert_close(outs[0].last_hidden_state, outs[1].last_hidden_state, rtol=1e-4, atol=1e-5)
+    if outs[1].attentions is None:
+        pytest.skip("layers of this older kind return no maps where a mask is added")
     zeros = [(m == 0).float().mean().item() for m in outs[1].attentions]
     assert zeros == pytest.approx([0.4, 0.0, 0.4], abs=0.03)
 
@@ -215,7 +174,7 @@ def test_backbones_give_whole_feature_maps(name, images):
     with torch.no_grad():
         plain = model(images).feature_maps
         with tg.attach(model, "tome", 0):
-            assert equal(list(model(images).feature_maps), list(plain))
+            assert all(map(torch.equal, model(images).feature_maps, plain))
         with tg.attach(model, "tome", 3):
             maps = model(images).feature_maps
     assert [m.shape for m in maps] == [p.shape for p in plain] == [(2, 32, 4, 4)] * 2
@@ -237,36 +196,8 @@ def test_rotary_tables_follow_the_tokens(images):
             assert_close(out[b], model.norm(own)[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3", "clip"])
-def test_deepcopies_and_saved_models_stay_attached(kind, images, tmp_path):
-    model = make(kind)
-    tg.attach(model, "tome", 3)
-    out, buffer = run(model, images), io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert equal(run(twin, images), out)
-        tg.detach(twin)
-        assert not equal(run(twin, images), out)
-    assert equal(run(model, images), out)
-
-
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip"])
-def test_gradient_checkpointing_gives_the_plain_gradients(kind, images):
-    grads = []
-    for checkpointed in (False, True):
-        model = make(kind, **({"drop_path_rate": 0.0} if kind == "dinov2" else {})).train()
-        if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        with tg.attach(model, "tome", 3):
-            tensors(model(images))[0].square().mean().backward()
-        grads.append([p.grad for p in model.parameters() if p.grad is not None])
-    for plain, again in zip(*grads, strict=True):
-        assert_close(plain, again)
-
-
-@pytest.mark.parametrize("strategy", ["tome", "topk", "dynamicvit", "gtp-sparse"])
-@pytest.mark.parametrize("kind", ["vit", "dinov2_registers", "dinov3", "siglip"])
+@pytest.mark.parametrize("strategy", ["topk", "dynamicvit", "gtp-sparse"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2_registers", "siglip"])
 def test_compiles_in_one_graph_with_the_eager_result(kind, strategy, images):
     model = make(kind)
     with tg.attach(model, *STRATEGIES[strategy]), torch.no_grad():
@@ -287,14 +218,6 @@ def test_learned_pruning_trains(images):
         handle.remove()
 
 
-def test_autocast_and_half_precision_stay_finite(images):
-    model = make("dinov3")
-    with tg.attach(model, "tome", 3):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert run(model, images)[0].isfinite().all()
-        assert run(model.bfloat16(), images.bfloat16())[0].isfinite().all()
-
-
 def test_a_graph_is_made_from_a_model(images):
     graph = tg.TokenGraph.from_model(make("dinov2_registers"), images, layer=1)
     assert graph.num_nodes == 32 and graph.grid == (4, 4) and graph.x.shape == (32, 32)
@@ -302,7 +225,7 @@ def test_a_graph_is_made_from_a_model(images):
 
 def test_what_cannot_be_served_is_refused_by_name(images):
     patches = make("siglip")
-    patches.embeddings.patch_embedding = torch.nn.Linear(192, 32)
+    getattr(patches, "vision_model", patches).embeddings.patch_embedding = torch.nn.Linear(192, 32)
     with pytest.raises(ValueError, match="a model of images .*patches of images of any shape"):
         tg.attach(patches, "tome", 3)
     with pytest.raises(ValueError, match="a model with a class token"):

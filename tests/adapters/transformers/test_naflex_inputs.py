@@ -1,27 +1,26 @@
-"""The contract of attach over SigLIP 2 NaFlex."""
+"""SigLIP 2 NaFlex under a strategy: masks of padding, gradients, learned pruning, graphs, what is refused.
 
-import copy
-import io
+The laws that every model keeps are in ``test_architectures.py``.
+"""
 
 import pytest
 import torch
+from naflex_cases import SHAPES, attach, batch, make, run
 from torch.testing import assert_close
 
 import tokengraph as tg
 
 try:
-    from naflex_cases import SHAPES, attach, batch, make, run
+    from tokengraph.compat import transformers  # noqa: F401
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("width", [16, 20])
-def test_nothing_removed_is_bit_identical_and_remove_restores(train, width, implementation):
+def test_nothing_removed_is_bit_identical_for_padded_patches(train, implementation):
     model = make(train=train, attn_implementation=implementation, attention_dropout=0.1)
-    inputs = batch(width=width)
-    types, keys = [type(m) for m in model.modules()], list(model.state_dict())
+    inputs = batch()
 
     def outputs():
         torch.manual_seed(7)
@@ -29,13 +28,9 @@ def test_nothing_removed_is_bit_identical_and_remove_restores(train, width, impl
         return out.last_hidden_state, out.pooler_output
 
     plain = outputs()
-    handle = tg.attach(model, "tome", 0)
-    assert all(map(torch.equal, outputs(), plain)) and list(model.state_dict()) == keys
-    assert handle.trace.counts == [16] * 4 and handle.trace.counts_per_image() == [16, 10, 9, 7]
-    handle.remove()
-    tg.attach(model, "tome", 3).remove()
-    assert [type(m) for m in model.modules()] == types and all(map(torch.equal, outputs(), plain))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with tg.attach(model, "tome", 0) as handle:
+        assert all(map(torch.equal, outputs(), plain))
+        assert handle.trace.counts == [16] * 4 and handle.trace.counts_per_image() == [16, 10, 9, 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
@@ -57,38 +52,6 @@ def test_masks_that_say_something_else_are_refused():
         full = batch([(4, 4), (2, 8)], 16)
         run(model, {**full, "pixel_attention_mask": None})
         assert handle.trace.counts_per_image() == [7, 7]
-
-
-@pytest.mark.parametrize("strategy", ["tome", "gtp", "expedite", "dynamicvit"])
-def test_deepcopies_and_saved_models_stay_attached_and_independent(strategy):
-    model = make()
-    attach(model, strategy)
-    inputs, buffer = batch(), io.BytesIO()
-    out = run(model, inputs).pooler_output
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert torch.equal(run(twin, inputs).pooler_output, out)
-        run(twin, batch(SHAPES[:2], 16))
-        tg.detach(twin)
-        assert not torch.equal(run(twin, inputs).pooler_output, out)
-    assert torch.equal(run(model, inputs).pooler_output, out)
-
-
-@pytest.mark.parametrize("strategy", ["tome", "topk", "gtp", "expedite"])
-def test_gradient_checkpointing_gives_the_plain_gradients(strategy):
-    grads = []
-    for checkpointed in (False, True):
-        model = make(train=True)
-        if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        with attach(model, strategy):
-            model(**batch()).pooler_output.square().mean().backward()
-        grads.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert len(grads[0]) == len(grads[1]) > 40
-    for plain, again in zip(*grads, strict=True):
-        assert plain.isfinite().all()
-        assert_close(plain, again)
 
 
 @pytest.mark.parametrize("strategy", ["tome", "dpc-knn", "topk", "gtp"])
@@ -117,15 +80,11 @@ def test_compiled_it_gives_the_eager_result(strategy):
         assert_close(compiled(**other).pooler_output, second)
 
 
-def test_autocast_and_half_precision_stay_finite():
-    model = make()
+def test_a_bfloat16_model_gives_bfloat16():
+    model, inputs = make().bfloat16(), batch()
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     with tg.attach(model, "tome", 3):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert run(model, batch()).pooler_output.isfinite().all()
-        inputs = batch()
-        inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
-        out = run(model.bfloat16(), inputs)
-        assert out.pooler_output.isfinite().all() and out.pooler_output.dtype == torch.bfloat16
+        assert run(model, inputs).pooler_output.dtype == torch.bfloat16
 
 
 def test_learned_pruning_trains_on_what_is_there():

@@ -1,13 +1,13 @@
-"""The contract of attach over blocks of nn.MultiheadAttention: a user's own encoders, and open_clip."""
+"""Blocks of nn.MultiheadAttention under a strategy: a user's own encoders, and open_clip.
+
+The laws that every model keeps are in ``test_architectures.py``.
+"""
 
 import contextlib
-import copy
-import io
 
 import pytest
 import torch
-from multihead_cases import KINDS, STRATEGIES, Own, attach, blocks, checkpointed_call, images, make, run
-from torch import nn
+from multihead_cases import KINDS, STRATEGIES, Own, attach, blocks, images, make, run
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -21,7 +21,7 @@ def two_images():
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_removed_is_bit_identical_and_remove_restores(kind, grad, train, images):
+def test_nothing_removed_is_bit_identical_on_torchs_fast_path_and_beside_it(kind, grad, train, images):
     model = make(kind).train(train)
 
     def ran():
@@ -29,15 +29,10 @@ def test_nothing_removed_is_bit_identical_and_remove_restores(kind, grad, train,
         with contextlib.nullcontext() if grad else torch.no_grad():
             return model(images).detach()
 
-    plain, keys = ran(), list(model.state_dict())
-    types = [type(m) for m in model.modules()]
+    plain = ran()
     for name in ("tome", "topk", tg.GTP(sparsity=0.5)):
-        handle = attach(model, kind, name, 0)
-        assert torch.equal(ran(), plain) and list(model.state_dict()) == keys
-        handle.remove()
-    attach(model, kind, "tome", 3).remove()
-    assert torch.equal(ran(), plain) and [type(m) for m in model.modules()] == types
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        with attach(model, kind, name, 0):
+            assert torch.equal(ran(), plain)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -116,62 +111,11 @@ def test_pruned_tokens_are_gone_for_the_stock_layers_behind(kind, images):
         assert_close(out[b], wanted[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_deepcopies_and_saved_models_stay_attached(kind, images):
-    model = make(kind)
-    attach(model, kind, tg.GTP(sparsity=0.5), 3)
-    out, buffer = run(model, images), io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert torch.equal(run(twin, images), out)
-        tg.detach(twin)
-        assert not torch.equal(run(twin, images), out)
-    assert torch.equal(run(model, images), out)
-
-
 @pytest.mark.parametrize("strategy", ["tome", "gtp-sparse", "dynamicvit"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_checkpointing_gives_the_plain_gradients(kind, strategy, images):
-    grads = []
-    for checkpointed in (False, True):
-        model = make(kind).train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            elif isinstance(module, nn.MultiheadAttention):
-                module.dropout = 0.0
-        with attach(model, kind, *STRATEGIES[strategy]):
-            if checkpointed:
-                for block in blocks(model):
-                    block.forward = checkpointed_call(block.forward)
-            torch.manual_seed(5)
-            model(images).square().mean().backward()
-            for block in blocks(model):
-                block.__dict__.pop("forward", None)
-        grads.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert len(grads[0]) == len(grads[1]) > 20
-    for plain, again in zip(*grads, strict=True):
-        assert_close(plain, again)
-
-
-@pytest.mark.parametrize("strategy", ["tome", "gtp-sparse", "topk", "dynamicvit"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles_in_one_graph_with_the_eager_result(kind, strategy, images):
-    model = make(kind)
-    with attach(model, kind, *STRATEGIES[strategy]), torch.no_grad():
-        eager = model(images)
-        torch.compiler.reset()
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        assert_close(compiled(images), eager, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("strategy", ["tome", "gtp-sparse", "dynamicvit"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_and_bfloat16_autocast_stay_finite(kind, strategy, images):
+def test_training_under_bfloat16_autocast_stays_finite(kind, strategy, images):
     model = make(kind).train()
     with attach(model, kind, *STRATEGIES[strategy]):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(images).float().square().mean().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-        assert run(model.eval().bfloat16(), images.bfloat16()).isfinite().all()

@@ -1,0 +1,203 @@
+"""Models of transformers that cannot do with fewer tokens are refused by name, and nothing is changed."""
+
+import pytest
+import torch
+from architectures import SIZES, spread
+from torch import nn
+from torch.testing import assert_close
+
+import tokengraph as tg
+
+try:
+    from tokengraph.compat import transformers
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 30}
+DECODER = {
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}
+DPT = {
+    "backbone_out_indices": [0, 1, 2, 2],
+    "neck_hidden_sizes": [8, 8, 8, 8],
+    "fusion_hidden_size": 8,
+    "is_hybrid": False,
+    "use_auxiliary_head": False,
+}
+YOLOS = {"image_size": [32, 32], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
+AUDIO = {"num_mel_bins": 32, "max_length": 32, "frequency_stride": 8, "time_stride": 8}
+REFUSED = {
+    "DPTForSemanticSegmentation": ("DPTConfig", DPT),
+    "DPTForDepthEstimation": ("DPTConfig", DPT),
+    "ViTMAEForPreTraining": ("ViTMAEConfig", DECODER),
+    "ViTForMaskedImageModeling": ("ViTConfig", {"encoder_stride": 8}),
+    "DeiTForMaskedImageModeling": ("DeiTConfig", {"encoder_stride": 8}),
+    "BeitForMaskedImageModeling": ("BeitConfig", {"vocab_size": 30}),
+    "YolosModel": ("YolosConfig", YOLOS),
+    "YolosForObjectDetection": ("YolosConfig", YOLOS),
+    "ASTModel": ("ASTConfig", AUDIO),
+    "ASTForAudioClassification": ("ASTConfig", AUDIO),
+    "BlipVisionModel": ("BlipVisionConfig", {}),
+    "EomtForUniversalSegmentation": ("EomtConfig", {"num_blocks": 1, "num_queries": 4, "num_upscale_blocks": 1}),
+}
+NAMED = {  # where another name says more
+    "YolosModel": "detection tokens behind them in YolosModel",
+    "YolosForObjectDetection": "detection tokens behind them in YolosModel",
+    "ASTModel": "a model of images .*ASTModel",
+    "ASTForAudioClassification": "a model of images .*ASTModel",
+    "BlipVisionModel": "q_proj and k_proj .*BlipAttention",
+}
+
+
+def build(name, config, options):
+    return getattr(transformers, name)(getattr(transformers, config)(**SIZES | options)).eval()
+
+
+def clip_of(kind):
+    return spread(lambda: getattr(transformers, f"{kind}Model")(two(kind)))
+
+
+def two(kind, **more):
+    text, vision = TEXT, SIZES
+    if kind == "CLIPSeg":
+        more = {"extract_layers": [0, 1, 2], "reduce_dim": 8, "decoder_num_attention_heads": 2, **more}
+    return getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **more)
+
+
+def refuses(model, match):
+    types = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match=match):
+        tg.attach(model, "tome", 3)
+    assert [type(m) for m in model.modules()] == types
+    assert not any("_tokengraph" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_heads_that_need_the_grid_are_refused_by_name(name):
+    refuses(build(name, *REFUSED[name]), NAMED.get(name, name))
+
+
+def test_a_segmenter_on_clip_is_refused_and_the_model_in_it_is_served():
+    model = transformers.CLIPSegForImageSegmentation(two("CLIPSeg")).eval()
+    refuses(model, "CLIPSegForImageSegmentation.*Attach to the vision model inside it")
+    images = torch.randn(2, 3, 32, 32)
+    with tg.attach(model.clip.vision_model, "tome", 3) as handle, torch.no_grad():
+        tokens = model.clip.vision_model(images).last_hidden_state
+        assert handle.trace.lift(tokens).shape == (2, 16, 32)
+
+
+def test_a_mask_of_patches_is_refused():
+    idefics = pytest.importorskip("transformers.models.idefics3")
+    config = idefics.configuration_idefics3.Idefics3VisionConfig(**SIZES)
+    model = idefics.modeling_idefics3.Idefics3VisionTransformer(config).eval()
+    refuses(model, "images without padding .*Idefics3VisionTransformer, which takes a patch_attention_mask")
+
+
+def test_a_language_model_that_counts_the_tokens_is_refused():
+    text = {**TEXT, "model_type": "llama", "num_key_value_heads": 4}
+    vision = {**SIZES, "model_type": "clip_vision_model"}
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    refuses(model, "Llava")
+    refuses(model.model, "LlavaModel")
+    refuses(nn.Sequential(model), "Llava")  # in a module of the user's own, too
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_dual_encoders_are_served(kind):
+    model, images = clip_of(kind), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = model.get_image_features(images)
+        with tg.attach(model, "tome", 0):
+            same = model.get_image_features(images)
+        with tg.attach(model, "tome", 3) as handle:
+            model.get_image_features(images)
+            assert handle.trace.counts == [16, 13, 10, 7]
+    same, plain = (getattr(x, "pooler_output", x) for x in (same, plain))
+    assert torch.equal(same, plain)
+
+
+def test_modules_of_ones_own_around_a_model_and_subclasses_are_served():
+    class Segmenter(transformers.ViTPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.vit, self.decoder = transformers.ViTModel(config), nn.Linear(32, 3)
+
+        def forward(self, images):
+            return self.decoder(self.vit(images).last_hidden_state[:, 1:])
+
+    class Mine(transformers.ViTForMaskedImageModeling):
+        pass
+
+    config, images = transformers.ViTConfig(**SIZES, encoder_stride=8), torch.randn(2, 3, 32, 32)
+    with tg.attach(Segmenter(config).eval(), "tome", 3, lift=True) as handle, torch.no_grad():
+        assert handle(images).shape == (2, 16, 3)
+    refuses(Mine(config).eval(), "ViTForMaskedImageModeling")
+
+
+def test_a_depth_estimator_on_a_backbone_gets_whole_maps():
+    backbone = transformers.Dinov2Config(
+        **SIZES, out_features=["stage1", "stage2", "stage3"], reshape_hidden_states=False
+    )
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=8,
+        reassemble_hidden_size=32,
+        reassemble_factors=[2, 1, 1],
+        neck_hidden_sizes=[8, 8, 8],
+        fusion_hidden_size=8,
+        head_in_index=-1,
+        head_hidden_size=8,
+    )
+    model, images = spread(lambda: transformers.DepthAnythingForDepthEstimation(config)), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = model(images).predicted_depth
+        with tg.attach(model, "tome", 0):
+            assert torch.equal(model(images).predicted_depth, plain)
+        with tg.attach(model, tg.TokenMigration(), {1: 0.5, 3: "reconstruct"}):
+            assert model(images).predicted_depth.shape == plain.shape
+
+
+@pytest.mark.parametrize("kind", ["Beit", "Data2VecVision"])
+def test_segmenters_that_ask_for_hidden_states_get_whole_ones(kind):
+    options = {"use_relative_position_bias": True, "out_indices": [1, 2, 3, 4], "use_auxiliary_head": False}
+    options["num_hidden_layers"] = 4
+    config = getattr(transformers, f"{kind}Config")(**SIZES | options, num_labels=3)
+    model, images = (
+        spread(lambda: getattr(transformers, f"{kind}ForSemanticSegmentation")(config)),
+        torch.ones(2, 3, 32, 32),
+    )
+    images[1] = torch.randn(3, 32, 32)
+    with torch.no_grad():
+        plain = model(images).logits
+        with tg.attach(model, "tome", 0):
+            assert torch.equal(model(images).logits, plain)
+        with tg.attach(model, "tome", 3) as handle:
+            assert model(images).logits.shape == plain.shape and handle.trace.counts[-1] == 4
+
+
+@pytest.mark.parametrize("name", ["flex_attention", "flash_attention_2", "kernels-community/flash-attn"])
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "SiglipVision", "Beit"])
+def test_attention_that_takes_no_mask_of_any_values_is_refused(kind, name):
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SIZES)).eval()
+    layers = [m for m in model.modules() if type(m).__name__.endswith("Layer")]
+    if hasattr(getattr(layers[0].attention if hasattr(layers[0], "attention") else None, "attention", None), "query"):
+        pytest.skip("layers of before 5.9 do it by themselves")
+    model.config._attn_implementation = name
+    refuses(model, rf"'sdpa' or 'eager' \(got '{name}'.*set_attn_implementation")
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Beit"])
+def test_attention_that_changes_after_attach_is_refused_once_a_mask_is_added(kind):
+    config = getattr(transformers, f"{kind}Config")(**SIZES)
+    model, images = getattr(transformers, f"{kind}Model")(config).eval(), torch.randn(2, 3, 32, 32)
+    with tg.attach(model, "tome", 3), torch.no_grad():
+        first = model(images).last_hidden_state
+        model.config._attn_implementation = "eager"
+        assert_close(model(images).last_hidden_state, first, rtol=1e-4, atol=1e-5)
+        model.config._attn_implementation = "flex_attention"
+        with pytest.raises(ValueError, match="'sdpa' or 'eager' .*got 'flex_attention'"):
+            model(images)

@@ -1,0 +1,39 @@
+"""A setting of every strategy for models of 3 blocks and 16 patches, and cases of the model laws with them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import tokengraph as tg
+from tokengraph.testing import ModelCase
+
+STRATEGIES = {
+    "tome": (tg.ToMe(), 3),
+    "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
+    "ailurus": (tg.AiluRus(), {1: 0.5}),
+    "topk": (tg.TopK(score="norm"), {1: 10, 2: 5}),
+    "fuse": (tg.TopK(score="norm", fuse=True), {1: 8, 2: 5}),
+    "random": (tg.Random(), 3),
+    "gtp": (tg.GTP(), 3),
+    "gtp-sparse": (tg.GTP(score="mixed-max", sparsity=0.7), 3),
+    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
+    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
+    "grid-pool": (tg.GridPool(), {1: 0.5, 3: 0.25}),
+    "migration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
+}
+CLASS = {"topk-class": (tg.TopK(), {1: 10, 2: 5})}  # for models with a class token
+
+
+@dataclass(frozen=True)
+class StrategyCase(ModelCase):
+    """A model with a strategy other than ToMe, which the laws take unless told otherwise."""
+
+    select: tg.Select = tg.ToMe()
+    schedule: Any = 3
+
+    def attach(self, model, schedule=2):
+        """The schedules of the laws that remove nothing, and this strategy's own instead of the others."""
+        torch.manual_seed(3)  # of prediction modules
+        given = schedule if schedule in (0, {1: 1.0}) else self.schedule
+        return tg.attach(model, self.select, given, adapter=self.adapter)

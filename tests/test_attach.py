@@ -1,5 +1,8 @@
 """attach: what it refuses, and what it leaves behind."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -317,3 +320,48 @@ def test_attention_that_does_not_add_its_mask_is_refused_where_keys_are_weighed(
     assert untouched(model) and torch.equal(model(IMAGES), expected)
     with tg.attach(model, "tome", 3, prop_attn="none"):
         assert model(IMAGES).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["function", "partial"])
+def test_blocks_with_a_forward_of_their_own_are_refused(kind):
+    """As accelerate's hooks leave them: the class that attach would swap is not what runs."""
+    model = tiny_vit()
+    plain, block = model(IMAGES), model.blocks[1]
+    forward, own = block.forward, type(block)
+    block.forward = functools.partial(forward) if kind == "partial" else lambda *args, **kw: forward(*args)
+    with pytest.raises(ValueError, match="Expected blocks whose forward is that of their class .*put on block 1"):
+        tg.attach(model, "tome", 3)
+    assert torch.equal(model(IMAGES), plain) and type(block) is own
+    del block.forward
+    with tg.attach(model, "tome", 3) as handle:
+        model(IMAGES)
+        assert handle.trace.counts[-1] < 16
+
+
+def test_detaching_leaves_no_flags_of_hooks_behind():
+    model = tiny_vit()
+    model.patch_embed.register_forward_pre_hook(lambda *_: None, with_kwargs=True)  # the user's own stays
+    for _ in range(3):
+        tg.attach(model, "tome", 1).remove()
+    assert len(model.patch_embed._forward_pre_hooks_with_kwargs) == len(model.patch_embed._forward_pre_hooks) == 1
+    model(IMAGES)
+
+
+def test_torch_jit_trace_is_refused():
+    model = tiny_vit()
+    with tg.attach(model, "tome", 3):
+        with pytest.raises(RuntimeError, match="Expected torch.export or torch.compile .got torch.jit.trace"):
+            torch.jit.trace(model, IMAGES, check_trace=False)
+        model(IMAGES)
+
+
+def test_copies_of_compiled_blocks_run_their_own_weights():
+    torch.compiler.reset()
+    model = tiny_vit()
+    with tg.attach(model, "tome", 3), torch.no_grad():
+        for block in model.blocks:
+            block.compile(backend="eager")
+        expected, twin = model(IMAGES), copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(twin(IMAGES), expected)

@@ -102,3 +102,50 @@ def test_positions_are_centroids_of_the_patches_a_token_stands_for():
     assert size.sum(dim=1).tolist() == [16.0, 16.0]
     members = first.flatten(0, 1)[source.cluster == 9]
     torch.testing.assert_close(second.flatten(0, 1)[9], members.mean(dim=0))
+
+
+def test_a_run_that_failed_does_not_pass_for_one_that_ended():
+    with tg.attach(tiny_vit(), "tome", 3) as coarse, torch.no_grad():
+        coarse.model(IMAGES)
+        hook = coarse.model.blocks[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            coarse.model(IMAGES[:1])
+        hook.remove()
+        for read in (lambda: coarse.trace.counts, coarse.trace.as_map, coarse.trace.source):
+            with pytest.raises(RuntimeError, match="up to layer 3 .* .got one that ended behind layer 1"):
+                read()
+        assert coarse.trace.output is None
+        assert coarse.trace.counts_per_image(1) == [13] and coarse.trace.source(1).num_clusters == 13
+        coarse.model(IMAGES)
+        assert coarse.trace.counts == [16, 13, 10, 7]
+
+
+@pytest.mark.parametrize("schedule", [3, {3: 8}])
+def test_a_run_that_stopped_early_does_not_pass_for_one_that_ended(schedule):
+    """Also where it stopped before the first block that coarsens anything."""
+    with tg.attach(tiny_vit(), "tome", schedule) as coarse, torch.no_grad():
+        coarse.model(IMAGES)
+        maps = coarse.model.forward_intermediates(IMAGES[:1], indices=[0], stop_early=True, intermediates_only=True)
+        assert maps[0].shape == (1, 32, 4, 4) and coarse.trace.output is None
+        with pytest.raises(RuntimeError, match="Expected a run of the model up to layer 3"):
+            _ = coarse.trace.counts
+
+
+def test_a_run_whose_images_are_refused_leaves_nothing_of_the_one_before():
+    with tg.attach(tiny_vit(), "tome", 3) as coarse, torch.no_grad():
+        coarse.model(IMAGES)
+        with pytest.raises(AssertionError):
+            coarse.model(IMAGES[..., :24])
+        with pytest.raises(RuntimeError, match="Expected a run of the model"):
+            _ = coarse.trace.counts
+
+
+def test_more_tokens_than_the_grid_has_are_refused():
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+    model = torch.nn.Sequential(torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)).eval()
+    where = tg.adapters.EncoderLayers("0", num_prefix=1, grid=(4, 4))
+    with tg.attach(model, "tome", 4, adapter=where), torch.no_grad():
+        with pytest.raises(ValueError, match="Expected at most 4 x 4 patch tokens an image behind 1 prefix .*got 39"):
+            model(torch.randn(2, 40, 32))
+        assert model(torch.randn(2, 17, 32)).shape == (2, 5, 32)
+        assert model(torch.randn(2, 13, 32)).size(1) < 13  # fewer: some patches were left out

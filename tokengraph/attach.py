@@ -11,7 +11,7 @@ from torch import nn
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.block import Coarse, coarse_class, keep_output, note_grid
-from tokengraph.adapters.checks import check_halves, check_mask, check_model, check_plan
+from tokengraph.adapters.checks import check_forward, check_halves, check_mask, check_model, check_plan
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
 from tokengraph.nn.size_bias import SizeRule
@@ -20,6 +20,8 @@ from tokengraph.select.base import Select, resolve
 from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment, detach_spatial
 from tokengraph.trace import Trace
 from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
+
+HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
 
 @dataclass(eq=False)
@@ -81,6 +83,11 @@ def attach(
     The classes of blocks and model are swapped for subclasses of themselves; parameters, state_dict keys and the fused
     attention stay. While nothing is removed the output is bit-identical.
 
+    An attention mask of your own goes to the model as always and is carried along to clusters. A mask that bars whole
+    patches from every query (padding) is refused in the first block that would merge, mix, store or learn from tokens;
+    strategies that only prune take it, and a barred patch then counts in the budget like any other. NaFlex models know
+    their padding and serve every strategy. ``torch.jit.trace`` is refused: use ``torch.export``.
+
     Args:
         model: A supported model, or a wrapper around one.
         select: A strategy by name, class or instance. :class:`~tokengraph.spatial.DynamicSpatial`, which removes no
@@ -106,7 +113,8 @@ def attach(
 
     Raises:
         ValueError: For an unsupported model, one that is attached already, a schedule that does not fit, or a block
-            whose two halves do not give its output. The model is then as it was.
+            whose two halves do not give its output, or whose ``forward`` is not that of its class (accelerate's
+            hooks). The model is then as it was.
 
     Cost: milliseconds. In a run: the strategy's cost and one reduction in each block that removes tokens.
 
@@ -138,16 +146,19 @@ def attach(
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
     if any(type(p).__name__ == "DTensor" for p in core.parameters()):
         raise ValueError("Expected a model that is not sharded yet (got one). Attach first, then fully_shard.")
+    adapter.check_around(model, core)
     blocks = adapter.blocks(core)
     if len({id(b) for b in blocks}) < len(blocks):
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
     chosen, schedule = chosen.bind(adapter.channels(core), len(blocks), schedule)
     check_model(chosen, core)
+    check_forward(blocks)
     rule = SizeRule.of(chosen.weighs if prop_attn is None else prop_attn, size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core))
     for block in {type(b): b for b in blocks}.values():
+        adapter.watched(block)  # says so where there is nothing to watch
         check_halves(adapter, block, adapter.channels(core))
         if rule.power:
             check_mask(adapter, block, adapter.channels(core))
@@ -184,6 +195,8 @@ def detach(model: nn.Module) -> None:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [k for k, hook in hooks.items() if getattr(hook, "of_tokengraph", False)]:
                 del hooks[key]
+                for flags in HOOK_FLAGS:
+                    getattr(module, flags).pop(key, None)
         module.__dict__.pop(STASH, None)
         if isinstance(site, Site) and site.original is not None:
             module.__class__ = site.original

@@ -92,6 +92,11 @@ class State:
         return len(self.maps) > 0
 
     @property
+    def merged(self) -> bool:
+        """Whether tokens were merged and none dropped: every input patch then has its cluster's features."""
+        return self.coarse and not any(step.lossy for step in self.maps)
+
+    @property
     def source(self) -> Assignment | SoftAssignment | None:
         """The one map from the input patches to the tokens of now; ``None``: nothing changed."""
         if not self.coarse:
@@ -152,7 +157,7 @@ class State:
 
     def unweighed(self, device: torch.device | None) -> Tensor:
         """Input patches that each token stands for, ``[B, count]``, where nobody weighs by them; ones after drops."""
-        if not self.coarse or any(step.lossy for step in self.maps):
+        if not self.merged:
             ones = torch.ones(self.images, self.count, device=device)
             return ones if self.valid is None else self.valid.float()
         size = torch.ones(self.maps[0].num_tokens, device=device)

@@ -1,8 +1,8 @@
-"""What happened to the tokens of the last run: counts, sizes, and the way back to every input patch."""
+"""What happened to the tokens of the last run: counts and sizes, and which tokens a block is given."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -11,24 +11,18 @@ import torch
 from torch import Tensor
 
 from tokengraph.assignment import Assignment
-from tokengraph.graph import TokenGraph
+from tokengraph.lifting import Lifting
+from tokengraph.recompute import RUNS, Recompute, in_backward
 from tokengraph.soft import SoftAssignment
 from tokengraph.state import State
 
-RUNS = 8  # runs that may wait for their backward under gradient checkpointing
-
-
-def in_backward() -> bool:
-    """Whether autograd is at work in this thread: then a block that runs is being computed again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
 
 @dataclass
-class Trace:
+class Trace(Lifting):
     """The record of one model's last run. Slot l holds the tokens after l blocks; a run overwrites the one before it.
 
     Gradient checkpointing runs blocks a second time, during backward. By then another run may have overwritten the
-    slots, so a block that takes part in backward finds its tokens by the memory that its input lies in.
+    slots, so they are not asked; see :class:`tokengraph.recompute.Recompute`.
 
     Copies of the model, and what is pickled, start with an empty record.
 
@@ -41,6 +35,7 @@ class Trace:
         grid: ``(H, W)`` of the input patches of the run that is going on.
         grids: The same of each image, where they differ or are padded; ``None``: all have ``grid``.
         present: ``[B, N]`` bool, True where the run's input has a patch; ``None``: everywhere.
+        output: Tokens ``[B, P+n, C]`` that left the last block of the last run, without gradient; ``None`` until then.
     """
 
     num_prefix: int
@@ -52,22 +47,58 @@ class Trace:
     grids: tuple[tuple[int, int], ...] | None = None
     present: Tensor | None = field(default=None, repr=False)
     output: Tensor | None = field(default=None, repr=False)
+    mask: Tensor | None = field(init=False, default=None, repr=False)
     slots: list[State | None] = field(init=False, repr=False)
-    entered: OrderedDict[tuple[int, int], State] = field(init=False, repr=False)
+    again: Recompute = field(init=False, repr=False, default_factory=Recompute)
+    begun: bool = field(init=False, default=False, repr=False)
+    alike: bool = field(init=False, default=True, repr=False)  # whether all runs had images of one grid
+    device: torch.device | None = field(init=False, default=None, repr=False)
     thread: int = field(init=False, default=0, repr=False)
 
     def __post_init__(self) -> None:
         self.slots = [None] * (self.depth + 1)
-        self.entered = OrderedDict()
 
-    def begin(self, images: int, count: int) -> State:
-        """The state of a run's tokens as they come to the first attached block."""
-        for layer in range(self.start, self.depth + 1):
+    def note(self, look: Callable[[], None]) -> None:
+        """Begins a run as its images come in: ``look`` writes their grid."""
+        if torch.compiler.is_compiling():  # what is read here would be compiled in
+            self._forget()
+            return look()
+        before = self.grid, self.grids, self.present
+        if not in_backward():
+            ran = self.begun
+            self._forget()
+            look()
+            self.alike = self.alike and (not ran or (self.grids is None and self.grid == before[0]))
+            return
+        look()
+        self.again.note((self.grid, self.grids, self.present))
+        self.grid, self.grids, self.present = before
+
+    def begin(self, x: Tensor) -> State:
+        """The state of a run's tokens ``x [B, P+N, C]`` as they come to the first attached block.
+
+        Raises:
+            ValueError: If there are more patch tokens than the grid has patches.
+        """
+        grid, grids, present = self.again.grids() or (self.grid, self.grids, self.present)
+        images, count = x.size(0), x.size(1) - self.num_prefix
+        if grids is None and count > grid[0] * grid[1]:
+            raise ValueError(
+                f"Expected at most {grid[0]} x {grid[1]} patch tokens an image behind {self.num_prefix} prefix tokens "
+                f"(got {count}). Give the adapter the grid and the prefix tokens that the model has."
+            )
+        if not in_backward():
+            self._forget()
+            self.device = x.device
+        return State(images, count, count, grid, grids=grids, present=present).at_input()
+
+    def _forget(self) -> None:
+        for layer in range(self.depth + 1):
             self.slots[layer] = None
-        return self._input(images, count)
-
-    def _input(self, images: int, count: int) -> State:
-        return State(images, count, count, self.grid, grids=self.grids, present=self.present).at_input()
+        self.output, self.mask, self.begun = None, None, True
+        if not torch.compiler.is_compiling():
+            self.thread = get_ident()
+            self.again.let_go()
 
     def enter(self, index: int, x: Tensor) -> State | None:
         """The state of the tokens ``x [B, P+n, C]`` that come to block ``index``; ``None``: a new run begins.
@@ -78,16 +109,18 @@ class Trace:
         """
         if torch.compiler.is_compiling():
             return None if index == self.start else self.slots[index]
-        if in_backward():  # a checkpoint computes the block again
-            state = self.entered.get((index, x.data_ptr()))
+        if in_backward():
+            state = self.again.find(index, x)
+            if state is None and index == self.start and (self.alike or self.again.grids() is not None):
+                return None  # a checkpoint around the whole model, say: a run of its own
             if state is None or x.size(1) != self.num_prefix + state.count:
                 raise RuntimeError(
-                    "Expected backward to follow its own run (got blocks to compute again for a run that is no longer "
-                    f"known). At most {RUNS} runs can wait for their backward under gradient checkpointing."
+                    f"Expected block {index} to be computed again for tokens of a run that is known (got others). At "
+                    f"most {RUNS} runs can wait for their backward where blocks are checkpointed one by one, and what "
+                    "checkpoints keep must stay in its memory."
                 )
             return state
         if index == self.start:
-            self.thread = get_ident()
             return None
         self._check_thread()
         state = self.slots[index]
@@ -99,17 +132,21 @@ class Trace:
 
     def remember(self, index: int, x: Tensor, state: State) -> None:
         """Keeps the state of tokens that come to block ``index`` and that backward may come back to."""
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad):
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad or in_backward()):
             return
-        key = (index, x.data_ptr())  # unique among living tensors; memory that is reused is overwritten here, too
-        self.entered[key] = state
-        self.entered.move_to_end(key)
-        while len(self.entered) > 2 * RUNS * self.depth:  # backward writes, too
-            self.entered.popitem(last=False)
+        self.again.remember(index, x, state, 2 * RUNS * self.depth)  # backward writes, too
+
+    def write(self, layer: int, state: State) -> None:
+        """Notes the tokens after ``layer`` blocks of the run that is going on."""
+        if in_backward():
+            self.again.write(layer, state)
+        else:
+            self.slots[layer] = state
 
     def leave(self, index: int, x: Tensor, state: State) -> None:
         """Writes what block ``index`` made, ``x [B, P+n', C]``, into the slot behind it."""
         if in_backward():
+            self.again.write(index + 1, state)
             self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
         self._check_thread()  # another may have begun while this one was in the block: its record must not be touched
@@ -126,9 +163,13 @@ class Trace:
         """Patch tokens an image before the first block and after each block, in the last run (planned, before one).
 
         Where images differ, the most of any; :meth:`counts_per_image` has each.
+
+        Raises:
+            RuntimeError: If the last run failed or stopped before the last block; the message says where.
         """
-        if self.slots[self.depth] is None:
+        if not self.begun:
             return list(self.plan)
+        self.state()  # says so when it did not come to its end
         return [max(self.counts_per_image(layer), default=0) for layer in range(self.depth + 1)]
 
     def state(self, layer: int | None = None) -> State:
@@ -141,15 +182,20 @@ class Trace:
         layer = self.depth if layer is None else layer
         if not 0 <= layer <= self.depth:
             raise ValueError(f"Expected a layer in [0, {self.depth}] (got {layer}).")
-        if layer >= self.start and (state := self.slots[layer]) is not None:
+        if layer >= self.start and (state := self._at(layer)) is not None:
             return state
-        first = self.slots[self.start]
+        first = self._at(self.start)
         if first is None or layer > self.start:
+            reached = max((i for i, state in enumerate(self.slots) if state is not None), default=0)
+            got = f"one that ended behind layer {reached}" if self.begun else "none"
             raise RuntimeError(
-                f"Expected a run of the model up to layer {layer} before its trace is read (got none). "
-                "Call the model first."
+                f"Expected a run of the model up to layer {layer} before its trace is read (got {got}). "
+                "Call the model first, to its end."
             )
         return first.at_input()
+
+    def _at(self, layer: int) -> State | None:
+        return self.again.read(layer) or self.slots[layer]
 
     def counts_per_image(self, layer: int | None = None) -> list[int]:
         """Patch tokens of each image after ``layer`` blocks (default: all)."""
@@ -161,7 +207,7 @@ class Trace:
         state = self.state(layer)
         if state.valid is not None:
             return state.valid
-        return torch.ones(state.images, state.count, dtype=torch.bool, device=self._device)
+        return torch.ones(state.images, state.count, dtype=torch.bool, device=self.device)
 
     @property
     def decisions(self) -> list[Tensor]:
@@ -173,12 +219,8 @@ class Trace:
         state = self.state(layer)
         if (source := state.source) is not None:
             return source
-        counts, device = self.counts_per_image(0), self._device
+        counts, device = self.counts_per_image(0), self.device
         return Assignment.identity(sum(counts), ptr=torch.tensor([0, *counts], device=device).cumsum(0), device=device)
-
-    @property
-    def _device(self) -> torch.device | None:
-        return None if self.output is None else self.output.device
 
     def size(self, layer: int | None = None) -> Tensor:
         """Weight of each token after ``layer`` blocks, ``[B, n]`` float32.
@@ -188,113 +230,10 @@ class Trace:
         """
         state = self.state(layer)
         if state.size is None:
-            return state.unweighed(self._device)
+            return state.unweighed(self.device)
         return state.size.view(state.images, -1)[:, self.num_prefix :]
 
-    def lift(
-        self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None, replenish: bool = False
-    ) -> Tensor:
-        """Brings tokens back to full resolution.
-
-        Args:
-            tokens: ``[B, n, C]``, or ``[B, P+n, C]`` (prefix tokens are then left out), as they are after ``layer``
-                blocks of the last run.
-            layer: Finished blocks; all by default.
-            fill: Rows ``[B, N, C]`` that dropped tokens get instead of zeros.
-            replenish: Dropped tokens come back with what the strategy stored (token migration). For features, as they
-                are before the final norm.
-
-        Returns:
-            ``[B, N, C]``: a row for each of the N input patches, row-major; zeros at padding of coarsened images.
-
-        Raises:
-            ValueError: If ``tokens`` do not have the number of tokens that the layer had.
-
-        Cost: one gather of ``[B, N, C]``; with Expedite the first time its reconstruction edges, too.
-        """
-        state = self._state_of(tokens, layer)
-        if tokens.dim() != 3 or tokens.size(0) != state.images:
-            raise ValueError(f"Expected tokens of shape [B={state.images}, n, C] (got {list(tokens.shape)}).")
-        if tokens.size(1) == state.count + self.num_prefix:
-            tokens = tokens[:, self.num_prefix :]
-        elif tokens.size(1) != state.count:
-            raise ValueError(
-                f"Expected {state.count} tokens an image, or {state.count + self.num_prefix} with prefix tokens "
-                f"(got {tokens.size(1)}). Give the layer that they come from."
-            )
-        if not state.coarse:
-            return tokens
-        lifted = state.lift(tokens, None if fill is None else fill.flatten(0, 1), replenish=replenish)
-        return lifted.view(state.images, state.patches, tokens.size(2))
-
-    def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False) -> Tensor:
-        """A feature map at full resolution, ``[B, C, H, W]``.
-
-        Args:
-            tokens: As for :meth:`lift`; by default what left the last block (before the final norm, no gradient).
-            layer: Finished blocks; all by default.
-            replenish: As for :meth:`lift`; what left the last block is replenished in any case.
-        """
-        full, state = self._full(tokens, layer, replenish)
-        if state.one_grid is None:
-            raise ValueError("Expected images of one patch grid (got images of any shape). Use trace.as_maps().")
-        height, width = state.one_grid
-        if height * width != full.size(1):
-            raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")
-        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width).contiguous()
-
-    def as_maps(
-        self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False
-    ) -> list[Tensor]:
-        """A feature map of each image at its own resolution, ``[C, H_b, W_b]``; arguments as for :meth:`as_map`."""
-        full, state = self._full(tokens, layer, replenish)
-        if state.grids is None:
-            return list(self.as_map(tokens, layer=layer, replenish=replenish))
-        pairs = zip(full, state.grids, strict=True)
-        return [rows[: h * w].t().reshape(-1, h, w).contiguous() for rows, (h, w) in pairs]
-
-    def _full(self, tokens: Tensor | None, layer: int | None, replenish: bool) -> tuple[Tensor, State]:
-        """Rows ``[B, N, C]`` of every input patch, and the state that they come from."""
-        if tokens is None:
-            self.state()  # says so when there was no run yet
-            tokens, replenish = self.output, True
-            assert tokens is not None
-        return self.lift(tokens, layer=layer, replenish=replenish), self._state_of(tokens, layer)
-
-    def _state_of(self, tokens: Tensor, layer: int | None) -> State:
-        """As :meth:`state`; in front of the first attached block, which may not have run, nothing is coarsened."""
-        if layer is None or not 0 < layer <= self.start:
-            return self.state(layer)
-        patches = self.grid[0] * self.grid[1] if self.grids is None else tokens.size(1) - self.num_prefix
-        return self._input(tokens.size(0), patches)
-
-    def lift_sequence(self, tokens: Tensor) -> Tensor:
-        """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``, prefix tokens in front."""
-        if not self.state().coarse:
-            return tokens
-        return torch.cat([tokens[:, : self.num_prefix], self.lift(tokens)], dim=1)
-
-    def graph(self, layer: int | None = None) -> TokenGraph:
-        """The graph that the strategy works on, as it is after ``layer`` blocks of the last run.
-
-        Args:
-            layer: Finished blocks; all by default.
-
-        Returns:
-            The tokens that are left, with edges and weights, positions in patch units, and their scales as ``size``.
-            ``x`` are the features that the graph was built from.
-
-        Raises:
-            ValueError: If the strategy keeps no graph.
-        """
-        state = self.state(layer)
-        if not hasattr(state.memory, "token_graph"):
-            raise ValueError(
-                "Expected a strategy that keeps a graph, as GTP(mode='propagate') on images of one shape (got none). "
-                "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."
-            )
-        return state.memory.token_graph(state.patch, None if state.size is None else self.size(layer))
-
     def __getstate__(self) -> dict[str, Any]:
-        empty = dict.fromkeys(("output", "grids", "present"))
-        return {**self.__dict__, **empty, "slots": [None] * (self.depth + 1), "entered": OrderedDict()}
+        empty = dict.fromkeys(("output", "mask", "grids", "present", "device"))
+        new = {"slots": [None] * (self.depth + 1), "again": Recompute(), "begun": False, "alike": True, "thread": 0}
+        return {**self.__dict__, **empty, **new}

@@ -105,11 +105,11 @@ def test_attention_mask_of_transformers():
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
     )
     model = transformers.ViTModel(config).eval()
-    if "attention_mask" not in str(__import__("inspect").signature(type(model).forward)) and not hasattr(
-        model.layers[0] if hasattr(model, "layers") else model, "attention"
-    ):
-        pytest.skip("this release of transformers takes no attention_mask")
     mask = PADDING[:, 0, 0].long()
+    try:
+        model(IMAGES, attention_mask=mask)
+    except TypeError:
+        pytest.skip("ViTModel of this release of transformers takes no attention_mask")
     with tg.attach(model, "tome", 3), torch.no_grad(), pytest.raises(ValueError, match=REFUSED):
         model(IMAGES, attention_mask=mask)
 

@@ -93,6 +93,15 @@ class Adapter(ABC):
         """The block's other inputs for the tokens of now: whatever has a row for each token is coarsened with them."""
         return side
 
+    def check_around(  # noqa: B027  # nothing to check is what most need
+        self, model: nn.Module, core: nn.Module
+    ) -> None:
+        """Raises unless what lies around ``core`` in ``model``, and ``core`` itself, can do with fewer tokens.
+
+        Raises:
+            ValueError: If not; the message names the class.
+        """
+
     def tokens_to_check(self, block: nn.Module) -> int:
         """How many tokens the attach-time check gives the block; another number where only that one will do."""
         return 8
@@ -134,6 +143,12 @@ class Adapter(ABC):
         finally:
             hook.remove()
         return seen[0], self.image_grid(self.embedding(model), images)
+
+
+def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
+    """``(H, W)`` of the patches that a convolution without overlap makes of ``images [B, C, height, width]``."""
+    rows, columns = convolution.stride
+    return images.size(-2) // int(rows), images.size(-1) // int(columns)
 
 
 def is_a(module: object, origin: str, name: str, *also: str) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.mask import attention_bias
+from tokengraph.adapters.mask import attention_bias, check_shape
 from tokengraph.adapters.site import SITE, STASH, Site, ours
 from tokengraph.adapters.step import acts, begin, begins, budget, coarsen, map_edit, pairs, plans, restore, restores
 from tokengraph.nn.open_attention import OpenMap
+from tokengraph.recompute import in_backward
 from tokengraph.state import State
-from tokengraph.trace import in_backward
 
 
 class Coarse:
@@ -21,7 +21,8 @@ class Coarse:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         original = getattr(self, SITE).original
-        return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), self.__dict__
+        state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}  # as nn.Module itself does
+        return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), state
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
@@ -33,11 +34,30 @@ class Coarse:
 class CoarseBlock(Coarse):
     """Mixin of a swapped block; a family's own mixin gives ``forward`` the block's signature and calls ``coarse``."""
 
+    @property
+    def _compiled_call_impl(self) -> Any:
+        """What ``compile`` has made of the block, where ``nn.Module`` looks for it; ``None``: it is not compiled.
+
+        Raises:
+            RuntimeError: Where a checkpoint runs a block that is compiled by itself.
+        """
+        compiled = self.__dict__.get("_compiled_call_impl")
+        if compiled is not None and in_backward():
+            raise RuntimeError(
+                "Expected no gradient checkpointing around blocks that are compiled one by one (got both): a compiled "
+                "block cannot tell which run it is computed again for. Compile the whole model: torch.compile(model)."
+            )
+        return compiled
+
+    @_compiled_call_impl.setter
+    def _compiled_call_impl(self, compiled: Any) -> None:
+        self.__dict__["_compiled_call_impl"] = compiled
+
     def coarse(self, x: Tensor, mask: Tensor | None = None, **side: Any) -> Tensor:
         """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``; ``side``: the block's other inputs."""
         site: Site = getattr(self, SITE)
         adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
-        x, state = self._enter(site, x)
+        x, state = self._enter(site, x, mask)
         bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
         side = adapter.carry(side, state, self) if state.coarse else side  # type: ignore[arg-type]
         keep = budget(site, state, site.index + 1)
@@ -50,7 +70,7 @@ class CoarseBlock(Coarse):
         if restores(site, state, site.index + 1, keep):
             x, state = restore(trace, state, x)
         elif active:
-            x, state = coarsen(site, state, x, keep, self, bias, side)
+            x, state = coarsen(site, state, x, keep, mask, self, bias, side)
             if select.placement == "inside":  # before the next block is after this one
                 x = adapter.feed(self, x)  # type: ignore[arg-type]
         trace.leave(site.index, x, state)
@@ -65,23 +85,29 @@ class CoarseBlock(Coarse):
         return OpenMap(seen, map_edit(site, state), bias) if select.needs_map else bias
 
     @staticmethod
-    def _enter(site: Site, x: Tensor) -> tuple[Tensor, State]:
+    def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
         """The tokens as they come to the block, and their state; block 0 may coarsen before itself."""
         trace, select = site.trace, site.recipe.select
         state = trace.enter(site.index, x)
         if state is None:
-            state = trace.begin(x.size(0), x.size(1) - trace.num_prefix)
+            if torch.jit.is_tracing():
+                raise RuntimeError(
+                    "Expected torch.export or torch.compile (got torch.jit.trace, which would write the choices for "
+                    "this image into the program)."
+                )
+            state = trace.begin(x)
+            check_shape(mask, state, trace.num_prefix)
             state.plans = plans(site, state)
             if begins(select):
                 with torch.no_grad():
                     state.memory = begin(site, state, x.detach())
-            trace.slots[site.index] = state
+            trace.write(site.index, state)
         trace.remember(site.index, x, state)
         first = budget(site, state, 0) if site.index == 0 and not state.coarse else state.count
         if any(keep < count for keep, count in pairs(state, first)):
-            x, state = coarsen(site, state, x, first)
-            if state.coarse and not in_backward():
-                trace.slots[0] = state
+            x, state = coarsen(site, state, x, first, mask)
+            if state.coarse:
+                trace.write(0, state)
         return x, state
 
 
@@ -98,7 +124,7 @@ def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
 def note_grid(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of the embedding: notes the shape of the images that come in."""
     site: Site = module.__dict__[SITE]
-    site.recipe.adapter.note(site.trace, module, args, kwargs)
+    site.trace.note(lambda: site.recipe.adapter.note(site.trace, module, args, kwargs))
 
 
 @cache

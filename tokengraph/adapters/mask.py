@@ -32,11 +32,7 @@ def attention_bias(
     Raises:
         ValueError: For a mask of another shape, or one that comes together with decisions or padding.
     """
-    if mask is not None and (mask.dim() < 2 or mask.size(-1) != num_prefix + state.patches):
-        raise ValueError(
-            f"Expected attn_mask of shape [..., 1 or {num_prefix + state.patches}, {num_prefix + state.patches}] "
-            f"(got {list(mask.shape)})."
-        )
+    check_shape(mask, state, num_prefix)
     if state.grids is not None and (state.coarse or state.keep_mask is not None):
         mask = None  # it is the model's own and says where padding is, which the state knows, too
     if mask is not None and state.grids is None and (state.keep_mask is not None or state.valid is not None):
@@ -53,6 +49,27 @@ def attention_bias(
         return None if state.valid is None else _padding(state.valid, num_prefix, dtype)
     bias = rule.bias(state.size).view(state.images, 1, 1, -1)
     return SizeBias(bias, dtype) if rule.folds(bias.device) else bias.to(dtype)
+
+
+def check_shape(mask: Tensor | None, state: State, num_prefix: int) -> None:
+    """Raises ValueError unless a user's mask is ``[..., 1 or P+N, P+N]`` for B images."""
+    if mask is None:
+        return
+    length, shape = num_prefix + state.patches, list(mask.shape)
+    fits = 2 <= len(shape) <= 4 and shape[-1] == length and shape[-2] in (1, length)
+    if not fits or (len(shape) == 4 and shape[0] not in (1, state.images)):
+        raise ValueError(
+            f"Expected attn_mask of shape [1 or {state.images}, 1 or heads, 1 or {length}, {length}] (got {shape}). "
+            "One entry a token of each image goes in as mask[:, None, None, :]."
+        )
+
+
+def bars_patches(mask: Tensor, num_prefix: int) -> Tensor:
+    """Whether a mask keeps some patch of some image from every query, as padding masks do: 0-dim bool."""
+    patches = mask[..., num_prefix:]
+    barred = ~patches if mask.dtype == torch.bool else patches <= -1e4  # of which no dtype knows the exponential
+    barred = barred if mask.dim() == 4 else barred.flatten(0, -2)[None, None]
+    return barred.flatten(1, -2).all(dim=1).any()
 
 
 def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:

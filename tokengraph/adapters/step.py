@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.adapters.mask import bars_patches
 from tokengraph.adapters.site import STASH, Site
 from tokengraph.assignment import Assignment
 from tokengraph.prefix import with_prefix
@@ -127,11 +128,14 @@ def coarsen(
     state: State,
     x: Tensor,
     keep: int | list[int],
+    mask: Tensor | None = None,
     block: Any = None,
     bias: Any = None,
     side: dict[str, Any] | None = None,
 ) -> tuple[Tensor, State]:
     """One step of the strategy on ``x [B, P+n, C]``: to ``keep`` patch tokens an image, or one keep decision.
+
+    ``mask`` is the user's own, over the uncoarsened sequence.
 
     What the hooks left is taken here and let go with the choice, so that it does not live on in the MLP.
     """
@@ -150,9 +154,33 @@ def coarsen(
         assignment = select_alone(select, tokens, keep, state.grids, not state.coarse)
     else:
         assignment = select(tokens, keep)
+    if mask is not None and state.grids is None:
+        _keep_padding_out(site, mask, assignment)
     if state.valid is not None or assignment.counts is not None:
         return _ragged(site, state, x, assignment)
     return _equal(site, state, x, assignment)
+
+
+def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAssignment) -> None:
+    """Raises where patches that a user's mask bars from every query would go into clusters with others.
+
+    Cost: one pass over each mask; on CUDA one host synchronisation a run.
+    """
+    select, trace = site.recipe.select, site.trace
+    mixes = isinstance(assignment, SoftAssignment) or not assignment.lossy or select.merges
+    if not (mixes or select.stores or select.learns):
+        return
+    message = (
+        f"Expected an attn_mask that bars no patch from every query (got one, as for padding). "
+        f"{type(select).__name__} would mix what is barred into other tokens. Prune, for example by "
+        'TopK(score="class"), or leave the padding out of the batch.'
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(~bars_patches(mask, trace.num_prefix), message)
+    elif trace.mask is not mask and not (trace.mask is not None and mask.is_cuda):
+        trace.mask = mask
+        if bars_patches(mask, trace.num_prefix):
+            raise ValueError(message)
 
 
 def _equal(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:

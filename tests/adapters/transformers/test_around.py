@@ -80,6 +80,12 @@ def test_heads_that_need_the_grid_are_refused_by_name(name):
     refuses(build(name, *REFUSED[name]), NAMED.get(name, name))
 
 
+def test_layers_of_another_order_of_inputs_are_refused():
+    if not hasattr(transformers, "MLCDVisionModel"):
+        pytest.skip("this transformers has no MLCD")
+    refuses(build("MLCDVisionModel", "MLCDVisionConfig", {}), "attention_mask before position_embeddings .*MLCD")
+
+
 def test_a_segmenter_on_clip_is_refused_and_the_model_in_it_is_served():
     model = transformers.CLIPSegForImageSegmentation(two("CLIPSeg")).eval()
     refuses(model, "CLIPSegForImageSegmentation.*Attach to the vision model inside it")

@@ -174,7 +174,7 @@ def test_a_users_mask_bars_patches_beside_the_bias(kind, images):
         assert_close(ours[:, seen], theirs[:, seen])
         assert not torch.allclose(ours[:, seen], run(model, images)[0][:, seen], rtol=1e-3)
     model = make(kind)
-    with tg.attach(model, "tome", 3), pytest.raises(ValueError, match="attn_implementation='eager'"):
+    with tg.attach(model, First(), {1: 12}), pytest.raises(ValueError, match="attn_implementation='eager'"):
         getattr(model, "beit", model)(images, attention_mask=mask)
 
 

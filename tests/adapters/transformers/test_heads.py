@@ -181,6 +181,19 @@ def test_a_pooling_head_without_an_attention_of_its_own_says_that_it_takes_no_ma
             model(images)
 
 
+def test_several_class_tokens_are_counted_and_feature_maps_around_the_model_are_whole(images):
+    if not hasattr(transformers, "PixioBackbone"):
+        pytest.skip("this transformers has no Pixio")
+    config = transformers.PixioConfig(**SIZES, n_cls_tokens=3, out_features=["stage1", "stage3"])
+    model = spread(lambda: transformers.PixioBackbone(config))
+    with torch.no_grad():
+        plain = model(images).feature_maps
+        with tg.attach(model, "tome", 3) as handle:
+            maps = model(images).feature_maps
+            assert handle.trace.num_prefix == 3 and handle.trace.counts == [16, 13, 10, 7]
+    assert [m.shape for m in maps] == [p.shape for p in plain]
+
+
 def test_feature_maps_of_a_rotary_backbone_are_whole(images):
     config = transformers.DINOv3ViTConfig(**SIZES, num_register_tokens=2, out_features=["stage1", "stage3"])
     model = spread(lambda: transformers.AutoBackbone.from_config(config))

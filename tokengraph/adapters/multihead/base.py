@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.heads import split_heads
 from tokengraph.adapters.site import STASH
 from tokengraph.select.attention import AttentionStats
 
@@ -53,7 +54,7 @@ class MultiheadAdapter(Adapter):
         biases = (None, None, None) if offset is None else offset.chunk(3)
 
         def project() -> tuple[Tensor, Tensor]:
-            q, k = (_heads(F.linear(normed, weights[i], biases[i]), heads) for i in (0, 1))
+            q, k = (split_heads(F.linear(normed, weights[i], biases[i]), heads=heads) for i in (0, 1))
             return q, k
 
         def keys() -> Tensor:  # the mean over heads of a product is the product with the mean of the weights
@@ -118,10 +119,6 @@ def self_attention(attention: Any, x: Tensor, mask: Any) -> Tensor:
 def turned(attention: Any, x: Tensor) -> Tensor:
     """``x`` with batch and sequence exchanged where the module wants the sequence first; its own inverse."""
     return x if attention.batch_first else x.transpose(0, 1)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def _mean(offset: Tensor | None, heads: int) -> Tensor | None:

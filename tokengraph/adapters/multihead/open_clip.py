@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import is_a
+from tokengraph.adapters.base import is_a, strided_grid
 from tokengraph.adapters.block import Coarse, CoarseBlock
+from tokengraph.adapters.intermediates import taken
 from tokengraph.adapters.multihead.base import MultiheadAdapter, turned
+from tokengraph.adapters.pooling import masked_mean, pooled_over
 from tokengraph.adapters.site import SITE, Site
-from tokengraph.adapters.timm.vit import taken
-from tokengraph.state import State
 
 ORIGIN = "open_clip.transformer"
 
@@ -39,11 +39,9 @@ class OpenClipModel(Coarse):
         if site.recipe.lift:
             x = site.trace.lift_sequence(x)
         elif attends or self.pool_type != "tok":  # type: ignore[attr-defined]
-            state = site.trace.state()
-            if attends and _there(state) is not None:
+            x, there = pooled_over(site.trace, x)
+            if attends and there is not None:
                 raise ValueError("Expected no attention pooling where tokens are masked (got one).")
-            if not any(step.lossy for step in state.maps):
-                x = site.trace.lift_sequence(x)
         return super()._pool(x)  # type: ignore[misc]
 
     def _global_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,11 +50,11 @@ class OpenClipModel(Coarse):
         pooled, tokens = super()._global_pool(x)  # type: ignore[misc]
         if self.pool_type != "avg":  # type: ignore[attr-defined]
             return pooled, tokens
-        there = _there(site.trace.state())
-        if there is None or there.shape != tokens.shape[:2]:  # which were lifted
+        state = site.trace.state()
+        there = state.decisions[-1] if state.decisions else state.valid
+        if there is None or state.merged or there.shape != tokens.shape[:2]:  # which were lifted
             return pooled, tokens
-        weight = there.to(x.dtype)[..., None]
-        return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0), tokens
+        return masked_mean(tokens, there), tokens
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: the schedule was made for the blocks there are."""
@@ -84,11 +82,6 @@ class OpenClipModel(Coarse):
         pairs = zip(out["image_intermediates"], layers, strict=True)
         out["image_intermediates"] = [lift(t, layer=i, replenish=not normalize_intermediates) for t, i in pairs]
         return out
-
-
-def _there(state: State) -> Tensor | None:
-    """``[B, n]``: which tokens are there; ``None``: all."""
-    return state.decisions[-1] if state.decisions else state.valid
 
 
 class OpenClipViT(MultiheadAdapter):
@@ -144,5 +137,4 @@ class OpenClipViT(MultiheadAdapter):
 
     def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
         """As the patch convolution counts."""
-        height, width = embedding.stride  # type: ignore[misc]
-        return images.size(-2) // int(height), images.size(-1) // int(width)  # type: ignore[arg-type]
+        return strided_grid(embedding, images)

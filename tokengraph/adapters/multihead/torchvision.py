@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import is_a
+from tokengraph.adapters.base import is_a, strided_grid
 from tokengraph.adapters.block import CoarseBlock
 from tokengraph.adapters.multihead.base import MultiheadAdapter
 
@@ -61,5 +61,4 @@ class TorchvisionViT(MultiheadAdapter):
 
     def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
         """As the patch convolution counts."""
-        height, width = embedding.stride  # type: ignore[misc]
-        return images.size(-2) // int(height), images.size(-1) // int(width)  # type: ignore[arg-type]
+        return strided_grid(embedding, images)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, is_a
 from tokengraph.adapters.naflex import Grids, image_shapes, tokens_of_each
+from tokengraph.adapters.pooling import masked_mean, pooled_over
 from tokengraph.adapters.site import SITE, Site
 from tokengraph.adapters.timm.vit import TimmModel, TimmViT
 from tokengraph.trace import Trace
@@ -45,15 +46,13 @@ class TimmNaFlexModel(TimmModel):
         plain = super()._pool  # type: ignore[misc]
         if x.size(1) != prefix + state.count or not (state.coarse or state.decisions):
             return plain(x, pool_type, patch_valid)
-        if state.coarse and not any(step.lossy for step in state.maps):
-            return plain(site.trace.lift_sequence(x), pool_type, state.present)
-        if not state.decisions:
-            return plain(x, pool_type, state.valid)
+        x, there = pooled_over(site.trace, x)
+        if not state.decisions or state.merged:
+            return plain(x, pool_type, there)
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
         if pooled != "avg" or self.attn_pool is not None or self.pool_include_prefix:  # type: ignore[attr-defined]
             return plain(x, pool_type, state.decisions[-1] > 0)
-        weight = state.decisions[-1].to(x.dtype)[..., None]  # decisions get a gradient from here, too
-        return (x[:, prefix:] * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
+        return masked_mean(x[:, prefix:], state.decisions[-1])  # decisions get a gradient from here, too
 
 
 class TimmNaFlex(TimmViT):

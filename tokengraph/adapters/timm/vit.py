@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, is_a
 from tokengraph.adapters.block import Coarse, CoarseBlock
+from tokengraph.adapters.intermediates import taken
+from tokengraph.adapters.pooling import masked_mean, pooled_over
 from tokengraph.adapters.site import SITE, Site
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
@@ -44,20 +46,14 @@ class TimmModel(Coarse):
         attends = self.attn_pool is not None  # type: ignore[attr-defined]
         if pooled in ("token", "") and not attends:
             return super().pool(x, pool_type)  # type: ignore[misc]
-        state, prefix = trace.state(), trace.num_prefix
-        if x.size(1) != prefix + state.count:
-            return super().pool(x, pool_type)  # type: ignore[misc]
-        if state.coarse and not any(step.lossy for step in state.maps):
-            return super().pool(trace.lift_sequence(x), pool_type)  # type: ignore[misc]
-        there = state.decisions[-1] if state.decisions else state.valid
+        x, there = pooled_over(trace, x)
         if there is None:
             return super().pool(x, pool_type)  # type: ignore[misc]
         if pooled != "avg" or attends or getattr(self, "pool_include_prefix", False):
             raise ValueError(
                 f"Expected pooling by class token or plain average where tokens are masked (got {pooled!r})."
             )
-        weight = there.to(x.dtype)[..., None]
-        return (x[:, prefix:] * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
+        return masked_mean(x[:, trace.num_prefix :], there)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: the schedule was made for the blocks there are."""
@@ -188,11 +184,3 @@ class TimmViT(Adapter):
             )[0]
         tokens = torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out
         return tokens, self.image_grid(model.patch_embed, images)  # type: ignore[arg-type]
-
-
-def taken(indices: int | list[int] | None, depth: int) -> list[int]:
-    """Finished blocks at each intermediate, in the order that timm returns them."""
-    if indices is None:
-        return list(range(1, depth + 1))
-    chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
-    return [i + 1 for i in sorted(set(chosen))]

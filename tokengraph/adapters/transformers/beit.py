@@ -6,21 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import is_a
 from tokengraph.adapters.block import CoarseBlock
+from tokengraph.adapters.heads import attention_under, split_heads
 from tokengraph.adapters.pooling import for_mean
 from tokengraph.adapters.relative import RelativeStats, coarse_bias, with_bias
 from tokengraph.adapters.site import SITE, Site, ours
+from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
+from tokengraph.adapters.transformers.around import check_attention
 from tokengraph.adapters.transformers.older import OlderTransformersViT
-from tokengraph.adapters.transformers.vit import TransformersViT, is_beit, is_older, is_vision_model, lift_hidden_states
+from tokengraph.adapters.transformers.vit import TransformersViT
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 from tokengraph.state import State
-
-BACKBONE = ("transformers.backbone_utils", "BackboneMixin", "transformers.utils.backbone_utils")
 
 
 class BeitLayer(CoarseBlock):
@@ -32,6 +31,8 @@ class BeitLayer(CoarseBlock):
         """Takes ``[B, P+n, C]``; mask and bias are over the uncoarsened sequence."""
         if isinstance(attention_mask, SharedBias):
             kwargs["shared"], attention_mask = attention_mask.bias, attention_mask.mask
+        if not isinstance(attention_mask, Tensor | None):  # of flex attention
+            check_attention(self.attention)
         if attention_mask is not None and attention_mask.dtype == torch.bool:
             kwargs["bool_mask"] = True
         return self.coarse(hidden_states, attention_mask, **kwargs)
@@ -67,7 +68,7 @@ class SharedBias:
         return self.bias if self.mask is None else self.bias + self.mask
 
     def __add__(self, mask: Tensor) -> SharedBias:
-        return SharedBias(self.bias, mask)
+        return SharedBias(self.bias, mask if self.mask is None else self.mask + mask)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,6 +96,8 @@ class TransformersBeit(TransformersViT):
         if relative is None:  # in the order of the stock layer, for the same bits
             total = with_bias(with_bias(mask, side.get("shared")), _own(block, side, x.size(1)))
         rest = {k: v for k, v in side.items() if k not in (*self.side_inputs, "shared", "relative", "bool_mask")}
+        if mask is not None:
+            check_attention(block_.attention)
         y, _ = block_.attention(block_.layernorm_before(x), attention_mask=total, **rest)
         return block_.drop_path(block_.lambda_1 * block_.dropout(y)) + x
 
@@ -113,32 +116,15 @@ class TransformersBeit(TransformersViT):
 
     def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
         """The bias of the layer and of the model, together, between the tokens of now."""
-        prefix = getattr(block, SITE).trace.num_prefix
-        shared, tokens = _shared(side), prefix + state.patches
-        if shared is not None and shared.size(-1) != tokens:
-            raise ValueError(
-                "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
-                "that are left; it follows the size of the images without that, too."
-            )
-        whole = _bias(block, side, tokens)
-        if whole is None:
-            return side
-        if side.get("bool_mask") and not _exporting():
-            raise ValueError(
-                "Expected attn_implementation='eager' for an attention_mask (got 'sdpa'): transformers adds its bool "
-                "mask to the relative position bias as 0 and 1, which bars nothing."
-            )
-        kept = {k: v for k, v in side.items() if k not in ("shared", "relative_position_bias")}
-        return {**kept, "relative": coarse_bias(whole, state, prefix)}
+        return _carry(side, state, block)
 
     def example(self, block: nn.Module, count: int) -> dict[str, Any]:
         """The resolution of an image that is one patch wide."""
-        size = _patch_size(block)
-        return {"resolution": ((count - 1) * size, size)}
+        return _example(block, count)
 
     def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """Pooling sees every patch; backbones and segmenters get whole maps; a shared bias comes apart from masks."""
-        return [*super().outlets(model, core), *_outlets(model, core)]
+        """Pooling sees every patch; a shared bias comes apart from masks."""
+        return [*super().outlets(model, core), *_outlets(core)]
 
 
 class OlderTransformersBeit(OlderTransformersViT):
@@ -163,7 +149,8 @@ class OlderTransformersBeit(OlderTransformersViT):
         if mask is None and side.get("relative") is None:
             y = block_.attention(normed, **{k: v for k, v in side.items() if k in self.side_inputs})[0]
         else:
-            y = _masked(block_.attention, normed, with_bias(mask, _bias(block, side, x.size(1))))
+            dropout = block_.attention.attention.config.attention_probs_dropout_prob
+            y = attention_under(block_.attention, normed, with_bias(mask, _bias(block, side, x.size(1))), dropout)
         return block_.drop_path(y if block_.lambda_1 is None else block_.lambda_1 * y) + x
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -176,24 +163,29 @@ class OlderTransformersBeit(OlderTransformersViT):
         self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of both projections, with the relative position bias."""
-        inner: Any = block.attention.attention  # type: ignore[union-attr]
+        width = int(block.attention.attention.attention_head_size)  # type: ignore[union-attr,arg-type]
 
         def project() -> tuple[Tensor, Tensor]:
-            return _heads(inner, seen["q"]), _heads(inner, seen["k"])
+            return split_heads(seen["q"], width=width), split_heads(seen["k"], width=width)
 
-        plain = AttentionStats(project, inner.attention_head_size**-0.5, num_prefix, bias)
+        plain = AttentionStats(project, width**-0.5, num_prefix, bias)
         return RelativeStats(plain, lambda: _bias(block, side, seen["k"].size(1)))
 
     def stock(self, kind: type[nn.Module], block: nn.Module, x: Tensor, **side: Any) -> Tensor:
         """The tokens out of the tuple that the layer returns."""
         return kind.forward(block, x, **side)[0]
 
-    carry = TransformersBeit.carry
-    example = TransformersBeit.example
+    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
+        """The bias of the layer and of the model, together, between the tokens of now."""
+        return _carry(side, state, block)
+
+    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
+        """The resolution of an image that is one patch wide."""
+        return _example(block, count)
 
     def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """Pooling sees every patch; backbones and segmenters get whole maps."""
-        return [*super().outlets(model, core), *_outlets(model, core)]
+        """Pooling sees every patch."""
+        return [*super().outlets(model, core), *_outlets(core)]
 
 
 @ours
@@ -209,24 +201,39 @@ def average_patches(module: nn.Module, args: Any) -> Any:
     return (for_mean(site.trace, args[0]), *args[1:])
 
 
-@ours
-def lift_feature_maps(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of the model in a backbone or a segmenter: ``hidden_states`` at full resolution."""
-    if isinstance(output, tuple):
-        raise ValueError("Expected return_dict=True of a model with feature maps (got False).")
-    return lift_hidden_states(module, args, output)
-
-
-def _outlets(model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+def _outlets(core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
     found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
     shared, pooler = (getattr(core, name, None) for name in ("shared_position_bias", "pooler"))
     if shared is not None:
         found.append((shared, "output", keep_apart))
     if getattr(pooler, "layernorm", None) is not None:
         found.append((pooler, "input", average_patches))  # type: ignore[arg-type]
-    if any(m is not core and (is_a(m, *BACKBONE) or hasattr(m, "decode_head")) for m in model.modules()):
-        found.append((core, "output", lift_feature_maps))
     return found
+
+
+def _carry(side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
+    prefix = getattr(block, SITE).trace.num_prefix
+    shared, tokens = _shared(side), prefix + state.patches
+    if shared is not None and shared.size(-1) != tokens:
+        raise ValueError(
+            "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
+            "that are left; it follows the size of the images without that, too."
+        )
+    whole = _bias(block, side, tokens)
+    if whole is None:
+        return side
+    if side.get("bool_mask") and not _exporting():
+        raise ValueError(
+            "Expected attn_implementation='eager' for an attention_mask (got 'sdpa'): transformers adds its bool "
+            "mask to the relative position bias as 0 and 1, which bars nothing."
+        )
+    kept = {k: v for k, v in side.items() if k not in ("shared", "relative_position_bias")}
+    return {**kept, "relative": coarse_bias(whole, state, prefix)}
+
+
+def _example(block: nn.Module, count: int) -> dict[str, Any]:
+    size = _patch_size(block)
+    return {"resolution": ((count - 1) * size, size)}
 
 
 def _exporting() -> bool:
@@ -260,17 +267,3 @@ def _own(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
 def _patch_size(block: nn.Module) -> int:
     attention: Any = block.attention
     return int(getattr(attention, "attention", attention).config.patch_size)
-
-
-def _masked(attention: Any, normed: Tensor, mask: Any) -> Tensor:
-    """What ``attention(normed)`` would be with ``mask``, which holds the bias, in place of its own bias."""
-    inner = attention.attention
-    q, k, v = (_heads(inner, project(normed)) for project in (inner.query, inner.key, inner.value))
-    dropout = inner.config.attention_probs_dropout_prob if inner.training else 0.0
-    scale = inner.attention_head_size**-0.5
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
-    return attention.output(y.transpose(1, 2).flatten(2), normed)
-
-
-def _heads(inner: Any, x: Tensor) -> Tensor:
-    return x.unflatten(2, (-1, inner.attention_head_size)).transpose(1, 2)

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.naflex import image_shapes, tokens_of_each
+from tokengraph.adapters.pooling import masked_mean, pooled_over
 from tokengraph.adapters.site import SITE, Site, ours
-from tokengraph.adapters.transformers.vit import TransformersViT, is_naflex, lift_output
-from tokengraph.state import State
+from tokengraph.adapters.transformers.anatomy import is_naflex
+from tokengraph.adapters.transformers.outlets import lift_output, with_tokens
+from tokengraph.adapters.transformers.vit import TransformersViT
 from tokengraph.trace import Trace
 
 
@@ -96,11 +98,12 @@ def pool_what_is_left(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooling head: every patch with its cluster's features, or the tokens that were kept."""
     site: Site = module.__dict__[SITE]
     state = site.trace.state()
-    if _merged(state):
-        return site.trace.lift_sequence(args[0]), *args[1:]
-    if state.decisions:
-        return args[0], state.decisions[-1] > 0, *args[2:]
-    return (args[0], state.valid, *args[2:]) if state.coarse else args
+    if not (state.coarse or state.decisions):
+        return args
+    tokens, there = pooled_over(site.trace, args[0])
+    if state.merged:
+        return tokens, *args[1:]
+    return tokens, None if there is None else there > 0, *args[2:]
 
 
 @ours
@@ -112,24 +115,17 @@ def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
     """
     site: Site = module.__dict__[SITE]
     state = site.trace.state()
-    tokens = output[0] if isinstance(output, tuple) else output.last_hidden_state
-    if _merged(state):
-        rows = site.trace.lift_sequence(tokens)
-    elif state.coarse or state.decisions:
-        there = state.decisions[-1] if state.decisions else site.trace.valid()
-        weight = there.to(tokens)[..., None]
-        mean = (tokens * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp_min(1.0)
-        rows = mean.expand(-1, state.patches, -1)
-    else:
+    if not (state.coarse or state.decisions):
         return output
-    if isinstance(output, tuple):
-        return rows, *output[1:]
-    output.last_hidden_state = rows
-    return output
 
+    def whole(tokens: Tensor) -> Tensor:
+        rows, there = pooled_over(site.trace, tokens)
+        if state.merged:
+            return rows
+        mean = masked_mean(rows, site.trace.valid() if there is None else there)
+        return mean[:, None].expand(-1, state.patches, -1)
 
-def _merged(state: State) -> bool:
-    return state.coarse and not any(step.lossy for step in state.maps)
+    return with_tokens(output, whole)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names: str) -> Any:

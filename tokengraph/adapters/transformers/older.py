@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.adapters.transformers.vit import (
-    FIRST_NORM,
-    SECOND_NORM,
-    TransformersViT,
-    first_part,
-    is_beit,
-    is_older,
-    is_vision_model,
-    through,
-)
+from tokengraph.adapters.heads import attention_under, split_heads
+from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
+from tokengraph.adapters.transformers.vit import FIRST_NORM, SECOND_NORM, TransformersViT, first_part, through
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 
@@ -39,7 +31,8 @@ class OlderTransformersViT(TransformersViT):
         """Norm, attention, layer scale and drop path, as far as the layer has them, and the residual."""
         attention: Any = block.attention
         normed = first_part(block, FIRST_NORM)(x)
-        y = attention(normed) if mask is None else _masked(attention, normed, mask)
+        dropout = attention.attention.dropout_prob
+        y = attention(normed) if mask is None else attention_under(attention, normed, mask, dropout)
         return through(block, ("layer_scale1", "drop_path"), y) + x
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -61,24 +54,12 @@ class OlderTransformersViT(TransformersViT):
         """From the outputs of both projections."""
         block_: Any = block
         inner = block_.attention.attention
+        width = inner.attention_head_size
 
         def project() -> tuple[Tensor, Tensor]:
-            return _heads(inner, seen["q"]), _heads(inner, seen["k"])
+            return split_heads(seen["q"], width=width), split_heads(seen["k"], width=width)
 
         def keys() -> Tensor:
-            return _heads(inner, seen["k"])[:, :, num_prefix:].mean(dim=1)
+            return split_heads(seen["k"], width=width)[:, :, num_prefix:].mean(dim=1)
 
         return AttentionStats(project, float(inner.scaling), num_prefix, bias, keys=keys)
-
-
-def _masked(attention: Any, normed: Tensor, mask: Any) -> Tensor:
-    """What ``attention(normed)`` would be with ``mask`` added to its logits."""
-    inner = attention.attention
-    q, k, v = (_heads(inner, project(normed)) for project in (inner.query, inner.key, inner.value))
-    dropout = inner.dropout_prob if inner.training else 0.0
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=inner.scaling)
-    return attention.output(y.transpose(1, 2).flatten(2), normed)
-
-
-def _heads(inner: Any, x: Tensor) -> Tensor:
-    return x.unflatten(2, (-1, inner.attention_head_size)).transpose(1, 2)

@@ -1,0 +1,76 @@
+"""Where the parts of a vision model of transformers are, and what kind of model it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+BACKBONE = ("transformers.backbone_utils", "BackboneMixin", "transformers.utils.backbone_utils")
+LAYERS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layer", "model.layers")
+SIGLIP2 = "transformers.models.siglip2.modeling_siglip2"
+BEIT = (
+    ("transformers.models.beit.modeling_beit", "BeitLayer"),
+    ("transformers.models.data2vec.modeling_data2vec_vision", "Data2VecVisionLayer"),
+)
+
+
+def origin(module: nn.Module) -> str | None:
+    """Name of the model of transformers that it is, also under a user's own subclass; ``None``: it is none."""
+    names = (c.__name__ for c in type(module).__mro__ if c.__module__.startswith("transformers.models."))
+    return next((name for name in names if not name.endswith("PreTrainedModel")), None)
+
+
+def is_vision_model(model: nn.Module) -> bool:
+    """Whether it is a model of transformers with patch embeddings and a list of layers."""
+    ours = any(c.__module__.startswith("transformers.models.") for c in type(model).__mro__)
+    return ours and patches_of(getattr(model, "embeddings", None)) is not None and layers_of(model) is not None
+
+
+def is_naflex(model: nn.Module) -> bool:
+    """Whether it is SigLIP 2's vision model, which takes patches of images of any shape."""
+    return is_vision_model(model) and any(c.__module__ == SIGLIP2 for c in type(model).__mro__)
+
+
+def is_beit(model: nn.Module) -> bool:
+    """Whether its layers may add a relative position bias over all tokens: BEiT and Data2Vec."""
+    layers = layers_of(model)
+    return layers is not None and any((c.__module__, c.__name__) in BEIT for c in type(layers[0]).__mro__)
+
+
+def is_older(model: nn.Module) -> bool:
+    """Whether attention holds its projections one module deeper, as ``attention.query``, and takes no mask."""
+    layers: Any = layers_of(model)
+    return hasattr(getattr(getattr(layers[0], "attention", None), "attention", None), "query")
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList | None:
+    """The list of layers, wherever it is in the model."""
+    for path in LAYERS:
+        found: Any = model
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, nn.ModuleList) and len(found):
+            return found
+    return None
+
+
+def holder_of(model: nn.Module) -> nn.Module | None:
+    """The part of the model that runs the layers; ``None``: the model itself does."""
+    layers = layers_of(model)
+    held = (part for part in model.children() if part is not layers and layers_of(part) is layers)
+    return next(held, None)
+
+
+def patches_of(embeddings: Any) -> nn.Module | None:
+    """The layer that turns pixels into patches: a convolution, or a projection inside a module of its own."""
+    found = getattr(embeddings, "patch_embeddings", None)
+    found = getattr(embeddings, "patch_embedding", None) if found is None else found
+    found = getattr(found, "projection", found)
+    return found if isinstance(found, nn.Conv2d | nn.Linear) else None
+
+
+def class_token_of(embeddings: Any) -> Any:
+    """The class token's parameter, if there is one."""
+    found = getattr(embeddings, "cls_token", None)
+    return getattr(embeddings, "class_embedding", None) if found is None else found

@@ -1,0 +1,84 @@
+"""Which models of transformers can do with fewer tokens; the others are refused by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from tokengraph.adapters.base import is_a
+from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, is_naflex, origin
+
+CORES = ("Model", "Backbone", "VisionTransformer", "ModelWithProjection")
+AROUND = (
+    "VisionModel",
+    "VisionTransformer",
+    "Backbone",
+    "ModelWithProjection",
+    "ForImageClassification",
+    "ForImageClassificationWithTeacher",
+    "BeitForSemanticSegmentation",
+    "Data2VecVisionForSemanticSegmentation",
+)
+ATTENTIONS = (None, "eager", "sdpa")
+HINT = "Attach to the vision model inside it, and lift its features by handle.trace.lift: nothing changed."
+
+
+def check_around(model: nn.Module, core: nn.Module) -> None:
+    """Raises unless ``core`` and the models of transformers around it in ``model`` can do with fewer tokens.
+
+    Heads that lay tokens out on a grid, that cut other tokens off the end or count them would be wrong without a word.
+    Modules of the user's own are not looked at.
+
+    Raises:
+        ValueError: If one cannot; the message has its name.
+    """
+    name = origin(core)
+    if name is not None and not name.endswith(CORES):
+        raise ValueError(f"Expected a vision model without a head that needs the grid (got {name}). {HINT}")
+    _check_core(core, name or type(core).__name__)
+    around = [m for m in model.modules() if m is not core and any(part is core for part in m.modules())]
+    if any(is_a(m, *BACKBONE) for m in (core, *around)):
+        return  # what is around it gets whole feature maps
+    for module in around:
+        name = origin(module)
+        pairs = name is not None and name.endswith("Model") and hasattr(module, "logit_scale")
+        if name is None or name.endswith(AROUND) or (pairs and not hasattr(module, "multimodal_model")):
+            continue
+        raise ValueError(
+            f"Expected a vision model, its classifier, or a dual encoder such as CLIPModel (got {name}, whose head may "
+            f"need the tokens on their grid). {HINT}"
+        )
+
+
+def _check_core(core: nn.Module, name: str) -> None:
+    embeddings: Any = core.embeddings
+    if getattr(embeddings, "detection_tokens", None) is not None:
+        raise ValueError(f"Expected patches to be the last tokens (got detection tokens behind them in {name}).")
+    takes = inspect.signature(core.forward).parameters
+    if "patch_attention_mask" in takes:
+        raise ValueError(f"Expected images without padding (got {name}, which takes a patch_attention_mask).")
+    if "input_values" in takes or not (is_naflex(core) or getattr(core.config, "image_size", None)):
+        raise ValueError(f"Expected a model of images (got {name}, which takes other input, or has no image_size).")
+    if int(getattr(core.config, "num_windows", 1) or 1) > 1:
+        raise ValueError(f"Expected attention over the whole image (got windows in {name}).")
+    if is_a(core, *BACKBONE) and holder_of(core) is None:
+        raise ValueError(f"Expected a backbone with its layers in a part of their own (got {name}). Use the Model.")
+
+
+def check_attention(attention: Any) -> None:
+    """Raises unless the attention's implementation takes a mask that is added to its logits.
+
+    Args:
+        attention: The module that has the ``config``.
+
+    Raises:
+        ValueError: For others than ``"eager"`` and ``"sdpa"``.
+    """
+    implementation = getattr(getattr(attention, "config", None), "_attn_implementation", None)
+    if implementation not in ATTENTIONS:
+        raise ValueError(
+            f"Expected attn_implementation='sdpa' or 'eager' (got {implementation!r} in {type(attention).__name__}), "
+            'which take a mask of any values. Call model.set_attn_implementation("sdpa").'
+        )

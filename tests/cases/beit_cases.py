@@ -7,7 +7,7 @@ from architectures import SIZES
 from strategies import CLASS, STRATEGIES
 
 import tokengraph as tg
-from tokengraph.testing.model_laws import tensors
+from tokengraph.testing.model_case import tensors
 
 OWN, SHARED = {"use_relative_position_bias": True}, {"use_shared_relative_position_bias": True}
 ABSOLUTE = {"use_absolute_position_embeddings": True}

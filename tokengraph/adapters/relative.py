@@ -161,33 +161,17 @@ class BiasedKeepMask(KeepMask):
         super().__init__(mask.keep, official=mask.official, cap=mask.cap)
         self.bias = bias
 
-    def __add__(self, scores: Tensor) -> Any:
-        return super().__add__(scores + self.bias)
+    def plus(self, scores: Tensor) -> Any:
+        """Scores with the bias, on their way to the softmax over kept edges."""
+        return super().plus(scores + self.bias)
 
-    __radd__ = __add__
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _biased_attention(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-def _biased_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: BiasedKeepMask,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """``scaled_dot_product_attention`` whose mask is a :class:`BiasedKeepMask`."""
-    if is_causal:
-        raise ValueError("Expected is_causal=False with a keep mask (got True): clusters have no order in time.")
-    scores = torch.matmul(query * (query.size(-1) ** -0.5 if scale is None else scale), key.transpose(-2, -1))
-    weight = masked_softmax(scores + attn_mask.bias, attn_mask.keep, official=attn_mask.official, cap=attn_mask.cap)
-    return torch.matmul(F.dropout(weight, dropout_p).to(value.dtype), value)
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool = False
+    ) -> Tensor:
+        """Scores, softmax and values, one after another."""
+        scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
+        weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)
+        return torch.matmul(F.dropout(weight, dropout_p).to(v.dtype), v)
 
 
 class RelativeStats(AttentionStats):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokengraph.nn.edge_gradient import CAP, attention_gradients
+from tokengraph.nn.mask_object import SOFTMAXES, MaskObject
 from tokengraph.segment import wide
 
 
@@ -111,7 +112,7 @@ def masked_attention(
     return _attend(q, k, v, keep, None, q.size(-1) ** -0.5 if scale is None else scale, official, dropout_p)
 
 
-class KeepMask:
+class KeepMask(MaskObject):
     """A keep decision as the attention mask of a stock block: give it where an ``attn_mask`` is expected.
 
     Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes
@@ -149,27 +150,19 @@ class KeepMask:
             self._additive = additive_mask(self.keep)
         return self._additive
 
-    def __add__(self, scores: Tensor) -> _KeptScores:
+    def plus(self, scores: Tensor) -> _KeptScores:
+        """Scores on their way to :func:`masked_softmax`."""
         return _KeptScores(scores, self)
 
-    __radd__ = __add__
-
-    def __getitem__(self, index: Any) -> KeepMask:
-        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
-        return self
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _stock_attention(*args, **kwargs)
-        if func in (torch.Tensor.add, torch.add, torch.Tensor.__add__, torch.Tensor.__radd__) and not kwargs:
-            mask, scores = args if isinstance(args[0], KeepMask) else args[::-1]
-            return mask + scores
-        raise TypeError(
-            f"Expected a keep mask to meet scaled_dot_product_attention, or scores + mask (got {func.__name__}). "
-            "Use additive_mask(keep) where no gradient of keep is wanted."
-        )
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """:func:`masked_attention`."""
+        if enable_gqa:
+            raise ValueError("Expected enable_gqa=False with a keep mask (got True).")
+        _check_heads(q, k, v, self.keep)
+        factor = q.size(-1) ** -0.5 if scale is None else scale
+        return _attend(q, k, v, self.keep, self, factor, self.official, dropout_p)
 
 
 class _KeptScores:
@@ -188,28 +181,10 @@ class _KeptScores:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.softmax, F.softmax, torch.Tensor.softmax):
+        if func in SOFTMAXES:
             rest = {k: v for k, v in (kwargs or {}).items() if k in ("dim", "dtype")}
             return args[0].softmax(*args[1:2], **rest)
         raise TypeError(f"Expected a softmax of masked scores (got {func.__name__}).")
-
-
-def _stock_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: KeepMask,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """``scaled_dot_product_attention`` whose mask is a :class:`KeepMask`."""
-    if is_causal or enable_gqa:
-        raise ValueError("Expected is_causal=False and enable_gqa=False with a keep mask (got True).")
-    _check_heads(query, key, value, attn_mask.keep)
-    factor = query.size(-1) ** -0.5 if scale is None else scale
-    return _attend(query, key, value, attn_mask.keep, attn_mask, factor, attn_mask.official, dropout_p)
 
 
 def _attend(

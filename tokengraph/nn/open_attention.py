@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.nn.mask_object import SOFTMAXES, MaskObject
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.nn.size_bias import SizeBias
 
-ADDS = (torch.Tensor.add, torch.add, torch.Tensor.__add__, torch.Tensor.__radd__)
-SOFTMAXES = (torch.softmax, F.softmax, torch.Tensor.softmax)
 
-
-class OpenMap:
+class OpenMap(MaskObject):
     """An attention mask that opens the map: give it where an ``attn_mask`` is expected.
 
     Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes scores, softmax and
@@ -50,19 +48,14 @@ class OpenMap:
         self.bias = bias
         self.dtype = torch.float32 if bias is None or bias.dtype == torch.bool else bias.dtype
 
-    def plus(self, other: Tensor) -> OpenMap:
-        """The same mask with ``other`` added to its bias: scores, or one more bias."""
+    def plus(self, scores: Tensor) -> OpenMap:
+        """The same mask with ``scores`` added to its bias: or one more bias."""
         bias: Any = self.bias
         if bias is None:
-            return OpenMap(self.seen, self.edit, other)
+            return OpenMap(self.seen, self.edit, scores)
         if bias.dtype == torch.bool:
-            bias = torch.zeros_like(bias, dtype=other.dtype).masked_fill(~bias, -torch.inf)
-        return OpenMap(self.seen, self.edit, other + bias)
-
-    def __add__(self, other: Tensor) -> OpenMap:
-        return self.plus(other)
-
-    __radd__ = __add__
+            bias = torch.zeros_like(bias, dtype=scores.dtype).masked_fill(~bias, -torch.inf)
+        return OpenMap(self.seen, self.edit, scores + bias)
 
     def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         """The edited map of scores that were added before."""
@@ -75,43 +68,19 @@ class OpenMap:
             self.seen["map"] = attention
         return attention
 
-    def __getitem__(self, index: Any) -> OpenMap:
-        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
-        return self
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The softmax of scores that were added before."""
+        if func not in SOFTMAXES:
+            return super().other(func, args, kwargs)
+        return self.softmax(*args[1:2], **{k: v for k, v in kwargs.items() if k in ("dim", "dtype")})
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _stock_attention(*args, **kwargs)
-        if func in ADDS and not kwargs:
-            mask, other = args if isinstance(args[0], OpenMap) else args[::-1]
-            return mask.plus(other)  # not by +, which torch.compile sends back to here
-        if func in SOFTMAXES:
-            rest = {k: v for k, v in kwargs.items() if k in ("dim", "dtype")}
-            return args[0].softmax(*args[1:2], **rest)
-        raise TypeError(
-            f"Expected an open map to meet scaled_dot_product_attention, or (scores + mask).softmax(-1) "
-            f"(got {func.__name__})."
-        )
-
-
-def _stock_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: OpenMap,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """``scaled_dot_product_attention`` whose mask is an :class:`OpenMap`."""
-    if is_causal:
-        raise ValueError("Expected is_causal=False with an open map (got True): clusters have no order in time.")
-    if enable_gqa:
-        groups = query.size(1) // key.size(1)
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    query = query * (query.size(-1) ** -0.5 if scale is None else scale)
-    attention = attn_mask.plus(torch.matmul(query, key.transpose(-2, -1))).softmax(dim=-1)  # scores are let go here
-    return torch.matmul(F.dropout(attention, dropout_p).to(value.dtype), value)
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """Scores, softmax and values, one after another."""
+        if enable_gqa:
+            groups = q.size(1) // k.size(1)
+            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        q = q * (q.size(-1) ** -0.5 if scale is None else scale)
+        attention = self.plus(torch.matmul(q, k.transpose(-2, -1))).softmax(dim=-1)  # scores are let go here
+        return torch.matmul(F.dropout(attention, dropout_p).to(v.dtype), v)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.nn.mask_object import MaskObject
+
 POWERS = {"log": 1.0, "half-log": 0.5, "none": 0.0, "inverse": -1.0}
 WAYS = ("auto", "mask", "fold")
 # Device types where "auto" folds: those on which folding was measured to be faster (benchmarks/size_bias.py). On CPU
@@ -113,7 +115,7 @@ def folded_attention(
     return out[..., : v.size(-1)]
 
 
-class SizeBias:
+class SizeBias(MaskObject):
     """A bias on keys as the attention mask of a stock block: give it where an ``attn_mask`` is expected.
 
     Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes
@@ -147,30 +149,17 @@ class SizeBias:
         """4."""
         return self.bias.dim()
 
-    def __getitem__(self, index: Any) -> SizeBias:
-        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
-        return self
+    def plus(self, scores: Tensor) -> Tensor:
+        """``scores`` with the bias on their keys."""
+        return scores + self.bias.to(scores.dtype)
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _stock_attention(*args, **kwargs)
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Any other function gets the bias as a tensor."""
         args = tuple(a.bias.to(a.dtype) if isinstance(a, SizeBias) else a for a in args)
         return func(*args, **{k: a.bias.to(a.dtype) if isinstance(a, SizeBias) else a for k, a in kwargs.items()})
 
-
-def _stock_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: SizeBias,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """``scaled_dot_product_attention`` whose mask is a :class:`SizeBias`."""
-    if is_causal:
-        raise ValueError("Expected is_causal=False with a size bias (got True): clusters have no order in time.")
-    return folded_attention(query, key, value, attn_mask.bias, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa)
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """:func:`folded_attention`."""
+        return folded_attention(q, k, v, self.bias, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa)

@@ -9,7 +9,6 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,58 +16,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.attach import Attachment, attach, detach
-
-
-@dataclass(frozen=True)
-class ModelCase:
-    """A model and what it takes.
-
-    Args:
-        make: Makes the model, with the same weights each time, in evaluation mode.
-        inputs: What the model is called with; tensors have one row an image, two images at least.
-        named: The same by name.
-        adapter: For models that ``attach`` cannot recognise.
-        alone: Whether an image's output should be the same alone and in a batch; not where the model draws at random.
-        one_graph: Whether ``torch.compile`` should make one graph of it; not where images of a batch differ in shape.
-    """
-
-    make: Callable[[], nn.Module]
-    inputs: tuple[Any, ...] = ()
-    named: dict[str, Any] = field(default_factory=dict)
-    adapter: Adapter | None = None
-    alone: bool = True
-    one_graph: bool = True
-
-    def attach(self, model: nn.Module, schedule: Any = 2) -> Attachment:
-        """ToMe, which merges, in every block."""
-        return attach(model, "tome", schedule, adapter=self.adapter)
-
-    def run(self, model: nn.Module, images: slice = slice(None)) -> list[Tensor]:
-        """Every tensor of the model's output, the same random numbers each time."""
-
-        def some(value: Any) -> Any:
-            return value[images] if isinstance(value, Tensor) else value
-
-        torch.manual_seed(7)
-        return tensors(model(*map(some, self.inputs), **{k: some(v) for k, v in self.named.items()}))
-
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The blocks of the model."""
-        if self.adapter is not None:
-            return self.adapter.blocks(model)
-        core, adapter = find_adapter(model)
-        return adapter.blocks(core)
-
-
-def tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, nested ones too."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    values = output.values() if hasattr(output, "values") else output if isinstance(output, tuple | list) else ()
-    return [t for value in values for t in tensors(value)]
+from tokengraph.attach import detach
+from tokengraph.testing.model_case import ModelCase
 
 
 def _equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:

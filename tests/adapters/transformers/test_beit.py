@@ -7,7 +7,7 @@ from beit_cases import ABSOLUTE, OWN, STRATEGIES, TRANSFORMERS, First, OpenFirst
 from torch.testing import assert_close
 
 import tokengraph as tg
-from tokengraph.testing.model_laws import tensors
+from tokengraph.testing.model_case import tensors
 
 try:
     from tokengraph.compat import transformers

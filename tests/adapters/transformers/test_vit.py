@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
-from tokengraph.testing.model_laws import tensors
+from tokengraph.testing.model_case import tensors
 
 try:
     from tokengraph.compat import transformers

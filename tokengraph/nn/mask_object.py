@@ -1,0 +1,76 @@
+"""What stands where a stock block expects its attention mask, and is told what becomes of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ADDS = (torch.Tensor.add, torch.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+SOFTMAXES = (torch.softmax, F.softmax, torch.Tensor.softmax)
+
+
+class MaskObject(ABC):
+    """Not a tensor, but torch's functions take it for one where a stock block hands its mask on.
+
+    Fused attention calls ``scaled_dot_product_attention``, which becomes :meth:`attention`; plain attention adds the
+    mask to its scores, which becomes :meth:`plus`. Anything else goes to :meth:`other`.
+    """
+
+    dtype: torch.dtype
+
+    @abstractmethod
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """Attention ``[B, H, N, E]`` of queries, keys and values ``[B, H, N, D]`` under this mask."""
+
+    @abstractmethod
+    def plus(self, scores: Tensor) -> Any:
+        """``scores + mask``: a tensor, or what takes the softmax that follows."""
+
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Any other function of torch with the mask among its arguments; a ``TypeError`` unless overridden."""
+        raise TypeError(
+            f"Expected {type(self).__name__} to meet scaled_dot_product_attention, or scores + mask "
+            f"(got {func.__name__})."
+        )
+
+    def __add__(self, scores: Tensor) -> Any:
+        return self.plus(scores)
+
+    __radd__ = __add__
+
+    def __getitem__(self, index: Any) -> MaskObject:
+        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        mine = next(a for a in (*args, *kwargs.values()) if isinstance(a, MaskObject))
+        if func in ADDS and not kwargs:
+            scores = args[1] if mine is args[0] else args[0]
+            return mine.plus(scores)  # not by +, which torch.compile sends back to here
+        return mine.other(func, args, kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: MaskObject,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention`` whose mask is an object; its signature."""
+    if is_causal:
+        raise ValueError("Expected is_causal=False (got True): clusters have no order in time.")
+    return attn_mask.attention(query, key, value, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa)

@@ -40,8 +40,8 @@ def hold(law, case):
     try:
         law(case)
     except ValueError as error:
-        if "Expected a newer" not in str(error):
-            raise
+        if not any(words in str(error) for words in ("Expected a newer", "with its layers in a part of their own")):
+            raise  # those are for older versions of the libraries
         pytest.skip(str(error))
 
 

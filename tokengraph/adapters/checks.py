@@ -57,7 +57,7 @@ def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     checked in half precision, and where the number of tokens is fixed or each has other inputs (rotary tables).
 
     Raises:
-        ValueError: If outputs differ by more than rounding, or the block fails under the mask.
+        ValueError: If outputs differ by more than a hundredth of what attention adds, or the block fails under it.
     """
     parameter = next(block.parameters())
     fixed = type(adapter).tokens_to_check is not Adapter.tokens_to_check
@@ -72,7 +72,7 @@ def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
         weighed = _run(block, lambda: adapter.attend(block, x, log))
         doubled = _run(block, lambda: adapter.attend(block, torch.cat([x, x[:, -1:]], dim=1), None))[:, :-1]
         worst = (weighed - doubled).abs().max().item()
-        allowed = 1e-3 * (doubled - x).abs().max().item() + 1e-5 * x.abs().max().item()
+        allowed = 1e-2 * (doubled - x).abs().max().item() + 1e-5 * x.abs().max().item()
         complaint = None if worst <= allowed else f"outputs that are off by {worst:.3g}"
     except (RuntimeError, TypeError, IndexError) as error:
         complaint = f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from strategies import CLASS, STRATEGIES
 from torch.testing import assert_close
 
 import tokengraph as tg
+from tokengraph.adapters.multihead.base import self_attention
 from tokengraph.testing import tiny_vit
 
 try:
@@ -133,3 +134,13 @@ def test_open_maps_and_folded_sizes_give_what_timm_gives(strategy, images):
     for options in ({}, {"size_bias": "fold"}):
         with tg.attach(ours, *strategy, **options), tg.attach(theirs, *strategy, **options):
             assert_close(run(theirs, images), run(ours, images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_bias_on_keys_is_the_modules_float_key_padding_mask(batch_first):
+    attention = torch.nn.MultiheadAttention(32, 4, batch_first=batch_first).eval()
+    x = torch.randn(3, 5, 32) if batch_first else torch.randn(5, 3, 32)
+    bias = torch.randn(3, 5)
+    with torch.no_grad():
+        wanted, _ = attention(x, x, x, need_weights=False, key_padding_mask=bias)
+        assert_close(self_attention(attention, x, bias[:, None, None]), wanted)

@@ -17,8 +17,8 @@ ONCE = {  # with ToMe alone
     "loads_its_state",
     "treats_images_alone",  # the files of the families have it for each kind and each strategy
 }
-ON_EVERY_MODEL = {"copies_are_independent", "has_the_plain_gradients_under_checkpointing"}  # the others on two
-WITH_EVERY_LAW = {("timm", "vit_base_patch16_224"), ("transformers", "DINOv3ViTModel")}
+ON_EVERY_MODEL = {"copies_are_independent", "has_the_plain_gradients_under_checkpointing"}  # the others on one
+WITH_EVERY_LAW = {("timm", "vit_base_patch16_224")}
 OF_FIXED_WEIGHTS = {"is_bit_identical_while_nothing_is_removed", "gives_the_model_back", "trains"}
 
 

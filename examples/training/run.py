@@ -1,6 +1,7 @@
 """What any training needs: processes that share a batch, a log, and checkpoints that a run goes on from exactly."""
 
 import argparse
+import gc
 import json
 import os
 from typing import Any
@@ -36,6 +37,7 @@ class Processes:
 
     def close(self) -> None:
         if dist.is_initialized():
+            gc.collect()  # a DistributedDataParallel that outlives its group could wait for it without end
             dist.destroy_process_group()
 
 

@@ -52,6 +52,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dense", type=Path, help="weights of the dense model: dense.pt of an earlier run")
     add("--resume", type=Path, help="checkpoint.pt to go on from, with the options of its run")
     add("--stop-after", type=int, default=10**9, help="leave after this many epochs, to be resumed")
+    add("--rounds", type=int, default=25, help="of timing, at the end")
     add("--quick", action="store_true", help="fewer epochs")
     args = parser.parse_args(argv)
     if args.quick:
@@ -200,7 +201,7 @@ def report(run: Run, task: PredictorTask, images: Tensor, labels: Tensor) -> Non
     dense, trained = task.teacher.eval(), task.model.eval()
     by_attention = tg.attach(copy.deepcopy(dense), tg.TopK(score="class"), counts)
     models = {"dense": dense, "pruned by class attention": by_attention, "pruned by trained predictors": trained}
-    compared = compare(models, images, labels)
+    compared = compare(models, images, labels, run.args.rounds)
     rows = [row for row in run.rows if row["phase"] == task.name]
     kept = average([row for row in rows if row["epoch"] == task.epochs - 1], "kept")
     found = {"models": compared, "kept": kept, "targets": ratios, "tokens": task.handle.trace.counts}

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_dynamicvit.py"
-SHORT = ["--epochs", "1", "2", "--frozen", "1", "--images", "352"]  # 11 steps an epoch
+SHORT = ["--epochs", "1", "2", "--frozen", "1", "--images", "352", "--rounds", "1"]  # 11 steps an epoch
 pytestmark = [pytest.mark.slow]
 
 
@@ -56,7 +56,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def test_quick_training_reaches_its_targets_and_prunes_better_than_class_attention(tmp_path):
-    printed = run(tmp_path / "out", "--quick")
+    printed = run(tmp_path / "out", "--quick", "--rounds", "5")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     dense, by_attention, trained = (row["accuracy"] for row in report["models"])
     assert dense > 0.9 and trained > 0.8 and trained > by_attention  # chance: 0.1
@@ -92,7 +92,7 @@ def test_a_training_interrupted_twice_ends_bit_for_bit_as_without_interruption(t
     printed = run(out, *SHORT, "--stop-after", "1")
     assert "To go on: --resume" in printed and not (out / "dynamicvit.pt").exists()
     run(out, "--resume", str(out / "checkpoint.pt"), "--stop-after", "1")
-    run(out, "--resume", str(out / "checkpoint.pt"))
+    run(out, "--resume", str(out / "checkpoint.pt"), "--rounds", "1")
     again, straight = (torch.load(o / "checkpoint.pt", weights_only=True) for o in (out, whole))
     assert log(out) == log(whole) == straight["rows"]
     for name in ("model", "dense"):

@@ -15,7 +15,6 @@ from tokengraph.viz.figure import AMBER, BLUE, FAINT, GREY, ROSE, RULE, TEAL, ca
 
 Row = dict[str, Any]
 PARTS = {"classification": BLUE, "ratio": ROSE, "distillation": AMBER, "token": TEAL}
-ROUNDS = 25
 
 
 def progress(disable: bool) -> Progress:
@@ -36,11 +35,11 @@ def facts(rows: list[Row]) -> str:
 
 
 @torch.no_grad()
-def compare(models: dict[str, Callable[[Tensor], Tensor]], images: Tensor, labels: Tensor) -> list[Row]:
+def compare(models: dict[str, Callable[[Tensor], Tensor]], images: Tensor, labels: Tensor, rounds: int) -> list[Row]:
     """Accuracy, and milliseconds an image, taken in turn so that slow phases of the machine hit all models."""
     right = {name: (model(images).argmax(dim=1) == labels).double().mean().item() for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, model in models.items():
             start = time.perf_counter()
             model(images)
@@ -48,7 +47,7 @@ def compare(models: dict[str, Callable[[Tensor], Tensor]], images: Tensor, label
     first = next(iter(times.values()))
     rows = []
     for name, own in times.items():
-        low, median, high = statistics.quantiles(own, n=4)
+        low, median, high = torch.tensor(own).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         over = statistics.median(a / b for a, b in zip(own, first, strict=True))
         rows.append({"model": name, "accuracy": right[name], "ms": median, "low": low, "high": high, "ratio": over})
     return rows

@@ -174,7 +174,10 @@ def test_proportional_attention_equals_attention_over_the_members():
     x = torch.zeros(1, 3, 32, 32)
     x[..., :8], x[..., 8:16] = half[..., :8], half[..., :8]  # patch columns 0 and 1 alike, 2 and 3 alike
     x[..., 16:24], x[..., 24:] = half[..., 8:], half[..., 8:]
-    expected = model.forward_features(x)[:, 0]
+    whole = model.forward_features(x)
+    if whole.shape[1] == 16:
+        pytest.skip("this timm forgets the class token where there is no position embedding")
+    expected = whole[:, 0]
     with tg.attach(model, "tome", [8, 0]) as coarse:
         got = model.forward_features(x)[:, 0]
         assert coarse.trace.counts == [16, 8, 8]

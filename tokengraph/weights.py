@@ -63,7 +63,10 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     cached, address = _cached(config), _address(config)
     if cached is not None:
-        return Loaded(create(pretrained=True, pretrained_cfg_overlay={"file": cached}), True, f"weights in {cached}")
+        overlay: dict[str, Any] = {"file": cached}
+        if not cached.endswith(".npz"):  # the hub's files are plain state_dicts, whatever the form of the original
+            overlay["custom_load"] = False
+        return Loaded(create(pretrained=True, pretrained_cfg_overlay=overlay), True, f"weights in {cached}")
     if address is None or not _reachable(address):
         reason = "this model has none" if address is None else f"no cache, and {address} is out of reach"
         return Loaded(create(), False, f"random weights ({reason})")

@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # One resolution with torch in it, always under the tested versions; a newer torch would not fit torchvision.
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 PYTEST_ARGS ?=
+# In the environment $(1). One thread a process: no contention.
+pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
 REQUIRE_CLUSTER ?=
 
@@ -23,13 +25,13 @@ test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'n
 	  echo "torch-cluster or torch-scatter did not install or import: the reason stands in that install's output."; \
 	  echo "Tests that need them are skipped. To try again: rm $(VENV)/cluster.stamp && make test"; \
 	  test -z "$(REQUIRE_CLUSTER)"; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)  # one thread a process: no contention
+	$(call pytest,$(VENV))
 
 # The oldest versions stand in pyproject.toml; the rest as tested, in an environment of its own.
 test-oldest:  ## all tests with the oldest timm and transformers that are supported
 	$(MAKE) VENV=$(VENV)-oldest $(VENV)-oldest/test.stamp $(VENV)-oldest/cluster.stamp
-	$(VENV)-oldest/bin/python -m pip install $$(sed -n 's/^[a-z]* = \["\(timm\|transformers\)>=\(.*\)"\]$$/\1==\2/p' pyproject.toml)
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+	$(VENV)-oldest/bin/python -m pip install $$(sed -nE 's/^(timm|transformers) = \["[a-z]+>=(.*)"\]$$/\1==\2/p' pyproject.toml)
+	$(call pytest,$(VENV)-oldest)
 
 lint: $(VENV)/test.stamp  ## ruff, formatting, types
 	$(BIN)/ruff check .
@@ -41,7 +43,7 @@ bench: $(VENV)/demo.stamp $(VENV)/cluster.stamp  ## merge cost and end-to-end sp
 	$(BIN)/python benchmarks/end_to_end.py --quick
 
 clean:  ## remove the environment, caches and outputs
-	rm -rf .venv .venv-oldest build *.egg-info outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info outputs .pytest_cache .ruff_cache
 	find tokengraph tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment without pip is one whose making failed halfway: make it again.

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import library
 
 HERE = Path(__file__).parent / "reference"
 SHARED = Path(__file__).parents[2] / "shared" / "reference"  # vectors too large for the repository
@@ -20,8 +21,7 @@ def weightless():
     """Makes a large model of timm by name, without memory for its weights where timm can do that (1.0.21 and later)."""
 
     def make(name):
-        from tokengraph.compat import timm
-
+        timm = library("timm")
         try:
             return timm.create_model(name, pretrained=False, device="meta")
         except TypeError as error:

@@ -5,16 +5,15 @@ import functools
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 import tokengraph as tg
+from tokengraph.adapters.site import STASH
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+timm = library("timm")
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -138,11 +137,30 @@ def test_attachment_is_called_like_the_model():
         assert torch.equal(coarse(IMAGES), model(IMAGES))
 
 
+def stashes(model: nn.Module) -> list[dict]:
+    """What hooks have left on blocks."""
+    return [m.__dict__[STASH] for m in model.modules() if STASH in m.__dict__]
+
+
 def test_attached_model_keeps_no_projection_between_runs():
-    model = tiny_vit()
+    class Raises(tg.ToMe):
+        def __call__(self, tokens, budget):
+            raise RuntimeError("in the strategy")
+
+    model, during = tiny_vit(), []
+    model.blocks[0].attn.proj.register_forward_hook(lambda *_: during.extend(stashes(model)))
     with tg.attach(model, "tome", 2):
         model(IMAGES)
-        assert not any("_tokengraph_projected" in m.__dict__ for m in model.modules())
+        assert len(during) == 1 and "qkv" in during[0] and stashes(model) == []
+    with tg.attach(model, Raises(), 2):
+        with pytest.raises(RuntimeError, match="in the strategy"):
+            model(IMAGES)
+        assert stashes(model) == []
+    with tg.attach(model, "tome", 2):
+        model.blocks[1].attn.proj.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(IMAGES)
+        assert stashes(model) == []
 
 
 def test_attach_leaves_blocks_before_the_first_coarsening_alone():

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 import tokengraph as tg
 from tokengraph.checkpoints import load_checkpoint
 from tokengraph.testing import tiny_vit
+
+library("timm")
 
 
 def _trained():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 import torch
+from needs import library
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,8 +21,6 @@ from tokengraph.cost import (
     vit_cost,
 )
 from tokengraph.testing import tiny_vit
-
-needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 
 
 def counted(call, name: str = "Global") -> int:
@@ -45,9 +42,9 @@ def test_cost_adds_and_multiplies():
     assert sum([Cost(1, 2), Cost(3, 4)], start=Cost()) == Cost(4, 6)
 
 
-@needs_timm
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 2, "embed_dim": 48}, {"mlp_ratio": 2.0, "depth": 1}])
 def test_vit_cost_counts_a_plain_model(options: dict):
+    library("timm")
     model = tiny_vit(**options)
     cost = vit_cost(
         [16] * (len(model.blocks) + 1),
@@ -59,7 +56,6 @@ def test_vit_cost_counts_a_plain_model(options: dict):
     assert cost.counted and cost.select == cost.reduce == Cost()
 
 
-@needs_timm
 @pytest.mark.parametrize(
     ("select", "schedule"),
     [
@@ -70,6 +66,7 @@ def test_vit_cost_counts_a_plain_model(options: dict):
     ],
 )
 def test_vit_cost_counts_an_attached_model(select: tg.Select, schedule):
+    library("timm")
     model = tiny_vit()
     with tg.attach(model, select, schedule) as coarse:
         flops = in_blocks(model)
@@ -77,8 +74,8 @@ def test_vit_cost_counts_an_attached_model(select: tg.Select, schedule):
     assert cost.attention.flops + cost.mlp.flops == flops
 
 
-@needs_timm
 def test_vit_cost_of_an_attached_model_holds_the_products_of_its_strategy():
+    library("timm")
     model = tiny_vit()
     with tg.attach(model, tg.ToMe(), 4) as coarse:
         flops = in_blocks(model)

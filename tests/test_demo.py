@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from needs import library
 
 import tokengraph as tg
 from tokengraph.__main__ import main
 from tokengraph.demo import runs
 from tokengraph.demo.clusterings import cluster
 
-try:
-    from tokengraph.compat import timm  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("timm")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 image = pytest.importorskip("PIL.Image")

@@ -10,7 +10,7 @@ import tokengraph
 OPTIONAL = (
     "timm", "transformers", "torchvision", "torch_cluster", "torch_scatter", "torch_sparse", "torch_spline_conv",
     "pyg_lib", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "rich", "sklearn", "skimage", "scipy",
-    "networkx", "pandas",
+    "networkx", "pandas", "open_clip",
 )  # fmt: skip
 # The whole way from tokens to a coarse graph and back.
 USE = """

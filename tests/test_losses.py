@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import library
 from torch import nn
 from torch.testing import assert_close
 
@@ -253,10 +254,8 @@ def test_loss_per_image_is_the_mean_of_what_processes_with_an_image_each_have(to
 
 
 def test_a_stock_model_as_teacher_gives_its_logits_and_normed_patch_tokens():
-    try:
-        model = tiny_vit()
-    except ImportError as error:
-        pytest.skip(str(error))
+    library("timm")
+    model = tiny_vit()
     x = torch.randn(2, 3, 32, 32)
     logits, tokens = teacher_outputs(model.train(), x)
     model.eval()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import library
 
 import tokengraph
 
@@ -28,9 +29,10 @@ def test_readme_has_the_quickstart_first():
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_block_runs(number, tmp_path):
-    for package in ("timm", "skimage"):
-        if package in BLOCKS[number] or "load_photo" in BLOCKS[number]:
-            pytest.importorskip("tokengraph.compat" if package == "timm" else package)
+    if "timm" in BLOCKS[number]:
+        library("timm")
+    if "load_photo" in BLOCKS[number]:
+        pytest.importorskip("skimage")
     script = tmp_path / "block.py"
     script.write_text(BLOCKS[number])
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from needs import library
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
 
-pytest.importorskip("tokengraph.compat").ensure_torchvision()
+library("timm")
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -4,14 +4,12 @@ import time
 
 import pytest
 import torch
+from needs import library
 
 from tokengraph import weights
 from tokengraph.weights import load_model
 
-try:
-    from tokengraph.compat import timm
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+timm = library("timm")
 hub = pytest.importorskip("huggingface_hub")
 
 NAME = "vit_tiny_patch16_224"

@@ -206,7 +206,7 @@ class Assignment:
         from torch_geometric.utils import coalesce
 
         if edge_weight is None:
-            edge_weight = torch.ones(edge_index.size(1), device=edge_index.device)
+            edge_weight = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)
         ends = self.cluster[edge_index]
         keep = (ends < self.num_clusters).all(dim=0)
         if not loops:

@@ -10,10 +10,11 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.block import Coarse, coarse_class, keep_output, note_grid
+from tokengraph.adapters.block import coarse_class, note_grid, watch
 from tokengraph.adapters.checks import check_forward, check_halves, check_mask, check_model, check_plan
 from tokengraph.adapters.site import SITE, STASH, Recipe, Site
 from tokengraph.adapters.step import begins
+from tokengraph.handle import Handle
 from tokengraph.nn.size_bias import SizeRule
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select, resolve
@@ -25,7 +26,7 @@ HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_fo
 
 
 @dataclass(eq=False)
-class Attachment:
+class Attachment(Handle):
     """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
     Attributes:
@@ -34,23 +35,12 @@ class Attachment:
         select: The strategy, as it was bound to the model.
     """
 
-    model: nn.Module
     trace: Trace
     select: Select
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model."""
-        return self.model(*args, **kwargs)
-
     def remove(self) -> None:
-        """Gives the model back as it was. Calling it again does nothing."""
-        detach(self.model)
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
+        """Gives the model back as it was. Calling it again does nothing, whoever has attached something since."""
+        _detach(self.model, self.trace)
 
 
 @overload
@@ -70,7 +60,7 @@ def attach(
 ) -> Attachment: ...
 def attach(
     model: nn.Module,
-    select: str | type[Select] | Select | type[DynamicSpatial] | DynamicSpatial | WindowCoarsening,
+    select: str | type[Select | DynamicSpatial | WindowCoarsening] | Select | DynamicSpatial | WindowCoarsening,
     schedule: Schedule | None = None,
     *,
     prop_attn: bool | str | None = None,
@@ -126,26 +116,22 @@ def attach(
         >>> coarse.trace.counts
         [16, 12, 8, 4]
     """
-    if isinstance(select, DynamicSpatial) or select is DynamicSpatial:
+    special = select() if isinstance(select, type) and issubclass(select, DynamicSpatial | WindowCoarsening) else select
+    if isinstance(special, DynamicSpatial | WindowCoarsening):
         if schedule is not None or prop_attn is not None or size_bias != "auto" or lift or adapter:
             raise ValueError(
-                "Expected DynamicSpatial alone (got a schedule, prop_attn, size_bias, lift or adapter too). It removes "
-                "no token; give it layers and ratios."
+                f"Expected {type(special).__name__} alone (got a schedule, prop_attn, size_bias, lift or adapter too). "
+                f"{special.HINT}"
             )
-        return (select if isinstance(select, DynamicSpatial) else DynamicSpatial()).attach_to(model)
-    if isinstance(select, WindowCoarsening):
-        if schedule is not None or prop_attn is not None or size_bias != "auto" or lift or adapter:
-            raise ValueError(
-                "Expected WindowCoarsening alone (got a schedule, prop_attn, size_bias, lift or adapter too). Its maps "
-                "keep their shape; give it keep and before."
-            )
-        return select.attach_to(model)
-    chosen = resolve(select)  # type: ignore[arg-type]
+        return special.attach_to(model)
+    chosen = resolve(special)
     core, adapter = find_adapter(model, adapter)
     if any(SITE in m.__dict__ for m in model.modules()):
         raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
     if any(type(p).__name__ == "DTensor" for p in core.parameters()):
         raise ValueError("Expected a model that is not sharded yet (got one). Attach first, then fully_shard.")
+    if any(type(m).__name__ == "CheckpointWrapper" for m in core.modules()):
+        raise ValueError("Expected blocks that are not wrapped yet (got CheckpointWrapper). Attach first, then wrap.")
     adapter.check_around(model, core)
     blocks = adapter.blocks(core)
     if len({id(b) for b in blocks}) < len(blocks):
@@ -157,8 +143,8 @@ def attach(
     rule = SizeRule.of(chosen.weighs if prop_attn is None else prop_attn, size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core))
-    for block in {type(b): b for b in blocks}.values():
-        adapter.watched(block)  # says so where there is nothing to watch
+    for block in {_build(b): b for b in blocks}.values():
+        adapter.watched(block)  # raises now, before any change, where the attention has no projections to watch
         check_halves(adapter, block, adapter.channels(core))
         if rule.power:
             check_mask(adapter, block, adapter.channels(core))
@@ -168,7 +154,7 @@ def attach(
     try:
         _swap(model, core, adapter, blocks, recipe, trace)
     except BaseException:
-        detach(model)
+        _detach(model, trace)
         raise
     return Attachment(model, trace, chosen)
 
@@ -177,32 +163,49 @@ def detach(model: nn.Module) -> None:
     """Takes whatever is attached out of a model, also out of a copy or a loaded one. Without any it does nothing.
 
     Raises:
-        RuntimeError: If the model was sharded after it was attached: nothing is changed.
+        RuntimeError: If the classes of its modules were swapped again since (sharding, parametrizations): nothing is
+            changed.
     """
-    for module in model.modules():
-        site, kind = module.__dict__.get(SITE), type(module)
-        original = site.original if isinstance(site, Site) else None
-        if original not in (None, kind) and not issubclass(kind.__bases__[0], Coarse):
+    _detach(model)
+    detach_spatial(model)
+
+
+def _detach(model: nn.Module, trace: Trace | None = None) -> None:
+    """Takes strategies out; only the one with this record, where one is given."""
+    sites = [(m, site) for m in model.modules() if isinstance(site := m.__dict__.get(SITE), Site)]
+    sites = [(m, site) for m, site in sites if trace is None or site.trace is trace]
+    for module, site in sites:
+        kind = type(module)
+        if site.original not in (None, kind) and kind is not coarse_class(kind.__bases__[0], site.original):
             raise RuntimeError(
                 f"Expected a model whose classes nobody has swapped since attach (got {kind.__name__}, as of "
-                "fully_shard). Detach before sharding, or make the model again."
+                "fully_shard or a parametrization). Take that off first, or make the model again."
             )
-    detach_spatial(model)
+    ours = {id(module) for module, _ in sites}
     for module in list(model.modules()):
-        site = module.__dict__.pop(SITE, None)
-        if site is None:
-            continue
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [k for k, hook in hooks.items() if getattr(hook, "of_tokengraph", False)]:
+            for key in [k for k, hook in hooks.items() if _is_ours(hook, module, ours)]:
                 del hooks[key]
                 for flags in HOOK_FLAGS:
                     getattr(module, flags).pop(key, None)
+    for module, site in sites:
+        module.__dict__.pop(SITE)
         module.__dict__.pop(STASH, None)
-        if isinstance(site, Site) and site.original is not None:
+        if site.original is not None:
             module.__class__ = site.original
             if site.index < 0:  # the model itself
                 for name in site.recipe.select.modules:
                     module._modules.pop(name, None)
+
+
+def _is_ours(hook: Any, module: nn.Module, ours: set[int]) -> bool:
+    """Whether a hook on ``module`` belongs to one of the modules with these ids."""
+    return getattr(hook, "of_tokengraph", False) and id(getattr(hook, "block", module)) in ours
+
+
+def _build(block: nn.Module) -> tuple[object, ...]:
+    """What a block is made of: blocks of one build need but one check."""
+    return tuple((type(m), m.__dict__.get("forward")) for m in block.modules())
 
 
 def _first_block(schedule: Schedule) -> int:
@@ -210,13 +213,6 @@ def _first_block(schedule: Schedule) -> int:
     if not isinstance(schedule, Mapping) or not schedule:
         return 0
     return max(min(schedule) - 1, 0)
-
-
-def _watch(block: nn.Module, adapter: Adapter, select: Select) -> None:
-    """Hooks on the parts of a block that the strategy reads. The tuple hides the block from nn.Module's bookkeeping."""
-    for name, module in adapter.watched(block).items():
-        module.__dict__[SITE] = (block, name)
-        module.register_forward_hook(keep_output)
 
 
 def _swap(
@@ -227,7 +223,7 @@ def _swap(
         block.__dict__[SITE] = Site(recipe, trace, index, type(block))
         block.__class__ = coarse_class(adapter.block_mixin, type(block))
         if recipe.select.reads_attention and not recipe.select.needs_map:
-            _watch(block, adapter, recipe.select)
+            watch(block, adapter)
     embedding = adapter.embedding(core)
     embedding.__dict__[SITE] = Site(recipe, trace)
     embedding.register_forward_pre_hook(note_grid, with_kwargs=True)

@@ -117,7 +117,9 @@ class TokenGraph(Data):
         """Input patches a node stands for, ``[M]`` float32; one each if unset. Called, it is PyG's ``Data.size()``."""
         stored = self._store.get("size")
         if stored is None:
-            stored = torch.ones(self.num_nodes or 0, device=None if self.x is None else self.x.device)
+            stored = torch.ones(
+                self.num_nodes or 0, dtype=torch.float32, device=None if self.x is None else self.x.device
+            )
         return stored.as_subclass(Size)
 
     @size.setter
@@ -180,7 +182,7 @@ class TokenGraph(Data):
         """The same nodes with these edges, ``[2, E]`` int64 and ``[E]``."""
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
-        ones = torch.ones(edge_index.size(1), device=edge_index.device)
+        ones = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)
         graph = self.without("edge_attr")
         graph.edge_index, graph.edge_weight = edge_index, ones if edge_weight is None else edge_weight
         return graph

@@ -16,6 +16,7 @@ class Lifting:
     start: int
     grid: tuple[int, int]
     grids: tuple[tuple[int, int], ...] | None
+    ordered: bool
     present: Tensor | None
     output: Tensor | None
 
@@ -74,6 +75,11 @@ class Lifting:
         full, state = self._full(tokens, layer, replenish)
         if state.one_grid is None:
             raise ValueError("Expected images of one patch grid (got images of any shape). Use trace.as_maps().")
+        if not self.ordered:
+            raise ValueError(
+                "Expected patches in reading order (got those of a model that shuffles them, as ViTMAE does). Give it "
+                "noise=torch.arange(N).expand(B, N), or restore the order of trace.lift(...) by its ids_restore."
+            )
         height, width = state.one_grid
         if height * width != full.size(1):
             raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")

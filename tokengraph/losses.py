@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengraph.modes import in_eval
 from tokengraph.segment import segment_sum, wide
 
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
@@ -238,18 +239,13 @@ def teacher_outputs(teacher: nn.Module, x: Tensor) -> Outputs:
     A module with ``forward_features`` and ``forward_head`` (timm's) gives its logits and its patch tokens after the
     final norm; another one what it returns: ``(logits, tokens)``, or logits alone.
     """
-    modes = [(module, module.training) for module in teacher.modules()]
-    teacher.eval()
-    try:
+    with in_eval(teacher):
         if hasattr(teacher, "forward_features") and hasattr(teacher, "forward_head"):
             features = teacher.forward_features(x)  # type: ignore[operator]
             prefix = int(getattr(teacher, "num_prefix_tokens", 0))
             return teacher.forward_head(features), features[:, prefix:]  # type: ignore[operator]
         out = teacher(x)
         return (out, None) if isinstance(out, Tensor) else (out[0], out[1])
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _outputs(teacher: Teacher, x: Tensor | None) -> Outputs:

@@ -86,8 +86,8 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         index, weight = index[order], weight[order]
         source = order if source is None else source[order]
     elif source is None:
-        source = torch.arange(x.size(0))
-    starts = torch.searchsorted(index, torch.arange(rows))
+        source = torch.arange(x.size(0), device=x.device)
+    starts = torch.searchsorted(index, torch.arange(rows, device=x.device))
     flat = x.reshape(x.size(0), -1)
     out = F.embedding_bag(source, flat, starts, mode="sum", per_sample_weights=weight)
     return out.view(rows, *x.shape[1:])

@@ -71,7 +71,7 @@ class SoftAssignment:
     def from_hard(cls, hard: Assignment) -> SoftAssignment:
         """The same map as edges of weight one; dropped tokens have none."""
         output = hard.to_select_output()
-        weight = torch.ones(output.node_index.numel(), device=hard.cluster.device)
+        weight = torch.ones(output.node_index.numel(), dtype=torch.float32, device=hard.cluster.device)
         return cls(
             output.node_index,
             output.cluster_index,

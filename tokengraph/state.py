@@ -119,26 +119,37 @@ class State:
         hard = isinstance(assignment, Assignment) and self.coarse and isinstance(self.maps[-1], Assignment)
         if hard and residue is None and self.residues[-1] is None:
             maps, residues = (*self.maps[:-1], self.maps[-1].then(assignment)), self.residues
-        patch = None
-        if assignment.centers is not None and (self.patch is not None or not self.coarse):
-            local = torch.arange(self.patches, device=assignment.centers.device).expand(self.images, -1)
-            before = local if self.patch is None else self.patch
-            own = self.flat(before).index_select(0, assignment.centers)
-            patch = own.view(self.images, count) if valid is None else spread(own, valid)
-        return replace(
+        after = replace(
             self,
             count=count,
             size=size,
             maps=maps,
             residues=residues,
-            patch=patch,
+            patch=None,
             counts=assignment.counts,
             valid=valid,
         )
+        if assignment.centers is not None and (self.patch is not None or not self.coarse):
+            local = torch.arange(self.patches, device=assignment.centers.device).expand(self.images, -1)
+            before = local if self.patch is None else self.patch
+            after.patch = after.padded(self.flat(before).index_select(0, assignment.centers))
+        return after
 
     def flat(self, rows: Tensor) -> Tensor:
         """Rows ``[B, count, ...]`` as flat tokens, without padding."""
         return rows.flatten(0, 1) if self.valid is None else rows[self.valid]
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """Flat tokens ``[M, ...]`` as rows ``[B, count, ...]``, zeros at padding: the inverse of :meth:`flat`."""
+        return rows.unflatten(0, (self.images, self.count)) if self.valid is None else spread(rows, self.valid)
+
+    def averaged(self, rows: Tensor) -> Tensor:
+        """Rows ``[M, ...]`` of the input patches, averaged over the patches in each token: ``[B, count, ...]``."""
+        size = None
+        for step in self.maps:
+            step = replace(step, normalize=True) if isinstance(step, SoftAssignment) else step
+            rows, size = step.reduce(rows, size)
+        return self.padded(rows)
 
     def locate(self, device: torch.device) -> Tensor:
         """Centroids of the tokens in patch units, ``[B, count, 2]``."""
@@ -146,24 +157,18 @@ class State:
             pos = grid_positions(self.grid, device=device).expand(self.images, -1, -1)
             if not self.coarse:
                 return pos
-            rows, size = pos.flatten(0, 1), None
-        else:
-            rows, size = torch.cat([grid_positions(grid, device=device) for grid in self.grids]), None
-        for step in self.maps:
-            if isinstance(step, SoftAssignment):
-                step = replace(step, normalize=True)
-            rows, size = step.reduce(rows, size)
-        return rows.view(self.images, -1, 2) if self.valid is None else spread(rows, self.valid)
+            return self.averaged(pos.flatten(0, 1))
+        return self.averaged(torch.cat([grid_positions(grid, device=device) for grid in self.grids]))
 
     def unweighed(self, device: torch.device | None) -> Tensor:
         """Input patches that each token stands for, ``[B, count]``, where nobody weighs by them; ones after drops."""
         if not self.merged:
-            ones = torch.ones(self.images, self.count, device=device)
+            ones = torch.ones(self.images, self.count, dtype=torch.float32, device=device)
             return ones if self.valid is None else self.valid.float()
-        size = torch.ones(self.maps[0].num_tokens, device=device)
+        size = torch.ones(self.maps[0].num_tokens, dtype=torch.float32, device=device)
         for step in self.maps:
             size = step.reduce(size[:, None], size)[1]
-        return size.view(self.images, self.count) if self.valid is None else spread(size, self.valid)
+        return self.padded(size)
 
     def decided(self, decision: KeepMask, num_prefix: int) -> State:
         """The state after one more keep decision over ``[B, count]``: nothing is taken out."""

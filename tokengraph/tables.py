@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Caches a function of plain numbers and strings that returns tensors, which nobody may write into.
 
-    The tables are ordinary tensors whatever is going on around the first call: inference mode would make them useless
-    for training, and the fake tensors of ``torch.export`` must not stay in a cache. To ``torch.compile`` they are
-    constants.
+    The tables are ordinary tensors, made on the CPU, whatever is going on around the first call: inference mode would
+    make them useless for training, and neither the fake tensors of ``torch.export`` nor those of a default device may
+    stay in a cache. To ``torch.compile`` they are constants.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +25,7 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
 
         @torch.compiler.assume_constant_result
         def constant(*key: Any) -> Any:
-            with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+            with _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
                 return cached(*key)
 
         # torch.compile tells constants apart by the code name of the function that gives them.

@@ -36,6 +36,16 @@ class Trace(Lifting):
         grids: The same of each image, where they differ or are padded; ``None``: all have ``grid``.
         present: ``[B, N]`` bool, True where the run's input has a patch; ``None``: everywhere.
         output: Tokens ``[B, P+n, C]`` that left the last block of the last run, without gradient; ``None`` until then.
+
+    Attributes:
+        mask: The user's attention mask that was last looked through for padding in this run; ``None``: none yet.
+        slots: The tokens after each number of blocks, ``depth + 1`` states; ``None`` where the run has not been.
+        recompute: What backward needs of runs that others have overwritten, and what it computes again.
+        ordered: Whether the run's patches came in reading order; ViTMAE shuffles them.
+        begun: Whether any run has begun.
+        alike: Whether all runs had images of one grid.
+        device: Where the run's tokens are; ``None`` before one.
+        thread: The thread that runs; 0: not known.
     """
 
     num_prefix: int
@@ -49,9 +59,10 @@ class Trace(Lifting):
     output: Tensor | None = field(default=None, repr=False)
     mask: Tensor | None = field(init=False, default=None, repr=False)
     slots: list[State | None] = field(init=False, repr=False)
-    again: Recompute = field(init=False, repr=False, default_factory=Recompute)
+    recompute: Recompute = field(init=False, repr=False, default_factory=Recompute)
+    ordered: bool = field(init=False, default=True, repr=False)
     begun: bool = field(init=False, default=False, repr=False)
-    alike: bool = field(init=False, default=True, repr=False)  # whether all runs had images of one grid
+    alike: bool = field(init=False, default=True, repr=False)
     device: torch.device | None = field(init=False, default=None, repr=False)
     thread: int = field(init=False, default=0, repr=False)
 
@@ -71,7 +82,7 @@ class Trace(Lifting):
             self.alike = self.alike and (not ran or (self.grids is None and self.grid == before[0]))
             return
         look()
-        self.again.note((self.grid, self.grids, self.present))
+        self.recompute.note((self.grid, self.grids, self.present))
         self.grid, self.grids, self.present = before
 
     def begin(self, x: Tensor) -> State:
@@ -80,7 +91,7 @@ class Trace(Lifting):
         Raises:
             ValueError: If there are more patch tokens than the grid has patches.
         """
-        grid, grids, present = self.again.grids() or (self.grid, self.grids, self.present)
+        grid, grids, present = self.recompute.grids() or (self.grid, self.grids, self.present)
         images, count = x.size(0), x.size(1) - self.num_prefix
         if grids is None and count > grid[0] * grid[1]:
             raise ValueError(
@@ -98,7 +109,7 @@ class Trace(Lifting):
         self.output, self.mask, self.begun = None, None, True
         if not torch.compiler.is_compiling():
             self.thread = get_ident()
-            self.again.let_go()
+            self.recompute.let_go()
 
     def enter(self, index: int, x: Tensor) -> State | None:
         """The state of the tokens ``x [B, P+n, C]`` that come to block ``index``; ``None``: a new run begins.
@@ -110,14 +121,14 @@ class Trace(Lifting):
         if torch.compiler.is_compiling():
             return None if index == self.start else self.slots[index]
         if in_backward():
-            state = self.again.find(index, x)
-            if state is None and index == self.start and (self.alike or self.again.grids() is not None):
+            state = self.recompute.find(index, x)
+            if state is None and index == self.start and (self.alike or self.recompute.grids() is not None):
                 return None  # a checkpoint around the whole model, say: a run of its own
             if state is None or x.size(1) != self.num_prefix + state.count:
                 raise RuntimeError(
                     f"Expected block {index} to be computed again for tokens of a run that is known (got others). At "
                     f"most {RUNS} runs can wait for their backward where blocks are checkpointed one by one, and what "
-                    "checkpoints keep must stay in its memory."
+                    "checkpoints keep must stay in its memory; a hook that gives a block other tokens breaks that."
                 )
             return state
         if index == self.start:
@@ -134,19 +145,19 @@ class Trace(Lifting):
         """Keeps the state of tokens that come to block ``index`` and that backward may come back to."""
         if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad or in_backward()):
             return
-        self.again.remember(index, x, state, 2 * RUNS * self.depth)  # backward writes, too
+        self.recompute.remember(index, x, state, 2 * RUNS * self.depth)  # backward writes, too
 
     def write(self, layer: int, state: State) -> None:
         """Notes the tokens after ``layer`` blocks of the run that is going on."""
         if in_backward():
-            self.again.write(layer, state)
+            self.recompute.write(layer, state)
         else:
             self.slots[layer] = state
 
     def leave(self, index: int, x: Tensor, state: State) -> None:
         """Writes what block ``index`` made, ``x [B, P+n', C]``, into the slot behind it."""
         if in_backward():
-            self.again.write(index + 1, state)
+            self.recompute.write(index + 1, state)
             self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
         self._check_thread()  # another may have begun while this one was in the block: its record must not be touched
@@ -195,7 +206,7 @@ class Trace(Lifting):
         return first.at_input()
 
     def _at(self, layer: int) -> State | None:
-        return self.again.read(layer) or self.slots[layer]
+        return self.recompute.read(layer) or self.slots[layer]
 
     def counts_per_image(self, layer: int | None = None) -> list[int]:
         """Patch tokens of each image after ``layer`` blocks (default: all)."""
@@ -235,5 +246,5 @@ class Trace(Lifting):
 
     def __getstate__(self) -> dict[str, Any]:
         empty = dict.fromkeys(("output", "mask", "grids", "present", "device"))
-        new = {"slots": [None] * (self.depth + 1), "again": Recompute(), "begun": False, "alike": True, "thread": 0}
+        new = {"slots": [None] * (self.depth + 1), "recompute": Recompute(), "begun": False, "alike": True, "thread": 0}
         return {**self.__dict__, **empty, **new}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from architectures import IMAGES, cases, listing
+from needs import is_pinned, library, made
 from variants import strategy_cases, variants
 
 import tokengraph as tg
@@ -12,6 +13,7 @@ from tokengraph.testing import MODEL_LAWS, check_model, tiny_vit
 README = Path(__file__).parents[2] / "README.md"
 CASES = cases() | variants()
 STRATEGY_CASES = strategy_cases()
+LIBRARIES = {name: name for name in ("timm", "transformers", "torchvision", "torch")} | {"open_clip": "open_clip_torch"}
 ONCE = {  # with ToMe alone
     "removes_what_was_asked",  # by a count that not every strategy keeps
     "loads_its_state",
@@ -33,10 +35,7 @@ PAIRS = {(*name, law.__name__): (case, law) for name, case in STRATEGY_CASES.ite
 
 
 def hold(law, case):
-    try:
-        case.make()
-    except (ImportError, AttributeError, RuntimeError) as error:  # not in this version of the library
-        pytest.skip(str(error))
+    made(case)
     try:
         law(case)
     except ValueError as error:
@@ -62,12 +61,31 @@ def test_every_law_holds_for_every_strategy(pair):
     hold(law, case)
 
 
+@pytest.mark.parametrize("origin", LIBRARIES)
+def test_every_model_is_made_by_the_versions_of_the_constraints(origin):
+    """A mistake in a case would otherwise skip all its laws."""
+    if not is_pinned(LIBRARIES[origin]):
+        pytest.skip(f"another {LIBRARIES[origin]} than in constraints.txt")
+    known = {name: case for (where, name), case in CASES.items() if where == origin}
+    for name, case in known.items():
+        try:
+            case.make()
+        except (Exception, pytest.skip.Exception) as error:
+            raise AssertionError(f"Expected {origin}'s {name} to be made (got {error!r}).") from error
+
+
+def test_every_case_is_of_a_known_library():
+    assert {origin for origin, _ in CASES} == set(LIBRARIES)
+
+
 def test_every_strategy_has_cases():
     found = {type(case.select).__name__ for case in STRATEGY_CASES.values()} | {"ToMe"}
     assert found == {c.__name__ for c in tg.registry().values()}
 
 
 def test_check_model_names_the_law_that_is_broken():
+    library("timm")
+
     class Forgetful(type(tiny_vit())):
         def forward(self, x):
             self.calls = getattr(self, "calls", 0) + 1

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 import tokengraph as tg
 from tokengraph.adapters.mask import bars_patches
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("timm")
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PADDING = torch.ones(2, 1, 1, 17, dtype=torch.bool)
@@ -100,7 +98,7 @@ def test_key_padding_of_encoder_layers():
 
 
 def test_attention_mask_of_transformers():
-    transformers = pytest.importorskip("tokengraph.compat").transformers
+    transformers = library("transformers")
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
     )

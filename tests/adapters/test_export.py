@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 import tokengraph as tg
@@ -16,10 +17,7 @@ from tokengraph.onnx_export import _adopt_orphans, _diagonal_scatter, _kthvalue,
 from tokengraph.select.ailurus_orphans import adopt_orphans
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+timm = library("timm")
 
 SETTINGS = {
     "ailurus": (tg.AiluRus(), {1: 0.5}),
@@ -47,18 +45,14 @@ def eva():
 
 
 def torchvision_vit():
-    from tokengraph.compat import torchvision
-
+    torchvision = library("torchvision")
     model = torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 64).eval()
     nn.init.normal_(model.heads.head.weight)  # zero at first, so that any output would be right
     return model
 
 
 def transformers_vit():
-    try:
-        from tokengraph.compat import transformers
-    except ImportError as error:
-        pytest.skip(str(error))
+    transformers = library("transformers")
     config = transformers.ViTConfig(**SIZES, image_size=32, patch_size=8)
     return transformers.ViTForImageClassification(config).eval()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from needs import library
 
 import tokengraph as tg
 from tokengraph.adapters.mask import attention_bias, coarse_mask
@@ -9,10 +10,7 @@ from tokengraph.nn.size_bias import SizeBias, SizeRule
 from tokengraph.state import State
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("timm")
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -27,18 +25,18 @@ def state(cluster, count, drops=False):
 
 def test_bias_without_a_mask_is_the_log_size():
     s = state([[0, 0, 1], [0, 1, 1]], 2)
-    bias = attention_bias(None, s, 1, prop_attn=True, dtype=torch.float32)
+    bias = attention_bias(None, s, 1, rule=SizeRule.of(True), dtype=torch.float32)
     torch.testing.assert_close(bias.exp(), torch.tensor([[1.0, 2, 1], [1, 1, 2]]).view(2, 1, 1, 3))
-    assert attention_bias(None, s, 1, prop_attn=False, dtype=torch.float32) is None
+    assert attention_bias(None, s, 1, rule=SizeRule.of(False), dtype=torch.float32) is None
 
 
 @pytest.mark.parametrize(("name", "factor"), [("log", 2.0), ("half-log", 2**0.5), ("inverse", 0.5)])
 def test_bias_is_a_power_of_the_size(name, factor):
     s = state([[0, 0, 1]], 2)
-    bias = attention_bias(None, s, 1, prop_attn=SizeRule.of(name), dtype=torch.float32)
+    bias = attention_bias(None, s, 1, rule=SizeRule.of(name), dtype=torch.float32)
     torch.testing.assert_close(bias.exp(), torch.tensor([[[[1.0, factor, 1.0]]]]))
     mask = torch.tensor([[[[True, True, True, False]]]])  # both members of cluster 0 may be attended, none of 1
-    bias = attention_bias(mask, s, 1, prop_attn=SizeRule.of(name), dtype=torch.float32)
+    bias = attention_bias(mask, s, 1, rule=SizeRule.of(name), dtype=torch.float32)
     torch.testing.assert_close(bias.exp(), torch.tensor([[[[1.0, factor, 0.0]]]]))
 
 
@@ -49,14 +47,14 @@ def test_bias_bars_padding_whatever_the_power(power):
 
 def test_folded_bias_stands_for_the_mask():
     s = state([[0, 0, 1]], 2)
-    bias = attention_bias(None, s, 1, prop_attn=SizeRule(1.0, "fold"), dtype=torch.bfloat16)
+    bias = attention_bias(None, s, 1, rule=SizeRule(1.0, "fold"), dtype=torch.bfloat16)
     assert isinstance(bias, SizeBias) and bias.dtype == torch.bfloat16
     torch.testing.assert_close(bias.float().exp(), torch.tensor([[[[1.0, 2.0, 1.0]]]]))
 
 
 def test_mask_is_passed_on_as_it_is_while_nothing_is_coarsened():
     mask = torch.rand(1, 1, 1, 4) > 0.5
-    assert attention_bias(mask, State(2, 3, 3, (1, 3)), 1, prop_attn=True, dtype=torch.float32) is mask
+    assert attention_bias(mask, State(2, 3, 3, (1, 3)), 1, rule=SizeRule.of(True), dtype=torch.float32) is mask
 
 
 def test_key_entries_add_up_like_the_members_themselves():

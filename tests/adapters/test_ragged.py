@@ -1,36 +1,15 @@
 """Images of one batch with different numbers of tokens inside a model, whatever strategy decides so."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
-
 import pytest
 import torch
+from needs import library
+from strategies import Uneven
 from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
 
-
-@dataclass(frozen=True)
-class Uneven(tg.Select):
-    """Another strategy with a budget of its own for each image: brighter images keep more."""
-
-    inner: tg.Select = field(default_factory=tg.ToMe)
-    placement: ClassVar[str] = "inside"
-
-    @property
-    def merges(self):  # type: ignore[override]
-        return self.inner.merges
-
-    def __call__(self, tokens, budget):
-        rows = list(tokens.x) if tokens.mask is None else [x[own] for x, own in zip(tokens.x, tokens.mask, strict=True)]
-        bright = [int(10 * row.detach().float().abs().mean()) % 4 for row in rows]
-        keep = [
-            max(self.inner.fewest(len(row)), min(budget + more, len(row)))
-            for row, more in zip(rows, bright, strict=True)
-        ]
-        return self.inner(tokens, keep)
-
+library("timm")
 
 INNER = [tg.ToMe(), tg.DPCKNN(), tg.TopK(), tg.TopK(score="norm", fuse=True), tg.Random()]
 

@@ -5,8 +5,10 @@ Print the README's list: ``python tests/cases/architectures.py``.
 
 from functools import partial
 
+import pytest
 import torch
 from multihead_cases import KINDS
+from needs import library
 
 from tokengraph.testing import ModelCase
 
@@ -65,8 +67,7 @@ def spread(make):
 
 
 def from_timm(name):
-    from tokengraph.compat import timm
-
+    timm = library("timm")
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
     if name.startswith("naflex"):
         sizes = {key: value for key, value in sizes.items() if key != "img_size"}
@@ -74,29 +75,25 @@ def from_timm(name):
 
 
 def from_transformers(name, **options):
-    from tokengraph.compat import transformers
-
+    transformers = library("transformers")
     stem = next(name.removesuffix(e) for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e))
     config = getattr(transformers, f"{stem}Config")(**SIZES | options)
     return spread(lambda: getattr(transformers, name)(config))
 
 
 def from_torchvision(**options):
-    from tokengraph.compat import torchvision
-
+    torchvision = library("torchvision")
     return spread(lambda: torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 64, num_classes=5, **options))
 
 
 def from_open_clip():
-    from tokengraph.compat import torchvision  # noqa: F401, I001  # first: open_clip needs it, beside a CPU-only torch
-    from open_clip.transformer import VisionTransformer
-
-    return spread(lambda: VisionTransformer(32, 8, 32, 3, 4, 2.0, output_dim=16))
+    library("torchvision")  # first: open_clip needs it, beside a CPU-only torch
+    transformer = pytest.importorskip("open_clip.transformer")
+    return spread(lambda: transformer.VisionTransformer(32, 8, 32, 3, 4, 2.0, output_dim=16))
 
 
 def from_siglip2():
-    from tokengraph.compat import transformers
-
+    transformers = library("transformers")
     sizes = {key: value for key, value in SIZES.items() if key != "image_size"} | {"patch_size": 4, "num_patches": 16}
     return spread(lambda: transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**sizes)))
 
@@ -125,9 +122,9 @@ def cases():
 def listing():
     """The README's list."""
     known, lines = cases(), []
-    for library in dict.fromkeys(library for library, _ in known):
-        names = [f"`{name}`" for where, name in known if where == library]
-        lines.append(f"* {library}: {', '.join(names)}")
+    for origin in dict.fromkeys(origin for origin, _ in known):
+        names = [f"`{name}`" for where, name in known if where == origin]
+        lines.append(f"* {origin}: {', '.join(names)}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from architectures import SIZES
+from needs import library
 from strategies import CLASS, STRATEGIES
 
 import tokengraph as tg
@@ -34,13 +35,11 @@ def make(kind, **more):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind in TIMM:
-            from tokengraph.compat import timm
-
+            timm = library("timm")
             sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
             model = timm.models.beit.Beit(**sizes | {"head_init_scale": 1.0} | TIMM[kind] | more)
         else:
-            from tokengraph.compat import transformers
-
+            transformers = library("transformers")
             name, options = TRANSFORMERS[kind]
             config = "BeitConfig" if name.startswith("Beit") else "Data2VecVisionConfig"
             model = getattr(transformers, name)(getattr(transformers, config)(**SIZES | options | more))
@@ -82,19 +81,3 @@ class OpenFirst(First):
     """The same from the map that the block has made."""
 
     needs_map = True
-
-
-@dataclass(frozen=True)
-class Uneven(tg.Select):
-    """Brighter images keep more tokens."""
-
-    inner: tg.Select = field(default_factory=tg.ToMe)
-
-    @property
-    def merges(self):  # type: ignore[override]
-        return self.inner.merges
-
-    def __call__(self, tokens, budget):
-        rows = list(tokens.x) if tokens.mask is None else [x[m] for x, m in zip(tokens.x, tokens.mask, strict=True)]
-        keep = [min(budget + int(10 * row.abs().mean()) % 4, len(row)) for row in rows]
-        return self.inner(tokens, keep)

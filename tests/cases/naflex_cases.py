@@ -1,6 +1,7 @@
 """SigLIP 2 NaFlex models, batches of images of several shapes, and strategies, for the tests."""
 
 import torch
+from needs import library
 
 import tokengraph as tg
 
@@ -50,8 +51,7 @@ STRATEGIES = {
 
 
 def make(kind="model", train=False, **options):
-    from tokengraph.compat import transformers
-
+    transformers = library("transformers")
     config = transformers.Siglip2VisionConfig(**SIZES, **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)

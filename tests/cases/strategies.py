@@ -1,6 +1,6 @@
 """A setting of every strategy for models of 3 blocks and 16 patches, and cases of the model laws with them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,26 @@ STRATEGIES = {
     "migration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
 }
 CLASS = {"topk-class": (tg.TopK(), {1: 10, 2: 5})}  # for models with a class token
+
+
+@dataclass(frozen=True)
+class Uneven(tg.Select):
+    """Another strategy with a budget of its own for each image: brighter images keep more."""
+
+    inner: tg.Select = field(default_factory=tg.ToMe)
+
+    @property
+    def merges(self):  # type: ignore[override]
+        return self.inner.merges
+
+    def __call__(self, tokens, budget):
+        rows = list(tokens.x) if tokens.mask is None else [x[m] for x, m in zip(tokens.x, tokens.mask, strict=True)]
+        bright = [int(10 * row.detach().float().abs().mean()) % 4 for row in rows]
+        keep = [
+            max(self.inner.fewest(len(row)), min(budget + more, len(row)))
+            for row, more in zip(rows, bright, strict=True)
+        ]
+        return self.inner(tokens, keep)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 from tokengraph.testing import tiny_vit
@@ -47,8 +48,7 @@ SHAPES = [(4, 4), (2, 5), (3, 3), (1, 7)]
 
 def make_vit(kind):
     """The distilled DeiT is a kind, too."""
-    from tokengraph.compat import timm
-
+    timm = library("timm")
     if kind != "deit_distilled":
         return tiny_vit(**VIT[kind])
     with torch.random.fork_rng():
@@ -60,8 +60,7 @@ def make_vit(kind):
 
 
 def make_eva(kind, **more):
-    from tokengraph.compat import timm
-
+    timm = library("timm")
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
     known = inspect.signature(timm.models.eva.Eva).parameters
     if missing := [name for name in EVA[kind] if name not in known]:
@@ -74,8 +73,7 @@ def make_eva(kind, **more):
 
 
 def make_naflex(kind="class", train=False, **options):
-    from tokengraph.compat import timm
-
+    timm = library("timm")
     naflexvit = timm.models.naflexvit
     if not hasattr(naflexvit.NaFlexVit, "_forward_embeds"):
         pytest.skip("an older NaFlexVit, which is refused")

@@ -5,9 +5,11 @@ import sys
 
 import pytest
 import torch
+from needs import library
 
-from tokengraph.compat import timm
 from tokengraph.models import FastITPN, FastITPNPyramid, TokenMigration, register_with_timm
+
+timm = library("timm")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from needs import library
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -224,11 +225,8 @@ def test_keep_mask_raises_where_its_gradient_would_be_lost():
 
 @pytest.fixture
 def block() -> torch.nn.Module:
-    pytest.importorskip("tokengraph.compat")
-    try:
-        return tiny_vit().blocks[0].train()
-    except ImportError as error:
-        pytest.skip(str(error))
+    library("timm")
+    return tiny_vit().blocks[0].train()
 
 
 def block_gradients(block: torch.nn.Module, x: Tensor, keep: Tensor, **how: bool) -> list[Tensor]:

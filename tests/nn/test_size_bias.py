@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import library
 
 import tokengraph as tg
 from tokengraph.nn.size_bias import SizeBias, SizeRule, folded_attention
@@ -19,25 +20,17 @@ def inputs(width=16, dtype=torch.float32, value_width=None):
 
 
 def timm_vit(**options):
-    try:
-        return tiny_vit(**options)
-    except ImportError as error:
-        pytest.skip(str(error))
+    library("timm")
+    return tiny_vit(**options)
 
 
 def eva():
-    try:
-        from tokengraph.compat import timm
-    except ImportError as error:
-        pytest.skip(str(error))
+    timm = library("timm")
     return timm.models.eva.Eva(32, 8, embed_dim=32, depth=3, num_heads=4, num_classes=5, use_rot_pos_emb=True).eval()
 
 
 def transformers_vit(attention="sdpa", model="ViT"):
-    try:
-        from tokengraph.compat import transformers
-    except ImportError as error:
-        pytest.skip(str(error))
+    transformers = library("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
     config = getattr(transformers, f"{model}Config")(
         **sizes, image_size=32, patch_size=8, attn_implementation=attention
@@ -208,10 +201,7 @@ def test_unknown_words_are_refused_before_anything_is_changed(options, message):
 
 
 def test_torchvision_folds_sizes_too():
-    try:
-        from tokengraph.compat import torchvision
-    except ImportError as error:
-        pytest.skip(str(error))
+    torchvision = library("torchvision")
     model = torchvision.models.VisionTransformer(32, 8, 3, 4, 32, 64).eval()
     for layer in model.encoder.layers:  # whose weights are drawn so small that sizes would hardly count
         torch.nn.init.normal_(layer.self_attention.in_proj_weight, std=0.5)

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from needs import library
 from torch.testing import assert_close
 
 import tokengraph as tg
-from tokengraph.compat import timm
 from tokengraph.losses import DynamicViTLoss
 from tokengraph.testing import tiny_vit
+
+timm = library("timm")
 
 
 def _attached(vectors, **options):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from needs import library
 from torch.testing import assert_close
 
 import tokengraph as tg
-from tokengraph.compat import timm
 from tokengraph.testing import tiny_vit
+
+timm = library("timm")
 
 RELEASED = tg.Expedite(clusters=(8, 8), normalize="l2", ties="released", empty="zero")
 

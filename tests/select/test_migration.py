@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from needs import library
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -18,6 +19,7 @@ def images():
 
 
 def _model(**options):
+    library("timm")
     return tiny_vit(img_size=64, depth=4, **options)
 
 

@@ -3,19 +3,18 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from needs import library
 from torch import nn
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
 
-if find_spec("timm") is None:
-    pytest.skip("timm is not installed", allow_module_level=True)
+library("timm")
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 

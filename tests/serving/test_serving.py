@@ -8,14 +8,12 @@ import threading
 import pytest
 import torch
 import torch._dynamo.testing
+from needs import library
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("timm")
 
 SETTINGS = {
     "merge": (tg.ToMe(), 3),
@@ -33,7 +31,8 @@ def images(count=2, seed=1):
 def test_inference_mode_gives_the_plain_output_and_training_goes_on_after_it(setting):
     model = tiny_vit()
     with tg.attach(model, *setting):
-        expected = model(images())
+        with torch.no_grad():  # kernels for gradients may round otherwise
+            expected = model(images())
         with torch.inference_mode():
             served = model(images())
         assert served.is_inference() and torch.equal(served, expected)

@@ -2,20 +2,18 @@
 
 import pytest
 import torch
-
-from tokengraph.compat import timm
+from needs import library
 
 
 def tiny_convnext(**options):
     sizes = {"depths": (1, 1, 4, 1), "dims": (8, 8, 16, 16), "num_classes": 5, "ls_init_value": 0.5}
-    return _spread(timm.models.ConvNeXt(**sizes | options))
+    return _spread(library("timm").models.ConvNeXt(**sizes | options))
 
 
 def tiny_swin(**options):
     sizes = {"img_size": 64, "patch_size": 2, "embed_dim": 12, "depths": (1, 1, 4, 1), "num_heads": (1, 2, 3, 3)}
-    return _spread(
-        timm.models.SwinTransformer(**sizes | {"window_size": 4, "num_classes": 5, "drop_path_rate": 0.0} | options)
-    )
+    rest = {"window_size": 4, "num_classes": 5, "drop_path_rate": 0.0}
+    return _spread(library("timm").models.SwinTransformer(**sizes | rest | options))
 
 
 def _spread(model):

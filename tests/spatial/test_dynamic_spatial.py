@@ -5,6 +5,8 @@ import io
 
 import pytest
 import torch
+from needs import library
+from spatial_cases import images, stage_of
 from torch import nn
 from torch.testing import assert_close
 
@@ -13,13 +15,7 @@ from tokengraph.attach import detach
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.testing import tiny_vit
 
-
-def stage_of(model):
-    return (model.stages if hasattr(model, "stages") else model.layers)[2]
-
-
-def images(count=2, height=64, width=64):
-    return torch.randn(count, 3, height, width)
+timm = library("timm")
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(6, (1, 2, 3)), (9, (1, 2, 3)), (18, (2, 4, 6)), (27, (3, 6, 9))])
@@ -65,8 +61,6 @@ def test_detach_takes_it_out_of_a_copy_only(tiny):
 
 
 def test_parts_have_their_published_names():
-    from tokengraph.compat import timm
-
     convnext = timm.models.ConvNeXt(depths=(1, 1, 4, 1), dims=(8, 8, 16, 16))
     swin = timm.models.SwinTransformer(img_size=64, patch_size=2, embed_dim=12, depths=(1, 1, 4, 1), window_size=4)
     predictor = {f"in_conv.{i}.{p}" for i in (0, 1) for p in ("weight", "bias")}
@@ -180,8 +174,6 @@ def test_other_models_are_refused_by_name(tiny):
 
 
 def test_a_swin_of_three_stages_is_refused():
-    from tokengraph.compat import timm
-
     model = timm.models.SwinTransformer(img_size=32, embed_dim=6, depths=(1, 1, 4), num_heads=(1, 1, 2), window_size=2)
     with pytest.raises(ValueError, match="of 4 stages"):
         tg.attach(model, DynamicSpatial())
@@ -189,8 +181,6 @@ def test_a_swin_of_three_stages_is_refused():
 
 @pytest.mark.parametrize(("option", "message"), [("conv_mlp", "1x1 convolutions"), ("use_grn", "global response norm")])
 def test_convnexts_whose_mlp_is_not_row_by_row_are_refused(option, message):
-    from tokengraph.compat import timm
-
     with pytest.raises(ValueError, match=message):
         tg.attach(timm.models.ConvNeXt(depths=(1, 1, 4, 1), dims=(8, 8, 16, 16), **{option: True}), DynamicSpatial())
 

@@ -2,22 +2,11 @@
 
 import pytest
 import torch
+from spatial_cases import images, positions, stage_of
 from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.spatial import DynamicSpatial
-
-
-def stage_of(model):
-    return (model.stages if hasattr(model, "stages") else model.layers)[2]
-
-
-def images(count=2, height=64, width=64):
-    return torch.randn(count, 3, height, width)
-
-
-def positions(model):
-    return 16 if hasattr(model, "stages") else 64
 
 
 def test_everything_slow_is_the_dense_network_bit_for_bit(tiny):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from spatial_cases import images, positions, stage_of
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -9,18 +10,6 @@ from tokengraph.nn.slow_fast import split_by_mask
 from tokengraph.spatial import DynamicSpatial
 
 SLOW, FAST = [1e4, -1e4], [-1e4, 1e4]
-
-
-def stage_of(model):
-    return (model.stages if hasattr(model, "stages") else model.layers)[2]
-
-
-def images(count=2, height=64, width=64):
-    return torch.randn(count, 3, height, width)
-
-
-def positions(model):
-    return 16 if hasattr(model, "stages") else 64
 
 
 def _trained(tiny, lively, count, **options):

@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import library
 
 import tokengraph as tg
-from tokengraph.compat import timm
 from tokengraph.losses import teacher_outputs
 from tokengraph.spatial import DynamicSpatial, DynamicSpatialLoss, final_map
+
+timm = library("timm")
 
 
 def small_convnext():

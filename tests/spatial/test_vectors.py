@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 import tokengraph as tg
-from tokengraph.compat import timm
 from tokengraph.nn import gumbel_keep
 from tokengraph.nn.slow_fast import merge
 from tokengraph.spatial import DynamicSpatial, published_weights
+
+timm = library("timm")
 
 
 def _error(ours, theirs):

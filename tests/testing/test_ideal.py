@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from needs import library
 
 import tokengraph as tg
 from tokengraph.nn.open_attention import OpenMap
 from tokengraph.testing import tiny_vit
 from tokengraph.testing.ideal import ideal
 
-try:
-    from tokengraph.compat import timm  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("timm")
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)
 
@@ -110,7 +108,7 @@ def test_ideal_may_open_the_maps_of_blocks_that_cut(monkeypatch):
 
 
 def test_ideal_cuts_models_of_other_libraries_and_refuses_blocks_that_take_more_than_tokens():
-    transformers = pytest.importorskip("tokengraph.compat").transformers
+    transformers = library("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
     sizes |= {"image_size": 32, "patch_size": 8}
     with ideal(transformers.ViTModel(transformers.ViTConfig(**sizes)), [16, 8, 8, 4]) as model:

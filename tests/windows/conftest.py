@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-
-from tokengraph.compat import timm
+from needs import library
 
 
 def tiny_sam(**options):
     sizes = {"img_size": 80, "patch_size": 8, "embed_dim": 24, "depth": 6, "num_heads": 3, "window_size": 4}
     rest = {"global_attn_indexes": (2, 5), "use_rel_pos": True, "neck_chans": 8, "num_classes": 5}
-    return _spread(timm.models.VisionTransformerSAM(**sizes | rest | options))
+    return _spread(library("timm").models.VisionTransformerSAM(**sizes | rest | options))
 
 
 def tiny_swin(**options):
     sizes = {"img_size": 64, "patch_size": 2, "embed_dim": 12, "depths": (1, 1, 4, 1), "num_heads": (1, 2, 3, 3)}
     rest = {"window_size": 4, "num_classes": 5, "drop_path_rate": 0.0}
-    return _spread(timm.models.SwinTransformer(**sizes | rest | options))
+    return _spread(library("timm").models.SwinTransformer(**sizes | rest | options))
 
 
 def _spread(model):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from needs import library
 
 from tokengraph.windows.position import relative_index, resized_bias, shift_mask
 
 
 def block(size=4, **options):
-    from tokengraph.compat import timm
-
+    timm = library("timm")
     made = timm.models.swin_transformer.SwinTransformerBlock(8, (8, 8), 2, window_size=size, **options)
     torch.nn.init.normal_(made.attn.relative_position_bias_table)
     return made.eval()

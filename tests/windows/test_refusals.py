@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from needs import library
 from torch import nn
 
 import tokengraph as tg
@@ -10,6 +11,8 @@ from tokengraph.select.expedite import Expedite
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.testing import tiny_vit
 from tokengraph.windows import WindowCoarsening
+
+library("timm")
 
 SMALL = Expedite(clusters=(3, 3))
 KINDS = {"expedite": WindowCoarsening(SMALL, before=1), "tome": WindowCoarsening("tome", keep=9)}

@@ -1,4 +1,4 @@
-"""Where a model lets us in: one file a framework, found by asking each whether it serves the model."""
+"""Where a model lets us in: one folder a framework, one file a family; each is asked whether it serves the model."""
 
 from __future__ import annotations
 
@@ -59,19 +59,13 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
         if not adapter.serves(model):
             raise ValueError(f"Expected {type(model).__name__} to have what the adapter says (got {vars(adapter)}).")
         return model, adapter
-    found: list[tuple[nn.Module, Adapter]] = []
-    for module in model.modules():
-        for adapter in ADAPTERS:
-            if adapter.serves(module):
-                found.append((module, adapter))
-        if found and module is model:
-            break
-    if len(found) == 1:
+    found = [(module, first) for module in model.modules() if (first := _first_to_serve(module)) is not None]
+    if found and (len(found) == 1 or found[0][0] is model):
         return found[0]
-    supported = ", ".join(a.family for a in ADAPTERS)
     if found:
         names = ", ".join(type(m).__name__ for m, _ in found)
         raise ValueError(f"Expected one supported model (got {len(found)} inside: {names}). Attach to each by itself.")
+    supported = ", ".join(a.family for a in ADAPTERS)
     blocks = sorted({type(m).__name__ for m in model.modules() if "block" in type(m).__name__.lower()})
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
     raise ValueError(
@@ -82,6 +76,10 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
         "model of your own with nn.TransformerEncoder; features of any model can be clustered: see "
         "tg.TokenGraph.from_tokens."
     )
+
+
+def _first_to_serve(module: nn.Module) -> Adapter | None:
+    return next((adapter for adapter in ADAPTERS if adapter.serves(module)), None)
 
 
 __all__ = ["ADAPTERS", "Adapter", "EncoderLayers", "find_adapter"]

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 class Adapter(ABC):
     """The anatomy of one family. Stateless; strategies never see it, and it never sees a strategy.
 
-    A family is added by one subclass in a file of this folder: name the block class, write ``attend`` and ``feed`` by
-    the block's own submodules, and give the mixins whose ``forward`` has the signature of the block.
+    Models, blocks and embeddings are modules whose parts no type checker knows: ``Any``.
+
+    A family is added by one subclass, in a file of its own in the framework's folder: name the block class, write
+    ``attend`` and ``feed`` by the block's own submodules, and give the mixins whose ``forward`` has the signature of
+    the block.
 
     Attributes:
         family: What it is called in messages.
@@ -36,11 +39,11 @@ class Adapter(ABC):
     side_inputs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether ``model`` itself is of this family. Must not import the family's package."""
 
     @abstractmethod
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """The blocks in order.
 
         Raises:
@@ -48,53 +51,53 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """P, the tokens in front of the patches."""
 
     @abstractmethod
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """C, the width of the tokens."""
 
     @abstractmethod
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """``(H, W)`` of the patches for the model's own image size."""
 
     @abstractmethod
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Whether the first token is a class token."""
 
     @abstractmethod
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """The attention half with its residual, ``[B, P+N, C]``; ``mask`` and ``side`` as the block takes them."""
 
     @abstractmethod
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """The MLP half with its residual, ``[B, P+N, C]``."""
 
-    def whole(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def whole(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """Both halves, ``[B, P+N, C]``, where the strategy does nothing in between."""
         return self.feed(block, self.attend(block, x, mask, **side))
 
-    def stock(self, kind: type[nn.Module], block: nn.Module, x: Tensor, **side: Any) -> Tensor:
+    def stock(self, kind: type[nn.Module], block: Any, x: Tensor, **side: Any) -> Tensor:
         """What the block's own class ``kind`` makes of ``x [B, P+N, C]``, in the same shape."""
         return kind.forward(block, x, **side)
 
     @abstractmethod
-    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
+    def watched(self, block: Any) -> dict[str, nn.Module]:
         """Modules whose outputs :meth:`statistics` wants, by name; they are kept where the strategy reads attention."""
 
     @abstractmethod
     def statistics(
-        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """Lazy statistics of the attention that the block has just computed, from what :meth:`watched` gave."""
 
-    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
         """The block's other inputs for the tokens of now: whatever has a row for each token is coarsened with them."""
         return side
 
     def check_around(  # noqa: B027  # nothing to check is what most need
-        self, model: nn.Module, core: nn.Module
+        self, model: Any, core: nn.Module
     ) -> None:
         """Raises unless what lies around ``core`` in ``model``, and ``core`` itself, can do with fewer tokens.
 
@@ -102,39 +105,42 @@ class Adapter(ABC):
             ValueError: If not; the message names the class.
         """
 
-    def tokens_to_check(self, block: nn.Module) -> int:
+    def tokens_to_check(self, block: Any) -> int:
         """How many tokens the attach-time check gives the block; another number where only that one will do."""
         return 8
 
-    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
+    def example(self, block: Any, count: int) -> dict[str, Any]:
         """Other inputs that the block needs to run on ``count`` tokens by itself."""
         return {}
 
-    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
 
-        Each is a module, ``"output"`` or ``"input"``, and a function of this module's adapter file.
+        Each is a module, ``"output"`` or ``"input"``, and a module-level function marked with
+        :func:`~tokengraph.adapters.site.ours`, so that copies and pickles keep it.
         """
         return []
 
     @abstractmethod
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """The module that turns images into patches; called once a run, before the blocks."""
 
     @abstractmethod
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """``(H, W)`` of the patches that the embedding makes of ``images``."""
 
     def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes the shape of the images that come in, as ``embedding`` is called; see :class:`tokengraph.Trace`."""
-        trace.grid = self.image_grid(embedding, args[0] if args else next(iter(kwargs.values())))
+        images = args[0] if args else next(iter(kwargs.values()))
+        if torch.compiler.is_compiling():  # one graph for each size: budgets of symbolic sizes take minutes to simplify
+            for size in images.shape[-2:]:
+                len(range(size))
+        trace.grid = self.image_grid(embedding, images)
 
-    def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+    def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
         """The tokens ``[B, P+N, C]`` that leave block ``layer`` (0-based, negative from the end), and the grid."""
         blocks, seen = self.blocks(model), []
-        if not -len(blocks) <= layer < len(blocks):
-            raise ValueError(f"Expected a layer in [-{len(blocks)}, {len(blocks)}) (got {layer}).")
-        hook = blocks[layer].register_forward_hook(
+        hook = blocks[block_index(layer, len(blocks))].register_forward_hook(
             lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
         )
         try:
@@ -145,10 +151,30 @@ class Adapter(ABC):
         return seen[0], self.image_grid(self.embedding(model), images)
 
 
+def block_index(layer: int, depth: int) -> int:
+    """The index of a block from the front; ``layer`` may count from the end.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if not -depth <= layer < depth:
+        raise ValueError(f"Expected a layer in [-{depth}, {depth}) (got {layer}).")
+    return layer % depth
+
+
 def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
-    """``(H, W)`` of the patches that a convolution without overlap makes of ``images [B, C, height, width]``."""
-    rows, columns = convolution.stride
-    return images.size(-2) // int(rows), images.size(-1) // int(columns)
+    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``."""
+    c = convolution
+    if c.padding == "same":  # which goes without strides
+        return images.size(-2), images.size(-1)
+    padding = (0, 0) if c.padding == "valid" else c.padding
+    height, width = (
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for size, pad, dilation, kernel, stride in zip(
+            images.shape[-2:], padding, c.dilation, c.kernel_size, c.stride, strict=True
+        )
+    )
+    return height, width
 
 
 def is_a(module: object, origin: str, name: str, *also: str) -> bool:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.mask import attention_bias, check_shape
+from tokengraph.adapters.plan import acts, budget, pairs, plans, restores
 from tokengraph.adapters.site import SITE, STASH, Site, ours
-from tokengraph.adapters.step import acts, begin, begins, budget, coarsen, map_edit, pairs, plans, restore, restores
+from tokengraph.adapters.step import begin, begins, coarsen, map_edit, restore
 from tokengraph.nn.open_attention import OpenMap
 from tokengraph.recompute import in_backward
 from tokengraph.state import State
@@ -58,13 +60,13 @@ class CoarseBlock(Coarse):
         site: Site = getattr(self, SITE)
         adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
         x, state = self._enter(site, x, mask)
-        bias = attention_bias(mask, state, trace.num_prefix, prop_attn=site.recipe.prop_attn, dtype=x.dtype)
-        side = adapter.carry(side, state, self) if state.coarse else side  # type: ignore[arg-type]
+        bias = attention_bias(mask, state, trace.num_prefix, rule=site.recipe.rule, dtype=x.dtype)
+        side = adapter.carry(side, state, self) if state.coarse else side
         keep = budget(site, state, site.index + 1)
         active = acts(site, state, site.index + 1, keep)
         if active:
-            x = adapter.attend(self, x, self._watched_mask(site, state, bias), **side)  # type: ignore[arg-type]
-            x = x if select.placement == "inside" else adapter.feed(self, x)  # type: ignore[arg-type]
+            x = self._attend(site, x, self._watched_mask(site, state, bias), side)
+            x = x if select.placement == "inside" else adapter.feed(self, x)
         else:
             x = adapter.whole(self, x, bias, **side)  # type: ignore[arg-type]
         if restores(site, state, site.index + 1, keep):
@@ -72,7 +74,7 @@ class CoarseBlock(Coarse):
         elif active:
             x, state = coarsen(site, state, x, keep, mask, self, bias, side)
             if select.placement == "inside":  # before the next block is after this one
-                x = adapter.feed(self, x)  # type: ignore[arg-type]
+                x = adapter.feed(self, x)
         trace.leave(site.index, x, state)
         return x
 
@@ -81,8 +83,18 @@ class CoarseBlock(Coarse):
         select = site.recipe.select
         if not select.reads_attention:
             return bias
+        if not (select.needs_map or torch.compiler.is_compiling()):
+            watch(self, site.recipe.adapter)  # type: ignore[arg-type]
         seen = self.__dict__[STASH] = {}  # where hooks and masks leave what they see
         return OpenMap(seen, map_edit(site, state), bias) if select.needs_map else bias
+
+    def _attend(self, site: Site, x: Tensor, mask: Any, side: dict[str, Any]) -> Tensor:
+        """The attention half; what it leaves for the strategy goes with it where it fails."""
+        try:
+            return site.recipe.adapter.attend(self, x, mask, **side)
+        except BaseException:
+            self.__dict__.pop(STASH, None)
+            raise
 
     @staticmethod
     def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
@@ -111,13 +123,30 @@ class CoarseBlock(Coarse):
         return x, state
 
 
-@ours
-def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
-    """Forward hook: leaves a watched module's output with its block, where the block is going to read it."""
-    block, name = module.__dict__[SITE]
-    seen = block.__dict__.get(STASH)
-    if seen is not None:
-        seen[name] = output
+class KeepOutput:
+    """Forward hook: leaves a watched module's output with its block, where the block is going to read it.
+
+    It knows the block by itself, as quantization swaps modules and takes nothing but hooks along.
+    """
+
+    of_tokengraph = True
+
+    def __init__(self, block: nn.Module, name: str) -> None:
+        self.block, self.name = block, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Called by the watched module."""
+        seen = self.block.__dict__.get(STASH)
+        if seen is not None:
+            seen[self.name] = output
+
+
+def watch(block: nn.Module, adapter: Adapter) -> None:
+    """Hooks on the parts of a block that the strategy reads, where they have none: parts may be swapped at any time."""
+    for name, module in adapter.watched(block).items():
+        hooks = module._forward_hooks.values()
+        if not any(isinstance(hook, KeepOutput) and hook.block is block for hook in hooks):
+            module.register_forward_hook(KeepOutput(block, name))
 
 
 @ours

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.modes import in_eval, precise, untouched
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select
 
@@ -19,13 +20,13 @@ COPIES = 16  # of a token, for the check of masks: enough to stand out from roun
 def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
     """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
 
-    It turns a change upstream, or a block with parts that the adapter does not know, into an error. The block is not
-    changed, nor is the state of any random generator. Costs two runs on ``[1, 8, C]`` (or another number of tokens,
-    where the adapter says so).
+    It turns a change upstream, or a block with parts that the adapter does not know, into an error. Neither the block
+    is changed, nor the state of any random generator; hooks on its parts are not called. Costs two runs on
+    ``[1, 8, C]`` (or another number of tokens, where the adapter says so).
 
     Raises:
         TypeError: If ``forward`` takes more than the adapter knows.
-        ValueError: If outputs differ; the message says by how much.
+        ValueError: If the block does not run on tokens alone, or outputs differ; the message says by how much.
     """
     mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
     if extra := [name for name in mine if name not in known and name not in adapter.side_inputs]:
@@ -43,12 +44,29 @@ def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
     def halves() -> Tensor:
         return adapter.feed(block, adapter.attend(block, x, None, **side))
 
-    wanted, got = _run(block, lambda: adapter.stock(type(block), block, x, **mask, **side)), _run(block, halves)
+    try:
+        wanted = _run(block, lambda: adapter.stock(type(block), block, x, **mask, **side))
+    except Exception as error:
+        raise ValueError(
+            f"Expected {type(block).__name__} to run on tokens alone, as blocks of '{adapter.family}' do "
+            f"(got {type(error).__name__}: {error}). Nothing changed."
+        ) from error
+    if not wanted.isfinite().all():
+        if parameter.dtype in (torch.float16, torch.bfloat16):  # these tokens may be too large for the weights
+            return
+        raise ValueError(
+            f"Expected {type(block).__name__} to give finite tokens (got inf or NaN). Load its weights first."
+        )
+    got = _run(block, halves)
+    check_equal(block, wanted, got, f"its two halves, attention and MLP, as the adapter '{adapter.family}' has them")
+
+
+def check_equal(block: nn.Module, wanted: Tensor, got: Tensor, what: str) -> None:
+    """Raises ValueError unless what a block gives is, bit for bit, what it gives as ``what`` we take it for."""
     if not torch.equal(wanted, got):
         raise ValueError(
-            f"Expected {type(block).__name__} to be its two halves, attention and MLP (got outputs that differ by up "
-            f"to {(wanted - got).abs().max().item():.3g}). The block has parts that the adapter '{adapter.family}' "
-            "does not know: nothing changed."
+            f"Expected {type(block).__name__} to be {what} (got outputs that differ by up to "
+            f"{(wanted - got).abs().max().item():.3g}). It has parts that are not known: nothing changed."
         )
 
 
@@ -68,20 +86,16 @@ def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     x = _tokens(parameter, 8, channels)
     log = x.new_zeros(1, 1, 1, 8)
     log[..., -1] = math.log(COPIES)
-    modes = [(module, module.training) for module in block.modules()]
-    block.eval()  # dropout would differ between eight tokens and more
+    many = torch.cat([x, x[:, -1:].expand(-1, COPIES - 1, -1)], dim=1)
     try:
-        weighed = _run(block, lambda: adapter.attend(block, x, log))
-        many = torch.cat([x, x[:, -1:].expand(-1, COPIES - 1, -1)], dim=1)
-        repeated = _run(block, lambda: adapter.attend(block, many, None))[:, :8]
+        with in_eval(block):  # dropout would differ between eight tokens and more
+            weighed = _run(block, lambda: adapter.attend(block, x, log))
+            repeated = _run(block, lambda: adapter.attend(block, many, None))[:, :8]
         worst = (weighed - repeated).abs().max().item()
         allowed = 2e-3 * (repeated - x).abs().max().item() + 1e-5 * x.abs().max().item()
         complaint = None if worst <= allowed else f"outputs that are off by {worst:.3g}"
     except (RuntimeError, TypeError, IndexError) as error:
         complaint = f"{type(error).__name__}: {error}"
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if complaint is not None:
         raise ValueError(
             f"Expected the attention of {type(block).__name__} to add its mask to the logits (got {complaint}). "
@@ -150,13 +164,18 @@ def _tokens(parameter: Tensor, count: int, channels: int) -> Tensor:
 
 
 def _run(block: nn.Module, function: Callable[[], Tensor]) -> Tensor:
-    """The function's result without gradient, the same random numbers each time; generators stay as they are."""
+    """The function's result in the weights' own precision, without gradient, the same random numbers each time."""
     device = next(block.parameters()).device
     devices = [device] if device.type == "cuda" else []
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a whole layer has one, of other bits, which halves have not
+    torch.backends.mha.set_fastpath_enabled(False)  # the stock layer's rounds differently from its two halves
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with (
+            untouched(block),
+            torch.random.fork_rng(devices=devices),
+            torch.no_grad(),
+            precise(device),
+        ):
             torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would touch other devices
             for each in devices:
                 torch.cuda.default_generators[each.index].manual_seed(0)

@@ -1,10 +1,7 @@
-"""Attention heads of a model's own projections, for masks and statistics that its attention does not give."""
+"""Rows of a model's own projections as attention heads."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,20 +10,6 @@ def split_heads(x: Tensor, *, heads: int = -1, width: int = -1) -> Tensor:
     return x.unflatten(2, (heads, width)).transpose(1, 2)
 
 
-def attention_under(attention: Any, normed: Tensor, mask: Any, dropout: float) -> Tensor:
-    """What an older attention of transformers, which takes no mask, would be with ``mask`` added to its logits.
-
-    Args:
-        attention: Holds ``attention.query``, ``key`` and ``value``, and ``output``.
-        normed: ``[B, N, C]``.
-        mask: As ``scaled_dot_product_attention`` takes it.
-        dropout: Of the weights, while training.
-
-    Returns:
-        ``[B, N, C]``.
-    """
-    inner, width = attention.attention, attention.attention.attention_head_size
-    q, k, v = (split_heads(project(normed), width=width) for project in (inner.query, inner.key, inner.value))
-    dropout = dropout if inner.training else 0.0
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
-    return attention.output(y.transpose(1, 2).flatten(2), normed)
+def split_qkv(x: Tensor, heads: int) -> Tensor:
+    """``[B, N, 3 * heads * width]`` of one projection as queries, keys and values, ``[3, B, heads, N, width]``."""
+    return x.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)

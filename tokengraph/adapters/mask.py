@@ -13,7 +13,7 @@ from tokengraph.state import State
 
 
 def attention_bias(
-    mask: Tensor | None, state: State, num_prefix: int, *, prop_attn: bool | SizeRule, dtype: torch.dtype
+    mask: Tensor | None, state: State, num_prefix: int, *, rule: SizeRule, dtype: torch.dtype
 ) -> Tensor | KeepMask | SizeBias | None:
     """What a block's attention adds to its logits.
 
@@ -21,7 +21,7 @@ def attention_bias(
         mask: The user's mask over the uncoarsened sequence, ``[..., 1 or P+N, P+N]``, bool (True: attend) or additive.
         state: The tokens that the block sees.
         num_prefix: P.
-        prop_attn: How to weigh keys by size; True: add ``log size``, as a mask.
+        rule: How to weigh keys by size.
         dtype: Of the features.
 
     Returns:
@@ -42,7 +42,6 @@ def attention_bias(
         return state.keep_mask
     if not state.coarse:
         return mask
-    rule = prop_attn if isinstance(prop_attn, SizeRule) else SizeRule.of(prop_attn)
     if mask is not None:
         return coarse_mask(mask, state, num_prefix, power=rule.power).to(dtype)
     if not rule.power or state.size is None:
@@ -67,7 +66,7 @@ def check_shape(mask: Tensor | None, state: State, num_prefix: int) -> None:
 def bars_patches(mask: Tensor, num_prefix: int) -> Tensor:
     """Whether a mask keeps some patch of some image from every query, as padding masks do: 0-dim bool."""
     patches = mask[..., num_prefix:]
-    barred = ~patches if mask.dtype == torch.bool else patches <= -1e4  # of which no dtype knows the exponential
+    barred = ~patches if mask.dtype == torch.bool else patches <= -1e4  # exp(-1e4) is 0 in every dtype
     barred = barred if mask.dim() == 4 else barred.flatten(0, -2)[None, None]
     return barred.flatten(1, -2).all(dim=1).any()
 
@@ -78,7 +77,7 @@ def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([barred.new_zeros(valid.size(0), num_prefix), barred], dim=1)[:, None, None, :]
 
 
-def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float = 1.0) -> Tensor:
+def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float) -> Tensor:
     """Carries a mask over to clusters.
 
     A key cluster's entry is the log of the sum over its members of ``exp(mask)``: exactly what the members' own entries
@@ -108,7 +107,9 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float = 1
         out = torch.where(out > -torch.inf, out - (1 - power) * members.movedim(1, -1), out)
     if out.size(2) > 1:
         rows = _log_sum(out.movedim(2, 1), cluster, count)
-        size = _log_sum(torch.zeros(*out.shape[:1], out.size(2), device=out.device), cluster, count)
+        size = _log_sum(
+            torch.zeros(*out.shape[:1], out.size(2), dtype=torch.float32, device=out.device), cluster, count
+        )
         out = (rows - size.view(*size.shape, *[1] * (rows.dim() - 2))).movedim(1, 2)
     return out
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import block_index
+
 Grids = tuple[tuple[int, int], ...]
 
 
-def image_shapes(width: int, mask: Tensor | None, shapes: Tensor) -> tuple[Grids, Tensor | None]:
+def image_shapes(width: int, mask: Tensor | None, shapes: Tensor | None) -> tuple[Grids, Tensor | None]:
     """The grids of a batch and where it has patches.
 
     Args:
@@ -23,10 +25,14 @@ def image_shapes(width: int, mask: Tensor | None, shapes: Tensor) -> tuple[Grids
         The grids, and the mask ``[B, N]`` bool; ``None`` where nothing is padded.
 
     Raises:
-        ValueError: If an image has other patches than the first ``H * W`` of its row.
+        ValueError: If there are no shapes, or an image has other patches than the first ``H * W`` of its row.
 
     Cost: two host synchronisations on CUDA.
     """
+    if shapes is None:
+        raise ValueError(
+            "Expected spatial_shapes [B, 2] with the patches (got None). The model's processor gives them."
+        )
     grids = tuple((int(h), int(w)) for h, w in shapes.tolist())
     counts = [h * w for h, w in grids]
     present = torch.arange(width, device=shapes.device) < torch.tensor(counts, device=shapes.device)[:, None]
@@ -57,10 +63,10 @@ def tokens_of_each(
     Raises:
         ValueError: If there is no such block.
     """
-    if not -len(blocks) <= layer < len(blocks):
-        raise ValueError(f"Expected a layer in [-{len(blocks)}, {len(blocks)}) (got {layer}).")
     seen: list[Any] = []
-    hook = blocks[layer].register_forward_hook(lambda module, args, output: seen.append(output))
+    hook = blocks[block_index(layer, len(blocks))].register_forward_hook(
+        lambda module, args, output: seen.append(output)
+    )
     try:
         with torch.no_grad():
             run()

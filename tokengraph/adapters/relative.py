@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,14 +10,13 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.nn.masked_attention import KeepMask, masked_softmax
-from tokengraph.ragged import spread
 from tokengraph.segment import weighted_sum
-from tokengraph.select.attention import AttentionStats
-from tokengraph.soft import SoftAssignment
 from tokengraph.state import State
 
 TINY = torch.finfo(torch.float32).tiny
-CACHE = 3 << 20  # bytes
+# Bytes of one piece's numbers: about what a CPU core's own cache holds. With 2 MiB of it, 1 to 12 MiB were timed within
+# a quarter of each other, and all heads at once took longer.
+CACHE = 3 << 20
 
 
 def coarse_bias(bias: Tensor, state: State, num_prefix: int) -> Tensor:
@@ -48,7 +45,7 @@ def coarse_bias(bias: Tensor, state: State, num_prefix: int) -> Tensor:
 
     Cost: a gather of ``B H (P+n)^2``; for merged tokens a pass over ``B H (P+N)^2`` and some over ``B H (P+n) (P+N)``
     numbers; for weighted maps two dense products of these sizes. The whole bias is read, not copied for each image.
-    Entries more than 87 below the highest of their head may count as that, or bar the pair.
+    Entries more than 87 below the largest of their head underflow: they count as 87 below, or bar the pair.
     """
     tokens = num_prefix + state.patches
     if bias.shape[-2:] != (tokens, tokens) or bias.dim() not in (3, 4) or (bias.dim() == 4 and bias.size(0) != 1):
@@ -131,14 +128,9 @@ def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor
 
 def _weights(state: State, num_prefix: int) -> Tensor:
     """How much of each input token is in each token of now, ``[B, P+n, P+N]``; rows sum to one."""
-    rows = torch.eye(state.patches, device=state.maps[0].cluster.device).repeat(state.images, 1)
-    size = None
-    for step in state.maps:
-        step = replace(step, normalize=True) if isinstance(step, SoftAssignment) else step
-        rows, size = step.reduce(rows, size)
-    weight = rows.unflatten(0, (state.images, -1)) if state.valid is None else spread(rows, state.valid)
-    weight = F.pad(weight, (num_prefix, 0, num_prefix, 0))
-    ahead = F.pad(torch.eye(num_prefix, device=weight.device), (0, state.patches, 0, state.count))
+    rows = torch.eye(state.patches, dtype=torch.float32, device=state.maps[0].cluster.device).repeat(state.images, 1)
+    weight = F.pad(state.averaged(rows), (num_prefix, 0, num_prefix, 0))
+    ahead = F.pad(torch.eye(num_prefix, dtype=weight.dtype, device=weight.device), (0, state.patches, 0, state.count))
     return weight + ahead
 
 
@@ -166,36 +158,10 @@ class BiasedKeepMask(KeepMask):
         return super().plus(scores + self.bias)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool = False
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
         """Scores, softmax and values, one after another."""
+        self.check(q, k, v, enable_gqa)
         scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
         weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)
         return torch.matmul(F.dropout(weight, dropout_p).to(v.dtype), v)
-
-
-class RelativeStats(AttentionStats):
-    """Attention statistics with a relative position bias, which is only made where a map or a row of it is read.
-
-    Args:
-        plain: The statistics without it.
-        relative: Returns the bias ``[B or 1, H, P+N, P+N]``, or ``None``; called at most once.
-    """
-
-    def __init__(self, plain: AttentionStats, relative: Callable[[], Tensor | None]) -> None:
-        super().__init__(plain._project, plain.scale, plain.num_prefix, plain.bias, keys=plain._keys)
-        self._relative: Callable[[], Tensor | None] | None = relative
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """As without a bias; what it is made of is in the logits."""
-        self._add_bias()
-        return super().rows(start, stop)
-
-    def class_row(self) -> Tensor:
-        """One row, with its bias."""
-        self._add_bias()
-        return super().class_row()
-
-    def _add_bias(self) -> None:
-        if self._relative is not None:
-            self.bias, self._relative = with_bias(self.bias, self._relative()), None

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tokengraph.ragged import spread
-from tokengraph.soft import SoftAssignment
 from tokengraph.state import State
 
 
@@ -34,11 +31,7 @@ def coarse_tables(tables: Sequence[Tensor], state: State) -> tuple[Tensor, Tenso
     if state.patch is not None:
         dense = both[state.patch]
     else:
-        rows, size = both.float().expand(state.images, -1, -1, -1, -1).flatten(0, 1), None
-        for step in state.maps:
-            step = replace(step, normalize=True) if isinstance(step, SoftAssignment) else step
-            rows, size = step.reduce(rows, size)
-        rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-6)
-        dense = rows.unflatten(0, (state.images, -1)) if state.valid is None else spread(rows, state.valid)
+        mean = state.averaged(both.float().expand(state.images, -1, -1, -1, -1).flatten(0, 1))
+        dense = mean / torch.linalg.vector_norm(mean, dim=2, keepdim=True).clamp_min(1e-6)
     cos_now, sin_now = dense.to(cos.dtype).permute(2, 0, 3, 1, 4)
     return cos_now, sin_now

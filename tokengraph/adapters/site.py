@@ -23,7 +23,7 @@ class Recipe:
     adapter: Adapter
     select: Select
     schedule: Schedule
-    prop_attn: SizeRule
+    rule: SizeRule
     lift: bool
 
 
@@ -36,16 +36,8 @@ class Site:
     index: int = -1
     original: type | None = None
 
-    def budget(self, patches: int, finished: int) -> int:
-        """Patch tokens to have left once ``finished`` blocks are done, for ``patches`` at the input."""
-        return self._plan(patches)[finished]
-
-    def restores(self, patches: int, finished: int) -> bool:
-        """Whether every patch comes back once ``finished`` blocks are done."""
-        plan = self._plan(patches)
-        return plan[finished] > plan[finished - 1]
-
-    def _plan(self, patches: int) -> list[int]:
+    def plan(self, patches: int) -> list[int]:
+        """Patch tokens after each number of blocks, for ``patches`` at the input."""
         if patches == self.trace.patches:
             return self.trace.plan
         recipe, select = self.recipe, self.recipe.select

@@ -13,7 +13,6 @@ from tokengraph.adapters.site import STASH, Site
 from tokengraph.assignment import Assignment
 from tokengraph.prefix import with_prefix
 from tokengraph.ragged import pad, spread
-from tokengraph.schedule import tokens_per_layer
 from tokengraph.select.alone import select_alone, tokens_alone
 from tokengraph.select.attention import AttentionStats
 from tokengraph.select.base import Select
@@ -35,47 +34,6 @@ def begin(site: Site, state: State, x: Tensor) -> Any:
         return select.begin(tokens)
     assert state.grids is not None
     return [select.begin(image) for image in tokens_alone(tokens, state.grids, True)]
-
-
-def plans(site: Site, state: State) -> tuple[list[int], ...] | None:
-    """The schedule worked out for each image's own number of patches; ``None`` where one holds for all."""
-    if state.one_grid is not None:
-        return None
-    recipe, made = site.recipe, {}
-    for patches in {h * w for h, w in state.grids or ()}:
-        fewest, own = recipe.select.fewest, recipe.select.own_budget
-        made[patches] = tokens_per_layer(recipe.schedule, site.trace.depth, patches, fewest, clusters=own)
-    return tuple(made[h * w] for h, w in state.grids or ())
-
-
-def budget(site: Site, state: State, finished: int) -> int | list[int]:
-    """Patch tokens to have left once ``finished`` blocks are done; one number an image where that differs."""
-    if state.plans is None:
-        return site.budget(state.patches, finished)
-    keep = [plan[finished] for plan in state.plans]
-    return keep[0] if len(set(keep)) == 1 else keep
-
-
-def acts(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
-    """Whether the strategy acts on any image."""
-    return any(site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep))
-
-
-def restores(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
-    """Whether every patch comes back once ``finished`` blocks are done."""
-    if not any(k > n for k, n in pairs(state, keep)):
-        return False
-    if state.plans is None:
-        return site.restores(state.patches, finished)
-    return any(plan[finished] > plan[finished - 1] for plan in state.plans)
-
-
-def pairs(state: State, keep: int | list[int]) -> list[tuple[int, int]]:
-    """Budget and tokens of each image; once where all are alike."""
-    if state.counts is None and not isinstance(keep, list):
-        return [(keep, state.count)]
-    counts = state.counts or (state.count,) * state.images
-    return list(zip(keep if isinstance(keep, list) else [keep] * len(counts), counts, strict=True))
 
 
 def _alone(select: Select, state: State) -> bool:
@@ -103,7 +61,7 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
     trace = site.trace
     prefix = trace.num_prefix
     grid = state.one_grid
-    whole = grid is not None and grid[0] * grid[1] == state.patches
+    whole = grid is not None and grid[0] * grid[1] == state.patches and trace.ordered
     keep = state.decisions[-1] if state.decisions else None
     if keep is None and state.present is not None and not state.coarse:
         keep = state.present.float()  # decisions are about what is there
@@ -176,11 +134,12 @@ def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAss
         'TopK(score="class"), or leave the padding out of the batch.'
     )
     if torch.compiler.is_compiling():
-        torch._assert_async(~bars_patches(mask, trace.num_prefix), message)
-    elif trace.mask is not mask and not (trace.mask is not None and mask.is_cuda):
-        trace.mask = mask
-        if bars_patches(mask, trace.num_prefix):
-            raise ValueError(message)
+        return torch._assert_async(~bars_patches(mask, trace.num_prefix), message)
+    if trace.mask is mask or (trace.mask is not None and mask.is_cuda):
+        return  # on CUDA one look a run: each waits for the device
+    trace.mask = mask
+    if bars_patches(mask, trace.num_prefix):
+        raise ValueError(message)
 
 
 def _equal(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:

@@ -194,7 +194,7 @@ def _tiles(height: int, width: int, h: int, w: int, radius: int, side: int, devi
     tile, patch, cell = edge.nonzero().unbind(1)
     order = (token[tile, patch] * (h * w) + candidate[tile, cell]).argsort()
     slot = ((tile * edge.size(1) + patch) * edge.size(2) + cell)[order]
-    barred = torch.zeros(edge.shape).masked_fill(~edge & (token >= 0)[:, :, None], -torch.inf)
+    barred = torch.zeros(edge.shape, dtype=torch.float32).masked_fill(~edge & (token >= 0)[:, :, None], -torch.inf)
     source = candidate.flatten().argsort(stable=True)[int((candidate < 0).sum()) :]
     first = torch.searchsorted(candidate.flatten()[source], torch.arange(h * w))
     real = (token >= 0).float()[:, :, None]

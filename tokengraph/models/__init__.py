@@ -11,6 +11,7 @@ from tokengraph.models.main_stage import TokenRecord
 from tokengraph.models.pyramid import FastITPNPyramid, fast_itpn_pyramid
 from tokengraph.models.registration import register_if_imported, register_with_timm
 from tokengraph.nn.gathering import TokenGathering
+from tokengraph.nn.gathering_graph import edge_attention, gathering_edges
 from tokengraph.select.migration import TokenMigration
 
 __all__ = [
@@ -19,11 +20,13 @@ __all__ = [
     "TokenGathering",
     "TokenMigration",
     "TokenRecord",
+    "edge_attention",
     "fast_itpn_base",
     "fast_itpn_large",
     "fast_itpn_pyramid",
     "fast_itpn_small",
     "fast_itpn_tiny",
+    "gathering_edges",
     "register_with_timm",
 ]
 

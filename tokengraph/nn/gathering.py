@@ -172,7 +172,8 @@ class TokenGathering:
     """Settings of token gathering, after Fast-iTPN; the definition is this project's own.
 
     All blocks keep their weights, and their attention runs on n tokens and m gathering tokens with fewer edges. One
-    window and no gathering tokens is exactly the official block.
+    window and no gathering tokens is exactly the official block. :func:`tokengraph.models.gathering_edges` gives those
+    edges as a graph.
 
     Args:
         window: Cells a window: one side, ``(rows, columns)``, ``None`` for no windows, or ``"auto"``: a quarter of the

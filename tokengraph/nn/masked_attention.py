@@ -158,11 +158,15 @@ class KeepMask(MaskObject):
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
         """:func:`masked_attention`."""
+        self.check(q, k, v, enable_gqa)
+        factor = q.size(-1) ** -0.5 if scale is None else scale
+        return _attend(q, k, v, self.keep, self, factor, self.official, dropout_p)
+
+    def check(self, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
+        """Raises ValueError where keys are shared by heads, and on shapes that do not fit."""
         if enable_gqa:
             raise ValueError("Expected enable_gqa=False with a keep mask (got True).")
         _check_heads(q, k, v, self.keep)
-        factor = q.size(-1) ** -0.5 if scale is None else scale
-        return _attend(q, k, v, self.keep, self, factor, self.official, dropout_p)
 
 
 class _KeptScores:

@@ -112,7 +112,7 @@ class AiluRus(Select):
         if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
             raise ValueError(
                 "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
-                "a grid; patch dropout in train mode is a possible cause). Use DPCKNN there."
+                "a grid: dropped in train mode, or shuffled as in ViTMAE). Use DPCKNN there."
             )
         return _ailurus(tokens.x, budget, tokens.grid, self.k, self.lam, self.alpha, self.include_self, self.order)
 

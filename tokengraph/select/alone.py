@@ -75,7 +75,7 @@ class _Images:
 
     def __init__(self, stats: AttentionStats) -> None:
         self.stats = stats
-        self.keys = cache(stats.keys)
+        self.keys = cache(stats.heads_of_keys)
 
     def of(self, b: int, count: int) -> AttentionStats:
         """Of image b and its first ``count`` patch tokens."""
@@ -91,4 +91,4 @@ class _Images:
             q, k = stats._queries_keys()
             return q[one, :, rows], k[one, :, rows]
 
-        return AttentionStats(project, stats.scale, stats.num_prefix, bias, keys=lambda: self.keys()[one, :count])
+        return AttentionStats(project, stats.scale, stats.num_prefix, bias, keys=lambda: self.keys()[one, :, rows])

@@ -23,7 +23,7 @@ class AttentionStats:
         num_prefix: P.
         bias: Additive mask that the layer used, broadcastable to ``[B, H, P+N, P+N]``, or ``None``.
         attention: The map that the layer has used, ``[B, H, P+N, P+N]``: after softmax, as edited.
-        keys: Returns what :meth:`keys` gives, where there is a cheaper way than through ``project``.
+        keys: Returns what :meth:`heads_of_keys` gives, where there is a cheaper way than through ``project``.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class AttentionStats:
         self._sums: tuple[Tensor, Tensor] | None = None
         self.scale = scale
         self.num_prefix = num_prefix
-        self.bias = bias
+        self._bias: Tensor | Callable[[], Tensor | None] | None = bias
         self.attention = attention
         self._keys = keys
 
@@ -62,11 +62,25 @@ class AttentionStats:
         """P+N, the side of the map."""
         return self._queries_keys()[0].size(2) if self.attention is None else self.attention.size(2)
 
+    @property
+    def bias(self) -> Tensor | None:
+        """What was added to the logits, broadcastable to ``[B, H, P+N, P+N]``, or ``None``."""
+        if callable(self._bias):
+            self._bias = self._bias()
+        return self._bias
+
+    def with_bias(self, make: Callable[[], Tensor | None]) -> AttentionStats:
+        """These statistics with a bias that is made when it is first read."""
+        self._bias = make
+        return self
+
+    def heads_of_keys(self) -> Tensor:
+        """Keys for matching, ``[B, H, P+N, D]``; H is 1 where the mean over heads was cheaper to make."""
+        return self._queries_keys()[1] if self._keys is None else self._keys()
+
     def keys(self) -> Tensor:
         """Keys of the patch tokens, mean over heads, ``[B, N, D]`` in float32 or wider."""
-        if self._keys is not None:
-            return self._keys()
-        keys = self._queries_keys()[1][:, :, self.num_prefix :]
+        keys = self.heads_of_keys()[:, :, self.num_prefix :]
         return keys.mean(dim=1, dtype=torch.promote_types(keys.dtype, torch.float32))
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -93,7 +107,7 @@ class AttentionStats:
             # All heads in one product of keys as they lie in memory with a block-diagonal query: three times as fast
             # as a product for each head.
             row = q[:, :, 0].float() * self.scale
-            heads = torch.eye(row.size(1), device=row.device)
+            heads = torch.eye(row.size(1), dtype=row.dtype, device=row.device)
             query = (row[..., None] * heads[:, None]).flatten(1, 2)  # [B, H*D, H]
             logits = torch.matmul(k.float().transpose(1, 2).flatten(2), query)
             return logits.softmax(dim=1).transpose(1, 2)[..., self.num_prefix :]

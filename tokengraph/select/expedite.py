@@ -165,7 +165,7 @@ class Expedite(Select):
         if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
             raise ValueError(
                 "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
-                "a grid; patch dropout in train mode is a possible cause). Use DPCKNN there."
+                "a grid: dropped in train mode, or shuffled as in ViTMAE). Use DPCKNN there."
             )
         images, count = tokens.x.shape[:2]
         keep = clamp_budget(budget, tokens.x, None)

@@ -214,7 +214,7 @@ class GTP(Select):
         if self.graph != "semantic" and (tokens.grid is None or not tokens.full):
             raise ValueError(
                 f"Expected the full patch grid for graph={self.graph!r} (got tokens that are coarsened or without a "
-                "grid; patch dropout in train mode is a possible cause). Use graph='semantic' there."
+                "grid: dropped in train mode, or shuffled as in ViTMAE). Use graph='semantic' there."
             )
         grid = tokens.grid if tokens.full else None
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))

@@ -212,7 +212,7 @@ def _spatial(height: int, width: int, device: str) -> tuple[Tensor, ...]:
     receiver, sender = grid_graph((height, width)) if patches else torch.empty(2, 0, dtype=torch.long)
     start = _starts(sender, patches)
     weight = _normalized(sender, receiver, torch.ones_like(sender), patches)
-    near, near_weight = torch.arange(patches)[:, None].repeat(1, 8), torch.zeros(patches, 8)
+    near, near_weight = torch.arange(patches)[:, None].repeat(1, 8), torch.zeros(patches, 8, dtype=torch.float32)
     column = torch.arange(sender.numel()) - start[sender]
     near[sender, column], near_weight[sender, column] = receiver, weight
     return tuple(t.to(device) for t in (start, sender, receiver, weight, near, near_weight))

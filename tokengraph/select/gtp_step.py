@@ -37,7 +37,7 @@ def propagation(
     stays = kept + _first(images, tokens, kept)
     leaves = removed + _first(images, tokens, kept)
     number = torch.arange(singles, device=kept.device) + _first(images, clusters, kept)
-    ones = torch.ones(stays.numel(), device=kept.device)
+    ones = torch.ones(stays.numel(), dtype=torch.float32, device=kept.device)
     edges: Edges = stays.flatten()[:0], number.flatten()[:0], ones[:0]
     centers = stays
     if mode == "mean":
@@ -119,7 +119,7 @@ def _live_edges(token: Tensor, sender: Tensor, cluster_at: Tensor, graph: Propag
     first = graph.start[sender]
     count = graph.start[sender + 1] - first
     which = torch.repeat_interleave(count)
-    slot = torch.arange(which.numel()) + (first + count - count.cumsum(0))[which]
+    slot = torch.arange(which.numel(), device=which.device) + (first + count - count.cumsum(0))[which]
     cluster, weight = cluster_at[graph.receiver[slot]], graph.weight[slot]
     live = ((cluster >= 0) & (weight != 0)).nonzero().squeeze(1)
     return token[which[live]], cluster[live], weight[live] * alpha

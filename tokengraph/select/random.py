@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
+from tokengraph.errors import check_mask
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
-from tokengraph.select.topk import _topk, topk
+from tokengraph.select.topk import _topk
 
 
 def random_score(num_tokens: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -39,7 +40,8 @@ def random_prune(
 ) -> Assignment:
     """Keeps ``keep`` random tokens an image, in order; the same places in every image. Arguments as :func:`topk`."""
     score = random_score(num_tokens, seed, device=device).expand(num_images, -1)
-    return topk(score, keep, mask=mask)
+    check_mask(mask, score)
+    return _topk(score, keep, mask)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Random(Select):
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         images, count = tokens.x.shape[:2]
         seed = self.seed + 1000003 * (tokens.layer + 1)
-        score = random_score(count, seed, device=tokens.x.device).expand(images, -1)
-        return _topk(score, budget, tokens.mask)
+        return random_prune(images, count, budget, seed=seed, mask=tokens.mask, device=tokens.x.device)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """A dozen integer operations a token."""

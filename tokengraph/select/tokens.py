@@ -50,7 +50,10 @@ class Tokens:
     def pos(self) -> Tensor:
         """Centroids in patch units, ``[B, N, 2]`` float32 as (y, x); centre of patch (0, 0) is (0.5, 0.5)."""
         if self.locate is None:
-            raise ValueError("Expected tokens with positions (got tokens without a grid). Give the graph a grid.")
+            raise ValueError(
+                "Expected tokens with positions (got tokens without a grid). Give the graph one; in a model, patches "
+                "were dropped in train mode, or shuffled as in ViTMAE."
+            )
         return self.locate()
 
     @property

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.block import coarse_class
+from tokengraph.adapters.checks import check_equal
 from tokengraph.adapters.site import SITE
+from tokengraph.handle import Handle
+from tokengraph.modes import in_eval, precise, untouched
 from tokengraph.nn.predictor import TokenPredictor
 from tokengraph.spatial.block import SpatialBlock, SpatialSite
 from tokengraph.spatial.family import Family, find_family
@@ -22,7 +25,7 @@ STEPS = (0.0, 0.2, 0.4)  # by how much the shares of the stages fall
 
 
 @dataclass(eq=False)
-class SpatialAttachment:
+class SpatialAttachment(Handle):
     """DynamicSpatial attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
     Attributes:
@@ -31,23 +34,12 @@ class SpatialAttachment:
         select: The strategy, as it was bound to the model; attached again it brings its weights along.
     """
 
-    model: nn.Module
     trace: SpatialRecord
     select: DynamicSpatial
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model."""
-        return self.model(*args, **kwargs)
 
     def remove(self) -> None:
         """Gives the model back as it was. Calling it again does nothing."""
         detach_spatial(self.model)
-
-    def __enter__(self) -> SpatialAttachment:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
 
 
 class DynamicSpatial:
@@ -81,6 +73,8 @@ class DynamicSpatial:
     Source: Rao et al., *Dynamic Spatial Sparsification*, TPAMI 2023 (arXiv 2207.01580), by its code. Differs:
     ``remerge``, thresholds, ties to the lower index, any map size, any batch size (published: Swin fails at B = 2).
     """
+
+    HINT: ClassVar[str] = "It removes no token; give it layers and ratios."
 
     def __init__(
         self,
@@ -209,24 +203,14 @@ def _check_halves(family: type[Family], block: nn.Module) -> None:
     like = next(block.parameters())
     if like.is_meta:
         return
-    probe: SpatialBlock = copy.copy(block)  # type: ignore[assignment]
-    probe.__class__ = coarse_class(family.block_mixin, type(block))
     # A Swin block has the mask of one size, unless it makes them as it goes.
     height, width = getattr(block, "input_resolution", (8, 8))
     x = torch.linspace(-2, 2, height * width * family.channels(block), device=like.device).sin().to(like.dtype)
-    x = probe.native(x.view(1, height, width, -1))
-    modes = [(m, m.training) for m in block.modules()]
-    block.eval()
-    try:
-        with torch.no_grad():
-            wanted = block(x)
-            mixed, base = probe.mix(x)
-            got = probe.native(probe.last(x if base is None else base) + probe.slow(probe.last(mixed)))
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not torch.equal(wanted, got):
-        raise ValueError(
-            f"Expected {type(block).__name__} to be spatial mixing and an MLP (got outputs that differ by up to "
-            f"{(wanted - got).abs().max().item():.3g}). It has parts that are not known: nothing changed."
-        )
+    with in_eval(block), untouched(block), precise(like.device), torch.no_grad():
+        probe: SpatialBlock = copy.copy(block)  # type: ignore[assignment]
+        probe.__class__ = coarse_class(family.block_mixin, type(block))
+        x = probe.native(x.view(1, height, width, -1))
+        wanted = block(x)
+        mixed, base = probe.mix(x)
+        got = probe.native(probe.last(x if base is None else base) + probe.slow(probe.last(mixed)))
+    check_equal(block, wanted, got, "spatial mixing and an MLP")

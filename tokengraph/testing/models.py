@@ -28,7 +28,6 @@ def tiny_vit(*, seed: int = 0, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = timm.models.vision_transformer.VisionTransformer(**{**sizes, **options})
-        for parameter in model.parameters():  # spread zero-initialised tokens and scales, so that all parts matter
-            if parameter.dim() <= 1 or not parameter.any():
-                nn.init.normal_(parameter, std=0.3)
+        for parameter in model.parameters():  # timm's start hides patches from the class token; here all parts matter
+            nn.init.normal_(parameter, std=0.3 if parameter.dim() <= 1 or not parameter.any() else 0.2)
     return model.eval()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from torch import nn
 
 from tokengraph.adapters.site import SITE
+from tokengraph.handle import Handle
 from tokengraph.select.base import Select, resolve, tokens_to_keep
 from tokengraph.select.expedite import Expedite, cluster_grid
 from tokengraph.select.tome import ToMe
@@ -21,7 +22,7 @@ PADDING = ("tokens", "ignore")
 
 
 @dataclass(eq=False)
-class WindowAttachment:
+class WindowAttachment(Handle):
     """WindowCoarsening attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
     Attributes:
@@ -31,24 +32,13 @@ class WindowAttachment:
         plan: What happens where: ``window``, ``keep``, ``before``, ``until``.
     """
 
-    model: nn.Module
     trace: WindowRecord
     select: WindowCoarsening
     plan: WindowPlan
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model."""
-        return self.model(*args, **kwargs)
-
     def remove(self) -> None:
         """Gives the model back as it was. Calling it again does nothing."""
         detach_windows(self.model)
-
-    def __enter__(self) -> WindowAttachment:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
 
 
 class WindowCoarsening:
@@ -85,6 +75,8 @@ class WindowCoarsening:
     2022, released code for SAM and Swin; Bolya et al., *Token Merging*, ICLR 2023. Differs: parameters stay; shift
     masks of clustered Swin windows follow the shift; ToMe, which has no published form for windows, merges for the MLP.
     """
+
+    HINT: ClassVar[str] = "Its maps keep their shape; give it keep and before."
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ def real(cut: Cut, device: torch.device | str) -> Tensor | None:
 @table(64)
 def _real(height: int, width: int, a: int, b: int, device: str) -> Tensor:
     """``[n*m, a*b]`` of one image."""
-    inside = torch.ones(1, height, width, 1, device=device)
+    inside = torch.ones(1, height, width, 1, dtype=torch.float32, device=device)
     return split(inside, (a, b))[0][..., 0] > 0
 
 

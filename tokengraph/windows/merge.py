@@ -36,7 +36,7 @@ def merged_update(
     """
     windows, cut = split(x, window)
     metric = split(keys, window, value=1.0)[0]
-    stats = AttentionStats(None, 1.0, 0, keys=lambda: metric)
+    stats = AttentionStats(None, 1.0, 0, keys=lambda: metric[:, None])
     assignment = select(Tokens(windows, grid=window, attention=stats), keep)
     inside = real(cut, x.device)
     size = None if inside is None else inside.flatten().to(torch.float32)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.block import Coarse, coarse_class, keep_output
+from tokengraph.adapters.block import Coarse, KeepOutput, coarse_class
+from tokengraph.adapters.checks import check_equal
 from tokengraph.adapters.site import SITE, STASH
+from tokengraph.modes import in_eval, precise, untouched
 from tokengraph.select.base import Select
 from tokengraph.select.expedite import Expedite
 from tokengraph.spatial.block import SpatialSite
@@ -74,9 +76,7 @@ class WindowSite(SpatialSite):
         module.__dict__.pop(STASH, None)
         _unhook(module)
         if self.watched:
-            part = module.get_submodule(self.watched)
-            part.__dict__.pop(SITE, None)
-            _unhook(part)
+            _unhook(module.get_submodule(self.watched))
 
 
 def here(module: object) -> tuple[WindowPlan, WindowSite]:
@@ -98,9 +98,7 @@ def swap(
 
 def watch(block: nn.Module, path: str) -> None:
     """Keeps the output of a part of an attached block, where :func:`seen` reads it."""
-    part = block.get_submodule(path)
-    part.__dict__[SITE] = (block, path)  # the tuple hides the block from nn.Module's bookkeeping
-    part.register_forward_hook(keep_output)
+    block.get_submodule(path).register_forward_hook(KeepOutput(block, path))
     block.__dict__[SITE].watched = path
 
 
@@ -118,28 +116,17 @@ def check_halves(block: nn.Module, mixin: type[Coarse], halves: Callable[[Any, T
     like = next(block.parameters())
     if like.is_meta:
         return
-    probe: Any = copy.copy(block)
-    probe.__class__ = coarse_class(mixin, type(block))
     x = x.to(like.device, like.dtype)
-    modes = [(m, m.training) for m in block.modules()]
-    block.eval()
-    probe.training = False
-    try:
-        with torch.no_grad():
-            wanted, got = block(x), halves(probe, x)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not torch.equal(wanted, got):
-        raise ValueError(
-            f"Expected {type(block).__name__} to be window attention and an MLP (got outputs that differ by up to "
-            f"{(wanted - got).abs().max().item():.3g}). It has parts that are not known: nothing changed."
-        )
+    with in_eval(block), untouched(block), precise(like.device), torch.no_grad():
+        probe: Any = copy.copy(block)
+        probe.__class__ = coarse_class(mixin, type(block))
+        wanted, got = block(x), halves(probe, x)
+    check_equal(block, wanted, got, "window attention and an MLP")
 
 
 def example(height: int, width: int, channels: int) -> Tensor:
     """A map ``[1, H, W, C]`` to check blocks on."""
-    return torch.linspace(-2, 2, height * width * channels).sin().view(1, height, width, channels)
+    return torch.linspace(-2, 2, height * width * channels, dtype=torch.float32).sin().view(1, height, width, channels)
 
 
 def _unhook(module: nn.Module) -> None:

@@ -3,16 +3,14 @@
 import pytest
 import torch
 import torch._dynamo.testing
+from needs import library
 from strategies import STRATEGIES
 from timm_cases import VIT, make_vit
 
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("timm")
 
 
 def images():

@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 import torch
+from needs import library
 from strategies import STRATEGIES
 from timm_cases import EVA
 from timm_cases import make_eva as make
@@ -14,10 +15,7 @@ from torch.testing import assert_close
 
 import tokengraph as tg
 
-try:
-    from tokengraph.compat import timm
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+timm = library("timm")
 
 
 def run(model, x):

@@ -5,6 +5,7 @@ The laws that every model keeps are in ``test_architectures.py``.
 
 import pytest
 import torch
+from needs import library
 from timm_cases import NAFLEX, SHAPES
 from timm_cases import make_naflex as make
 from timm_cases import patches_of as batch
@@ -12,14 +13,9 @@ from torch.testing import assert_close
 
 import tokengraph as tg
 
-try:
-    from tokengraph.compat import timm
-
-    naflexvit = timm.models.naflexvit
-except (ImportError, AttributeError) as error:
-    pytest.skip(str(error), allow_module_level=True)
-if not hasattr(naflexvit.NaFlexVit, "_forward_embeds"):
-    pytest.skip("an older NaFlexVit, which is refused", allow_module_level=True)
+naflexvit = getattr(library("timm").models, "naflexvit", None)
+if naflexvit is None or not hasattr(naflexvit.NaFlexVit, "_forward_embeds"):
+    pytest.skip("a timm without NaFlexVit, or an older one, which is refused", allow_module_level=True)
 
 STRATEGIES = {
     "tome": (tg.ToMe(), 3),
@@ -121,10 +117,9 @@ def test_class_attention_of_each_image_ignores_padding():
                 assert_close(run(model, batch([shape], 30))[0], together[b], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["tome"])
-def test_compiled_it_gives_the_eager_result_for_images_and_for_patches(strategy):
+def test_compiled_it_gives_the_eager_result_for_images_and_for_patches():
     model, images, inputs = make("avg"), torch.randn(2, 3, 16, 16), batch()
-    with attach(model, strategy), torch.no_grad():
+    with attach(model, "tome"), torch.no_grad():
         whole, ragged = model(images), model(inputs)
         torch.compiler.reset()
         assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), whole)

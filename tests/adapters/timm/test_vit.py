@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from needs import library
 from strategies import STRATEGIES
 from timm_cases import VIT, make_vit
 from torch import nn
@@ -15,10 +16,7 @@ from torch import nn
 import tokengraph as tg
 from tokengraph.testing import tiny_vit
 
-try:
-    from tokengraph.compat import timm
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+timm = library("timm")
 
 
 def images(model, count=2):
@@ -85,7 +83,7 @@ def test_trace_lifts_to_every_patch(model, strategy):
 def test_forward_intermediates_gives_maps_at_full_resolution(model, strategy):
     x = images(model)
     grid = model.patch_embed.grid_size
-    plain_last, plain = model.forward_intermediates(x, output_fmt="NCHW")
+    _, plain = model.forward_intermediates(x, output_fmt="NCHW")
     with tg.attach(model, *strategy) as coarse:
         last, maps = model.forward_intermediates(x, output_fmt="NCHW")
         assert [tuple(m.shape) for m in maps] == [(2, 32, *grid)] * 3
@@ -103,7 +101,6 @@ def test_forward_intermediates_gives_maps_at_full_resolution(model, strategy):
     untouched = next(i for i, n in enumerate(coarse.trace.plan[1:]) if n < coarse.trace.plan[0])
     for i in range(untouched):  # blocks before the first coarsening are the plain model's
         assert torch.equal(maps[i], plain[i])
-    del plain_last
 
 
 def test_attach_lift_returns_full_sequences(model, strategy):

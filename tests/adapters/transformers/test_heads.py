@@ -3,19 +3,16 @@
 Whatever is averaged or attended, images of a batch have no say in each other, and what a strategy drops has none.
 """
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from architectures import SIZES, spread
+from needs import library
+from strategies import Uneven
 from torch.testing import assert_close
 
 import tokengraph as tg
 
-try:
-    from tokengraph.compat import transformers
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+transformers = library("transformers")
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 30}
 TWO = {"text_config": TEXT, "vision_config": SIZES}
@@ -36,22 +33,6 @@ CLASS_TOKEN = {  # classifiers of the class token
     "DeiTForImageClassification": ("DeiTConfig", SIZES),
     "ViTMSNForImageClassification": ("ViTMSNConfig", SIZES),
 }
-
-
-@dataclass(frozen=True)
-class Uneven(tg.Select):
-    """Brighter images keep more, merged or dropped."""
-
-    inner: tg.Select
-
-    @property
-    def merges(self):  # type: ignore[override]
-        return self.inner.merges
-
-    def __call__(self, tokens, budget):
-        rows = tokens.x if tokens.mask is None else [x[m] for x, m in zip(tokens.x, tokens.mask, strict=True)]
-        keep = [min(budget + int(10 * row.detach().abs().mean()) % 5, len(row)) for row in rows]
-        return self.inner(tokens, keep)
 
 
 def make(name, config, options):
@@ -210,10 +191,3 @@ def test_feature_maps_of_a_rotary_backbone_are_whole(images):
             wanted = handle.trace.as_map(model.norm(handle.trace.output))
     assert [m.shape for m in maps] == [p.shape for p in plain]
     assert_close(maps[-1], wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_a_mask_that_is_there_already_stays_when_another_is_added_to_the_shared_bias():
-    from tokengraph.adapters.transformers.beit import SharedBias
-
-    bias, one, two = torch.randn(3, 1, 2, 5, 5).unbind(0)
-    assert_close((SharedBias(bias) + one + two).tensor(), bias + one + two)

@@ -5,14 +5,12 @@ import copy
 import pytest
 import torch
 from naflex_cases import SHAPES, STRATEGIES, attach, batch, make, run
+from needs import library
 from torch.testing import assert_close
 
 import tokengraph as tg
 
-try:
-    from tokengraph.compat import transformers  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("transformers")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -6,14 +6,12 @@ The laws that every model keeps are in ``test_architectures.py``.
 import pytest
 import torch
 from naflex_cases import SHAPES, attach, batch, make, run
+from needs import library
 from torch.testing import assert_close
 
 import tokengraph as tg
 
-try:
-    from tokengraph.compat import transformers  # noqa: F401
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+library("transformers")
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -67,10 +65,9 @@ def test_gradients_are_those_of_the_images_alone(strategy):
         assert_close(grad, grads[1][name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["tome"])
-def test_compiled_it_gives_the_eager_result(strategy):
+def test_compiled_it_gives_the_eager_result():
     model = make()
-    with attach(model, strategy) as handle, torch.no_grad():
+    with attach(model, "tome") as handle, torch.no_grad():
         inputs, other = batch(), batch(SHAPES[::-1], 18)
         eager, second = model(**inputs).pooler_output, model(**other).pooler_output
         torch.compiler.reset()

@@ -6,17 +6,16 @@ The laws that every model keeps are in ``test_architectures.py``.
 import pytest
 import torch
 from architectures import SIZES
+from needs import library
 from strategies import STRATEGIES
 from torch.testing import assert_close
 
 import tokengraph as tg
+from tokengraph.adapters.base import strided_grid
 from tokengraph.testing import tiny_vit
 from tokengraph.testing.model_case import tensors
 
-try:
-    from tokengraph.compat import transformers
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+transformers = library("transformers")
 
 KINDS = {
     "vit": ("ViTModel", "ViTConfig", {}),
@@ -43,8 +42,9 @@ def make(kind, **more):
 
 def run(model, x):
     torch.manual_seed(7)
+    in_order = {"noise": torch.arange(16.0).expand(len(x), -1)} if "MAE" in type(model).__name__ else {}
     with torch.no_grad():
-        return tensors(model(x))
+        return tensors(model(x, **in_order))
 
 
 @pytest.fixture
@@ -59,9 +59,8 @@ def test_every_strategy_runs_and_treats_images_alone(kind, strategy, images):
     with tg.attach(model, *STRATEGIES[strategy]) as handle:
         together = run(model, images)[0]
         assert together.isfinite().all() and min(handle.trace.counts) < 16
-        if kind != "mae":  # which shuffles patches at random
-            alone = torch.cat([run(model, image[None])[0] for image in images])
-            assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        alone = torch.cat([run(model, image[None])[0] for image in images])
+        assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def own_name(name, model):
@@ -81,6 +80,7 @@ def own_name(name, model):
 
 @pytest.mark.parametrize("strategy", ["tome", "topk", "gtp", "gtp-sparse", "dpc-knn", "expedite"])
 def test_a_vit_with_the_weights_of_timm_gives_what_timm_gives(strategy, images):
+    library("timm")
     ours = tiny_vit(embed_dim=32, num_heads=4, mlp_ratio=2.0, num_classes=0)
     theirs = make("vit", layer_norm_eps=1e-6)
     copied = {}
@@ -205,6 +205,38 @@ def test_compiles_in_one_graph_with_the_eager_result(kind, strategy, images):
         torch.compiler.reset()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         assert_close(tensors(compiled(images))[0], eager)
+
+
+def test_other_image_sizes_compile_in_a_graph_each(images):
+    """Budgets of symbolic sizes would take minutes to simplify."""
+    model = make("dinov2")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with tg.attach(model, "tome", 3) as handle, torch.no_grad():
+        for height in (32, 48):
+            x = images.repeat_interleave(2, dim=2)[:, :, :height]
+            assert_close(tensors(compiled(x))[0], tensors(model(x))[0])
+            assert handle.trace.grid == (height // 8, 4)
+
+
+def test_patches_that_mae_shuffles_have_no_grid(images):
+    model = make("mae")
+    with tg.attach(model, "tome", 0) as handle, torch.no_grad():
+        run(model, images)
+        assert handle.trace.as_map().shape == (2, 32, 4, 4)
+        tensors(model(images))
+        with pytest.raises(ValueError, match="Expected patches in reading order"):
+            handle.trace.as_map()
+    with tg.attach(model, "ailurus", {1: 0.5}), pytest.raises(ValueError, match="shuffled as in ViTMAE"):
+        model(images)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 4}, {"stride": 4, "padding": 2}, {"padding": "valid"}, {"dilation": 2, "stride": 3}]
+)
+def test_patches_are_counted_as_the_convolution_does(options, images):
+    convolution = torch.nn.Conv2d(3, 2, 8, **{"stride": 8} | options)
+    x = images[:, :, :30]
+    assert strided_grid(convolution, x) == convolution(x).shape[2:]
 
 
 def test_learned_pruning_trains(images):

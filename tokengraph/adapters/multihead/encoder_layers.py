@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import strided_grid
 from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.multihead.base import MultiheadAdapter, turned
+from tokengraph.adapters.multihead.base import MultiheadAdapter, swap_unless_batch_first
 from tokengraph.adapters.site import SITE, Site
 from tokengraph.state import State
 
@@ -33,12 +34,12 @@ class EncoderLayer(CoarseBlock):
             raise ValueError(f"Expected a batch of sequences of one length (got {src.dim()} dimensions, or nested).")
         site: Site = getattr(self, SITE)
         attention: Any = self.self_attn  # type: ignore[attr-defined]
-        x = turned(attention, src)
+        x = swap_unless_batch_first(attention, src)
         mask = _joined(src_mask, src_key_padding_mask, x, attention.num_heads)
         x = self.coarse(x, mask, stock={"src_mask": src_mask, "src_key_padding_mask": src_key_padding_mask})
         if site.recipe.lift and site.index + 1 == site.trace.depth:
             x = _lifted(site, x)
-        return turned(attention, x)
+        return swap_unless_batch_first(attention, x)
 
 
 class EncoderLayers(MultiheadAdapter):
@@ -89,11 +90,11 @@ class EncoderLayers(MultiheadAdapter):
         self.path = embedding
         self.class_token = num_prefix > 0 if class_token is None else class_token
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether the model has the paths."""
         return _part(model, self.layers) is not None and (self.path is None or _part(model, self.path) is not None)
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """The layers, all of them pre-norm ``nn.TransformerEncoderLayer``."""
         found = _part(model, self.layers)
         found = getattr(found, "layers", found)
@@ -110,60 +111,48 @@ class EncoderLayers(MultiheadAdapter):
                 )
         return self.check(blocks)
 
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """As given."""
         return self.prefix
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """As given."""
         return self.class_token
 
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """``self_attn.embed_dim``."""
         return int(self.blocks(model)[0].self_attn.embed_dim)  # type: ignore[union-attr,arg-type]
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """As given."""
         return self.patches
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """``x + dropout2(linear2(dropout(activation(linear1(norm2(x))))))``."""
-        block_: Any = block
-        x = turned(block_.self_attn, x)
-        y = block_.linear2(block_.dropout(block_.activation(block_.linear1(block_.norm2(x)))))
-        return turned(block_.self_attn, x + block_.dropout2(y))
+        x = swap_unless_batch_first(block.self_attn, x)
+        y = block.linear2(block.dropout(block.activation(block.linear1(block.norm2(x)))))
+        return swap_unless_batch_first(block.self_attn, x + block.dropout2(y))
 
-    def whole(self, block: nn.Module, x: Tensor, mask: Any, stock: dict[str, Any] | None = None, **side: Any) -> Tensor:
+    def whole(self, block: Any, x: Tensor, mask: Any, stock: dict[str, Any] | None = None, **side: Any) -> Tensor:
         """The stock layer, where it knows what to do with the mask: without one, and with that of the user."""
         kind = getattr(block.__dict__.get(SITE), "original", None) or type(block)
         if mask is None or (stock is not None and isinstance(mask, Tensor)):
             return self.stock(kind, block, x, **(stock or {}))
         return super().whole(block, x, mask, **side)
 
-    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
         """Nothing: the masks come as one, which follows the tokens."""
         return {}
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """As given; the model itself without one."""
         return model if self.path is None else model.get_submodule(self.path)
 
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """As a convolution counts, else as given."""
-        if not isinstance(embedding, nn.Conv2d) or images.dim() != 4 or isinstance(embedding.padding, str):
+        if not isinstance(embedding, nn.Conv2d) or images.dim() != 4:
             return self.patches
-        height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                images.shape[2:],
-                embedding.padding,
-                embedding.dilation,
-                embedding.kernel_size,
-                embedding.stride,
-                strict=True,
-            )
-        )
-        return height, width
+        return strided_grid(embedding, images)
 
 
 def _part(model: nn.Module, path: str) -> nn.Module | None:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a, strided_grid
-from tokengraph.adapters.block import Coarse, CoarseBlock
-from tokengraph.adapters.intermediates import taken
-from tokengraph.adapters.multihead.base import MultiheadAdapter, turned
+from tokengraph.adapters.block import CoarseBlock
+from tokengraph.adapters.intermediates import WithIntermediates, finished_blocks, lift_for
+from tokengraph.adapters.multihead.base import MultiheadAdapter, swap_unless_batch_first
 from tokengraph.adapters.pooling import masked_mean, pooled_over
 from tokengraph.adapters.site import SITE, Site
 
@@ -26,10 +26,10 @@ class OpenClipBlock(CoarseBlock):
         if k_x is not None or v_x is not None or attn_mask is not None:
             raise ValueError("Expected self-attention without a mask, as vision towers have it (got k_x or attn_mask).")
         attention: Any = self.attn  # type: ignore[attr-defined]
-        return turned(attention, self.coarse(turned(attention, q_x)))
+        return swap_unless_batch_first(attention, self.coarse(swap_unless_batch_first(attention, q_x)))
 
 
-class OpenClipModel(Coarse):
+class OpenClipModel(WithIntermediates):
     """``open_clip.transformer.VisionTransformer`` around coarsened blocks."""
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,10 +56,6 @@ class OpenClipModel(Coarse):
             return pooled, tokens
         return masked_mean(tokens, there), tokens
 
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the schedule was made for the blocks there are."""
-        raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
-
     def forward_intermediates(
         self,
         x: Tensor,
@@ -71,14 +67,12 @@ class OpenClipModel(Coarse):
         output_extra_tokens: bool = False,
     ) -> dict[str, Any]:
         """As open_clip's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {output_fmt!r}).")
         site: Site = getattr(self, SITE)
+        lift = lift_for(site.trace, output_fmt)
         out = super().forward_intermediates(  # type: ignore[misc]
             x, indices, stop_early, normalize_intermediates, intermediates_only, "NLC", output_extra_tokens
         )
-        lift = site.trace.as_map if output_fmt == "NCHW" else site.trace.lift
-        layers = taken(indices, site.trace.depth)
+        layers = finished_blocks(indices, site.trace.depth)
         pairs = zip(out["image_intermediates"], layers, strict=True)
         out["image_intermediates"] = [lift(t, layer=i, replenish=not normalize_intermediates) for t, i in pairs]
         return out
@@ -92,13 +86,13 @@ class OpenClipViT(MultiheadAdapter):
     model_mixin = OpenClipModel
     norm, attention, after = "ln_1", "attn", "ls_1"
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether open_clip's ``VisionTransformer`` is among its classes."""
         return is_a(model, ORIGIN, "VisionTransformer")
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """``model.transformer.resblocks``, all of class ``ResidualAttentionBlock``."""
-        blocks: list[nn.Module] = list(model.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+        blocks: list[nn.Module] = list(model.transformer.resblocks)
         for i, block in enumerate(blocks):
             if not is_a(block, ORIGIN, "ResidualAttentionBlock"):
                 raise ValueError(
@@ -108,33 +102,32 @@ class OpenClipViT(MultiheadAdapter):
             raise ValueError("Expected open_clip whose VisionTransformer pools in a method (got an older one).")
         return self.check(blocks)
 
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """1: the class token."""
         return 1
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Always."""
         return True
 
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """``model.transformer.width``."""
-        return int(model.transformer.width)  # type: ignore[union-attr,arg-type]
+        return int(model.transformer.width)
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """``model.grid_size``."""
-        height, width = model.grid_size  # type: ignore[misc]
+        height, width = model.grid_size
         return int(height), int(width)
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """``x + ls_2(mlp(ln_2(x)))``."""
-        block_: Any = block
-        x = turned(block_.attn, x)
-        return turned(block_.attn, x + block_.ls_2(block_.mlp(block_.ln_2(x))))
+        x = swap_unless_batch_first(block.attn, x)
+        return swap_unless_batch_first(block.attn, x + block.ls_2(block.mlp(block.ln_2(x))))
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """``model.conv1``."""
-        return model.conv1  # type: ignore[return-value]
+        return model.conv1
 
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """As the patch convolution counts."""
         return strided_grid(embedding, images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a, strided_grid
@@ -26,39 +28,39 @@ class TorchvisionViT(MultiheadAdapter):
     block_mixin = TorchvisionBlock
     norm, attention, after = "ln_1", "self_attention", "dropout"
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether torchvision's ``VisionTransformer`` is among its classes."""
         return is_a(model, ORIGIN, "VisionTransformer")
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """``model.encoder.layers``."""
-        return self.check(list(model.encoder.layers))  # type: ignore[union-attr,arg-type]
+        return self.check(list(model.encoder.layers))
 
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """1: the class token."""
         return 1
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Always."""
         return True
 
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """``model.hidden_dim``."""
-        return int(model.hidden_dim)  # type: ignore[arg-type]
+        return int(model.hidden_dim)
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """A square of ``image_size // patch_size``."""
-        side = int(model.image_size) // int(model.patch_size)  # type: ignore[arg-type]
+        side = int(model.image_size) // int(model.patch_size)
         return side, side
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """``x + mlp(ln_2(x))``."""
-        return x + block.mlp(block.ln_2(x))  # type: ignore[operator]
+        return x + block.mlp(block.ln_2(x))
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """``model.conv_proj``."""
-        return model.conv_proj  # type: ignore[return-value]
+        return model.conv_proj
 
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """As the patch convolution counts."""
         return strided_grid(embedding, images)

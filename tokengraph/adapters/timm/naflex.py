@@ -66,11 +66,11 @@ class TimmNaFlex(TimmViT):
     family = "timm NaFlexVit with Block"
     model_mixin = TimmNaFlexModel
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether ``NaFlexVit`` is among its classes."""
         return is_a(model, ORIGIN, "NaFlexVit")
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """``model.blocks``, all of class ``Block``, without rotary embeddings or patch dropout."""
         if not hasattr(model, "_forward_embeds"):
             raise ValueError("Expected a newer timm for NaFlexVit (got one whose embeddings are not told of padding).")
@@ -80,18 +80,18 @@ class TimmNaFlex(TimmViT):
             raise ValueError(f"Expected a NaFlexVit without rotary embeddings and patch dropout (got one with {what}).")
         return super().blocks(model)
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """Of the position embeddings, which stand for no image."""
         grid: Any = getattr(model.embeds, "pos_embed_grid_size", None) or (16, 16)
         return int(grid[0]), int(grid[1])
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Whether it was made with one."""
         return bool(model.has_class_token)
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """``model.embeds``."""
-        return model.embeds  # type: ignore[return-value]
+        return model.embeds
 
     def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The grid of the images; for patches the grid of each, and where there are any.
@@ -106,7 +106,7 @@ class TimmNaFlex(TimmViT):
         else:
             trace.grids, trace.present = _shapes(coord, valid)
 
-    def features(self, model: nn.Module, images: Any, layer: int) -> tuple[Any, Any]:
+    def features(self, model: Any, images: Any, layer: int) -> tuple[Any, Any]:
         """Of images as :meth:`Adapter.features`; of a dict of patches tokens ``[P+N_b, C]`` and grids, one an image."""
         if not isinstance(images, Mapping):
             return Adapter.features(self, model, images, layer)

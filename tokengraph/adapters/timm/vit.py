@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter, is_a
-from tokengraph.adapters.block import Coarse, CoarseBlock
-from tokengraph.adapters.intermediates import taken
+from tokengraph.adapters.base import Adapter, block_index, is_a
+from tokengraph.adapters.block import CoarseBlock
+from tokengraph.adapters.heads import split_qkv
+from tokengraph.adapters.intermediates import WithIntermediates, finished_blocks, lift_for
 from tokengraph.adapters.pooling import masked_mean, pooled_over
 from tokengraph.adapters.site import SITE, Site
 from tokengraph.nn.masked_attention import KeepMask
@@ -27,7 +28,7 @@ class TimmBlock(CoarseBlock):
         return self.coarse(x, attn_mask)
 
 
-class TimmModel(Coarse):
+class TimmModel(WithIntermediates):
     """``timm.models.vision_transformer.VisionTransformer`` around coarsened blocks."""
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -55,28 +56,21 @@ class TimmModel(Coarse):
             )
         return masked_mean(x[:, trace.num_prefix :], there)
 
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the schedule was made for the blocks there are."""
-        raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
-
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
         site: Site = getattr(self, SITE)
         plain = super().forward_intermediates  # type: ignore[misc]
         asked = inspect.signature(plain).bind(x, *args, **kwargs)
         asked.apply_defaults()
-        form = asked.arguments["output_fmt"]
-        if form not in ("NCHW", "NLC"):
-            raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {form!r}).")
+        lift = lift_for(site.trace, asked.arguments["output_fmt"])
         asked.arguments["output_fmt"] = "NLC"
         out = plain(*asked.args, **asked.kwargs)
-        layers = taken(asked.arguments["indices"], len(self.blocks))  # type: ignore[attr-defined]
+        layers = finished_blocks(asked.arguments["indices"], len(self.blocks))  # type: ignore[attr-defined]
         ran_to_the_end = not asked.arguments["stop_early"] or layers[-1] == site.trace.depth
 
         def lifted(tokens: Any, layer: int) -> Any:
             if isinstance(tokens, tuple):
                 return lifted(tokens[0], layer), *tokens[1:]
-            lift = site.trace.as_map if form == "NCHW" else site.trace.lift
             return lift(tokens, layer=layer, replenish=not asked.arguments["norm"])
 
         def whole(tokens: Tensor) -> Tensor:
@@ -99,13 +93,13 @@ class TimmViT(Adapter):
     block_mixin = TimmBlock
     model_mixin = TimmModel
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether ``VisionTransformer`` is among its classes."""
         return is_a(model, "timm.models.vision_transformer", "VisionTransformer")
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """``model.blocks``, all of class ``Block`` with attention of class ``Attention``."""
-        blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
+        blocks: list[nn.Module] = list(model.blocks)
         for i, block in enumerate(blocks):
             kind = type(block)
             if not is_a(block, "timm.models.vision_transformer", "Block"):
@@ -118,69 +112,68 @@ class TimmViT(Adapter):
                 raise ValueError(f"Expected attention of class Attention (got {attention.__name__} in block {i}).")
         return blocks
 
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """Class, distillation and register tokens."""
-        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+        return int(model.num_prefix_tokens)
 
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """``model.embed_dim``."""
-        return int(model.embed_dim)  # type: ignore[arg-type]
+        return int(model.embed_dim)
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """Of the patch embedding."""
-        height, width = model.patch_embed.grid_size  # type: ignore[union-attr,misc]
+        height, width = model.patch_embed.grid_size
         return int(height), int(width)
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Whether there is a ``cls_token``."""
         return model.cls_token is not None
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """``x + drop_path1(ls1(attn(norm1(x))))``."""
-        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))  # type: ignore[operator]
+        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """``x + drop_path2(ls2(mlp(norm2(x))))``."""
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[operator]
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
+    def watched(self, block: Any) -> dict[str, nn.Module]:
         """``attn.qkv``."""
-        return {"qkv": block.attn.qkv}  # type: ignore[union-attr,dict-item]
+        return {"qkv": block.attn.qkv}
 
     def statistics(
-        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the kept output of ``attn.qkv``, through the norms of queries and keys."""
-        attn: Any = block.attn
+        attn = block.attn
 
         def project() -> tuple[Tensor, Tensor]:
-            heads = seen["qkv"].unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            return attn.q_norm(heads[0]), attn.k_norm(heads[1])
+            q, k, _ = split_qkv(seen["qkv"], attn.num_heads)
+            return attn.q_norm(q), attn.k_norm(k)
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias)
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """``model.patch_embed``."""
-        return model.patch_embed  # type: ignore[return-value]
+        return model.patch_embed
 
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """As the patch embedding counts."""
-        height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))  # type: ignore[operator]
+        height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))
         return height, width
 
-    def features(self, model: nn.Module, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+    def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
         """By ``forward_intermediates``, before the final norm."""
-        depth = len(model.blocks)  # type: ignore[arg-type]
-        if not -depth <= layer < depth:
-            raise ValueError(f"Expected a layer in [-{depth}, {depth}) (got {layer}).")
+        depth = len(model.blocks)
+        index = block_index(layer, depth)
         with torch.no_grad():
-            out = model.forward_intermediates(  # type: ignore[operator]
+            out = model.forward_intermediates(
                 images,
-                indices=[layer % depth],
+                indices=[index],
                 return_prefix_tokens=True,
                 output_fmt="NLC",
                 intermediates_only=True,
                 stop_early=True,
             )[0]
         tokens = torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out
-        return tokens, self.image_grid(model.patch_embed, images)  # type: ignore[arg-type]
+        return tokens, self.image_grid(model.patch_embed, images)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.heads import attention_under, split_heads
 from tokengraph.adapters.pooling import for_mean
-from tokengraph.adapters.relative import RelativeStats, coarse_bias, with_bias
+from tokengraph.adapters.relative import coarse_bias, with_bias
 from tokengraph.adapters.site import SITE, Site, ours
 from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
-from tokengraph.adapters.transformers.around import check_attention
-from tokengraph.adapters.transformers.older import OlderTransformersViT
+from tokengraph.adapters.transformers.older import OlderTransformersViT, attention_under
+from tokengraph.adapters.transformers.refusals import check_attention
 from tokengraph.adapters.transformers.vit import TransformersViT
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
@@ -77,57 +76,82 @@ class SharedBias:
         return func(*args, **kwargs)
 
 
-class TransformersBeit(TransformersViT):
+class BiasFollows(TransformersViT):
+    """What layers with a relative position bias have in common, whatever their attention takes."""
+
+    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Pooling sees every patch; a shared bias comes apart from masks."""
+        found = super().outlets(model, core)
+        shared, pooler = (getattr(core, name, None) for name in ("shared_position_bias", "pooler"))
+        if shared is not None:
+            found.append((shared, "output", keep_apart))
+        if getattr(pooler, "layernorm", None) is not None:
+            found.append((pooler, "input", average_patches))  # type: ignore[arg-type]
+        return found
+
+    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+        """The bias of the layer and of the model, together, between the tokens of now."""
+        prefix = getattr(block, SITE).trace.num_prefix
+        shared, tokens = _shared(side), prefix + state.patches
+        if shared is not None and shared.size(-1) != tokens:
+            raise ValueError(
+                "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
+                "that are left; it follows the size of the images without that, too."
+            )
+        whole = _bias(block, side, tokens)
+        if whole is None:
+            return side
+        if side.get("bool_mask") and not _exporting():
+            raise ValueError(
+                "Expected attn_implementation='eager' for an attention_mask (got 'sdpa'): transformers adds its bool "
+                "mask to the relative position bias as 0 and 1, which bars nothing."
+            )
+        kept = {k: v for k, v in side.items() if k not in ("shared", "relative_position_bias")}
+        return {**kept, "relative": coarse_bias(whole, state, prefix)}
+
+    def statistics(
+        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+    ) -> AttentionStats:
+        """From the outputs of both projections, with the relative position bias."""
+        plain = super().statistics(block, seen, num_prefix, bias, {})
+        return plain.with_bias(lambda: with_bias(bias, _bias(block, side, seen["k"].size(1))))
+
+    def example(self, block: Any, count: int) -> dict[str, Any]:
+        """The resolution of an image that is one patch wide."""
+        size = _patch_size(block)
+        return {"resolution": ((count - 1) * size, size)}
+
+
+class TransformersBeit(BiasFollows):
     """BEiT of transformers 5. The relative position bias follows the tokens, as part of the attention mask."""
 
     family = "transformers BEiT"
     block_mixin = BeitLayer
     side_inputs = ("interpolate_pos_encoding", "resolution")
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether it has BEiT's layers, with an attention that takes a mask."""
         return is_vision_model(model) and is_beit(model) and not is_older(model)
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """``x + drop_path(lambda_1 * dropout(attention(layernorm_before(x))))``, with the bias in the mask."""
-        block_: Any = block
         relative = side.get("relative")
         total = with_bias(mask, relative)
         if relative is None:  # in the order of the stock layer, for the same bits
             total = with_bias(with_bias(mask, side.get("shared")), _own(block, side, x.size(1)))
         rest = {k: v for k, v in side.items() if k not in (*self.side_inputs, "shared", "relative", "bool_mask")}
         if mask is not None:
-            check_attention(block_.attention)
-        y, _ = block_.attention(block_.layernorm_before(x), attention_mask=total, **rest)
-        return block_.drop_path(block_.lambda_1 * block_.dropout(y)) + x
+            check_attention(block.attention)
+        y, _ = block.attention(block.layernorm_before(x), attention_mask=total, **rest)
+        return block.drop_path(block.lambda_1 * block.dropout(y)) + x
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """The same with the MLP."""
-        block_: Any = block
-        y = block_.dropout(block_.mlp(block_.layernorm_after(x)))
-        return block_.drop_path(block_.lambda_2 * y) + x
-
-    def statistics(
-        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
-    ) -> AttentionStats:
-        """From the outputs of both projections, with the relative position bias."""
-        plain = super().statistics(block, seen, num_prefix, bias, {})
-        return RelativeStats(plain, lambda: _bias(block, side, seen["k"].size(1)))
-
-    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
-        """The bias of the layer and of the model, together, between the tokens of now."""
-        return _carry(side, state, block)
-
-    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
-        """The resolution of an image that is one patch wide."""
-        return _example(block, count)
-
-    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """Pooling sees every patch; a shared bias comes apart from masks."""
-        return [*super().outlets(model, core), *_outlets(core)]
+        y = block.dropout(block.mlp(block.layernorm_after(x)))
+        return block.drop_path(block.lambda_2 * y) + x
 
 
-class OlderTransformersBeit(OlderTransformersViT):
+class OlderTransformersBeit(BiasFollows, OlderTransformersViT):
     """Data2Vec, and BEiT before its attention took a mask.
 
     While there is nothing to add to the logits but the stock bias, the stock attention runs. Where there is, its own
@@ -138,54 +162,28 @@ class OlderTransformersBeit(OlderTransformersViT):
     block_mixin = OlderBeitLayer
     side_inputs = ("relative_position_bias", "interpolate_pos_encoding", "resolution")
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether it has BEiT's layers of the older kind."""
         return is_vision_model(model) and is_beit(model) and is_older(model)
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """``x + drop_path(lambda_1 * attention(layernorm_before(x)))``."""
-        block_: Any = block
-        normed = block_.layernorm_before(x)
+        normed = block.layernorm_before(x)
         if mask is None and side.get("relative") is None:
-            y = block_.attention(normed, **{k: v for k, v in side.items() if k in self.side_inputs})[0]
+            y = block.attention(normed, **{k: v for k, v in side.items() if k in self.side_inputs})[0]
         else:
-            dropout = block_.attention.attention.config.attention_probs_dropout_prob
-            y = attention_under(block_.attention, normed, with_bias(mask, _bias(block, side, x.size(1))), dropout)
-        return block_.drop_path(y if block_.lambda_1 is None else block_.lambda_1 * y) + x
+            dropout = block.attention.attention.config.attention_probs_dropout_prob
+            y = attention_under(block.attention, normed, with_bias(mask, _bias(block, side, x.size(1))), dropout)
+        return block.drop_path(y if block.lambda_1 is None else block.lambda_1 * y) + x
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """The same with the MLP."""
-        block_: Any = block
-        y = block_.output(block_.intermediate(block_.layernorm_after(x)))
-        return block_.drop_path(y if block_.lambda_2 is None else block_.lambda_2 * y) + x
+        y = block.output(block.intermediate(block.layernorm_after(x)))
+        return block.drop_path(y if block.lambda_2 is None else block.lambda_2 * y) + x
 
-    def statistics(
-        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
-    ) -> AttentionStats:
-        """From the outputs of both projections, with the relative position bias."""
-        width = int(block.attention.attention.attention_head_size)  # type: ignore[union-attr,arg-type]
-
-        def project() -> tuple[Tensor, Tensor]:
-            return split_heads(seen["q"], width=width), split_heads(seen["k"], width=width)
-
-        plain = AttentionStats(project, width**-0.5, num_prefix, bias)
-        return RelativeStats(plain, lambda: _bias(block, side, seen["k"].size(1)))
-
-    def stock(self, kind: type[nn.Module], block: nn.Module, x: Tensor, **side: Any) -> Tensor:
+    def stock(self, kind: type[nn.Module], block: Any, x: Tensor, **side: Any) -> Tensor:
         """The tokens out of the tuple that the layer returns."""
         return kind.forward(block, x, **side)[0]
-
-    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
-        """The bias of the layer and of the model, together, between the tokens of now."""
-        return _carry(side, state, block)
-
-    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
-        """The resolution of an image that is one patch wide."""
-        return _example(block, count)
-
-    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """Pooling sees every patch."""
-        return [*super().outlets(model, core), *_outlets(core)]
 
 
 @ours
@@ -201,41 +199,6 @@ def average_patches(module: nn.Module, args: Any) -> Any:
     return (for_mean(site.trace, args[0]), *args[1:])
 
 
-def _outlets(core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-    found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
-    shared, pooler = (getattr(core, name, None) for name in ("shared_position_bias", "pooler"))
-    if shared is not None:
-        found.append((shared, "output", keep_apart))
-    if getattr(pooler, "layernorm", None) is not None:
-        found.append((pooler, "input", average_patches))  # type: ignore[arg-type]
-    return found
-
-
-def _carry(side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
-    prefix = getattr(block, SITE).trace.num_prefix
-    shared, tokens = _shared(side), prefix + state.patches
-    if shared is not None and shared.size(-1) != tokens:
-        raise ValueError(
-            "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
-            "that are left; it follows the size of the images without that, too."
-        )
-    whole = _bias(block, side, tokens)
-    if whole is None:
-        return side
-    if side.get("bool_mask") and not _exporting():
-        raise ValueError(
-            "Expected attn_implementation='eager' for an attention_mask (got 'sdpa'): transformers adds its bool "
-            "mask to the relative position bias as 0 and 1, which bars nothing."
-        )
-    kept = {k: v for k, v in side.items() if k not in ("shared", "relative_position_bias")}
-    return {**kept, "relative": coarse_bias(whole, state, prefix)}
-
-
-def _example(block: nn.Module, count: int) -> dict[str, Any]:
-    size = _patch_size(block)
-    return {"resolution": ((count - 1) * size, size)}
-
-
 def _exporting() -> bool:
     """Whether the model is being exported: transformers then makes a mask that bars nothing, where nobody gave one."""
     return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
@@ -246,7 +209,7 @@ def _shared(side: dict[str, Any]) -> Tensor | None:
     return side.get("shared", side.get("relative_position_bias"))
 
 
-def _bias(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
+def _bias(block: Any, side: dict[str, Any], tokens: int) -> Tensor | None:
     """The bias that attention adds: that of coarse tokens, or the layer's own and the model's, ``[1, H, T, T]``."""
     if "relative" in side:
         return side["relative"]
@@ -254,8 +217,8 @@ def _bias(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
     return shared if own is None else own if shared is None else own + shared
 
 
-def _own(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
-    inner: Any = getattr(block.attention, "attention", block)  # where older layers have it
+def _own(block: Any, side: dict[str, Any], tokens: int) -> Tensor | None:
+    inner = getattr(block.attention, "attention", block)  # where older layers have it
     module = getattr(inner, "relative_position_bias", None)
     if module is None:
         return None
@@ -264,6 +227,6 @@ def _own(block: nn.Module, side: dict[str, Any], tokens: int) -> Tensor | None:
     return module((height // size, width // size), side.get("interpolate_pos_encoding", False), dim_size=tokens)
 
 
-def _patch_size(block: nn.Module) -> int:
-    attention: Any = block.attention
+def _patch_size(block: Any) -> int:
+    attention = block.attention
     return int(getattr(attention, "attention", attention).config.patch_size)

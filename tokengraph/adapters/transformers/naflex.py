@@ -31,28 +31,28 @@ class TransformersNaFlex(TransformersViT):
 
     family = "transformers Siglip2VisionModel (SigLIP 2 NaFlex)"
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether it is SigLIP 2's vision model."""
         return is_naflex(model)
 
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """0."""
         return 0
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Never."""
         return False
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """Of the position embeddings, which stand for no image: a square of ``config.num_patches``."""
-        side = math.isqrt(int(model.config.num_patches))  # type: ignore[union-attr,arg-type]
+        side = math.isqrt(int(model.config.num_patches))
         return side, side
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """The model itself: its embeddings are not given the mask."""
         return model
 
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """Not known from patches alone; see :meth:`note`."""
         raise ValueError("Expected spatial_shapes with the patches (got patches alone).")
 
@@ -67,7 +67,7 @@ class TransformersNaFlex(TransformersViT):
         shapes = _argument(args, kwargs, 2, "spatial_shapes")
         trace.grids, trace.present = image_shapes(patches.size(1), mask, shapes)
 
-    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """The pooling head sees what is left, classifiers average it; ``lift=True`` lifts the rest."""
         found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
         head: Any = getattr(core, "head", None)
@@ -76,7 +76,7 @@ class TransformersNaFlex(TransformersViT):
         averages = any(hasattr(m, "classifier") and any(part is core for part in m.children()) for m in model.modules())
         return [*found, (core, "output", average_what_is_left if averages else lift_output)]
 
-    def features(self, model: nn.Module, images: Any, layer: int) -> tuple[Any, Any]:
+    def features(self, model: Any, images: Any, layer: int) -> tuple[Any, Any]:
         """Tokens ``[N_b, C]`` and grids ``(H_b, W_b)``, image by image; ``images``: the model's inputs by name.
 
         Raises:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.adapters.heads import attention_under, split_heads
+from tokengraph.adapters.calls import check_called_alone
+from tokengraph.adapters.heads import split_heads
 from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
-from tokengraph.adapters.transformers.vit import FIRST_NORM, SECOND_NORM, TransformersViT, first_part, through
+from tokengraph.adapters.transformers.vit import FIRST_NORM, SECOND_NORM, TransformersViT, apply_parts, first_part
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 
@@ -23,43 +25,64 @@ class OlderTransformersViT(TransformersViT):
     family = "transformers vision models of older layers (ViT, DeiT, DINOv2, MAE)"
     parts: ClassVar[tuple[tuple[str, ...], ...]] = (FIRST_NORM, ("attention",), SECOND_NORM, ("mlp", "intermediate"))
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether it is a vision model with layers of the older kind."""
         return is_vision_model(model) and is_older(model) and not is_beit(model)
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """Norm, attention, layer scale and drop path, as far as the layer has them, and the residual."""
-        attention: Any = block.attention
+        attention = block.attention
         normed = first_part(block, FIRST_NORM)(x)
         dropout = attention.attention.dropout_prob
         y = attention(normed) if mask is None else attention_under(attention, normed, mask, dropout)
-        return through(block, ("layer_scale1", "drop_path"), y) + x
+        return apply_parts(block, ("layer_scale1", "drop_path"), y) + x
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """The same with the MLP; ``output`` adds the residual by itself."""
-        block_: Any = block
         y = first_part(block, SECOND_NORM)(x)
         if hasattr(block, "intermediate"):
-            return block_.output(block_.intermediate(y), x)
-        return through(block, ("layer_scale2", "drop_path"), block_.mlp(y)) + x
+            return block.output(block.intermediate(y), x)
+        return apply_parts(block, ("layer_scale2", "drop_path"), block.mlp(y)) + x
 
-    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
+    def watched(self, block: Any) -> dict[str, nn.Module]:
         """The projections of queries and keys."""
-        block_: Any = block
-        return {"q": block_.attention.attention.query, "k": block_.attention.attention.key}
+        return {"q": block.attention.attention.query, "k": block.attention.attention.key}
 
     def statistics(
-        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of both projections."""
-        block_: Any = block
-        inner = block_.attention.attention
+        inner = block.attention.attention
         width = inner.attention_head_size
 
         def project() -> tuple[Tensor, Tensor]:
             return split_heads(seen["q"], width=width), split_heads(seen["k"], width=width)
 
         def keys() -> Tensor:
-            return split_heads(seen["k"], width=width)[:, :, num_prefix:].mean(dim=1)
+            return split_heads(seen["k"], width=width)
 
-        return AttentionStats(project, float(inner.scaling), num_prefix, bias, keys=keys)
+        return AttentionStats(project, float(getattr(inner, "scaling", width**-0.5)), num_prefix, bias, keys=keys)
+
+
+def attention_under(attention: Any, normed: Tensor, mask: Any, dropout: float) -> Tensor:
+    """What an attention that takes no mask would be with ``mask`` added to its logits.
+
+    Args:
+        attention: Holds ``attention.query``, ``key`` and ``value``, and ``output``.
+        normed: ``[B, N, C]``.
+        mask: As ``scaled_dot_product_attention`` takes it.
+        dropout: Of the weights, while training.
+
+    Returns:
+        ``[B, N, C]``.
+
+    Raises:
+        ValueError: If the attention has hooks or a forward of its own.
+    """
+    inner, width = attention.attention, attention.attention.attention_head_size
+    for module in (attention, inner):
+        check_called_alone(module, "it takes no mask")
+    q, k, v = (split_heads(project(normed), width=width) for project in (inner.query, inner.key, inner.value))
+    dropout = dropout if inner.training else 0.0
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
+    return attention.output(y.transpose(1, 2).flatten(2), normed)

@@ -36,7 +36,7 @@ def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.M
     if isinstance(head, nn.Module) and getattr(core, "use_head", True):
         inner = getattr(head, "attention", None)
         by_mask = isinstance(inner, nn.MultiheadAttention)
-        found.append((inner, "input", attend_to_what_is_left) if by_mask else (head, "input", lift_head_input))  # type: ignore[arg-type]
+        found.append((inner, "input", attend_to_what_is_left) if by_mask else (head, "input", lift_head_input))
     found.append((core, "output", average_output if averages(model, core, channels) else lift_output))
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, strided_grid
 from tokengraph.adapters.block import CoarseBlock
+from tokengraph.adapters.heads import split_heads
 from tokengraph.adapters.rotary import coarse_tables
 from tokengraph.adapters.site import SITE
 from tokengraph.adapters.transformers.anatomy import (
@@ -23,11 +24,12 @@ from tokengraph.adapters.transformers.anatomy import (
     layers_of,
     patches_of,
 )
-from tokengraph.adapters.transformers.around import check_around, check_attention
 from tokengraph.adapters.transformers.outlets import outlets
+from tokengraph.adapters.transformers.refusals import check_around, check_attention
 from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.select.attention import AttentionStats
 from tokengraph.state import State
+from tokengraph.trace import Trace
 
 FIRST_NORM = ("layernorm_before", "norm1", "layer_norm1")
 SECOND_NORM = ("layernorm_after", "norm2", "layer_norm2")
@@ -57,11 +59,11 @@ class TransformersViT(Adapter):
     side_inputs = ("position_embeddings",)
     parts: ClassVar[tuple[tuple[str, ...], ...]] = (FIRST_NORM, ATTENTION, SECOND_NORM, ("mlp",))
 
-    def serves(self, model: nn.Module) -> bool:
+    def serves(self, model: Any) -> bool:
         """Whether it has patch embeddings and a list of layers whose attention takes a mask."""
         return is_vision_model(model) and not any(kind(model) for kind in (is_older, is_naflex, is_beit))
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """The layers, each of two norms, attention and MLP."""
         layers = layers_of(model)
         assert layers is not None
@@ -82,45 +84,45 @@ class TransformersViT(Adapter):
                 )
         return list(layers)
 
-    def check_around(self, model: nn.Module, core: nn.Module) -> None:
+    def check_around(self, model: Any, core: nn.Module) -> None:
         """Heads that need the grid are refused, and attention that does not take every mask."""
         check_around(model, core)
         if not is_older(core):
             for layer in layers_of(core) or ():
                 check_attention(first_part(layer, ATTENTION))
 
-    def num_prefix(self, model: nn.Module) -> int:
+    def num_prefix(self, model: Any) -> int:
         """Class, distillation and register tokens of the embeddings."""
-        embeddings: Any = model.embeddings
+        embeddings = model.embeddings
         registers = getattr(embeddings, "register_tokens", None)
         named = (class_token_of(embeddings), getattr(embeddings, "distillation_token", None), registers)
         return sum(1 if token.dim() < 3 else token.size(1) for token in named if token is not None)
 
-    def has_class_token(self, model: nn.Module) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Whether the embeddings have one."""
         return class_token_of(model.embeddings) is not None
 
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """``config.hidden_size``."""
-        return int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        return int(model.config.hidden_size)
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """``config.image_size`` over ``config.patch_size``."""
         (height, width), (rows, columns) = (_pair(getattr(model.config, n)) for n in ("image_size", "patch_size"))
         return height // rows, width // columns
 
-    def attend(self, block: nn.Module, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
+    def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """Norm, attention, dropout, layer scale and drop path, as far as the layer has them, and the residual."""
         if mask is not None:  # it may have changed since it was attached
             check_attention(first_part(block, ATTENTION))
         y, _ = first_part(block, ATTENTION)(first_part(block, FIRST_NORM)(x), attention_mask=mask, **side)
-        return through(block, AFTER_ATTENTION, y) + x
+        return apply_parts(block, AFTER_ATTENTION, y) + x
 
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+    def feed(self, block: Any, x: Tensor) -> Tensor:
         """The same with the MLP."""
-        return through(block, AFTER_MLP, first_part(block, ("mlp",))(first_part(block, SECOND_NORM)(x))) + x
+        return apply_parts(block, AFTER_MLP, first_part(block, ("mlp",))(first_part(block, SECOND_NORM)(x))) + x
 
-    def watched(self, block: nn.Module) -> dict[str, nn.Module]:
+    def watched(self, block: Any) -> dict[str, nn.Module]:
         """The projections of queries and keys."""
         attention = first_part(block, ATTENTION)
         if not all(hasattr(attention, name) for name in ("q_proj", "k_proj")):
@@ -131,14 +133,14 @@ class TransformersViT(Adapter):
         return {"q": attention.q_proj, "k": attention.k_proj}
 
     def statistics(
-        self, block: nn.Module, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of both projections; keys before, attention after the rotary embedding."""
         attention = first_part(block, ATTENTION)
         width, tables = int(attention.head_dim), side.get("position_embeddings")
 
         def heads(name: str) -> Tensor:
-            return seen[name].unflatten(2, (-1, width)).transpose(1, 2)
+            return split_heads(seen[name], width=width)
 
         def project() -> tuple[Tensor, Tensor]:
             if tables is None:
@@ -147,17 +149,17 @@ class TransformersViT(Adapter):
             return rotate(heads("q"), heads("k"), *tables)
 
         def keys() -> Tensor:
-            return heads("k")[:, :, num_prefix:].mean(dim=1)
+            return heads("k")
 
         scale = getattr(attention, "scaling", getattr(attention, "scale", width**-0.5))
         return AttentionStats(project, float(scale), num_prefix, bias, keys=keys)
 
-    def carry(self, side: dict[str, Any], state: State, block: nn.Module) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         tables = side.get("position_embeddings")
         return side if tables is None else {**side, "position_embeddings": coarse_tables(tables, state)}
 
-    def example(self, block: nn.Module, count: int) -> dict[str, Any]:
+    def example(self, block: Any, count: int) -> dict[str, Any]:
         """Rotary tables, for layers that take them."""
         if "position_embeddings" not in _signature(block):
             return {}
@@ -166,15 +168,24 @@ class TransformersViT(Adapter):
         angle = angle.view(count, -1).to(parameter.dtype)
         return {"position_embeddings": (angle.cos(), angle.sin())}
 
-    def embedding(self, model: nn.Module) -> nn.Module:
+    def embedding(self, model: Any) -> nn.Module:
         """``model.embeddings``."""
-        return model.embeddings  # type: ignore[return-value]
+        return model.embeddings
 
-    def image_grid(self, embedding: nn.Module, images: Tensor) -> tuple[int, int]:
+    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The grid; and whether patches keep to it, which ViTMAE shuffles unless its ``noise`` grows."""
+        super().note(trace, embedding, args, kwargs)
+        if hasattr(embedding, "random_masking"):
+            noise = args[1] if len(args) > 1 else kwargs.get("noise")
+            if torch.compiler.is_compiling():  # a look at the numbers would end the graph
+                noise = None
+            trace.ordered = noise is not None and not bool((noise.diff(dim=1) < 0).any())
+
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """As the patch convolution counts."""
         return strided_grid(patches_of(embedding), images)
 
-    def outlets(self, model: nn.Module, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Pooling heads see every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
         return outlets(model, core, self.channels(core))
 
@@ -184,7 +195,7 @@ def first_part(module: nn.Module, names: tuple[str, ...]) -> Any:
     return next((getattr(module, n) for n in names if getattr(module, n, None) is not None), None)
 
 
-def through(block: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
+def apply_parts(block: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
     """``x`` through those of the named parts that the block has."""
     for name in names:
         part: Any = getattr(block, name, None)

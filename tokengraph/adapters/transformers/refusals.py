@@ -21,6 +21,14 @@ AROUND = (
     "BeitForSemanticSegmentation",
     "Data2VecVisionForSemanticSegmentation",
 )
+BEHIND = (
+    "connector",
+    "merger",
+    "projector",
+    "multi_modal_projector",
+    "resampler",
+    "downsample",
+)  # parts that fold a grid
 ATTENTIONS = (None, "eager", "sdpa")
 HINT = "Attach to the vision model inside it, and lift its features by handle.trace.lift: nothing changed."
 
@@ -36,7 +44,10 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
     """
     name = origin(core)
     if name is not None and not name.endswith(CORES):
-        raise ValueError(f"Expected a vision model without a head that needs the grid (got {name}). {HINT}")
+        raise ValueError(
+            f"Expected a vision model without a head that needs the grid (got {name}, whose layers are its own: "
+            "there is no vision model inside it to attach to)."
+        )
     _check_core(core, name or type(core).__name__)
     around = [m for m in model.modules() if m is not core and any(part is core for part in m.modules())]
     if any(is_a(m, *BACKBONE) for m in (core, *around)):
@@ -56,6 +67,8 @@ def _check_core(core: nn.Module, name: str) -> None:
     embeddings: Any = core.embeddings
     if getattr(embeddings, "detection_tokens", None) is not None:
         raise ValueError(f"Expected patches to be the last tokens (got detection tokens behind them in {name}).")
+    if folding := [part for part in BEHIND if isinstance(getattr(core, part, None), nn.Module)]:
+        raise ValueError(f"Expected a vision model that leaves tokens as they are (got {name} with a {folding[0]}).")
     takes = inspect.signature(core.forward).parameters
     if "patch_attention_mask" in takes:
         raise ValueError(f"Expected images without padding (got {name}, which takes a patch_attention_mask).")

@@ -5,15 +5,13 @@ import inspect
 import pytest
 import torch
 from architectures import SIZES, spread
+from needs import library
 from torch import nn
 from torch.testing import assert_close
 
 import tokengraph as tg
 
-try:
-    from tokengraph.compat import transformers
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+transformers = library("transformers")
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 30}
 DECODER = {
@@ -43,6 +41,7 @@ REFUSED = {
     "ASTModel": ("ASTConfig", AUDIO),
     "ASTForAudioClassification": ("ASTConfig", AUDIO),
     "BlipVisionModel": ("BlipVisionConfig", {}),
+    "GraniteDoclingVisionModel": ("GraniteDoclingVisionConfig", {"image_size": 64}),
     "EomtForUniversalSegmentation": ("EomtConfig", {"num_blocks": 1, "num_queries": 4, "num_upscale_blocks": 1}),
 }
 NAMED = {  # where another name says more
@@ -51,10 +50,13 @@ NAMED = {  # where another name says more
     "ASTModel": "a model of images .*ASTModel",
     "ASTForAudioClassification": "a model of images .*ASTModel",
     "BlipVisionModel": "q_proj and k_proj .*BlipAttention",
+    "GraniteDoclingVisionModel": "leaves tokens as they are .*GraniteDoclingVisionModel with a connector",
 }
 
 
 def build(name, config, options):
+    if not hasattr(transformers, name):
+        pytest.skip(f"this transformers has no {name}")
     return getattr(transformers, name)(getattr(transformers, config)(**SIZES | options)).eval()
 
 

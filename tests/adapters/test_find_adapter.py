@@ -1,0 +1,32 @@
+"""find_adapter: whose model it is where several would do."""
+
+import pytest
+from needs import library
+from torch import nn
+
+from tokengraph import adapters
+from tokengraph.adapters import ADAPTERS, find_adapter
+from tokengraph.adapters.timm.vit import TimmViT
+from tokengraph.testing import tiny_vit
+
+library("timm")
+
+
+class Theirs(TimmViT):
+    """A user's own, for models that are served already."""
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "inside"])
+def test_the_first_adapter_that_serves_a_model_wins(wrap, monkeypatch):
+    model, theirs = tiny_vit(), Theirs()
+    monkeypatch.setattr(adapters, "ADAPTERS", [*ADAPTERS, theirs])
+    found, adapter = find_adapter(wrap(model))
+    assert found is model and type(adapter) is TimmViT
+    monkeypatch.setattr(adapters, "ADAPTERS", [theirs, *ADAPTERS])
+    assert find_adapter(wrap(model)) == (model, theirs)
+
+
+def test_a_model_that_is_served_comes_before_one_inside_it():
+    model = tiny_vit()
+    model.teacher = tiny_vit()
+    assert find_adapter(model)[0] is model

@@ -1,0 +1,36 @@
+"""What tests do where an optional library, or a model of it, is not there."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from tokengraph import compat
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+
+def library(name):
+    """timm, torchvision or transformers as ``tokengraph.compat`` imports it; without it the test or file is skipped."""
+    try:
+        return getattr(compat, name)
+    except ImportError as error:
+        pytest.skip(str(error), allow_module_level=True)
+
+
+def made(case):
+    """The case's model; skips where this version of its library has none such."""
+    try:
+        return case.make()
+    except (ImportError, AttributeError, RuntimeError) as error:
+        pytest.skip(str(error))
+
+
+def is_pinned(package):
+    """Whether the version of constraints.txt is installed."""
+    wanted = re.search(rf"^{package}==([^ \n]+)", CONSTRAINTS.read_text(), flags=re.M)[1]
+    try:
+        return version(package).partition("+")[0] == wanted
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,36 @@
+"""What attach gives back, whatever was attached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(eq=False)
+class Handle:
+    """Something attached to a model. Calling it calls the model; as a context manager it detaches at the end.
+
+    Attributes:
+        model: The model that was given, changed in place.
+    """
+
+    model: nn.Module
+
+    def remove(self) -> None:
+        """Gives the model back as it was. Calling it again does nothing."""
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        return self.model(*args, **kwargs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()

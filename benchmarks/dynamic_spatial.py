@@ -9,18 +9,16 @@ gather and no scatter. Everything runs in turn in one process; ratios are taken 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
-from harness import Call, Effort, environment, interleave, label, warn_if_busy
-from report import markdown, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from harness import Call, Effort, environment, interleave, warn_if_busy
+from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
 from torch import Tensor, nn
 
 import tokengraph as tg
 from tokengraph.compat import timm
 from tokengraph.spatial import DynamicSpatial
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MODELS = ("convnext_tiny", "swin_tiny_patch4_window7_224")
 COLUMNS = ("model", "what", "median ms", "IQR ms", "over ideal", "over dense")
 GOAL = 1.10
@@ -50,7 +48,7 @@ def main() -> None:
                 )
             for against, goal in (("ideal", f"<= {GOAL}"), ("dense", "< 1")):
                 targets.append({"target": f"{name} over {against}", "goal": goal, "ratio": rows[-1][f"over_{against}"]})
-    where = Path(args.out) if args.out else RESULTS / label(device) / "dynamic_spatial.json"
+    where = out_file(args.out, "dynamic_spatial", device)
     write_json(where, {"environment": record, "rows": rows, "targets": targets})
     cells = [_cells(row) for row in rows]
     head = f"{record['device_name']}, {record['threads']} threads; 224 px, B={args.batch}, rho={args.keep}; "
@@ -73,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=120.0, help="about how long a model may take")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/dynamic_spatial.json")
+    add_out(parser, "dynamic_spatial")
     return parser.parse_args()
 
 

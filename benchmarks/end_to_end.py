@@ -14,12 +14,22 @@ import argparse
 import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Call, Effort, Timing, environment, interleave, label, warn_if_busy
-from report import markdown, progress, ratio_fields, save_plot, show, timing_fields, with_quartiles, write_json
+from harness import Call, Effort, Timing, environment, interleave, warn_if_busy
+from report import (
+    add_out,
+    markdown,
+    out_file,
+    progress,
+    ratio_fields,
+    save_plot,
+    show,
+    timing_fields,
+    with_quartiles,
+    write_json,
+)
 from stock_models import OTHERS, Shape, make
 from torch import Tensor, nn
 
@@ -28,7 +38,6 @@ from tokengraph.cost import vit_cost
 from tokengraph.schedule import Schedule
 from tokengraph.testing.ideal import ideal
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = (
     "model",
     "name",
@@ -86,7 +95,7 @@ WHAT = {"ratio_to_ideal": "time over its ideal", "ratio_to_plain": "time over pl
 
 
 def main() -> None:
-    """Runs the benchmark and writes ``end_to_end.json``, ``.md`` and ``.png``."""
+    """Runs the benchmark and writes ``end_to_end.json``, ``.md`` and ``.png``, again after each model."""
     args = _arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -94,14 +103,14 @@ def main() -> None:
     record = environment(device) | {"batch": args.batch, "compile": args.compile, "dtype": args.dtype}
     warn_if_busy()
     rows: list[dict[str, Any]] = []
+    where = out_file(args.out, "end_to_end", device)
     for name in args.models:
         rows += measure(name, device, args)
-    targets = _targets(rows) if args.batch == 8 and args.image_size in (None, 224) else []
-    where = Path(args.out) if args.out else RESULTS / label(device) / "end_to_end.json"
-    write_json(where, {"environment": record, "rows": rows, "targets": targets})
-    cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
-    where.with_suffix(".md").write_text(_page(record, cells, target_cells), encoding="utf-8")
-    save_plot(where.with_suffix(".png"), "plot_end_to_end", [r | {"name": _title(r, args.models)} for r in rows])
+        targets = _targets(rows) if args.batch == 8 and args.image_size in (None, 224) else []
+        write_json(where, {"environment": record, "rows": rows, "targets": targets})
+        cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
+        where.with_suffix(".md").write_text(_page(record, cells, target_cells), encoding="utf-8")
+        save_plot(where.with_suffix(".png"), "plot_end_to_end", [r | {"name": _title(r, args.models)} for r in rows])
     show("End to end", COLUMNS, cells)
     if targets:
         show("Targets", TARGET_COLUMNS, target_cells)
@@ -123,7 +132,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds at most, default 21, quick 9")
     parser.add_argument("--seconds", type=float, help="about how long a model may take, default 600, quick 40")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/end_to_end.json")
+    add_out(parser, "end_to_end")
     return parser.parse_args()
 
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import Effort, Timing, environment, interleave, label, peak_memory, warn_if_busy
-from report import markdown, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from harness import Effort, Timing, environment, interleave, peak_memory, warn_if_busy
+from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
 from torch import Tensor
 
 from tokengraph.compat import timm
@@ -26,7 +25,6 @@ from tokengraph.edges.cells import cell_edges
 from tokengraph.select.expedite import expedite
 
 CASES = ("32x32-16x16-384", "40x40-28x28-1024", "64x64-28x28-1024")
-RESULTS = Path(__file__).resolve().parent / "results"
 ITERATIONS, TEMPERATURE, WINDOW, NEIGHBORS = 5, 0.02, 5, 20
 COLUMNS = ("grid", "clusters", "C", "what", "median ms", "IQR ms", "peak MiB", "dense / this", "this / block on M",
            "this / block on N")  # fmt: skip
@@ -65,7 +63,7 @@ def main() -> None:
         for text in args.cases:
             step(text)
             rows += _measure(Case.parse(text), device, effort)
-    where = Path(args.out) if args.out else RESULTS / label(device) / "expedite.json"
+    where = out_file(args.out, "expedite", device)
     write_json(where, {"environment": record, "rows": rows})
     cells = [_cells(row) for row in rows]
     where.with_suffix(".md").write_text(_page(record, cells), encoding="utf-8")
@@ -81,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="rounds at most, default 15")
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long a case may take, default 60")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/expedite.json")
+    add_out(parser, "expedite")
     return parser.parse_args()
 
 

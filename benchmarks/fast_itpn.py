@@ -10,19 +10,17 @@ are taken round by round.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Call, Effort, environment, interleave, label, warn_if_busy
-from report import markdown, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from harness import Call, Effort, environment, interleave, warn_if_busy
+from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
 
 from tokengraph.models import FastITPN, TokenGathering, TokenMigration
 from tokengraph.models.fast_itpn import CONFIGS
 from tokengraph.nn.gathering import full_attention, gathering_attention, make_windows
 from tokengraph.select.token_migration import pick_redundant, tokens_to_drop
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("what", "median ms", "IQR ms", "against", "this / that", "goal")
 # What is timed, over what, and at most how much of its time it may take: for one image of 512 pixels, size tiny.
 NETWORKS = {
@@ -57,7 +55,7 @@ def main() -> None:
             rows += _measure(calls(args, device), table, effort)
     if (args.size, args.pixels, args.batch) != ("tiny", 512, 1):
         rows = [{key: value for key, value in row.items() if key != "goal"} for row in rows]
-    where = Path(args.out) if args.out else RESULTS / label(device) / "fast_itpn.json"
+    where = out_file(args.out, "fast_itpn", device)
     write_json(where, {"environment": record, "rows": rows})
     cells = [_cells(row) for row in rows]
     where.with_suffix(".md").write_text(_page(record, cells), encoding="utf-8")
@@ -75,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="rounds at most, default 15")
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long each half may take, default 60")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/fast_itpn.json")
+    add_out(parser, "fast_itpn")
     return parser.parse_args()
 
 

@@ -10,19 +10,28 @@ ratio is taken round by round.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Effort, environment, interleave, label, peak_memory, warn_if_busy
+from harness import Effort, environment, interleave, peak_memory, warn_if_busy
 from merge_cases import STAGES, Case, Problem, cases
 from merge_targets import TARGETS
-from report import markdown, progress, ratio_fields, save_plot, show, timing_fields, with_quartiles, write_json
+from report import (
+    add_out,
+    markdown,
+    out_file,
+    progress,
+    ratio_fields,
+    save_plot,
+    show,
+    timing_fields,
+    with_quartiles,
+    write_json,
+)
 
 SHAPES = ("8x196x384", "1x1024x768", "4x1024x1024", "1x4096x768")
 QUICK = ("8x196x384", "1x1024x768")
 PLOTTED = ("", "torch", "auto")  # variants that the plot shows: one a form, and nothing that is built once
-RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("method", "stage", "B x N x C", "keep", "form", "median ms", "IQR ms", "peak MiB", "dense / this")
 TARGET_COLUMNS = ("target", "B x N x C", "goal", "ratio [quartiles]", "reached")
 
@@ -40,7 +49,7 @@ def main() -> None:
     with torch.no_grad():
         rows, skipped = _stages(shapes, device, effort)
         targets = [] if args.no_targets else _targets(device, effort)
-    where = Path(args.out) if args.out else RESULTS / label(device) / "merge_cost.json"
+    where = out_file(args.out, "merge_cost", device)
     content = {"environment": record, "rows": rows, "targets": targets, "skipped": skipped}
     write_json(where, content)
     cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
@@ -62,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long a group may take, default 8")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
     parser.add_argument("--no-targets", action="store_true", help="leave out the section of targets")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/merge_cost.json")
+    add_out(parser, "merge_cost")
     return parser.parse_args()
 
 

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import Summary, Timing
+import torch
+from harness import Summary, Timing, label
 
+RESULTS = Path(__file__).resolve().parent / "results"
 Row = Mapping[str, Any]
+
+
+def add_out(parser: argparse.ArgumentParser, name: str) -> None:
+    """The option ``--out``, looked at before anything is measured."""
+    parser.add_argument(
+        "--out", type=_json_file, help=f"JSON file, others beside it; default: benchmarks/results/<device>/{name}.json"
+    )
+
+
+def out_file(out: Path | None, name: str, device: torch.device | str) -> Path:
+    """Where results go."""
+    return out or RESULTS / label(device) / f"{name}.json"
+
+
+def _json_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"Expected a file that ends in .json (got {text!r}).")
+    return path
 
 
 def timing_fields(timing: Timing) -> dict[str, float]:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import harness
 import torch
 import torch.nn.functional as F
+from report import add_out, markdown, out_file, ratio_fields, show, with_quartiles, write_json
 
 import tokengraph as tg
 from tokengraph.compat import timm
 from tokengraph.nn.size_bias import folded_attention
 
+RATIOS = ("mask_over_none", "fold_over_none", "fold_over_mask")
+COLUMNS = ("what", "dtype", "none, ms", "mask / none", "fold / none", "fold / mask")
 SHAPES = [(8, 6, 197, 64), (8, 12, 197, 64), (8, 12, 577, 64), (1, 6, 99, 64)]  # B, H, N, D
 
 
@@ -49,24 +53,36 @@ def models(dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Prints a line for each shape and dtype."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints a line for each shape and dtype, and writes ``size_bias.json`` and ``.md``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="a line")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    add_out(parser, "size_bias")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     harness.warn_if_busy()
-    effort = harness.Effort(rounds=31, seconds=options.seconds)
-    print(f"{'':34}{'none':>10}{'mask / none':>14}{'fold / none':>14}{'fold / mask':>14}")
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
-            cases = {f"attention {list(s)}": kernels(s, dtype, options.device) for s in SHAPES}
-            cases["ViT-S, ToMe r=13, B=8"] = models(dtype, options.device)
+            cases = {f"attention {list(s)}": kernels(s, dtype, args.device) for s in SHAPES}
+            cases["ViT-S, ToMe r=13, B=8"] = models(dtype, args.device)
             for name, calls in cases.items():
-                none, mask, fold = harness.interleave(calls, effort).values()
-                ratios = "".join(f"{a.over(b).median:14.3f}" for a, b in ((mask, none), (fold, none), (fold, mask)))
-                print(f"{name + ' ' + str(dtype)[6:]:34}{none.ms.median:8.2f}ms{ratios}", flush=True)
+                none, mask, fold = harness.interleave(calls, harness.Effort(31, args.seconds)).values()
+                row = {"what": name, "dtype": str(dtype)[6:], "none_ms": round(none.ms.median, 4)}
+                row |= ratio_fields("mask_over_none", mask.over(none)) | ratio_fields("fold_over_none", fold.over(none))
+                rows.append(row | ratio_fields("fold_over_mask", fold.over(mask)))
+    record = harness.environment(torch.device(args.device))
+    where = out_file(args.out, "size_bias", args.device)
+    write_json(where, {"environment": record, "rows": rows})
+    cells = [
+        [r["what"], r["dtype"], f"{r['none_ms']:.2f}", *(with_quartiles(r, name) for name in RATIOS)] for r in rows
+    ]
+    about = f"{record['device_name']}, {record['threads']} threads. Ratios are taken round by round, in one process."
+    page = f"# The size bias: a mask, or folded into the heads\n\n{about}\n\n{markdown(COLUMNS, cells)}"
+    where.with_suffix(".md").write_text(page, encoding="utf-8")
+    show("Size bias", COLUMNS, cells)
+    print(f"Written: {where}, and .md beside it")
 
 
 if __name__ == "__main__":

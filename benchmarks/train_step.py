@@ -9,18 +9,16 @@ the ratio loss. Neither step has a teacher. Both run in turn in one process; rat
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
-from harness import Call, Effort, environment, interleave, label, warn_if_busy
-from report import markdown, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from harness import Call, Effort, environment, interleave, warn_if_busy
+from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
 from torch import nn
 
 import tokengraph as tg
 from tokengraph.compat import timm
 from tokengraph.losses import DynamicViTLoss
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("step", "median ms", "IQR ms", "over dense")
 GOAL = 1.15
 
@@ -42,7 +40,7 @@ def main() -> None:
         for name, timing in timings.items()
     ]
     target = {"target": "masked step over dense step", "goal": f"<= {GOAL}", "ratio": rows[1]["ratio_to_dense"]}
-    where = Path(args.out) if args.out else RESULTS / label(device) / "train_step.json"
+    where = out_file(args.out, "train_step", device)
     write_json(where, {"environment": record, "rows": rows, "targets": [target]})
     cells = [
         [r["step"], f"{r['median_ms']:.0f}", f"{r['iqr_ms']:.0f}", with_quartiles(r, "ratio_to_dense", 3)] for r in rows
@@ -63,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=300.0, help="about how long it may take")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/train_step.json")
+    add_out(parser, "train_step")
     return parser.parse_args()
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-from pathlib import Path
 
 import torch
-from harness import Call, Effort, Summary, Timing, environment, interleave, label, warn_if_busy
-from report import markdown, ratio_fields, show, timing_fields, with_quartiles, write_json
+from harness import Call, Effort, Summary, Timing, environment, interleave, warn_if_busy
+from report import add_out, markdown, out_file, ratio_fields, show, timing_fields, with_quartiles, write_json
 from torch import Tensor
 
 import tokengraph as tg
@@ -26,7 +25,6 @@ from tokengraph.select.expedite import Expedite
 from tokengraph.windows import WindowCoarsening, cluster_windows
 from tokengraph.windows.sam import SamBlock
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("what", "median ms", "IQR ms", "over stock")
 GOAL = 0.25
 
@@ -45,7 +43,7 @@ def main() -> None:
     rows = [{"what": n} | timing_fields(t) | ratio_fields("over_stock", t.over(stock)) for n, t in timings.items()]
     share = _share(timings)
     target = {"target": "clustering + reconstruction over saved", "goal": f"<= {GOAL}"} | ratio_fields("ratio", share)
-    where = Path(args.out) if args.out else RESULTS / label(device) / "windows.json"
+    where = out_file(args.out, "windows", device)
     write_json(where, {"environment": record, "rows": rows, "targets": [target]})
     cells = [
         [r["what"], f"{r['median_ms']:.1f}", f"{r['iqr_ms']:.1f}", with_quartiles(r, "over_stock", 3)] for r in rows
@@ -71,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=180.0, help="about how long it may take")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    parser.add_argument("--out", help="JSON file; default: benchmarks/results/<device>/windows.json")
+    add_out(parser, "windows")
     return parser.parse_args()
 
 

@@ -27,7 +27,7 @@ def in_eval(module: nn.Module) -> Iterator[None]:
 def untouched(module: nn.Module) -> Iterator[None]:
     """Runs of a module that leave no trace: its buffers come back, and hooks on it and its parts are not called."""
     parts = list(module.modules())
-    buffers = [(m._buffers, k, b, b.clone(), b._version) for m in parts for k, b in m._buffers.items() if b is not None]
+    buffers = [(m._buffers, name, b, b.clone()) for m in parts for name, b in m._buffers.items() if b is not None]
     hooks = [(m.__dict__, name, m.__dict__[name]) for m in parts for name in HOOKS]
     try:
         for owner, name, kept in hooks:
@@ -36,10 +36,10 @@ def untouched(module: nn.Module) -> Iterator[None]:
     finally:
         for owner, name, kept in hooks:
             owner[name] = kept
-        with torch.no_grad():
-            for owner, name, buffer, value, version in buffers:
-                owner[name] = buffer
-                if buffer._version != version:
+        for owner, name, buffer, value in buffers:
+            owner[name] = buffer
+            if not torch.equal(buffer, value):
+                with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
                     buffer.copy_(value)
 
 

@@ -127,6 +127,16 @@ def test_the_check_leaves_buffers_alone_and_calls_no_hooks():
     assert calls == ["before", "after"] and before
 
 
+def test_models_made_in_inference_mode_are_checked():
+    with torch.inference_mode():
+        model = tiny_vit()
+        parametrizations.spectral_norm(model.blocks[2].attn.qkv)
+        with tg.attach(model.train(), "tome", 3):
+            model(IMAGES)
+    with tg.attach(model.eval(), "tome", 3), torch.no_grad():
+        assert model(IMAGES).isfinite().all()
+
+
 def test_every_kind_of_block_is_checked():
     model = tiny_vit()
     attn = model.blocks[0].attn

@@ -15,7 +15,7 @@ from tokengraph.nn.mask_object import MaskObject
 POWERS = {"log": 1.0, "half-log": 0.5, "none": 0.0, "inverse": -1.0}
 WAYS = ("auto", "mask", "fold")
 # Device types where "auto" folds: those on which folding was measured to be faster (benchmarks/size_bias.py). On CPU
-# attention takes 1.2 to 1.7 times as long folded as with a mask. CUDA has not been measured.
+# attention takes 1.2 to 2.0 times as long folded as with a mask. CUDA has not been measured.
 FOLDS: tuple[str, ...] = ()
 MULTIPLE = 8  # of the head width, which fused kernels ask for
 

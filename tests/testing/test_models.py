@@ -30,7 +30,7 @@ def far(a, b):
 @pytest.mark.parametrize("options", POOLS, ids=str)
 def test_tiny_vit_tells_images_apart(options):
     one, other = run(tiny_vit(**options))
-    assert (one - other).abs().max() > 0.05
+    assert (one - other).abs().max() > 0.02
 
 
 @pytest.mark.parametrize("options", POOLS, ids=str)

@@ -63,13 +63,13 @@ class TimmEva(GammaBlocks):
     ) -> AttentionStats:
         """From the outputs of the projections; keys for matching before, attention after the rotation."""
         attn: Any = block.attn
-        rope, width = side.get("rope"), queries(attn, seen).size(2) // int(attn.num_heads)
+        rope, shared = side.get("rope"), getattr(attn, "num_kv_heads", attn.num_heads)  # keys may serve several heads
 
         def heads_of_keys() -> Tensor:
-            return attn.k_norm(split_heads(keys(attn, seen), width=width))
+            return attn.k_norm(split_heads(keys(attn, seen), heads=shared))
 
         def project() -> tuple[Tensor, Tensor]:
-            q, k = attn.q_norm(split_heads(queries(attn, seen), width=width)), heads_of_keys()
+            q, k = attn.q_norm(split_heads(queries(attn, seen), heads=attn.num_heads)), heads_of_keys()
             if rope is not None:
                 rotate = sys.modules["timm.layers.pos_embed_sincos"].apply_rot_embed_cat
                 half = {"half": True} if getattr(attn, "rotate_half", False) else {}

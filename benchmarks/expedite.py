@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokengraph.compat import timm
 from tokengraph.edges.cells import cell_edges
-from tokengraph.select.expedite import expedite
+from tokengraph.select.expedite.expedite import expedite
 
 CASES = ("32x32-16x16-384", "40x40-28x28-1024", "64x64-28x28-1024")
 ITERATIONS, TEMPERATURE, WINDOW, NEIGHBORS = 5, 0.02, 5, 20

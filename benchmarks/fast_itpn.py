@@ -18,8 +18,8 @@ from report import add_out, markdown, out_file, progress, ratio_fields, show, ti
 
 from tokengraph.models import FastITPN, TokenGathering, TokenMigration
 from tokengraph.models.fast_itpn import CONFIGS
-from tokengraph.nn.gathering import full_attention, gathering_attention, make_windows
-from tokengraph.select.token_migration import pick_redundant, tokens_to_drop
+from tokengraph.models.gathering import full_attention, gathering_attention, make_windows
+from tokengraph.select.migration.redundancy import pick_redundant, tokens_to_drop
 
 COLUMNS = ("what", "median ms", "IQR ms", "against", "this / that", "goal")
 # What is timed, over what, and at most how much of its time it may take: for one image of 512 pixels, size tiny.

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from report import add_out, markdown, out_file, ratio_fields, show, with_quartiles, write_json
 
 import tokengraph as tg
+from tokengraph.attention.size_bias import folded_attention
 from tokengraph.compat import timm
-from tokengraph.nn.size_bias import folded_attention
 
 RATIOS = ("mask_over_none", "fold_over_none", "fold_over_mask")
 COLUMNS = ("what", "dtype", "none, ms", "mask / none", "fold / none", "fold / mask")

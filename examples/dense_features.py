@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import tokengraph as tg
 from tokengraph.compat import timm
-from tokengraph.photo import load_photo, normalize
+from tokengraph.io.photo import load_photo, normalize
 
 LAYERS = [3, 7, 11]
 

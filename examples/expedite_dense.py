@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import tokengraph as tg
 from tokengraph.compat import timm
-from tokengraph.photo import load_photo, normalize
+from tokengraph.io.photo import load_photo, normalize
 from tokengraph.viz import plot_clusters, plot_features
 
 OUT = Path("outputs/expedite")

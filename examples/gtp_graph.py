@@ -6,7 +6,7 @@ import torch
 
 import tokengraph as tg
 from tokengraph.compat import timm
-from tokengraph.photo import load_photo, normalize
+from tokengraph.io.photo import load_photo, normalize
 from tokengraph.viz import plot_graph
 
 LAYERS = [0, 4, 8, 12]

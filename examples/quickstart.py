@@ -4,7 +4,7 @@ import torch
 
 import tokengraph as tg
 from tokengraph.compat import timm
-from tokengraph.photo import load_photo, normalize
+from tokengraph.io.photo import load_photo, normalize
 
 model = timm.create_model("vit_small_patch16_224", num_classes=0).eval()  # add pretrained=True for real features
 images = normalize(load_photo(size=224), model)

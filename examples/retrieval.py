@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tokengraph as tg
 from tokengraph.compat import timm
-from tokengraph.photo import find_photo, load_photo, normalize
+from tokengraph.io.photo import find_photo, load_photo, normalize
 
 NAMES = "astronaut.png brick.png chelsea.png coffee.png coins.png grass.png gravel.png rocket.jpg retina.jpg".split()
 FOLDER = find_photo().parent

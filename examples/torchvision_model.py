@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tokengraph as tg
 from tokengraph.compat import torchvision
-from tokengraph.photo import load_photo, normalize
+from tokengraph.io.photo import load_photo, normalize
 
 
 def run(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import tokengraph as tg
 from tokengraph.compat import transformers
-from tokengraph.photo import load_photo, normalize
+from tokengraph.io.photo import load_photo, normalize
 
 torch.manual_seed(0)
 SIZES = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}

@@ -5,7 +5,7 @@ import torch
 
 import tokengraph as tg
 from tokengraph import probe
-from tokengraph.probe import Backend
+from tokengraph.optional import Backend
 
 
 @pytest.fixture

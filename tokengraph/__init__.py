@@ -9,26 +9,26 @@ with _warnings.catch_warnings():
     import torch_geometric.data as _data  # noqa: F401
 
 from tokengraph import models, schedule
-from tokengraph.assignment import Assignment
-from tokengraph.attach import Attachment, attach, detach
-from tokengraph.coarsen import coarsen, hierarchy
+from tokengraph.attach.attach import Attachment, attach, detach
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
-from tokengraph.graph import TokenGraph
+from tokengraph.graph.coarsen import coarsen, hierarchy
+from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select import Select, registry, resolve
-from tokengraph.select.ailurus import AiluRus, ailurus
-from tokengraph.select.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.dynamicvit import DynamicViT
-from tokengraph.select.expedite import Expedite, expedite
-from tokengraph.select.expedite_cluster import token_clustering
-from tokengraph.select.expedite_reconstruct import token_reconstruction
+from tokengraph.select.expedite.cluster import token_clustering
+from tokengraph.select.expedite.expedite import Expedite, expedite
+from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
-from tokengraph.select.gtp import GTP, gtp
-from tokengraph.select.gtp_graph import PropagationGraph, gtp_graph, propagation_graph
-from tokengraph.select.migration import TokenMigration
+from tokengraph.select.gtp.graph import PropagationGraph, gtp_graph, propagation_graph
+from tokengraph.select.gtp.gtp import GTP, gtp
+from tokengraph.select.migration.migration import TokenMigration
+from tokengraph.select.peaks.ailurus import AiluRus, ailurus
+from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.random import Random
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
-from tokengraph.soft import SoftAssignment
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.windows import WindowCoarsening
 

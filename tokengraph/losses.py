@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.modes import in_eval
-from tokengraph.segment import segment_sum, wide
+from tokengraph.flat.segment import segment_sum, wide
+from tokengraph.nn.modes import in_eval
 
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
 OFFICIAL_STAGES = 3  # what the published loss divides by, however many stages there are

@@ -1,8 +1,11 @@
-"""Optional packages, imported when first needed; where one is missing the error names the extra that brings it."""
+"""Packages that may be missing: Python extras, and compiled engines. Probed lazily; a broken one breaks no import."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 PACKAGES = {"matplotlib": ("matplotlib", "viz"), "PIL": ("Pillow", "viz"), "rich": ("rich", "cli")}
@@ -29,3 +32,74 @@ def optional(module: str) -> Any:
             f"Install it with: pip install 'tokengraph[{extra}]'",
             name=top,
         ) from error
+
+
+_MODULES = {"torch-cluster": "torch_cluster", "torch-scatter": "torch_scatter", "pyg-lib": "pyg_lib"}
+_INSTALL = {
+    "torch-cluster": "pip install --no-build-isolation 'tokengraph[cluster]' (after torch)",
+    "torch-scatter": "pip install --no-build-isolation 'tokengraph[cluster]' (after torch)",
+    "pyg-lib": "pip install pyg-lib -f https://data.pyg.org/whl/torch-<version>+<cpu|cuXXX>.html (not on PyPI)",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One engine: whether it can be used, its version, and what stands in the way or limits it."""
+
+    name: str
+    available: bool
+    version: str | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        state = f"yes, {self.version}" if self.available else "no"
+        return f"{self.name}: {state}" + (f" ({self.reason})" if self.reason else "")
+
+
+@cache
+def _probe(name: str) -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module(_MODULES[name]), ""
+    except ModuleNotFoundError as error:
+        if error.name == _MODULES[name]:
+            return None, f"not installed: {_INSTALL[name]}"
+        return None, f"broken: {error}"
+    except Exception as error:  # an extension built for another torch raises OSError, a broken one anything
+        return None, f"broken: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def load(name: str) -> ModuleType | None:
+    """The optional module behind a backend, or ``None`` when it is missing or broken."""
+    return _probe(name)[0]
+
+
+def require(name: str) -> ModuleType:
+    """The optional module behind a backend.
+
+    Raises:
+        ImportError: With the reason and how to install it.
+    """
+    module, reason = _probe(name)
+    if module is None:
+        raise ImportError(f"Expected {name} to be usable (got {reason}).")
+    return module
+
+
+def backends() -> dict[str, Backend]:
+    """Says which engines are there, and why not when they are not.
+
+    Returns:
+        ``"torch"``, ``"torch-cluster"``, ``"torch-scatter"`` and ``"pyg-lib"``, each with ``available``, ``version``
+        and ``reason``.
+
+    Example:
+        >>> backends()["torch"].available
+        True
+    """
+    import torch
+
+    found = {"torch": Backend("torch", True, torch.__version__)}
+    for name in _MODULES:
+        module, reason = _probe(name)
+        found[name] = Backend(name, module is not None, getattr(module, "__version__", None), reason)
+    return found

@@ -6,7 +6,7 @@ from needs import library
 from torch import nn
 
 import tokengraph as tg
-from tokengraph.adapters.mask import bars_patches
+from tokengraph.attach.mask import bars_patches
 from tokengraph.testing import tiny_vit
 
 library("timm")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tokengraph.checkpoints import load_checkpoint
+from tokengraph.io.checkpoints import load_checkpoint
 from tokengraph.models import (
     FastITPN,
     FastITPNPyramid,

@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from tokengraph.models import FastITPN, TokenGathering, TokenMigration, TokenRecord
+from tokengraph.models.gathering import make_windows
+from tokengraph.models.gathering_graph import gathering_edges
 from tokengraph.models.main_stage import main_stage
-from tokengraph.nn.gathering import make_windows
-from tokengraph.nn.gathering_graph import gathering_edges
 
 DROPS = {1: 0.75, 2: 0.75, 3: 0.75}
 GATHERINGS = {

@@ -5,10 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from tokengraph.models import FastITPN, FastITPNPyramid
+from tokengraph.models.gathering import full_attention
 from tokengraph.models.main_block import MainBlock
 from tokengraph.models.positions import interpolate_positions
 from tokengraph.models.stem import Merge, PatchEmbed, StemBlock
-from tokengraph.nn.gathering import full_attention
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 NETWORKS = {"off_fast_itpn_cls": (64, 3), "off_fast_itpn_128": (128, 4)}

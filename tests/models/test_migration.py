@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from tokengraph.models import FastITPN, TokenGathering, TokenMigration
+from tokengraph.models.gathering_graph import edge_attention, gathering_edges
 from tokengraph.models.main_stage import main_stage
-from tokengraph.nn.gathering_graph import edge_attention, gathering_edges
-from tokengraph.select.token_migration import tokens_to_drop
+from tokengraph.select.migration.redundancy import tokens_to_drop
 
 
 def network(depth: int = 4, **options) -> FastITPN:

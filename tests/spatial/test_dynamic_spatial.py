@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import tokengraph as tg
-from tokengraph.attach import detach
+from tokengraph.attach.attach import detach
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.testing import tiny_vit
 

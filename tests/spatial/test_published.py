@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tokengraph as tg
-from tokengraph.checkpoints import load_checkpoint
+from tokengraph.io.checkpoints import load_checkpoint
 from tokengraph.spatial import DynamicSpatial, published_weights
 
 

@@ -5,7 +5,7 @@ import torch
 from needs import library
 
 import tokengraph as tg
-from tokengraph.nn.open_attention import OpenMap
+from tokengraph.attention.open_map import OpenMap
 from tokengraph.testing import tiny_vit
 from tokengraph.testing.ideal import ideal
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tokengraph.select.expedite import Expedite, expedite
+from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.windows import cluster_windows
 from tokengraph.windows.grid import join, split
 

@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 import tokengraph as tg
-from tokengraph.attach import detach
-from tokengraph.select.expedite import Expedite
+from tokengraph.attach.attach import detach
+from tokengraph.select.expedite.expedite import Expedite
 from tokengraph.windows import WindowCoarsening
 
 SMALL = Expedite(clusters=(3, 3), inv_temperature=0.5)

@@ -6,8 +6,8 @@ from needs import library
 from torch import nn
 
 import tokengraph as tg
-from tokengraph.select.dpc_knn import DPCKNN
-from tokengraph.select.expedite import Expedite
+from tokengraph.select.expedite.expedite import Expedite
+from tokengraph.select.peaks.dpc_knn import DPCKNN
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.testing import tiny_vit
 from tokengraph.windows import WindowCoarsening

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.multihead.encoder_layers import EncoderLayers
-from tokengraph.adapters.multihead.open_clip import OpenClipViT
-from tokengraph.adapters.multihead.torchvision import TorchvisionViT
+from tokengraph.adapters.encoder_layers import EncoderLayers
+from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
 from tokengraph.adapters.timm.eva import TimmEva
 from tokengraph.adapters.timm.naflex import TimmNaFlex
 from tokengraph.adapters.timm.vit import TimmViT
+from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers.beit import OlderTransformersBeit, TransformersBeit
 from tokengraph.adapters.transformers.naflex import TransformersNaFlex
 from tokengraph.adapters.transformers.older import OlderTransformersViT

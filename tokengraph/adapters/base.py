@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
-from tokengraph.state import State
+from tokengraph.attach.state import State
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 if TYPE_CHECKING:
-    from tokengraph.trace import Trace
+    from tokengraph.attach.trace import Trace
 
 
 class Adapter(ABC):
@@ -28,7 +28,7 @@ class Adapter(ABC):
 
     Attributes:
         family: What it is called in messages.
-        block_mixin: Put in front of the block's class; see :class:`tokengraph.adapters.block.CoarseBlock`.
+        block_mixin: Put in front of the block's class; see :class:`tokengraph.attach.block.CoarseBlock`.
         model_mixin: Put in front of the model's class, for pooling and feature maps; ``None``: not needed.
         side_inputs: Names of the block's other inputs that :meth:`carry` knows.
     """
@@ -117,7 +117,7 @@ class Adapter(ABC):
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
 
         Each is a module, ``"output"`` or ``"input"``, and a module-level function marked with
-        :func:`~tokengraph.adapters.site.ours`, so that copies and pickles keep it.
+        :func:`~tokengraph.attach.site.ours`, so that copies and pickles keep it.
         """
         return []
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from tokengraph.assignment import Assignment
-from tokengraph.coarsen import Hierarchy, hierarchy
-from tokengraph.graph import TokenGraph
+from tokengraph.graph.coarsen import Hierarchy, hierarchy
+from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select import Select, resolve
 from tokengraph.select.topk import TopK
-from tokengraph.soft import SoftAssignment
 
 INSTEAD: dict[str, Select] = {"topk": TopK(score="norm")}  # on a graph no class token pays attention
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokengraph import viz
 from tokengraph.demo.clusterings import Clustering
 from tokengraph.demo.runs import Run
-from tokengraph.graph import TokenGraph
+from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.viz.figure import new_figure
 
 if TYPE_CHECKING:

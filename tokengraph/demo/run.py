@@ -13,11 +13,11 @@ from tokengraph.demo.clusterings import cluster, share
 from tokengraph.demo.pictures import draw
 from tokengraph.demo.runs import make_runs, measure
 from tokengraph.demo.tables import print_clusterings, print_runs
-from tokengraph.graph import TokenGraph
+from tokengraph.demo.weights import load_model
+from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.io.photo import find_photo, load_photo, normalize
 from tokengraph.optional import optional
-from tokengraph.photo import find_photo, load_photo, normalize
 from tokengraph.select import registry
-from tokengraph.weights import load_model
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters import find_adapter
-from tokengraph.attach import attach
+from tokengraph.attach.attach import attach
 from tokengraph.cost import ModelCost, vit_cost
 from tokengraph.optional import optional
-from tokengraph.select.ailurus import AiluRus
 from tokengraph.select.base import Select
 from tokengraph.select.grid_pool import GridPool
+from tokengraph.select.peaks.ailurus import AiluRus
 from tokengraph.select.tome import ToMe
 from tokengraph.testing.ideal import ideal
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tokengraph.demo.clusterings import Clustering
 from tokengraph.demo.runs import Run
-from tokengraph.graph import TokenGraph
+from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.optional import optional
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from tokengraph.edges.grid import grid_graph, grid_positions
 from tokengraph.edges.knn import knn_graph, knn_neighbors
 from tokengraph.edges.window import window_graph
-from tokengraph.probe import Backend, backends
+from tokengraph.optional import Backend, backends
 
 __all__ = [
     "Backend",

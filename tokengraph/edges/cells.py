@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.errors import check_positive
-from tokengraph.tables import table
+from tokengraph.flat.tables import table
 
 Pair = tuple[int, int]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.tables import table
+from tokengraph.flat.tables import table
 
 
 def grid_graph(

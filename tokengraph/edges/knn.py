@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokengraph.edges import knn_extension, knn_torch
 from tokengraph.errors import check_finite, check_positive, check_ptr, check_tokens
-from tokengraph.probe import backends
+from tokengraph.optional import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
 # On CPU the product form beat torch-cluster's k-d tree at every token shape measured (benchmarks/merge_cost.py). No GPU

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges import knn_torch
-from tokengraph.probe import require
+from tokengraph.optional import require
 
 SPARE = 2  # one for the token itself, one to see whether the last place is tied
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges.distance import recentre, squared_norm
-from tokengraph.ragged import pad
+from tokengraph.flat.layout import pad
 
 BUDGET = 256 * 2**20  # bytes of the largest block of distances
 

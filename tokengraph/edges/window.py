@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.errors import check_positive
-from tokengraph.tables import table
+from tokengraph.flat.tables import table
 
 
 def window_graph(grid: tuple[int, int], lam: int, *, device: torch.device | str = "cpu") -> Tensor:

@@ -7,12 +7,12 @@ from tokengraph.models.fast_itpn import (
     fast_itpn_small,
     fast_itpn_tiny,
 )
+from tokengraph.models.gathering import TokenGathering
+from tokengraph.models.gathering_graph import edge_attention, gathering_edges
 from tokengraph.models.main_stage import TokenRecord
 from tokengraph.models.pyramid import FastITPNPyramid, fast_itpn_pyramid
 from tokengraph.models.registration import register_if_imported, register_with_timm
-from tokengraph.nn.gathering import TokenGathering
-from tokengraph.nn.gathering_graph import edge_attention, gathering_edges
-from tokengraph.select.migration import TokenMigration
+from tokengraph.select.migration.migration import TokenMigration
 
 __all__ = [
     "FastITPN",

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.errors import check_positive, check_tokens
+from tokengraph.models.gathering import TokenGathering
 from tokengraph.models.main_block import MainBlock
 from tokengraph.models.main_stage import TokenRecord, main_stage
 from tokengraph.models.positions import interpolate_positions
 from tokengraph.models.stem import EPS, Merge, PatchEmbed, StemBlock
-from tokengraph.nn.gathering import TokenGathering
-from tokengraph.select.migration import TokenMigration
+from tokengraph.select.migration.migration import TokenMigration
 
 PATCH = 16
 CONFIGS = {  # width, blocks of the three stages, heads

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengraph.models.gathering import Attend, full_attention
 from tokengraph.models.stem import EPS, DropPath
-from tokengraph.nn.gathering import Attend, full_attention
 
 
 class MainAttention(nn.Module):

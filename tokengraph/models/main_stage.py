@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tokengraph.models.gathering import Attend, TokenGathering, Windows, full_attention, make_windows
 from tokengraph.models.main_block import MainBlock
-from tokengraph.nn.gathering import Attend, TokenGathering, Windows, full_attention, make_windows
-from tokengraph.select.migration import TokenMigration
-from tokengraph.select.token_migration import (
+from tokengraph.select.migration.migration import TokenMigration
+from tokengraph.select.migration.redundancy import (
     Departure,
     Redundant,
     departures,

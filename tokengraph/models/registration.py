@@ -65,7 +65,7 @@ def _entry(name: str, size: str, pixels: int) -> Callable[..., nn.Module]:
         if pretrained:
             raise ValueError(
                 f"Expected pretrained=False for {name} (got True). No hub has its weights: get the authors' file, and "
-                "load it with tokengraph.checkpoints.load_checkpoint(model, file)."
+                "load it with tokengraph.io.checkpoints.load_checkpoint(model, file)."
             )
         options.setdefault("img_size", pixels)
         if features_only:

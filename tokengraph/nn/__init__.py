@@ -1,7 +1,7 @@
 """Learned and structural parts: the prediction module, its decisions, and attention over weighted edges."""
 
+from tokengraph.attention.keep_mask import KeepMask, additive_mask, masked_attention, masked_softmax
 from tokengraph.nn.decisions import gumbel_keep
-from tokengraph.nn.masked_attention import KeepMask, additive_mask, masked_attention, masked_softmax
 from tokengraph.nn.predictor import TokenPredictor
 
 __all__ = ["KeepMask", "TokenPredictor", "additive_mask", "gumbel_keep", "masked_attention", "masked_softmax"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.segment import wide
+from tokengraph.flat.segment import wide
 
 
 def gumbel_keep(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.errors import check_tokens
-from tokengraph.segment import segment_sum, wide
+from tokengraph.flat.segment import segment_sum, wide
 
 POOLINGS = ("masked", "mean")
 

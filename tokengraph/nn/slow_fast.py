@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokengraph.tables import equal_ptr
+from tokengraph.flat.tables import equal_ptr
 
 Path = Callable[[Tensor], Tensor]
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.tokens import Tokens
-from tokengraph.soft import SoftAssignment
 
 if TYPE_CHECKING:
-    from tokengraph.nn.masked_attention import KeepMask
+    from tokengraph.attention.keep_mask import KeepMask
     from tokengraph.schedule import Schedule
 
 _REGISTRY: dict[str, type[Select]] = {}

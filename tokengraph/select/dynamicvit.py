@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokengraph.assignment import Assignment
+from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite
+from tokengraph.maps.hard import Assignment
 from tokengraph.nn.decisions import gumbel_keep
-from tokengraph.nn.masked_attention import KeepMask
 from tokengraph.nn.predictor import TokenPredictor
 from tokengraph.select.base import Select
-from tokengraph.select.peaks import check_order
+from tokengraph.select.peaks.peaks import check_order
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 from tokengraph.select.topk import _topk
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
+from tokengraph.flat.tables import table
+from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
-from tokengraph.tables import table
 
 
 def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, int], *, mask: Tensor | None = None) -> Assignment:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.errors import check_mask
+from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
 from tokengraph.select.topk import _topk

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengraph.select.attention import AttentionStats
+from tokengraph.attention.stats import AttentionStats
 
 
 @dataclass

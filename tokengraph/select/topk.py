@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokengraph.assignment import Assignment
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
-from tokengraph.soft import SoftAssignment
 
 
 def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> Assignment:

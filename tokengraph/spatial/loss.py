@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengraph.flat.segment import wide
 from tokengraph.losses import distillation_loss, ratio_loss, token_distillation_loss
-from tokengraph.segment import wide
 
 WEIGHTS = {"classification": 1.0, "ratio": 10.0, "distillation": 0.5, "feature": 0.5}
 

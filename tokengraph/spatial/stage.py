@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokengraph.adapters.block import Coarse
-from tokengraph.adapters.site import SITE
+from tokengraph.attach.block import Coarse
+from tokengraph.attach.site import SITE
 from tokengraph.errors import check_finite
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.slow_fast import Partition, merge, split_by_count, split_by_mask

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters import Adapter, find_adapter
-from tokengraph.adapters.site import SITE
-from tokengraph.nn.open_attention import OpenMap
+from tokengraph.attach.site import SITE
+from tokengraph.attention.open_map import OpenMap
 
 PLACEMENTS = ("before", "inside", "after")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tokengraph.assignment import Assignment
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
-from tokengraph.soft import SoftAssignment
 from tokengraph.testing.tokens import corner_cases, make_tokens
 
 GRID = (6, 8)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.attach import Attachment, attach
+from tokengraph.attach.attach import Attachment, attach
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.base import Adapter
-from tokengraph.attach import detach
+from tokengraph.attach.attach import detach
 from tokengraph.testing.model_case import ModelCase
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.attention.stats import AttentionStats
 from tokengraph.edges.grid import grid_positions
-from tokengraph.select.attention import AttentionStats
 from tokengraph.select.tokens import Tokens
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokengraph.assignment import Assignment
-from tokengraph.soft import SoftAssignment
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
 from tokengraph.viz.figure import new_figure, show
 from tokengraph.viz.image import Grid, enlarge, one_of, to_array, to_rgb
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokengraph.graph import TokenGraph
+from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.optional import optional
 from tokengraph.viz.figure import caption, new_figure
 from tokengraph.viz.image import enlarge, to_array, to_rgb

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokengraph.segment import weighted_sum
-from tokengraph.select.expedite import Expedite
-from tokengraph.select.expedite_cluster import Clustering, How, cluster_tokens
-from tokengraph.select.expedite_reconstruct import make_edges
+from tokengraph.flat.segment import weighted_sum
+from tokengraph.select.expedite.cluster import Clustering, How, cluster_tokens
+from tokengraph.select.expedite.expedite import Expedite
+from tokengraph.select.expedite.reconstruct import make_edges
 from tokengraph.windows.grid import Cut, Pair, join, real, split
 
 

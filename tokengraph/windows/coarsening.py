@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from tokengraph.adapters.site import SITE
-from tokengraph.handle import Handle
+from tokengraph.attach.handle import Handle
+from tokengraph.attach.site import SITE
 from tokengraph.select.base import Select, resolve, tokens_to_keep
-from tokengraph.select.expedite import Expedite, cluster_grid
+from tokengraph.select.expedite.expedite import Expedite, cluster_grid
 from tokengraph.select.tome import ToMe
 from tokengraph.windows.family import find_windows
 from tokengraph.windows.grid import Pair, area
@@ -67,7 +67,7 @@ class WindowCoarsening:
         block, for an MLP on as many.
 
     Example:
-        >>> from tokengraph.select.expedite import Expedite
+        >>> from tokengraph.select.expedite.expedite.expedite import Expedite
         >>> WindowCoarsening(Expedite(clusters=(9, 9)), before=6)
         WindowCoarsening(Expedite, keep=81, before=6)
 

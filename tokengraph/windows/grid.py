@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.tables import table
+from tokengraph.flat.tables import table
 
 Pair = tuple[int, int]
 

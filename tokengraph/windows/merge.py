@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokengraph.select.attention import AttentionStats
+from tokengraph.attention.stats import AttentionStats
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
 from tokengraph.windows.grid import Pair, join, real, split

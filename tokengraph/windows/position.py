@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.segment import wide
-from tokengraph.tables import table
+from tokengraph.flat.segment import wide
+from tokengraph.flat.tables import table
 from tokengraph.windows.grid import Pair, split
 
 APART = -100.0  # what Swin adds to the logits of tokens that only the shift brought together

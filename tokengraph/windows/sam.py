@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.adapters.block import Coarse
-from tokengraph.adapters.site import SITE, ours
+from tokengraph.attach.block import Coarse
+from tokengraph.attach.site import SITE, ours
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
 from tokengraph.windows.merge import mean_keys, merged_update

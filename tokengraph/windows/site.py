@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.block import Coarse, KeepOutput, coarse_class
-from tokengraph.adapters.checks import check_equal
-from tokengraph.adapters.site import SITE, STASH
-from tokengraph.modes import in_eval, precise, untouched
+from tokengraph.attach.block import Coarse, KeepOutput, coarse_class
+from tokengraph.attach.checks import check_equal
+from tokengraph.attach.site import SITE, STASH
+from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.select.base import Select
-from tokengraph.select.expedite import Expedite
+from tokengraph.select.expedite.expedite import Expedite
 from tokengraph.spatial.block import SpatialSite
 from tokengraph.windows.grid import Pair, area
 from tokengraph.windows.record import WindowRecord

@@ -81,8 +81,8 @@ def test_rotary_tables_follow_the_tokens(kind, images):
 
 
 def test_merged_tokens_turn_by_the_circular_mean_of_their_patches():
-    from tokengraph.adapters.rotary import coarse_tables
-    from tokengraph.state import State
+    from tokengraph.adapters.parts.rotary import coarse_tables
+    from tokengraph.attach.state import State
 
     angle = torch.tensor([[0.0], [0.5], [3.0], [-3.0]])  # the last two lie around pi
     map_ = tg.Assignment.from_dense(torch.tensor([[0, 0, 1, 1]]), 2)

@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.calls import check_called_alone
-from tokengraph.adapters.heads import split_heads, split_qkv
-from tokengraph.adapters.pooling import for_mean
-from tokengraph.adapters.relative import coarse_bias, with_bias
-from tokengraph.adapters.site import SITE, STASH, Site
-from tokengraph.adapters.timm.gamma import GammaBlocks, keys, queries
+from tokengraph.adapters.parts.heads import split_heads, split_qkv
+from tokengraph.adapters.parts.hooks import check_called_alone
+from tokengraph.adapters.parts.pooling import for_mean
+from tokengraph.adapters.parts.relative import coarse_bias, with_bias
+from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries
 from tokengraph.adapters.timm.vit import TimmModel
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
-from tokengraph.state import State
+from tokengraph.attach.block import CoarseBlock
+from tokengraph.attach.site import SITE, STASH, Site
+from tokengraph.attach.state import State
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 ORIGIN = "timm.models.beit"
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.heads import split_heads
-from tokengraph.adapters.rotary import coarse_tables
-from tokengraph.adapters.timm.gamma import GammaBlocks, keys, queries
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
-from tokengraph.state import State
+from tokengraph.adapters.parts.heads import split_heads
+from tokengraph.adapters.parts.rotary import coarse_tables
+from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries
+from tokengraph.attach.block import CoarseBlock
+from tokengraph.attach.state import State
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 ORIGIN = "timm.models.eva"
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, is_a
-from tokengraph.adapters.naflex import Grids, image_shapes, tokens_of_each
-from tokengraph.adapters.pooling import masked_mean, pooled_over
-from tokengraph.adapters.site import SITE, Site
+from tokengraph.adapters.parts.naflex import Grids, image_shapes, tokens_of_each
+from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.adapters.timm.vit import TimmModel, TimmViT
-from tokengraph.trace import Trace
+from tokengraph.attach.site import SITE, Site
+from tokengraph.attach.trace import Trace
 
 ORIGIN = "timm.models.naflexvit"
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, block_index, is_a
-from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.heads import split_qkv
-from tokengraph.adapters.intermediates import WithIntermediates, finished_blocks, lift_for
-from tokengraph.adapters.pooling import masked_mean, pooled_over
-from tokengraph.adapters.site import SITE, Site
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
+from tokengraph.adapters.parts.heads import split_qkv
+from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
+from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
+from tokengraph.attach.block import CoarseBlock
+from tokengraph.attach.site import SITE, Site
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 
 class TimmBlock(CoarseBlock):

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.pooling import for_mean
-from tokengraph.adapters.relative import coarse_bias, with_bias
-from tokengraph.adapters.site import SITE, Site, ours
+from tokengraph.adapters.parts.pooling import for_mean
+from tokengraph.adapters.parts.relative import coarse_bias, with_bias
 from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
 from tokengraph.adapters.transformers.older import OlderTransformersViT, attention_under
-from tokengraph.adapters.transformers.refusals import check_attention
+from tokengraph.adapters.transformers.supported import check_attention
 from tokengraph.adapters.transformers.vit import TransformersViT
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
-from tokengraph.state import State
+from tokengraph.attach.block import CoarseBlock
+from tokengraph.attach.site import SITE, Site, ours
+from tokengraph.attach.state import State
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 
 class BeitLayer(CoarseBlock):

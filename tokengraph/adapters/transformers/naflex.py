@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.adapters.naflex import image_shapes, tokens_of_each
-from tokengraph.adapters.pooling import masked_mean, pooled_over
-from tokengraph.adapters.site import SITE, Site, ours
+from tokengraph.adapters.parts.naflex import image_shapes, tokens_of_each
+from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import is_naflex
-from tokengraph.adapters.transformers.outlets import lift_output, with_tokens
+from tokengraph.adapters.transformers.outputs import lift_output, with_tokens
 from tokengraph.adapters.transformers.vit import TransformersViT
-from tokengraph.trace import Trace
+from tokengraph.attach.site import SITE, Site, ours
+from tokengraph.attach.trace import Trace
 
 
 class TransformersNaFlex(TransformersViT):

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.adapters.calls import check_called_alone
-from tokengraph.adapters.heads import split_heads
+from tokengraph.adapters.parts.heads import split_heads
+from tokengraph.adapters.parts.hooks import check_called_alone
 from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
 from tokengraph.adapters.transformers.vit import FIRST_NORM, SECOND_NORM, TransformersViT, apply_parts, first_part
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 
 class OlderTransformersViT(TransformersViT):

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, strided_grid
-from tokengraph.adapters.block import CoarseBlock
-from tokengraph.adapters.heads import split_heads
-from tokengraph.adapters.rotary import coarse_tables
-from tokengraph.adapters.site import SITE
+from tokengraph.adapters.parts.heads import split_heads
+from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.transformers.anatomy import (
     class_token_of,
     is_beit,
@@ -24,12 +22,14 @@ from tokengraph.adapters.transformers.anatomy import (
     layers_of,
     patches_of,
 )
-from tokengraph.adapters.transformers.outlets import outlets
-from tokengraph.adapters.transformers.refusals import check_around, check_attention
-from tokengraph.nn.masked_attention import KeepMask
-from tokengraph.select.attention import AttentionStats
-from tokengraph.state import State
-from tokengraph.trace import Trace
+from tokengraph.adapters.transformers.outputs import outlets
+from tokengraph.adapters.transformers.supported import check_around, check_attention
+from tokengraph.attach.block import CoarseBlock
+from tokengraph.attach.site import SITE
+from tokengraph.attach.state import State
+from tokengraph.attach.trace import Trace
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.stats import AttentionStats
 
 FIRST_NORM = ("layernorm_before", "norm1", "layer_norm1")
 SECOND_NORM = ("layernorm_after", "norm2", "layer_norm2")

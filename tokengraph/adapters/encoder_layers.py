@@ -1,0 +1,186 @@
+"""Layers of ``nn.TransformerEncoder`` in a user's own model, which nobody can find without being told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import strided_grid
+from tokengraph.adapters.parts.multihead import MultiheadAdapter, swap_unless_batch_first
+from tokengraph.attach.block import CoarseBlock
+from tokengraph.attach.site import SITE, Site
+from tokengraph.attach.state import State
+
+
+class EncoderLayer(CoarseBlock):
+    """``nn.TransformerEncoderLayer`` with a coarsening in it."""
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Takes ``[B, P+n, C]``, or ``[P+n, B, C]`` where it is not ``batch_first``.
+
+        Both masks are over the uncoarsened sequence, as torch takes them: True or ``-inf`` bars a key.
+        """
+        if is_causal:
+            raise ValueError("Expected is_causal=False (got True): clusters have no order in time.")
+        if src.dim() != 3 or src.is_nested:
+            raise ValueError(f"Expected a batch of sequences of one length (got {src.dim()} dimensions, or nested).")
+        site: Site = getattr(self, SITE)
+        attention: Any = self.self_attn  # type: ignore[attr-defined]
+        x = swap_unless_batch_first(attention, src)
+        mask = _joined(src_mask, src_key_padding_mask, x, attention.num_heads)
+        x = self.coarse(x, mask, stock={"src_mask": src_mask, "src_key_padding_mask": src_key_padding_mask})
+        if site.recipe.lift and site.index + 1 == site.trace.depth:
+            x = _lifted(site, x)
+        return swap_unless_batch_first(attention, x)
+
+
+class EncoderLayers(MultiheadAdapter):
+    """Where the pre-norm ``nn.TransformerEncoderLayer`` of a model of your own are, and what their tokens mean.
+
+    Give it as ``attach(model, ..., adapter=EncoderLayers(...))``. In blocks that leave the tokens alone the stock layer
+    runs, with torch's inference fast path where it has one. With ``lift=True`` every patch comes out of the last layer
+    again, which is what a head that pools patches wants.
+
+    Args:
+        layers: Path of the ``nn.TransformerEncoder``, or of the list of its layers, in the model: ``"encoder"``.
+        num_prefix: P, the tokens in front of the patches.
+        grid: ``(H, W)`` of the patches, row-major.
+        embedding: Path of the module that turns images into patches. Where it is an ``nn.Conv2d``, the grid of other
+            image sizes is known too. ``None``: the grid is always ``grid``.
+        class_token: Whether the first token is a class token; ``None``: if there are prefix tokens.
+
+    Raises:
+        ValueError: If there is no grid, or fewer than no prefix tokens.
+
+    Example:
+        >>> from tokengraph import attach
+        >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+        >>> model = nn.Sequential(nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)).eval()
+        >>> with attach(model, "tome", 4, adapter=EncoderLayers("0", num_prefix=0, grid=(4, 4))) as handle:
+        ...     model(torch.randn(2, 16, 32)).shape
+        torch.Size([2, 4, 32])
+    """
+
+    family = "nn.TransformerEncoderLayer of a model of your own"
+    block_mixin = EncoderLayer
+    norm, attention, after = "norm1", "self_attn", "dropout1"
+
+    def __init__(
+        self,
+        layers: str,
+        *,
+        num_prefix: int,
+        grid: tuple[int, int],
+        embedding: str | None = None,
+        class_token: bool | None = None,
+    ) -> None:
+        if num_prefix < 0 or len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"Expected num_prefix >= 0 and a grid (H, W) (got {num_prefix} and {grid}).")
+        self.layers = layers
+        self.prefix = num_prefix
+        self.patches = (int(grid[0]), int(grid[1]))
+        self.path = embedding
+        self.class_token = num_prefix > 0 if class_token is None else class_token
+
+    def serves(self, model: Any) -> bool:
+        """Whether the model has the paths."""
+        return _part(model, self.layers) is not None and (self.path is None or _part(model, self.path) is not None)
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """The layers, all of them pre-norm ``nn.TransformerEncoderLayer``."""
+        found = _part(model, self.layers)
+        found = getattr(found, "layers", found)
+        blocks: list[nn.Module] = list(found) if isinstance(found, nn.ModuleList | nn.Sequential) else []
+        if not blocks:
+            raise ValueError(f"Expected layers at {self.layers!r} (got {type(found).__name__}).")
+        for i, block in enumerate(blocks):
+            if not isinstance(block, nn.TransformerEncoderLayer):
+                raise ValueError(f"Expected nn.TransformerEncoderLayer (got {type(block).__name__} at {i}).")
+            if not block.norm_first:
+                raise ValueError(
+                    f"Expected norm_first=True (got False at {i}). Layers whose norms come last have no place between "
+                    "the halves."
+                )
+        return self.check(blocks)
+
+    def num_prefix(self, model: Any) -> int:
+        """As given."""
+        return self.prefix
+
+    def has_class_token(self, model: Any) -> bool:
+        """As given."""
+        return self.class_token
+
+    def channels(self, model: Any) -> int:
+        """``self_attn.embed_dim``."""
+        return int(self.blocks(model)[0].self_attn.embed_dim)  # type: ignore[union-attr,arg-type]
+
+    def grid(self, model: Any) -> tuple[int, int]:
+        """As given."""
+        return self.patches
+
+    def feed(self, block: Any, x: Tensor) -> Tensor:
+        """``x + dropout2(linear2(dropout(activation(linear1(norm2(x))))))``."""
+        x = swap_unless_batch_first(block.self_attn, x)
+        y = block.linear2(block.dropout(block.activation(block.linear1(block.norm2(x)))))
+        return swap_unless_batch_first(block.self_attn, x + block.dropout2(y))
+
+    def whole(self, block: Any, x: Tensor, mask: Any, stock: dict[str, Any] | None = None, **side: Any) -> Tensor:
+        """The stock layer, where it knows what to do with the mask: without one, and with that of the user."""
+        kind = getattr(block.__dict__.get(SITE), "original", None) or type(block)
+        if mask is None or (stock is not None and isinstance(mask, Tensor)):
+            return self.stock(kind, block, x, **(stock or {}))
+        return super().whole(block, x, mask, **side)
+
+    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+        """Nothing: the masks come as one, which follows the tokens."""
+        return {}
+
+    def embedding(self, model: Any) -> nn.Module:
+        """As given; the model itself without one."""
+        return model if self.path is None else model.get_submodule(self.path)
+
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+        """As a convolution counts, else as given."""
+        if not isinstance(embedding, nn.Conv2d) or images.dim() != 4:
+            return self.patches
+        return strided_grid(embedding, images)
+
+
+def _part(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _joined(mask: Tensor | None, padding: Tensor | None, x: Tensor, heads: int) -> Tensor | None:
+    """Both masks as one additive ``[1 or B, 1 or H, 1 or N, N]``."""
+    if mask is not None:
+        mask = _additive(mask, x)
+        mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (-1, heads))
+    if padding is not None:
+        padding = _additive(padding, x)[:, None, None]
+        return padding if mask is None else mask + padding
+    return mask
+
+
+def _additive(mask: Tensor, x: Tensor) -> Tensor:
+    return torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+
+
+def _lifted(site: Site, x: Tensor) -> Tensor:
+    """``x`` at full resolution, by the state that its own run left: checkpoints may compute it again later."""
+    state, prefix = site.trace.enter(site.index + 1, x), site.trace.num_prefix
+    if state is None or not state.coarse:
+        return x
+    rows = state.lift(x[:, prefix:], replenish=True).view(state.images, state.patches, x.size(2))
+    return torch.cat([x[:, :prefix], rows], dim=1)

@@ -1,1 +1,0 @@
-"""Blocks over ``nn.MultiheadAttention``: torchvision, open_clip, a model of your own."""

@@ -1,0 +1,38 @@
+"""Intermediate features of timm and open_clip: which blocks they come from, and how they come back whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from tokengraph.attach.block import Coarse
+from tokengraph.attach.trace import Trace
+
+
+class WithIntermediates(Coarse):
+    """Mixin of a swapped model that has ``forward_intermediates``."""
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: the schedule was made for the blocks there are."""
+        raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
+
+
+def lift_for(trace: Trace, output_fmt: str) -> Callable[..., Tensor]:
+    """What brings a layer's tokens back to full resolution in this format.
+
+    Raises:
+        ValueError: For a format other than ``NCHW`` and ``NLC``.
+    """
+    if output_fmt not in ("NCHW", "NLC"):
+        raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {output_fmt!r}).")
+    return trace.as_map if output_fmt == "NCHW" else trace.lift
+
+
+def finished_blocks(indices: int | list[int] | None, depth: int) -> list[int]:
+    """Finished blocks at each intermediate, in the order that timm returns them."""
+    if indices is None:
+        return list(range(1, depth + 1))
+    chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
+    return [i + 1 for i in sorted(set(chosen))]

@@ -1,0 +1,167 @@
+"""Relative position bias for coarse tokens, and its place among the masks of a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.attach.state import State
+from tokengraph.attention.keep_mask import KeepMask, masked_softmax
+from tokengraph.flat.segment import weighted_sum
+from tokengraph.maps.hard import Assignment
+
+TINY = torch.finfo(torch.float32).tiny
+# Bytes of one piece's numbers: about what a CPU core's own cache holds. With 2 MiB of it, 1 to 12 MiB were timed within
+# a quarter of each other, and all heads at once took longer.
+CACHE = 3 << 20
+
+
+def coarse_bias(bias: Tensor, state: State, num_prefix: int) -> Tensor:
+    r"""The bias between the tokens of now, out of that between the input patches.
+
+    Where each token descends from one patch (pruning, cluster centres) it has that patch's row and column. Merged keys
+    get the log of the mean of :math:`\exp B` over their members, merged queries the mean over theirs:
+
+    .. math:: B'_{ab} = \operatorname{mean}_{i \in a} \log \operatorname{mean}_{j \in b} \exp B_{ij}
+
+    With the log of the size that proportional attention adds, members of one key weigh as much as they would by
+    themselves; logits are linear in queries. Weighted members count by their weights. Prefix tokens keep their rows
+    and columns. This is our own choice: on small trained models, outputs came as near to those without merging as with
+    the plain mean over the members of both, or nearer.
+
+    Args:
+        bias: B, one for all images, ``[H, P+N, P+N]`` or ``[1, H, P+N, P+N]``.
+        state: The tokens of now, coarse.
+        num_prefix: P.
+
+    Returns:
+        ``[B, H, P+n, P+n]`` in the dtype of ``bias``; at padding any finite numbers.
+
+    Raises:
+        ValueError: On a bias of another shape.
+
+    Cost: a gather of ``B H (P+n)^2``; for merged tokens a pass over ``B H (P+N)^2`` and some over ``B H (P+n) (P+N)``
+    numbers; for weighted maps two dense products of these sizes. The whole bias is read, not copied for each image.
+    Entries more than 87 below the largest of their head underflow: they count as 87 below, or bar the pair.
+    """
+    tokens = num_prefix + state.patches
+    if bias.shape[-2:] != (tokens, tokens) or bias.dim() not in (3, 4) or (bias.dim() == 4 and bias.size(0) != 1):
+        raise ValueError(
+            f"Expected a relative position bias of shape [H, {tokens}, {tokens}] (got {list(bias.shape)}). "
+            "It is made for one image size: give the model images of that size, or let it change its own first."
+        )
+    bias = bias.view(-1, tokens, tokens)
+    if state.patch is not None:
+        return _picked(bias, state.patch, num_prefix)
+    if len(state.maps) == 1 and isinstance(state.maps[0], Assignment):
+        cluster, count, padded = _members(state, num_prefix), num_prefix + state.count, state.valid is not None
+        out = bias.new_empty(state.images, bias.size(0), count, count)
+        step = _heads_at_once(bias, state.images * count * tokens)
+        for i in range(0, bias.size(0), step):
+            out[:, i : i + step] = _averaged(bias[i : i + step], cluster, count, padded)
+        return out
+    with torch.autocast(bias.device.type, enabled=False):
+        weight, (linear, top) = _weights(state, num_prefix)[:, None], _exp(bias)
+        keys = torch.matmul(linear, weight.transpose(2, 3)).clamp_min(TINY).log()
+        return (torch.matmul(weight, keys) + top).to(bias.dtype)
+
+
+def _heads_at_once(bias: Tensor, each: int) -> int:
+    """Heads whose ``each`` numbers stay in the cache of a CPU: pieces take half the time there, from 384 px on."""
+    if bias.device.type != "cpu" or torch.compiler.is_compiling():
+        return bias.size(0)
+    return max(1, CACHE // (4 * max(each, 1)))
+
+
+def _exp(bias: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(bias - top)`` in float32, and the top of each head, ``[H, 1, 1]``."""
+    bias = bias.float()
+    top = bias.detach().amax(dim=(1, 2), keepdim=True)
+    return (bias - top).exp(), top
+
+
+def _picked(bias: Tensor, patch: Tensor, num_prefix: int) -> Tensor:
+    """Rows and columns of the patches that tokens descend from."""
+    heads, tokens, _ = bias.shape
+    ahead = torch.arange(num_prefix, device=patch.device).expand(patch.size(0), -1)
+    own = torch.cat([ahead, patch + num_prefix], dim=1)
+    pairs = own[:, :, None] * tokens + own[:, None, :]
+    return bias.flatten(1).index_select(1, pairs.flatten()).view(heads, *pairs.shape).transpose(0, 1)
+
+
+def _members(state: State, num_prefix: int) -> Tensor:
+    """Token of now that each token of the input sequence is in, ``[B, P+N]``; ``P+n`` for dropped ones."""
+    source = state.maps[0]
+    place = torch.arange(num_prefix, num_prefix + state.count + 1, device=source.cluster.device)
+    place = torch.cat([state.flat(place[:-1].expand(state.images, -1)), place[-1:]])
+    ahead = torch.arange(num_prefix, device=place.device).expand(state.images, -1)
+    return torch.cat([ahead, place[source.cluster].view(state.images, -1)], dim=1)
+
+
+def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor:
+    """``bias [H, T, T]`` between the clusters that each image's tokens are in: ``[B, H, n, n]`` float32."""
+    (heads, tokens, _), images = bias.shape, cluster.size(0)
+    rows = count + 1  # one more for dropped tokens
+    ones = torch.ones_like(cluster, dtype=torch.float32)
+    share = ones.new_zeros(images, rows).scatter_add_(1, cluster, ones).clamp_min(1).reciprocal()
+    ordered, order = cluster.sort(dim=1, stable=True)  # sums by a sorted index take it as it is
+    head = torch.arange(heads, device=bias.device)[:, None]
+    image = torch.arange(images, device=bias.device)[:, None, None]
+    index = ((image * heads + head) * rows + ordered[:, None]).flatten()
+    weight = share.gather(1, ordered)[:, None].expand(-1, heads, -1).flatten()
+
+    def mean(x: Tensor, source: Tensor) -> Tensor:  # of rows, over the members of each cluster
+        return weighted_sum(x, weight, index, images * heads * rows, source=source.flatten())
+
+    linear, top = _exp(bias)
+    member = head * tokens + order[:, None]
+    keys = mean(linear.transpose(1, 2).flatten(0, 1), member)
+    keys = keys.view(images, heads, rows, tokens)[:, :, :count].transpose(2, 3)
+    if padded or torch.is_grad_enabled():
+        keys = keys.clamp_min(TINY)
+    out = mean(keys.log().reshape(-1, count), member + image * heads * tokens)
+    return out.view(images, heads, rows, count)[:, :, :count] + top
+
+
+def _weights(state: State, num_prefix: int) -> Tensor:
+    """How much of each input token is in each token of now, ``[B, P+n, P+N]``; rows sum to one."""
+    rows = torch.eye(state.patches, dtype=torch.float32, device=state.maps[0].cluster.device).repeat(state.images, 1)
+    weight = F.pad(state.averaged(rows), (num_prefix, 0, num_prefix, 0))
+    ahead = F.pad(torch.eye(num_prefix, dtype=weight.dtype, device=weight.device), (0, state.patches, 0, state.count))
+    return weight + ahead
+
+
+def with_bias(mask: Any, bias: Tensor | None) -> Any:
+    """A mask of a block, a tensor or one of ours, with a relative position bias ``[B or 1, H, N, N]`` added to it."""
+    if bias is None or mask is None:
+        return bias if mask is None else mask
+    return BiasedKeepMask(mask, bias) if isinstance(mask, KeepMask) else bias + mask
+
+
+class BiasedKeepMask(KeepMask):
+    """A :class:`~tokengraph.nn.KeepMask` that adds a bias to the scores first. Attention then makes its map.
+
+    Args:
+        mask: The keep decision.
+        bias: ``[B or 1, H, N, N]``; gradients reach it.
+    """
+
+    def __init__(self, mask: KeepMask, bias: Tensor) -> None:
+        super().__init__(mask.keep, official=mask.official, cap=mask.cap)
+        self.bias = bias
+
+    def plus(self, scores: Tensor) -> Any:
+        """Scores with the bias, on their way to the softmax over kept edges."""
+        return super().plus(scores + self.bias)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """Scores, softmax and values, one after another."""
+        self.check(q, k, v, enable_gqa)
+        scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
+        weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)
+        return torch.matmul(F.dropout(weight, dropout_p).to(v.dtype), v)

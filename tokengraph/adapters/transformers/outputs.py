@@ -1,0 +1,130 @@
+"""Tokens on their way out of a vision model of transformers: to heads that pool patches, feature maps, the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import is_a
+from tokengraph.adapters.parts.pooling import for_mean, pooled_over
+from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, origin
+from tokengraph.attach.site import SITE, Site, ours
+
+POOLED_BEFORE = (  # classifiers that take the class token, or what the model inside them has pooled
+    "ViTForImageClassification",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "ViTMSNForImageClassification",
+    "BeitForImageClassification",
+    "Data2VecVisionForImageClassification",
+)
+
+
+def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Hooks: heads pool every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
+    found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
+    holder = holder_of(core)
+    if is_a(core, *BACKBONE) and holder is not None:
+        found.append((holder, "output", lift_hidden_states))
+    around = [m for m in model.modules() if m is not core and (is_a(m, *BACKBONE) or hasattr(m, "decode_head"))]
+    if any(part is core for m in around for part in m.modules()):
+        found.append((core, "output", lift_feature_maps))
+    head = getattr(core, "head", None)
+    if isinstance(head, nn.Module) and getattr(core, "use_head", True):
+        inner = getattr(head, "attention", None)
+        by_mask = isinstance(inner, nn.MultiheadAttention)
+        found.append((inner, "input", attend_to_what_is_left) if by_mask else (head, "input", lift_head_input))
+    found.append((core, "output", average_output if averages(model, core, channels) else lift_output))
+    return found
+
+
+def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
+    """Whether a classifier around ``core`` takes a mean over its patches.
+
+    Classifiers of transformers do, but for those that are known to take a class token. Those of others do where they
+    take in twice the channels: the class token and the mean.
+    """
+    for module in model.modules():
+        classifier = getattr(module, "classifier", None)
+        if module is core or not isinstance(classifier, nn.Module) or all(m is not core for m in module.modules()):
+            continue
+        name = origin(module)
+        if name is None and getattr(classifier, "in_features", 0) == 2 * channels:
+            return True
+        if name is not None and name not in POOLED_BEFORE:
+            return True
+    return False
+
+
+@ours
+def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of a model: ``last_hidden_state`` at full resolution, where ``lift=True`` said so."""
+    site: Site = module.__dict__[SITE]
+    return with_tokens(output, site.trace.lift_sequence) if site.recipe.lift else output
+
+
+@ours
+def average_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook below a classifier that averages patches: ``last_hidden_state`` whose plain mean is the right one.
+
+    Every patch with its cluster's features where tokens are merged, also with ``lift=True``.
+    """
+    site: Site = module.__dict__[SITE]
+    return with_tokens(output, lambda tokens: for_mean(site.trace, tokens))
+
+
+@ours
+def lift_head_input(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of a pooling head: it sees every patch with its cluster's features."""
+    site: Site = module.__dict__[SITE]
+    tokens, there = pooled_over(site.trace, args[0])
+    if there is not None:
+        raise ValueError(
+            f"Expected a pooling head with an nn.MultiheadAttention where tokens are masked (got "
+            f"{type(module).__name__}). Use a fixed budget, and no strategy that trains."
+        )
+    return tokens, *args[1:]
+
+
+@ours
+def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of a pooling head's attention: every patch with its cluster's features, or what was kept."""
+    site: Site = module.__dict__[SITE]
+    tokens, there = pooled_over(site.trace, args[1])
+    if there is None:
+        return args if tokens is args[1] else (args[0], tokens, tokens, *args[3:])
+    prefix = there.new_ones(there.size(0), site.trace.num_prefix)
+    return args[0], tokens, tokens, torch.cat([prefix, there], dim=1) <= 0
+
+
+@ours
+def lift_hidden_states(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of a backbone's encoder: each of ``hidden_states`` at full resolution, for its feature maps."""
+    site: Site = module.__dict__[SITE]
+    if output.hidden_states is not None:
+        trace = site.trace
+        prefix = trace.num_prefix
+        output.hidden_states = tuple(
+            torch.cat([h[:, :prefix], trace.lift(h, layer=layer)], dim=1)
+            for layer, h in enumerate(output.hidden_states)
+        )
+    return output
+
+
+@ours
+def lift_feature_maps(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of the model in a backbone or a segmenter: ``hidden_states`` at full resolution."""
+    if isinstance(output, tuple):
+        raise ValueError("Expected return_dict=True of a model with feature maps (got False).")
+    return lift_hidden_states(module, args, output)
+
+
+def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A model's output with the function of its ``last_hidden_state``."""
+    if isinstance(output, tuple):
+        return (function(output[0]), *output[1:])
+    output.last_hidden_state = function(output.last_hidden_state)
+    return output

@@ -1,0 +1,1 @@
+"""How a strategy is put into a model, and how it runs there."""

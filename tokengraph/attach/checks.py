@@ -1,0 +1,184 @@
+"""What attach checks before it changes anything: the block against its two halves, the strategy, the plan."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.adapters.base import Adapter
+from tokengraph.nn.modes import in_eval, precise, untouched
+from tokengraph.schedule import Schedule
+from tokengraph.select.base import Select
+
+COPIES = 16  # of a token, for the check of masks: enough to stand out from rounding, TF32 included
+
+
+def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
+    """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
+
+    It turns a change upstream, or a block with parts that the adapter does not know, into an error. Neither the block
+    is changed, nor the state of any random generator; hooks on its parts are not called. Costs two runs on
+    ``[1, 8, C]`` (or another number of tokens, where the adapter says so).
+
+    Raises:
+        TypeError: If ``forward`` takes more than the adapter knows.
+        ValueError: If the block does not run on tokens alone, or outputs differ; the message says by how much.
+    """
+    mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
+    if extra := [name for name in mine if name not in known and name not in adapter.side_inputs]:
+        raise TypeError(
+            f"Expected {type(block).__name__}.forward to take {', '.join(list(known)[1:])} (got {', '.join(extra)} "
+            f"too). The adapter '{adapter.family}' would not know what to do with it: nothing changed."
+        )
+    parameter = next(block.parameters())
+    if parameter.is_meta:
+        return
+    count = adapter.tokens_to_check(block)
+    x, side = _tokens(parameter, count, channels), adapter.example(block, count)
+    mask = {name: None for name in ("attention_mask",) if name in mine}
+
+    def halves() -> Tensor:
+        return adapter.feed(block, adapter.attend(block, x, None, **side))
+
+    try:
+        wanted = _run(block, lambda: adapter.stock(type(block), block, x, **mask, **side))
+    except Exception as error:
+        raise ValueError(
+            f"Expected {type(block).__name__} to run on tokens alone, as blocks of '{adapter.family}' do "
+            f"(got {type(error).__name__}: {error}). Nothing changed."
+        ) from error
+    if not wanted.isfinite().all():
+        if parameter.dtype in (torch.float16, torch.bfloat16):  # these tokens may be too large for the weights
+            return
+        raise ValueError(
+            f"Expected {type(block).__name__} to give finite tokens (got inf or NaN). Load its weights first."
+        )
+    got = _run(block, halves)
+    check_equal(block, wanted, got, f"its two halves, attention and MLP, as the adapter '{adapter.family}' has them")
+
+
+def check_equal(block: nn.Module, wanted: Tensor, got: Tensor, what: str) -> None:
+    """Raises ValueError unless what a block gives is, bit for bit, what it gives as ``what`` we take it for."""
+    if not torch.equal(wanted, got):
+        raise ValueError(
+            f"Expected {type(block).__name__} to be {what} (got outputs that differ by up to "
+            f"{(wanted - got).abs().max().item():.3g}). It has parts that are not known: nothing changed."
+        )
+
+
+def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
+    """Raises unless a mask of ``log 16`` at a token does what fifteen more copies of that token do.
+
+    A block that leaves its mask out, or takes it for a bool one, would weigh merged tokens wrongly without a word. Not
+    checked in half precision, and where the number of tokens is fixed or each has other inputs (rotary tables).
+
+    Raises:
+        ValueError: If outputs differ by more than 0.2 % of what attention adds, or the block fails under it.
+    """
+    parameter = next(block.parameters())
+    fixed = type(adapter).tokens_to_check is not Adapter.tokens_to_check
+    if parameter.is_meta or fixed or adapter.example(block, 8) or parameter.dtype not in (torch.float32, torch.float64):
+        return
+    x = _tokens(parameter, 8, channels)
+    log = x.new_zeros(1, 1, 1, 8)
+    log[..., -1] = math.log(COPIES)
+    many = torch.cat([x, x[:, -1:].expand(-1, COPIES - 1, -1)], dim=1)
+    try:
+        with in_eval(block):  # dropout would differ between eight tokens and more
+            weighed = _run(block, lambda: adapter.attend(block, x, log))
+            repeated = _run(block, lambda: adapter.attend(block, many, None))[:, :8]
+        worst = (weighed - repeated).abs().max().item()
+        allowed = 2e-3 * (repeated - x).abs().max().item() + 1e-5 * x.abs().max().item()
+        complaint = None if worst <= allowed else f"outputs that are off by {worst:.3g}"
+    except (RuntimeError, TypeError, IndexError) as error:
+        complaint = f"{type(error).__name__}: {error}"
+    if complaint is not None:
+        raise ValueError(
+            f"Expected the attention of {type(block).__name__} to add its mask to the logits (got {complaint}). "
+            'Turn its fused attention on, or attach with prop_attn="none": nothing changed.'
+        )
+
+
+def check_model(select: Select, core: nn.Module) -> None:
+    """Raises unless the strategy's own modules have a place in the model."""
+    if taken := [name for name in select.modules if name in core._modules]:
+        raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
+    if select.modules and isinstance(core, nn.Sequential):  # it would run them after its own parts
+        raise ValueError(
+            f"Expected a model that is no nn.Sequential, to put {', '.join(select.modules)} into it (got one). "
+            "Write it as a class with a forward."
+        )
+
+
+def check_forward(blocks: list[nn.Module]) -> None:
+    """Raises unless the blocks run by the ``forward`` of their class, which is what a strategy gets in by."""
+    for i, block in enumerate(blocks):
+        if "forward" in block.__dict__:
+            raise ValueError(
+                f"Expected blocks whose forward is that of their class (got another, put on block {i} of class "
+                f"{type(block).__name__}, as accelerate's hooks do). Attach first, then dispatch or hook; or take the "
+                "hooks off: accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+            )
+
+
+def check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
+    """Raises unless the strategy can do what the schedule asks, in this model."""
+    changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]
+    if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
+        changes[0] = -1
+    # Once on the full grid: as many reductions as there were reconstructions, and one.
+    steps = [change < 0 for change in changes if change]
+    if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
+        raise ValueError(
+            f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
+            "Give one layer, for example schedule={2: 0.25}."
+        )
+    if select.needs_class_token and not class_token:
+        raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
+    if isinstance(schedule, Mapping) and 0 in schedule and select.placement != "before":
+        raise ValueError(
+            f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
+            "(got layer 0)."
+        )
+    if any(change > 0 for change in changes) and not select.restores:
+        raise ValueError(
+            f"Expected a strategy that can reconstruct (got {type(select).__name__}, whose dropped tokens are gone). "
+            "Leave 'reconstruct' out of the schedule."
+        )
+    own = select.own_budget
+    wrong = [left for change, left in zip(changes[1:], plan[1:], strict=True) if change < 0 and left != own]
+    if own is not None and wrong:
+        raise ValueError(
+            f"Expected a schedule that leaves the {own} tokens that {type(select).__name__} is set to make "
+            f"(got {wrong[0]}). Write 'cluster' in place of the number."
+        )
+
+
+def _tokens(parameter: Tensor, count: int, channels: int) -> Tensor:
+    x = torch.linspace(-2, 2, count * channels, device=parameter.device).sin()
+    return x.view(1, count, -1).to(parameter.dtype)
+
+
+def _run(block: nn.Module, function: Callable[[], Tensor]) -> Tensor:
+    """The function's result in the weights' own precision, without gradient, the same random numbers each time."""
+    device = next(block.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the stock layer's rounds differently from its two halves
+    try:
+        with (
+            untouched(block),
+            torch.random.fork_rng(devices=devices),
+            torch.no_grad(),
+            precise(device),
+        ):
+            torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would touch other devices
+            for each in devices:
+                torch.cuda.default_generators[each.index].manual_seed(0)
+            return function()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

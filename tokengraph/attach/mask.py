@@ -1,0 +1,136 @@
+"""The additive mask of a coarsened attention: the log size of each key, and the user's own mask carried along."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.attach.state import State
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.size_bias import SizeBias, SizeRule
+from tokengraph.flat.segment import segment_max, segment_sum
+from tokengraph.maps.hard import Assignment
+
+
+def attention_bias(
+    mask: Tensor | None, state: State, num_prefix: int, *, rule: SizeRule, dtype: torch.dtype
+) -> Tensor | KeepMask | SizeBias | None:
+    """What a block's attention adds to its logits.
+
+    Args:
+        mask: The user's mask over the uncoarsened sequence, ``[..., 1 or P+N, P+N]``, bool (True: attend) or additive.
+        state: The tokens that the block sees.
+        num_prefix: P.
+        rule: How to weigh keys by size.
+        dtype: Of the features.
+
+    Returns:
+        ``None`` when there is nothing to add; the mask as it came while nothing is coarsened; else an additive mask
+        ``[..., 1 or P+n, P+n]``, which bars padding; the same as a :class:`SizeBias` where the rule folds it; or the
+        keep decisions of a strategy in training.
+
+    Raises:
+        ValueError: For a mask of another shape, or one that comes together with decisions or padding.
+    """
+    check_shape(mask, state, num_prefix)
+    if state.grids is not None and (state.coarse or state.keep_mask is not None):
+        mask = None  # it is the model's own and says where padding is, which the state knows, too
+    if mask is not None and state.grids is None and (state.keep_mask is not None or state.valid is not None):
+        what = "images differ in their number of tokens" if state.keep_mask is None else "the strategy trains"
+        raise ValueError(f"Expected no attn_mask while {what} (got one).")
+    if state.keep_mask is not None:
+        return state.keep_mask
+    if not state.coarse:
+        return mask
+    if mask is not None:
+        return coarse_mask(mask, state, num_prefix, power=rule.power).to(dtype)
+    if not rule.power or state.size is None:
+        return None if state.valid is None else _padding(state.valid, num_prefix, dtype)
+    bias = rule.bias(state.size).view(state.images, 1, 1, -1)
+    return SizeBias(bias, dtype) if rule.folds(bias.device) else bias.to(dtype)
+
+
+def check_shape(mask: Tensor | None, state: State, num_prefix: int) -> None:
+    """Raises ValueError unless a user's mask is ``[..., 1 or P+N, P+N]`` for B images."""
+    if mask is None:
+        return
+    length, shape = num_prefix + state.patches, list(mask.shape)
+    fits = 2 <= len(shape) <= 4 and shape[-1] == length and shape[-2] in (1, length)
+    if not fits or (len(shape) == 4 and shape[0] not in (1, state.images)):
+        raise ValueError(
+            f"Expected attn_mask of shape [1 or {state.images}, 1 or heads, 1 or {length}, {length}] (got {shape}). "
+            "One entry a token of each image goes in as mask[:, None, None, :]."
+        )
+
+
+def bars_patches(mask: Tensor, num_prefix: int) -> Tensor:
+    """Whether a mask keeps some patch of some image from every query, as padding masks do: 0-dim bool."""
+    patches = mask[..., num_prefix:]
+    barred = ~patches if mask.dtype == torch.bool else patches <= -1e4  # exp(-1e4) is 0 in every dtype
+    barred = barred if mask.dim() == 4 else barred.flatten(0, -2)[None, None]
+    return barred.flatten(1, -2).all(dim=1).any()
+
+
+def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
+    """``[B, 1, 1, P+n]``: 0 at tokens, ``-inf`` at padding."""
+    barred = torch.zeros_like(valid, dtype=dtype).masked_fill(~valid, -torch.inf)
+    return torch.cat([barred.new_zeros(valid.size(0), num_prefix), barred], dim=1)[:, None, None, :]
+
+
+def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float) -> Tensor:
+    """Carries a mask over to clusters.
+
+    A key cluster's entry is the log of the sum over its members of ``exp(mask)``: exactly what the members' own entries
+    would give if all had the cluster's key. With another ``power`` of the size than 1 it is the mean over members that
+    may be attended, times their number to that power. A query cluster takes the mean of ``exp`` over its members. This
+    is our own choice.
+
+    Returns:
+        ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where no member may be attended.
+    """
+    source = state.source
+    if not isinstance(source, Assignment):
+        raise ValueError(
+            "Expected no attn_mask behind a reduction by weighted edges, as of GTP and Expedite (got one): it says "
+            "nothing of mixtures. Use a strategy of hard clusters, such as ToMe or TopK."
+        )
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
+    while mask.dim() < 4:
+        mask = mask[None]
+    mask = mask.float().expand(state.images, -1, -1, -1)
+    cluster = _sequence_clusters(source, state, num_prefix)
+    count = num_prefix + state.count
+    out = _log_sum(mask.movedim(-1, 1), cluster, count).movedim(1, -1)
+    if power != 1:
+        members = _log_sum(torch.where(mask > -torch.inf, 0.0, -torch.inf).movedim(-1, 1), cluster, count)
+        out = torch.where(out > -torch.inf, out - (1 - power) * members.movedim(1, -1), out)
+    if out.size(2) > 1:
+        rows = _log_sum(out.movedim(2, 1), cluster, count)
+        size = _log_sum(
+            torch.zeros(*out.shape[:1], out.size(2), dtype=torch.float32, device=out.device), cluster, count
+        )
+        out = (rows - size.view(*size.shape, *[1] * (rows.dim() - 2))).movedim(1, 2)
+    return out
+
+
+def _sequence_clusters(source: Assignment, state: State, num_prefix: int) -> Tensor:
+    """Cluster within its image of each token of the uncoarsened sequence, ``[B, P+N]``; ``P+n`` for dropped ones."""
+    local = source.cluster.view(state.images, -1)
+    start = torch.arange(state.images, device=local.device)[:, None] * state.count
+    local = torch.where(local == source.num_clusters, state.count, local - start) + num_prefix
+    ahead = torch.arange(num_prefix, device=local.device).expand(state.images, -1)
+    return torch.cat([ahead, local], dim=1)
+
+
+def _log_sum(x: Tensor, cluster: Tensor, count: int) -> Tensor:
+    """``log sum exp`` of ``x [B, P+N, ...]`` over the members of each cluster: ``[B, count, ...]``."""
+    images = x.size(0)
+    rows = count + 1  # one more for dropped tokens
+    index = (cluster + torch.arange(images, device=x.device)[:, None] * rows).flatten()
+    flat = x.reshape(-1, *x.shape[2:])
+    top = segment_max(flat.clamp_min(torch.finfo(torch.float32).min), index, images * rows)
+    total = segment_sum((flat - top.index_select(0, index)).exp(), index, images * rows)
+    # The inner where keeps the gradient of a masked-out cluster at 0, not NaN.
+    log = torch.where(total > 0, torch.where(total > 0, total, 1.0).log(), -torch.inf)
+    return (log + top).view(images, rows, *x.shape[2:])[:, :count]

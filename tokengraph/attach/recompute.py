@@ -1,0 +1,89 @@
+"""Blocks that run a second time, during backward, as gradient checkpointing has them: which run they belong to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from tokengraph.attach.state import State
+
+RUNS = 8  # runs whose blocks may wait for their backward
+
+Grids = tuple[tuple[int, int], tuple[tuple[int, int], ...] | None, Tensor | None]
+
+
+def backward_task() -> int:
+    """Number of the backward pass that autograd is at in this thread; -1: none."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work in this thread: then a block that runs is being computed again."""
+    return backward_task() != -1
+
+
+class Recompute:
+    """What backward may need of runs that others have overwritten since, and what it computes again.
+
+    A checkpointed block finds its tokens by the memory that its input lies in, which its checkpoint keeps alive. A
+    checkpoint around the whole model makes a run of its own, which is kept apart from the model's last run.
+    """
+
+    def __init__(self) -> None:
+        self._entered: OrderedDict[tuple[int, int, int], tuple[StorageWeakRef, State]] = OrderedDict()
+        self._task = -1
+        self._states: dict[int, State] = {}
+        self._grids: Grids | None = None
+
+    def remember(self, index: int, x: Tensor, state: State, most: int) -> None:
+        """Keeps the state of tokens ``x`` that come to block ``index``; of ``most`` such, the last."""
+        try:
+            storage = x.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # torch.func: no memory of its own, and no checkpoint
+            return
+        ref = StorageWeakRef(storage)  # while it lives no other storage has its number
+        key = (index, ref.cdata, int(x.storage_offset()))
+        self._entered[key] = ref, state
+        self._entered.move_to_end(key)
+        while len(self._entered) > most:
+            self._entered.popitem(last=False)
+
+    def find(self, index: int, x: Tensor) -> State | None:
+        """The state that was kept of these tokens, if any."""
+        found = self._entered.get((index, x.untyped_storage()._cdata, int(x.storage_offset())))
+        return None if found is None else found[1]
+
+    def let_go(self) -> None:
+        """Forgets tokens that are no longer in memory, which nothing can come back to."""
+        for key in [k for k, (ref, _) in self._entered.items() if ref.expired()]:
+            del self._entered[key]
+
+    def write(self, layer: int, state: State) -> None:
+        """The tokens after ``layer`` blocks of the run that this backward pass computes again."""
+        self._follow()
+        self._states[layer] = state
+
+    def read(self, layer: int) -> State | None:
+        """The same again; ``None`` outside backward, and where nothing was computed again."""
+        return self._states.get(layer) if self._states and backward_task() == self._task else None
+
+    def note(self, grids: Grids) -> None:
+        """The grids of the run that begins within this backward pass."""
+        self._follow()
+        self._states.clear()
+        self._grids = grids
+
+    def grids(self) -> Grids | None:
+        """The same again; ``None`` outside backward, and where none began."""
+        return self._grids if self._grids is not None and backward_task() == self._task else None
+
+    def _follow(self) -> None:
+        if (task := backward_task()) != self._task:
+            self._task, self._states, self._grids = task, {}, None
+
+    def __reduce__(self) -> Any:
+        return Recompute, ()

@@ -1,0 +1,1 @@
+"""What stands in for an attention mask, and what strategies read of attention."""

@@ -1,0 +1,241 @@
+"""Attention over edges weighted by keep decisions, whose gradient also reaches the dropped tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tokengraph.attention.edge_gradient import CAP, attention_gradients
+from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
+from tokengraph.flat.segment import wide
+
+
+def masked_softmax(
+    scores: Tensor, keep: Tensor, *, official: bool = False, eps: float = 1e-6, cap: float = CAP
+) -> Tensor:
+    r"""Softmax over edges of weight :math:`G_{ij} = d_j + (1 - d_j) [i = j]`: dropped keys out, self-loops in.
+
+    .. math:: A_{ij} = E_{ij} G_{ij} / \sum_k E_{ik} G_{ik}, \quad
+              E_{ij} = \exp \min(P_{ij} - \max_{k: G_{ik} > 0} P_{ik}, \ln \text{cap})
+
+    The bound only acts on dropped keys: it changes no value of A, and keeps their gradient finite.
+
+    Args:
+        scores: P, scaled, ``[B, H, N, N]``.
+        keep: d, ``[B, N]`` in [0, 1]; prefix tokens have 1.
+        official: The published form: the maximum over all keys, ``eps / N`` added to the numerator and ``eps`` to the
+            denominator, no bound. A dropped key far above the others then takes mass (up to the uniform row).
+        eps: Of the published form.
+        cap: Bound on the weight of a dropped key's edge in the gradient, that of the best allowed key being 1.
+
+    Returns:
+        ``[B, H, N, N]`` in the dtype of ``scores``; computed in float32 or wider.
+
+    Raises:
+        ValueError: On shapes that do not fit.
+
+    Cost: a handful of ``[B, H, N, N]`` floats. :func:`masked_attention` does without.
+
+    Source: Rao et al., *DynamicViT*, NeurIPS 2021, eqs. (10), (11), and its code. Differs unless ``official``: the
+    maximum is over allowed keys, no eps, bounded exponent.
+    """
+    if scores.dim() != 4 or scores.size(-1) != scores.size(-2):
+        raise ValueError(f"Expected scores of shape [B, H, N, N] (got {list(scores.shape)}).")
+    _check_keep(keep, scores.size(0), scores.size(-1))
+    tokens = scores.size(-1)
+    if tokens == 0:
+        return scores.clone()
+    p = scores.to(wide(scores))
+    keep = keep.to(p.dtype)[:, None, None, :]
+    edge = keep + (1 - keep) * torch.eye(tokens, dtype=p.dtype, device=p.device)
+    if official:
+        e = (p - p.amax(dim=-1, keepdim=True)).exp() * edge
+        return ((e + eps / tokens) / (e.sum(dim=-1, keepdim=True) + eps)).to(scores.dtype)
+    top = p.detach().masked_fill(edge <= 0, -torch.inf).amax(dim=-1, keepdim=True)
+    e = (p - top).clamp_max(math.log(cap)).exp() * edge
+    return (e / e.sum(dim=-1, keepdim=True)).to(scores.dtype)
+
+
+def additive_mask(keep: Tensor) -> Tensor:
+    """What to add to scores for the same softmax: ``log G``, ``[B, 1, N, N]`` in float32 or wider, without gradient.
+
+    Exact in value. No gradient goes through it, as that of a log is infinite at dropped keys: :class:`KeepMask` has it.
+
+    Args:
+        keep: ``[B, N]`` in [0, 1].
+    """
+    log = keep.detach().to(wide(keep) if keep.is_floating_point() else torch.float32).log()
+    mask = log[:, None, None, :].repeat(1, 1, keep.size(1), 1)
+    mask.diagonal(dim1=-2, dim2=-1).zero_()
+    return mask
+
+
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor,
+    *,
+    scale: float | None = None,
+    official: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Attention by :func:`masked_softmax`, forward and gradients, by the fused kernel.
+
+    Forward is ``scaled_dot_product_attention`` with :func:`additive_mask`. Where ``keep`` wants a gradient, backward
+    makes the map again, a few heads at a time: the signal to a dropped key is what its edge would carry.
+
+    Args:
+        q: Queries, ``[B, H, N, D]``.
+        k: Keys, ``[B, H, N, D]``.
+        v: Values, ``[B, H, N, D]``.
+        keep: ``[B, N]`` in [0, 1], over all N tokens; prefix tokens have 1.
+        scale: Factor on the scores; ``None``: ``D ** -0.5``.
+        official: See :func:`masked_softmax`; the map is then made.
+        dropout_p: Probability that an edge is left out; above 0 the map is made.
+
+    Returns:
+        ``[B, H, N, D]``.
+
+    Raises:
+        ValueError: On shapes that do not fit.
+
+    Cost: forward that of the fused kernel; backward 5 products of ``B H N^2 D``, as the fused kernel's own, and no
+    ``[B, H, N, N]`` tensor is kept. Gradients of gradients only where the map is made.
+    """
+    _check_heads(q, k, v, keep)
+    return _attend(q, k, v, keep, None, q.size(-1) ** -0.5 if scale is None else scale, official, dropout_p)
+
+
+class KeepMask(MaskObject):
+    """A keep decision as the attention mask of a stock block: give it where an ``attn_mask`` is expected.
+
+    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes
+    :func:`masked_attention`, and ``(scores + mask).softmax(-1)`` becomes :func:`masked_softmax`, so that fused and
+    plain attention both come out right, gradients included. Anything else raises rather than lose the gradient.
+
+    Args:
+        keep: ``[B, N]`` in [0, 1], over all N tokens; prefix tokens have 1.
+        official: See :func:`masked_softmax`.
+        cap: See :func:`masked_softmax`. Where attention is sharp, gradients of decisions reach it: a smaller one tames
+            them, and changes no output.
+
+    Example:
+        >>> mask = KeepMask(torch.tensor([[1.0, 0.0]]))
+        >>> (torch.zeros(1, 1, 2, 2) + mask).softmax(dim=-1).tolist()
+        [[[[1.0, 0.0], [0.5, 0.5]]]]
+    """
+
+    def __init__(self, keep: Tensor, *, official: bool = False, cap: float = CAP) -> None:
+        if keep.dim() != 2:
+            raise ValueError(f"Expected keep of shape [B, N] (got {list(keep.shape)}).")
+        if not cap >= 1:
+            raise ValueError(f"Expected cap >= 1 (got {cap}).")
+        self.cap = cap
+        self.keep = keep
+        self.official = official
+        self.dtype = wide(keep) if keep.is_floating_point() else torch.float32
+        self.device = keep.device
+        self.shape = torch.Size((keep.size(0), 1, keep.size(1), keep.size(1)))
+        self._additive: Tensor | None = None
+
+    def additive(self) -> Tensor:
+        """:func:`additive_mask`, made once for all blocks that share the mask."""
+        if self._additive is None:
+            self._additive = additive_mask(self.keep)
+        return self._additive
+
+    def plus(self, scores: Tensor) -> _KeptScores:
+        """Scores on their way to :func:`masked_softmax`."""
+        return _KeptScores(scores, self)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """:func:`masked_attention`."""
+        self.check(q, k, v, enable_gqa)
+        factor = q.size(-1) ** -0.5 if scale is None else scale
+        return _attend(q, k, v, self.keep, self, factor, self.official, dropout_p)
+
+    def check(self, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
+        """Raises ValueError where keys are shared by heads, and on shapes that do not fit."""
+        if enable_gqa:
+            raise ValueError("Expected enable_gqa=False with a keep mask (got True).")
+        _check_heads(q, k, v, self.keep)
+
+
+class _KeptScores:
+    """Scores with their keep mask, on the way to a softmax."""
+
+    def __init__(self, scores: Tensor, mask: KeepMask) -> None:
+        self.scores, self.mask = scores, mask
+        self.dtype, self.device, self.shape = scores.dtype, scores.device, scores.shape
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+        """:func:`masked_softmax` over keys."""
+        if dim not in (-1, self.scores.dim() - 1):
+            raise ValueError(f"Expected a softmax over keys, dim=-1 (got dim={dim}).")
+        scores = self.scores if dtype is None else self.scores.to(dtype)
+        return masked_softmax(scores, self.mask.keep, official=self.mask.official, cap=self.mask.cap)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in SOFTMAXES:
+            rest = {k: v for k, v in (kwargs or {}).items() if k in ("dim", "dtype")}
+            return args[0].softmax(*args[1:2], **rest)
+        raise TypeError(f"Expected a softmax of masked scores (got {func.__name__}).")
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, mask: KeepMask | None, scale: float, official: bool, dropout_p: float
+) -> Tensor:
+    cap = CAP if mask is None else mask.cap
+    if official or dropout_p > 0 or q.size(2) == 0:
+        scores = torch.matmul(q * scale, k.transpose(-2, -1))
+        weight = F.dropout(masked_softmax(scores, keep, official=official, cap=cap), dropout_p)
+        return torch.matmul(weight.to(v.dtype), v)
+    bias = (additive_mask(keep) if mask is None else mask.additive()).to(q.dtype)
+    if torch.is_grad_enabled() and keep.requires_grad:
+        return _FusedMaskedAttention.apply(q, k, v, keep, bias, scale, cap)  # type: ignore[return-value]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+class _FusedMaskedAttention(torch.autograd.Function):
+    """The fused kernel forward; its gradients and that of keep backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, bias: Tensor, scale: float, cap: float
+    ) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(q, k, v, keep, out)
+        ctx.scale, ctx.cap = scale, cap
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, keep, out = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return (*attention_gradients(grad, q, k, v, keep, out, ctx.scale, ctx.cap), None, None, None)
+
+
+def _check_keep(keep: Tensor, images: int, tokens: int) -> None:
+    if keep.shape != (images, tokens):
+        raise ValueError(
+            f"Expected keep of shape [B, N] = [{images}, {tokens}] (got {list(keep.shape)}). "
+            "It covers prefix tokens too: they have 1."
+        )
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> None:
+    if q.dim() != 4 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            f"Expected q, k and v of shape [B, H, N, D] (got {list(q.shape)}, {list(k.shape)}, {list(v.shape)})."
+        )
+    _check_keep(keep, q.size(0), q.size(2))

@@ -1,0 +1,86 @@
+"""Attention in the open: an attention mask that makes a stock block compute its map, and lets a strategy edit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
+from tokengraph.attention.size_bias import SizeBias
+
+
+class OpenMap(MaskObject):
+    """An attention mask that opens the map: give it where an ``attn_mask`` is expected.
+
+    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes scores, softmax and
+    values, one after another, and ``(scores + mask).softmax(-1)`` passes through it too, so that fused and plain
+    attention both come out right. After the softmax, before dropout, the map is edited, and left in ``seen``.
+
+    Args:
+        seen: Where the edited map is left, as ``seen["map"]``; ``None``: nowhere.
+        edit: What the map ``[B, H, N, N]`` becomes; it must not write into its argument. ``None``: it stays.
+        bias: What is added to the scores, as a block's attention takes it: additive, or bool (True: attend).
+
+    Cost: one ``[B, H, N, N]`` tensor for each of scores and softmax, and one for the edit, where it changes anything.
+
+    Example:
+        >>> mask = OpenMap(seen := {})
+        >>> q = torch.zeros(1, 1, 2, 4)
+        >>> torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).shape
+        torch.Size([1, 1, 2, 4])
+        >>> seen["map"].tolist()
+        [[[[0.5, 0.5], [0.5, 0.5]]]]
+    """
+
+    def __init__(
+        self,
+        seen: dict[str, Tensor] | None = None,
+        edit: Callable[[Tensor], Tensor] | None = None,
+        bias: Tensor | KeepMask | SizeBias | None = None,
+    ) -> None:
+        self.seen = seen
+        self.edit = edit
+        self.bias = bias
+        self.dtype = torch.float32 if bias is None or bias.dtype == torch.bool else bias.dtype
+
+    def plus(self, scores: Tensor) -> OpenMap:
+        """The same mask with ``scores`` added to its bias: or one more bias."""
+        bias: Any = self.bias
+        if bias is None:
+            return OpenMap(self.seen, self.edit, scores)
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=scores.dtype).masked_fill(~bias, -torch.inf)
+        return OpenMap(self.seen, self.edit, scores + bias)
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+        """The edited map of scores that were added before."""
+        if dim not in (-1, 3):
+            raise ValueError(f"Expected a softmax over keys, dim=-1 (got dim={dim}).")
+        scores: Any = self.bias
+        attention = scores.softmax(dim=-1) if dtype is None else scores.softmax(dim=-1, dtype=dtype)
+        attention = attention if self.edit is None else self.edit(attention)
+        if self.seen is not None:
+            self.seen["map"] = attention
+        return attention
+
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The softmax of scores that were added before."""
+        if func not in SOFTMAXES:
+            return super().other(func, args, kwargs)
+        return self.softmax(*args[1:2], **{k: v for k, v in kwargs.items() if k in ("dim", "dtype")})
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """Scores, softmax and values, one after another."""
+        if enable_gqa:
+            groups = q.size(1) // k.size(1)
+            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        q = q * (q.size(-1) ** -0.5 if scale is None else scale)
+        attention = self.plus(torch.matmul(q, k.transpose(-2, -1))).softmax(dim=-1)  # scores are let go here
+        return torch.matmul(F.dropout(attention, dropout_p).to(v.dtype), v)

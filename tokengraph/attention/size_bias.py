@@ -1,0 +1,165 @@
+"""The size bias of proportional attention, as a mask or folded into the heads so that mask-free kernels stay usable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.attention.mask_object import MaskObject
+
+POWERS = {"log": 1.0, "half-log": 0.5, "none": 0.0, "inverse": -1.0}
+WAYS = ("auto", "mask", "fold")
+# Device types where "auto" folds: those on which folding was measured to be faster (benchmarks/size_bias.py). On CPU
+# attention takes 1.2 to 2.0 times as long folded as with a mask. CUDA has not been measured.
+FOLDS: tuple[str, ...] = ()
+MULTIPLE = 8  # of the head width, which fused kernels ask for
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    r"""How keys are weighed by their sizes: :math:`p \log s` is added to their logits.
+
+    Args:
+        power: p; 0: nothing is added.
+        way: ``"mask"``, ``"fold"`` or ``"auto"``: folded on the devices in ``FOLDS``.
+    """
+
+    power: float
+    way: str = "mask"
+
+    @classmethod
+    def of(cls, prop_attn: bool | str, way: str = "mask") -> SizeRule:
+        """From what ``attach`` takes.
+
+        Args:
+            prop_attn: ``"log"`` (True), ``"half-log"``, ``"none"`` (False) or ``"inverse"``.
+            way: ``"auto"``, ``"mask"`` or ``"fold"``.
+
+        Raises:
+            ValueError: For anything else.
+        """
+        if way not in WAYS:
+            raise ValueError(f"Expected size_bias to be auto, mask or fold (got {way!r}).")
+        if isinstance(prop_attn, bool):
+            return cls(float(prop_attn), way)
+        if prop_attn not in POWERS:
+            raise ValueError(f"Expected prop_attn to be {', '.join(POWERS)}, True or False (got {prop_attn!r}).")
+        return cls(POWERS[prop_attn], way)
+
+    def bias(self, size: Tensor) -> Tensor:
+        """What to add to the logits of keys of ``size``: float32, ``-inf`` for size 0 (padding) whatever the power."""
+        log = self.power * size.log()
+        return log if self.power > 0 else torch.where(size > 0, log, -torch.inf)
+
+    def folds(self, device: torch.device) -> bool:
+        """Whether it is folded on this device."""
+        return self.way == "fold" or (self.way == "auto" and device.type in FOLDS)
+
+
+def folded_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    enable_gqa: bool = False,
+) -> Tensor:
+    r"""Attention with a bias on its keys, by ``scaled_dot_product_attention`` without a mask.
+
+    .. math:: q' = [q, c, c], \quad k' = [k, h, l], \quad h + l = b / (c \cdot \mathrm{scale})
+
+    c is the power of two next to ``1 / scale``, and h, l are the high and the low part of the number: exact up to 16
+    bits in bfloat16, where a mask of that dtype has 8. Heads are padded with zeros to a multiple of 8; so are values,
+    as fused kernels want one width. The gradient of the bias is kept.
+
+    Args:
+        q: Queries, ``[B, H, N, D]``.
+        k: Keys, ``[B, H, M, D]``.
+        v: Values, ``[B, H, M, E]``.
+        bias: ``[B, 1, 1, M]``; ``-inf`` bars a key.
+        scale: Factor on the products; ``None``: ``D ** -0.5``.
+        dropout_p: Probability that an edge is left out.
+        enable_gqa: Keys and values have fewer heads.
+
+    Returns:
+        ``[B, H, N, E]``.
+
+    Raises:
+        ValueError: On a bias of another shape.
+
+    Cost: copies of q, k and v, and ``D + 2`` rounded up to a multiple of 8 in place of D in the kernel.
+    """
+    if bias.dim() != 4 or bias.shape[1:3] != (1, 1) or bias.size(3) != k.size(2):
+        raise ValueError(f"Expected a bias of shape [B, 1, 1, {k.size(2)}] (got {list(bias.shape)}).")
+    width = q.size(-1)
+    scale = float(width**-0.5 if scale is None else scale)
+    padded = -(-(width + 2) // MULTIPLE) * MULTIPLE
+    factor = 2.0 ** round(-math.log2(scale))
+    wanted = (bias.float() / (factor * scale)).view(bias.size(0), 1, -1, 1).expand(-1, k.size(1), -1, -1)
+    high = wanted.to(k.dtype)
+    low = torch.where(wanted > -torch.inf, wanted - high.float(), 0.0).to(k.dtype)  # -inf minus itself is no number
+    rest = padded - width - 2
+    q = torch.cat([q, q.new_full((*q.shape[:-1], 2), factor), q.new_zeros(*q.shape[:-1], rest)], dim=-1)
+    k = torch.cat([k, high.expand(k.size(0), -1, -1, -1), low.expand(k.size(0), -1, -1, -1),
+                   k.new_zeros(*k.shape[:-1], rest)], dim=-1)  # fmt: skip
+    out = F.scaled_dot_product_attention(
+        q, k, F.pad(v, (0, padded - v.size(-1))), dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa
+    )
+    return out[..., : v.size(-1)]
+
+
+class SizeBias(MaskObject):
+    """A bias on keys as the attention mask of a stock block: give it where an ``attn_mask`` is expected.
+
+    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes
+    :func:`folded_attention`; any other function gets the bias as a tensor, so that ``scores + mask`` works too.
+
+    Args:
+        bias: ``[B, 1, 1, N]`` float32.
+        dtype: Of the mask that it stands for.
+
+    Example:
+        >>> mask = SizeBias(torch.tensor([1.0, 3.0]).log().view(1, 1, 1, 2), torch.float32)
+        >>> (torch.zeros(1, 1, 1, 2) + mask).softmax(dim=-1)
+        tensor([[[[0.2500, 0.7500]]]])
+    """
+
+    def __init__(self, bias: Tensor, dtype: torch.dtype) -> None:
+        self.bias = bias
+        self.dtype = dtype
+        self.device = bias.device
+        self.shape = bias.shape
+
+    def size(self, dim: int) -> int:
+        """Of the mask, as of a tensor."""
+        return self.bias.size(dim)
+
+    def float(self) -> Tensor:
+        """The mask in float32."""
+        return self.bias
+
+    def dim(self) -> int:
+        """4."""
+        return self.bias.dim()
+
+    def plus(self, scores: Tensor) -> Tensor:
+        """``scores`` with the bias on their keys."""
+        return scores + self.bias.to(scores.dtype)
+
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Any other function gets the bias as a tensor."""
+        args = tuple(a.bias.to(a.dtype) if isinstance(a, SizeBias) else a for a in args)
+        return func(*args, **{k: a.bias.to(a.dtype) if isinstance(a, SizeBias) else a for k, a in kwargs.items()})
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
+    ) -> Tensor:
+        """:func:`folded_attention`."""
+        return folded_attention(q, k, v, self.bias, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa)

@@ -1,0 +1,1 @@
+"""How rows lie in memory: segments of flat tokens, padding, cached tables."""

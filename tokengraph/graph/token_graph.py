@@ -1,0 +1,283 @@
+"""TokenGraph: the tokens of a batch of images as a PyTorch Geometric graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
+from tokengraph.errors import check_finite, check_grid, check_sorted, check_tokens
+from tokengraph.flat.layout import pad
+from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
+
+
+class TokenGraph(Data):
+    """A graph whose nodes are patch tokens. Prefix tokens (class, distillation, registers) are kept beside it.
+
+    It is a :class:`torch_geometric.data.Data`: loaders, transforms, ``Batch``, NetworkX export and layers take it as it
+    is. One TokenGraph holds one image or many; ``Batch.from_data_list`` takes single images (see :meth:`split`).
+
+    Attributes:
+        x: Features, ``[M, C]``, the tokens of all images one after another.
+        size: Input patches each node stands for, ``[M]`` float32.
+        pos: Centroids in patch units, ``[M, 2]`` float32 as (y, x); the centre of patch (0, 0) is (0.5, 0.5). Absent
+            without a grid.
+        batch: Image of each node, ``[M]`` int64, sorted.
+        ptr: First node of each image, ``[B+1]`` int64.
+        edge_index: ``[2, E]`` int64, source to target; absent until edges are added.
+        edge_weight: ``[E]``.
+        grid: ``(H, W)`` of the input patches, a list of them where images differ, or ``None``.
+        prefix: Prefix tokens, ``[B, P, C]``; absent when there are none.
+    """
+
+    x: Tensor  # PyG types them as optional
+    pos: Tensor
+    batch: Tensor
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Tensor | Sequence[Tensor],
+        grid: Grid | Sequence[Grid] | None = None,
+        *,
+        num_prefix: int = 0,
+        check: bool = True,
+    ) -> TokenGraph:
+        """Builds a graph without edges from the tokens of a model.
+
+        Args:
+            tokens: ``[B, P+N, C]``, or a list of ``[P+N_b, C]``, one an image.
+            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. ``None``: no
+                positions.
+            num_prefix: P, the prefix tokens in front.
+            check: Look for NaN and infinity (on CUDA this synchronises with the host).
+
+        Raises:
+            ValueError: If shapes or grid do not fit, or tokens are not finite.
+
+        Cost: one copy of the tokens.
+
+        Example:
+            >>> TokenGraph.from_tokens(torch.randn(2, 1 + 12, 8), grid=(3, 4), num_prefix=1)
+            TokenGraph(images=2, nodes=24, edges=0, channels=8, grid=(3, 4), prefix=1)
+        """
+        ragged = not isinstance(tokens, Tensor)
+        sets = list(tokens)
+        for t in sets if ragged else [tokens]:
+            check_tokens(t, dims=(2,) if ragged else (3,), name="tokens")
+        if not sets:
+            raise ValueError("Expected at least one image (got none).")
+        if not 0 <= num_prefix <= min(t.size(0) for t in sets):
+            raise ValueError(f"Expected 0 <= num_prefix <= tokens an image (got num_prefix={num_prefix}).")
+        if len({t.size(1) for t in sets}) > 1:
+            raise ValueError(f"Expected one channel count (got {sorted({t.size(1) for t in sets})}).")
+        counts = [t.size(0) - num_prefix for t in sets]
+        grids = grid_of_each(grid, counts)
+        x = torch.cat([t[num_prefix:] for t in sets])
+        prefix = torch.stack([t[:num_prefix] for t in sets])
+        if check:
+            check_finite(x)
+            check_finite(prefix, "prefix tokens")
+        fields: dict[str, Any] = {"x": x, "size": x.new_ones(x.size(0), dtype=torch.float32), **batch_layout(counts, x)}
+        if grids is not None:
+            fields["pos"] = torch.cat([grid_positions(g, device=x.device) for g in grids])
+            fields["grid"] = grids[0] if len(set(grids)) == 1 else grids
+        if num_prefix:
+            fields["prefix"] = prefix
+        return cls(**fields)
+
+    @classmethod
+    def from_model(cls, model: nn.Module, images: Tensor | Mapping[str, Tensor], *, layer: int = -1) -> TokenGraph:
+        """Runs a supported vision transformer and takes the tokens that leave one of its blocks.
+
+        Args:
+            model: A model that :func:`tokengraph.attach` supports; it is not changed.
+            images: ``[B, 3, H, W]``, normalised as the model wants them; for models of images of any shape (NaFlex)
+                their inputs by name.
+            layer: Index of the block, 0-based; negative from the end. Before the final norm.
+
+        Returns:
+            A graph of the patch tokens, without padding, with ``grid``, ``pos`` and ``prefix``.
+
+        Raises:
+            ValueError: If the model is not supported or has no such block.
+        """
+        from tokengraph.adapters import find_adapter
+
+        model, adapter = find_adapter(model)
+        tokens, grid = adapter.features(model, images, layer)  # type: ignore[arg-type]
+        return cls.from_tokens(tokens, grid, num_prefix=adapter.num_prefix(model))
+
+    @property
+    def size(self) -> Tensor:  # type: ignore[override]  # Data.size() is the shape of the adjacency matrix
+        """Input patches a node stands for, ``[M]`` float32; one each if unset. Called, it is PyG's ``Data.size()``."""
+        stored = self._store.get("size")
+        if stored is None:
+            stored = torch.ones(
+                self.num_nodes or 0, dtype=torch.float32, device=None if self.x is None else self.x.device
+            )
+        return stored.as_subclass(Size)
+
+    @size.setter
+    def size(self, value: Tensor) -> None:
+        self._store["size"] = value.as_subclass(Tensor)
+
+    @property
+    def ptr(self) -> Tensor:
+        """First node of each image, ``[B+1]`` int64."""
+        stored, nodes = self._store.get("ptr"), self.num_nodes or 0
+        if stored is not None and int(stored[-1]) == nodes:
+            return stored
+        # PyG's Batch.get_example leaves ptr out, its subgraph leaves it as it was; both keep batch up to date.
+        counts = [nodes]
+        if self.num_images > 1:
+            counts = torch.bincount(self.batch, minlength=self.num_images).tolist()
+        return batch_layout(counts, self.x)["ptr"]
+
+    @ptr.setter
+    def ptr(self, value: Tensor) -> None:
+        self._store["ptr"] = value
+
+    @property
+    def num_images(self) -> int:
+        """B, the number of images."""
+        return self._store["ptr"].numel() - 1 if "ptr" in self else 1
+
+    @property
+    def counts(self) -> list[int]:
+        """Nodes of each image (a host synchronisation on CUDA)."""
+        return self.ptr.diff().tolist()
+
+    @property
+    def grids(self) -> list[Grid] | None:
+        """The patch grid of each image."""
+        grid = self._store.get("grid")
+        if grid is None:
+            return None
+        if is_one(grid):
+            return [(int(grid[0]), int(grid[1]))] * self.num_images
+        return [(int(h), int(w)) for h, w in grid]
+
+    def to_tokens(self) -> Tensor:
+        """The tokens as ``[B, P+N, C]``, prefix tokens in front.
+
+        Raises:
+            ValueError: If images have different numbers of tokens; use :meth:`to_padded`.
+        """
+        if len(set(self.counts)) > 1:
+            raise ValueError(f"Expected as many tokens in each image (got {self.counts}). Use to_padded().")
+        return self._with_prefix(self.x.view(self.num_images, -1, self.x.size(1)))
+
+    def to_padded(self) -> tuple[Tensor, Tensor]:
+        """The tokens as ``[B, P+N_max, C]`` with zeros behind, and a mask ``[B, P+N_max]``, True at tokens."""
+        dense, mask = pad(self.x, self.counts)
+        tokens = self._with_prefix(dense)
+        return tokens, torch.cat([mask.new_ones(mask.size(0), tokens.size(1) - mask.size(1)), mask], dim=1)
+
+    def with_edges(self, edge_index: Tensor, edge_weight: Tensor | None = None) -> TokenGraph:
+        """The same nodes with these edges, ``[2, E]`` int64 and ``[E]``."""
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
+        ones = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)
+        graph = self.without("edge_attr")
+        graph.edge_index, graph.edge_weight = edge_index, ones if edge_weight is None else edge_weight
+        return graph
+
+    def connect_knn(self, k: int, *, cosine: bool = False, backend: str = "auto") -> TokenGraph:
+        """The same nodes, each with edges from its k nearest; see :func:`tokengraph.knn_graph`."""
+        if self.batch is not None:
+            check_sorted(self.batch)
+        ptr = self.ptr if len(set(self.counts)) > 1 else None
+        x = self.x if ptr is not None else self.x.view(self.num_images, -1, self.x.size(1))
+        return self.with_edges(*knn_graph(x, k, ptr=ptr, cosine=cosine, backend=backend))
+
+    def connect_grid(self, neighbors: int = 8) -> TokenGraph:
+        """The same nodes with the edges of the patch grid; see :func:`tokengraph.grid_graph`."""
+        parts = [grid_graph(g, neighbors, device=self.x.device) for g in self._full_grids()]
+        return self.with_edges(self._shift(parts))
+
+    def connect_window(self, lam: int) -> TokenGraph:
+        """The same nodes, each with edges from its ``lam`` nearest patches; see :func:`tokengraph.window_graph`."""
+        parts = []
+        for grid in self._full_grids():
+            near = window_graph(grid, lam, device=self.x.device)
+            target = torch.arange(near.size(0), device=near.device)[:, None].expand_as(near)
+            parts.append(torch.stack([near.flatten(), target.flatten()]))
+        return self.with_edges(self._shift(parts))
+
+    def split(self) -> list[TokenGraph]:
+        """One graph an image, edges included."""
+        ptr, grids = self.ptr.tolist(), self.grids
+        edges = self._edges_by_image()
+        graphs = []
+        for b, (start, stop) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
+            fields: dict[str, Any] = {k: self._store[k][start:stop] for k in ("x", "size", "pos") if k in self}
+            fields |= batch_layout([stop - start], self.x)
+            if grids is not None:
+                fields["grid"] = grids[b]
+            if "prefix" in self:
+                fields["prefix"] = self.prefix[b : b + 1]
+            for name, parts in edges.items():
+                fields[name] = parts[b] - start if name == "edge_index" else parts[b]
+            graphs.append(TokenGraph(**fields))
+        return graphs
+
+    def _edges_by_image(self) -> dict[str, tuple[Tensor, ...]]:
+        """Edge fields cut up by the image of each edge's target, in one sort."""
+        if self.edge_index is None:
+            return {}
+        image = torch.bucketize(self.edge_index[1], self.ptr[1:], right=True)
+        order = image.argsort(stable=True)
+        count = torch.bincount(image, minlength=self.num_images).tolist()
+        fields = {"edge_index": self.edge_index[:, order].split(count, dim=1)}
+        if self.edge_weight is not None:
+            fields["edge_weight"] = self.edge_weight[order].split(count)
+        return fields
+
+    def without(self, *names: str) -> TokenGraph:
+        """A graph of the other fields; tensors are shared, not copied (PyG's ``clone`` copies them)."""
+        return TokenGraph(**{k: v for k, v in self._store.to_dict().items() if k not in names})
+
+    def apply(self, func: Callable[[Any], Any], *args: str) -> TokenGraph:
+        """Applies a function to all tensors, as ``.to()`` does; PyG would make lists of tuples on the way."""
+        kept = {k: self._store[k] for k in ("grid",) if k in self}
+        super().apply(func, *args)
+        self._store.update(kept)
+        return self
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Guards PyG's batching: it would take several images for one graph."""
+        if self.num_images > 1:
+            raise ValueError(
+                f"Expected graphs of one image to batch (got one of {self.num_images}). Use graph.split() first."
+            )
+        if key == "batch":  # PyG would take the highest image in it, which an empty image does not have
+            return 1
+        return super().__inc__(key, value, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        if self.x is None:  # while PyG fills one field by field
+            return super().__repr__()
+        edges = 0 if self.edge_index is None else self.edge_index.size(1)
+        prefix = self.prefix.size(1) if "prefix" in self else 0
+        return (
+            f"{type(self).__name__}(images={self.num_images}, nodes={self.x.size(0)}, edges={edges}, "
+            f"channels={self.x.size(1)}, grid={self._store.get('grid')}, prefix={prefix})"
+        )
+
+    def _with_prefix(self, tokens: Tensor) -> Tensor:
+        return torch.cat([self.prefix, tokens], dim=1) if "prefix" in self else tokens
+
+    def _full_grids(self) -> list[Grid]:
+        if self.grids is None:
+            raise ValueError("Expected a graph with a grid (got none). Build it with grid=(H, W).")
+        for grid, count in zip(self.grids, self.counts, strict=True):
+            check_grid(grid, count)
+        return self.grids
+
+    def _shift(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat([e + start for e, start in zip(parts, self.ptr.tolist(), strict=False)], dim=1)

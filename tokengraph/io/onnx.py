@@ -1,0 +1,135 @@
+"""ONNX files of attached models: what PyTorch's exporter does not translate by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tokengraph.select.peaks.orphans import EPS
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+NEEDS = ("onnx", "onnxscript")
+
+
+def to_onnx(model: nn.Module, *inputs: Tensor, dynamic_batch: bool = False) -> Any:
+    """Translates a model, with whatever is attached to it, for inputs of these shapes.
+
+    Sorts become ONNX's ``TopK``, which gives ties in the order of their index, as a stable sort does. AiluRus's search
+    for anchors of tokens that see none is made for every token, as a graph cannot skip it.
+
+    Args:
+        model: In eval mode, with a strategy whose budget is fixed.
+        *inputs: Images ``[B, 3, H, W]``, and whatever else the model is called with.
+        dynamic_batch: The file takes any B, which every input has in front; give ``B >= 2`` here. Otherwise B is fixed.
+
+    Returns:
+        An ``ONNXProgram``; ``.save("model.onnx")`` writes the file.
+
+    Raises:
+        ImportError: Without onnx and onnxscript; names the extra.
+        ValueError: For a dynamic batch of fewer than two images.
+
+    Cost: seconds. For AiluRus the file computes ``B N K C`` floats more than the model.
+
+    Example:
+        >>> with tg.attach(model, "tome", 8):  # doctest: +SKIP
+        ...     to_onnx(model, images).save("model.onnx")
+    """
+    if dynamic_batch and any(x.dim() == 0 or x.size(0) < 2 for x in inputs):
+        sizes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise ValueError(f"Expected inputs of B >= 2 images for a dynamic batch (got {sizes}): export would fix B=1.")
+    for package in NEEDS:
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"Expected {package} to be installed (got no such package). "
+                "Install it with: pip install 'tokengraph[onnx]'",
+                name=package,
+            ) from error
+    # DYNAMIC finds its own bounds: strategies that measure all distances at once have a largest batch.
+    shapes = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if dynamic_batch else None
+    # Of parameters that want gradients the decompositions make a backward pass wherever the graph turns gradients on.
+    model = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+        _describe_constants(program)
+        program = program.run_decompositions({})  # first, as others expect no writing into views
+        aten, own = torch.ops.aten, torch.ops.tokengraph
+        program = program.run_decompositions(
+            {
+                aten.diagonal_scatter.default: _diagonal_scatter,
+                aten.kthvalue.default: _kthvalue,
+                own.adopt_orphans.default: _adopt_orphans,
+            }
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+            return torch.onnx.export(
+                program, inputs, dynamo=True, custom_translation_table={torch.ops.aten.sort.stable: _sort}
+            )
+
+
+def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """``aten::sort.stable`` by ``TopK`` over the whole axis."""
+    import onnx
+    from onnxscript import opset18
+
+    op: Any = opset18
+    boolean = self.dtype == onnx.TensorProto.BOOL
+    keys = op.Cast(self, to=onnx.TensorProto.INT32) if boolean else self
+    count = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
+    values, order = op.TopK(keys, count, axis=dim, largest=int(descending), sorted=1)
+    return (op.Cast(values, to=onnx.TensorProto.BOOL) if boolean else values), order
+
+
+def _diagonal_scatter(x: Tensor, rows: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """``aten::diagonal_scatter`` of square matrices without writing into a view, as its own decomposition does."""
+    if offset != 0 or x.size(dim1) != x.size(dim2):
+        raise ValueError(f"Expected the main diagonal of square matrices (got offset {offset} of {list(x.shape)}).")
+    whole = x.movedim((dim1, dim2), (-2, -1))
+    eye = torch.eye(whole.size(-1), dtype=torch.bool, device=x.device)
+    return torch.where(eye, rows[..., None], whole).movedim((-2, -1), (dim1, dim2))
+
+
+def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """``aten::kthvalue`` by sorting."""
+    values, index = (t.narrow(dim, k - 1, 1) for t in x.sort(dim=dim, stable=True))
+    return (values, index) if keepdim else (values.squeeze(dim), index.squeeze(dim))
+
+
+def _adopt_orphans(
+    center: Tensor, orphan: Tensor, x: Tensor, anchors: Tensor, height: int, width: int, lam: int, alpha: float
+) -> Tensor:
+    """:func:`~tokengraph.select.peaks.orphans.adopt_orphans` for every token, kept for orphans alone."""
+    images, patches, channels = x.shape
+    patch = torch.arange(patches, device=x.device)
+    y, z = patch // width, patch % width
+    by_distance = ((y - y[:, None]).square() + (z - z[:, None]).square()).argsort(dim=1, stable=True)
+    rank = torch.zeros_like(by_distance).scatter(1, by_distance, patch.expand_as(by_distance))
+    theirs = anchors[:, None].expand(-1, patches, -1)
+    rank = rank.expand(images, -1, -1).gather(2, theirs).float()
+    rows = x.float().gather(1, anchors[..., None].expand(-1, -1, channels))
+    distance = torch.linalg.vector_norm(rows[:, None] - x.float()[:, :, None], dim=3) * channels**-0.5
+    sigma = (alpha + (1 - alpha) * rank / lam) * (distance + EPS)
+    by_rank = rank.argsort(dim=2, stable=True)
+    first = sigma.gather(2, by_rank).argmin(dim=2, keepdim=True)
+    return torch.where(orphan, theirs.gather(2, by_rank.gather(2, first)).squeeze(2), center)
+
+
+def _describe_constants(program: ExportedProgram) -> None:
+    """Cached tables come into the program as real tensors without a description, which decompositions want."""
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    guards: Any = importlib.import_module("torch._guards")
+    mode = guards.detect_fake_mode([node.meta["val"] for node in nodes if "val" in node.meta])
+    constants = program.graph_signature.inputs_to_lifted_tensor_constants
+    for node in nodes:
+        if "val" not in node.meta and node.name in constants and mode is not None:
+            node.meta["val"] = mode.from_tensor(program.constants[constants[node.name]], static_shapes=True)

@@ -1,0 +1,65 @@
+"""Maps over patch tokens made into maps over whole sequences: prefix tokens stay in front, each its own cluster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
+
+
+def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> Assignment | SoftAssignment:
+    """Puts ``num_prefix`` tokens of their own in front of each of ``images`` equal images.
+
+    Args:
+        assignment: A map over ``B*N`` patch tokens to ``B*K`` clusters.
+        images: B.
+        num_prefix: P.
+
+    Returns:
+        A map over ``B*(P+N)`` tokens to ``B*(P+K)`` clusters, so that a sequence ``[B, P+N, C]`` is reduced as it lies
+        in memory, without splitting it.
+    """
+    if num_prefix == 0:
+        return assignment
+    tokens, clusters = assignment.num_tokens // images, assignment.num_clusters // images
+    device = assignment.cluster.device
+    image = torch.arange(images, device=device)[:, None]
+    ahead = torch.arange(num_prefix, device=device)
+    if isinstance(assignment, Assignment):
+        total = images * (num_prefix + clusters)
+        rows = assignment.cluster.view(images, tokens) + (image + 1) * num_prefix
+        if assignment.drops:
+            rows = torch.where(assignment.cluster.view(images, tokens) == assignment.num_clusters, total, rows)
+        first = image * (num_prefix + clusters) + ahead
+        cluster = torch.cat([first, rows], dim=1).flatten()
+        if not assignment.single:
+            return Assignment(cluster, total, assignment.drops)
+        assert assignment.centers is not None
+        own = assignment.centers.view(images, clusters) + (image + 1) * num_prefix
+        centers = torch.cat([image * (num_prefix + tokens) + ahead, own], dim=1).flatten()
+        return Assignment(cluster, total, assignment.drops, centers=centers, single=True)
+
+    def moved(ids: Tensor, each: int) -> Tensor:
+        return ids + (ids // each + 1) * num_prefix
+
+    token = (image * (num_prefix + tokens) + ahead).flatten()
+    cluster = (image * (num_prefix + clusters) + ahead).flatten()
+
+    def ahead_of(edges: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        own, theirs, weight = edges
+        return (
+            torch.cat([token, moved(own, tokens)]),
+            torch.cat([cluster, moved(theirs, clusters)]),
+            torch.cat([weight.new_ones(token.numel()), weight]),
+        )
+
+    up = assignment.up
+    return SoftAssignment(
+        *ahead_of((assignment.token, assignment.cluster, assignment.weight)),
+        images * (num_prefix + tokens),
+        images * (num_prefix + clusters),
+        assignment.normalize,
+        None if up is None else (lambda: ahead_of(up())) if callable(up) else ahead_of(up),
+    )

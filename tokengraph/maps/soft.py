@@ -1,0 +1,225 @@
+"""A soft coarsening: weighted edges between tokens and clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch_geometric.utils import coalesce
+
+from tokengraph.flat.segment import segment_sum, weighted_sum
+from tokengraph.maps.hard import Assignment
+
+Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
+
+
+@dataclass(frozen=True, eq=False)
+class SoftAssignment:
+    r"""Weighted edges from M tokens to K clusters, flat over the whole batch, with their own way back.
+
+    The same four methods as :class:`~tokengraph.Assignment`. A token may feed several clusters (token clustering), or
+    none (it is dropped); weights need not sum to one.
+
+    Args:
+        token: Token of each edge, ``[E]`` int64 in ``[0, M)``.
+        cluster: Cluster of each edge, ``[E]`` int64 in ``[0, K)``.
+        weight: Weight of each edge, ``[E]``. Gradients reach it through ``reduce`` and ``lift``.
+        num_tokens: M.
+        num_clusters: K.
+        normalize: ``True``: ``reduce`` is the mean weighted by ``weight * size``; ``False``: the plain weighted sum;
+            ``None``: a composition of both kinds, which only knows the way back and ``connect``.
+        up: Edges of the way back ``(token, cluster, weight)``, where ``lift`` is not the row-normalised transpose; or a
+            function that makes them when ``lift`` needs them.
+        ptr: First token of each image, ``[B+1]``.
+        cluster_ptr: First cluster of each image, ``[B+1]``.
+        centers: Token that stands for each cluster, ``[K]`` flat ids, where the method has one.
+        centroids: What ``reduce`` gives for the very features that the map was made from, ``[K, C]``, where choosing
+            has made it already.
+        lossless: Promises that each token's weights sum to one, so that no mass is lost.
+        counts: Clusters of each image, where they differ; ``None``: all have the same number, or nobody knows.
+    """
+
+    token: Tensor
+    cluster: Tensor
+    weight: Tensor
+    num_tokens: int
+    num_clusters: int
+    normalize: bool | None = True
+    up: Edges | Callable[[], Edges] | None = None
+    ptr: Tensor | None = None
+    cluster_ptr: Tensor | None = None
+    centers: Tensor | None = None
+    centroids: Tensor | None = None
+    lossless: bool = False
+    counts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
+            raise ValueError(
+                "Expected token, cluster and weight of one shape [E] "
+                f"(got {list(self.token.shape)}, {list(self.cluster.shape)}, {list(self.weight.shape)})."
+            )
+
+    @property
+    def lossy(self) -> bool:
+        """Whether mass may be lost: nothing promises that a token's weights sum to one."""
+        return not self.lossless
+
+    @classmethod
+    def from_hard(cls, hard: Assignment) -> SoftAssignment:
+        """The same map as edges of weight one; dropped tokens have none."""
+        output = hard.to_select_output()
+        weight = torch.ones(output.node_index.numel(), dtype=torch.float32, device=hard.cluster.device)
+        return cls(
+            output.node_index,
+            output.cluster_index,
+            weight,
+            hard.num_tokens,
+            hard.num_clusters,
+            ptr=hard.ptr,
+            cluster_ptr=hard.cluster_ptr,
+            centers=hard.centers,
+            lossless=not hard.lossy,
+            counts=hard.counts,
+        )
+
+    def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+        r"""Pools token rows ``[M, C]`` into cluster rows ``[K, C]``.
+
+        .. math:: x'_m = \sum_i w_{im} s_i x_i \,/\, \sum_i w_{im} s_i \;\text{(normalize)}, \qquad
+                  s'_m = \sum_i w_{im} s_i
+
+        Without ``normalize`` the rows are :math:`\sum_i w_{im} x_i`. Sums run in float32 or wider; the dtype of ``x``
+        comes back. Cost: ``O(E C)`` time and one copy of the edges' rows.
+
+        Raises:
+            ValueError: On a wrong number of rows, or for a composition of maps of which some normalize.
+        """
+        Assignment._check_rows(x, self.num_tokens, "x")
+        if self.normalize is None:
+            raise ValueError(
+                "Expected a map that averages or one that adds up (got a composition of both kinds). "
+                "Reduce by each map in turn."
+            )
+        if size is None:
+            size = x.new_ones(self.num_tokens, dtype=torch.float32)
+        elif size.shape != (self.num_tokens,):
+            raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
+        mass = self.weight * size.index_select(0, self.token)
+        new_size = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
+        weight = self.weight
+        if self.normalize:
+            weight = mass / new_size.clamp_min(torch.finfo(torch.float32).tiny).index_select(0, self.cluster)
+        return self._propagate(x, self.token, self.cluster, weight, self.num_clusters, backend), new_size
+
+    def connect(
+        self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        r"""Connects clusters: :math:`A' = S^T A S` with the weighted ``S``, as sparse products.
+
+        Returns ``edge_index [2, E']`` sorted by source then target and ``edge_weight [E']``; ``loops=False`` leaves
+        the diagonal out.
+        """
+        if edge_weight is None:
+            edge_weight = self.weight.new_ones(edge_index.size(1))
+        down = (self.token, self.cluster, self.weight)
+        left = _product(
+            (self.cluster, self.token, self.weight), (edge_index[0], edge_index[1], edge_weight), self.num_tokens
+        )
+        source, target, weight = _product(left, down, self.num_tokens)
+        index = torch.stack([source, target])
+        if not loops:
+            keep = source != target
+            index, weight = index[:, keep], weight[keep]
+        return index, weight
+
+    def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
+        """Gives tokens a weighted mean of their clusters' rows, ``[K, C]`` to ``[M, C]``; or what ``up`` says.
+
+        Tokens without an edge get zeros, or their row of ``fill [M, C]``.
+        """
+        Assignment._check_rows(y, self.num_clusters, "y")
+        token, cluster, weight = self.way_back()
+        out = self._propagate(y, cluster, token, weight, self.num_tokens, "auto")
+        if fill is None:
+            return out
+        Assignment._check_rows(fill, self.num_tokens, "fill")
+        reached = segment_sum((weight != 0).float(), token, self.num_tokens) > 0
+        return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
+
+    def then(self, other: Assignment | SoftAssignment) -> SoftAssignment:
+        """Composes with a coarsening of the clusters; both ways, down and up, are multiplied out.
+
+        The result can ``reduce`` where both maps normalize or neither does.
+        """
+        if isinstance(other, Assignment):
+            other = SoftAssignment.from_hard(other)
+        if other.num_tokens != self.num_clusters:
+            raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
+        down = (self.token, self.cluster, self.weight), (other.token, other.cluster, other.weight)
+        return SoftAssignment(
+            *_product(*down, self.num_clusters),
+            self.num_tokens,
+            other.num_clusters,
+            self.normalize if self.normalize == other.normalize else None,
+            _product(self.way_back(), other.way_back(), self.num_clusters),
+            self.ptr,
+            other.cluster_ptr,
+            None if self.centers is None or other.centers is None else self.centers[other.centers],
+            lossless=self.lossless and other.lossless,
+            counts=other.counts,
+        )
+
+    def to(self, device: torch.device | str) -> SoftAssignment:
+        """The same map on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
+        up = None if self.up is None else tuple(t.to(device) for t in self.way_back())
+        return replace(self, up=up, **moved)
+
+    def way_back(self) -> Edges:
+        """The edges ``(token, cluster, weight)`` that :meth:`lift` follows."""
+        if callable(self.up):
+            return self._made(self.up)
+        if self.up is not None:
+            return self.up
+        total = segment_sum(self.weight, self.token, self.num_tokens)
+        scale = torch.where(total != 0, total, 1.0).index_select(0, self.token)
+        return self.token, self.cluster, self.weight / scale
+
+    def _made(self, up: Callable[[], Edges]) -> Edges:
+        """What ``up`` makes; kept where no gradient is wanted.
+
+        With gradients it is made each time: gradient checkpointing must find the same operations when it runs again.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return up()
+        if "_kept_up" not in self.__dict__:
+            self.__dict__["_kept_up"] = up()
+        return self.__dict__["_kept_up"]
+
+    @staticmethod
+    def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:
+        return weighted_sum(x, weight, target, rows, source=source, backend=backend).to(x.dtype)
+
+
+def _product(a: Edges, b: Edges, middle: int) -> Edges:
+    """The product of two sparse matrices ``(row, column, weight)``; ``middle`` is the width of ``a``.
+
+    Sorted by row, then column, each pair once (under ``torch.compile`` neither, which changes no sum). Written out, as
+    torch's sparse products know few dtypes, do not compile, and warn of being beta.
+    """
+    (row, at, weight), (of, column, other) = a, b
+    order = of.argsort(stable=True)
+    count = torch.bincount(of, minlength=middle)
+    first, times = (count.cumsum(0) - count)[at], count[at]
+    left = torch.repeat_interleave(torch.arange(row.numel(), device=row.device), times)
+    nth = torch.arange(left.numel(), device=row.device) - (times.cumsum(0) - times)[left]
+    right = order[first[left] + nth]
+    row, column, weight = row[left], column[right], weight[left] * other[right]
+    if torch.compiler.is_compiling():
+        return row, column, weight
+    index, weight = coalesce(torch.stack([row, column]), weight, reduce="sum")
+    return index[0], index[1], weight

@@ -1,0 +1,231 @@
+"""Token gathering (TG-1), after Fast-iTPN; the authors published no code of it, the definition is this project's own.
+
+Attention inside windows, and a few gathering tokens that exchange with all of them: hubs of a window graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.errors import check_grid, check_positive
+from tokengraph.flat.tables import table
+from tokengraph.select.migration.redundancy import take_rows
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each [B, n, H, D], to [B, n, H, D]
+
+
+class Windows(NamedTuple):
+    """Tokens laid out in W windows of L slots each; R is B, or 1 where all images share the layout."""
+
+    token: Tensor  # [R, W, L] int64: token in each slot; 0 where there is none
+    filled: Tensor | None  # [R, W, L] bool; None: every slot has a token
+    slot: Tensor  # [R, n] int64: flat slot of each token
+
+
+def make_windows(
+    grid: tuple[int, int], window: tuple[int, int], ids: Tensor | None = None, *, device: torch.device | str = "cpu"
+) -> Windows:
+    """Lays tokens out in windows of the grid; a token's window follows from its grid id and never changes.
+
+    Args:
+        grid: ``(H, W)``.
+        window: Cells a window, rows and columns. Windows at the lower and right border may be smaller.
+        ids: Grid ids of the tokens that are left, ``[B, n]``; ``None``: all of them, in raster order.
+        device: Where the tables go, without ``ids``.
+
+    Cost: ``O(B H W)`` integers; without ``ids`` a cached table.
+
+    Example:
+        >>> make_windows((2, 4), (2, 2)).token.tolist()
+        [[[0, 1, 4, 5], [2, 3, 6, 7]]]
+
+    Source: this project's own definition, after Fast-iTPN (Tian et al., TPAMI 2024).
+    """
+    check_positive(rows=window[0], columns=window[1])
+    height, width = grid
+    rows, columns = min(window[0], height), min(window[1], width)
+    shape = (-1, -(-height // rows) * -(-width // columns), rows * columns)
+    slot = _slots(height, width, rows, columns, str(device if ids is None else ids.device))
+    if ids is None:
+        token, filled = _tokens(height, width, rows, columns, str(device))
+        regular = height % rows == 0 and width % columns == 0
+        return Windows(token.view(shape), None if regular else filled.view(shape), slot[None])
+    slot = slot.index_select(0, ids.flatten()).view(ids.shape)
+    filled = torch.zeros(ids.size(0), shape[1] * shape[2], dtype=torch.bool, device=ids.device).scatter(1, slot, True)
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():  # reads values: elsewhere that would wait
+        return _compact(slot, filled.view(shape))
+    places = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+    return Windows(
+        torch.zeros_like(filled, dtype=torch.long).scatter(1, slot, places).view(shape), filled.view(shape), slot
+    )
+
+
+def _compact(slot: Tensor, filled: Tensor) -> Windows:
+    """Windows no longer than the fullest one, from the slots ``[B, n]`` of full-length ones ``[B, W, L]``."""
+    images, windows, length = filled.shape
+    rank = filled.cumsum(dim=2) - 1
+    longest = int(rank[..., -1].max()) + 1 if filled.numel() else 0
+    slot = slot // length * longest + rank.flatten(1).gather(1, slot)
+    token = torch.zeros(images, windows * longest, dtype=torch.long)
+    token.scatter_(1, slot, torch.arange(slot.size(1)).expand_as(slot))
+    filled = torch.arange(longest) <= rank[..., -1:]
+    return Windows(token.view(images, windows, longest), filled, slot)
+
+
+@table(64)
+def _slots(height: int, width: int, rows: int, columns: int, device: str) -> Tensor:
+    """Flat slot of each grid id, ``[H*W]``: by window, then by row and column inside it."""
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    window = y // rows * -(-width // columns) + x // columns
+    return (window * rows * columns + y % rows * columns + x % columns).flatten().to(device)
+
+
+@table(64)
+def _tokens(height: int, width: int, rows: int, columns: int, device: str) -> tuple[Tensor, Tensor]:
+    """Grid id in each slot, 0 where there is none, and whether there is one."""
+    slot = _slots(height, width, rows, columns, "cpu")
+    size = -(-height // rows) * -(-width // columns) * rows * columns
+    token = torch.zeros(size, dtype=torch.long).scatter(0, slot, torch.arange(height * width))
+    return token.to(device), torch.zeros(size, dtype=torch.bool).scatter(0, slot, True).to(device)
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    """Attention of all tokens to all tokens, in the fused kernel.
+
+    Args:
+        q: Queries ``[B, n, H, D]``.
+        k: Keys ``[B, n', H, D]``.
+        v: Values, as the keys.
+        key_bias: Added to the logits of each key, ``[B, n']``, or a mask that broadcasts to ``[B, H, n, n']``.
+
+    Returns:
+        ``[B, n, H, D]``.
+    """
+    if key_bias is not None:
+        key_bias = (key_bias[:, None, None] if key_bias.dim() == 2 else key_bias).to(q.dtype)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=key_bias)
+    return out.transpose(1, 2)
+
+
+def gathering_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, key_bias: Tensor | None = None) -> Tensor:
+    r"""Attention of n tokens and m gathering tokens: global attention with edges removed, one softmax a node and head.
+
+    .. math::
+        \mathcal N(i) = \{j : w(j) = w(i)\} \cup G, \qquad \mathcal N(g) = \{1 \dots n\} \cup G
+
+    Args:
+        q: Queries ``[B, n + m, H, D]``, gathering tokens last.
+        k: Keys, the same shape.
+        v: Values, the same shape.
+        windows: Where the n tokens lie; the others are gathering tokens.
+        key_bias: Added to the logits of each key, ``[B, n + m]``.
+
+    Returns:
+        ``[B, n + m, H, D]``.
+
+    Cost: ``O(B (W L (L + m) + n m) H D)``; no ``n x n`` scores. Where every window is full no mask is needed.
+
+    Source: this project's own definition, after Fast-iTPN (Tian et al., TPAMI 2024).
+    """
+    images, (count, length), n = q.size(0), windows.token.shape[1:], windows.slot.size(1)
+    hubs = torch.arange(n, q.size(1), device=q.device).expand(windows.token.size(0), count, -1)
+    sources = torch.cat([windows.token, hubs], dim=2).flatten(1).expand(images, -1)
+    tail = q.shape[2:]
+    out = full_attention(
+        take_rows(q, windows.token.flatten(1).expand(images, -1)).view(images * count, length, *tail),
+        take_rows(k, sources).view(images * count, length + hubs.size(2), *tail),
+        take_rows(v, sources).view(images * count, length + hubs.size(2), *tail),
+        _window_bias(windows, sources, q, key_bias),
+    )
+    out = take_rows(out.reshape(images, count * length, *tail), windows.slot.expand(images, -1))
+    if q.size(1) == n:
+        return out
+    return torch.cat([out, full_attention(q[:, n:], k, v, key_bias)], dim=1)
+
+
+def _window_bias(windows: Windows, sources: Tensor, q: Tensor, key_bias: Tensor | None) -> Tensor | None:
+    """What is added to the logits of each window's keys, ``[B*W, L + m]``, or ``None``.
+
+    Empty slots get a finite number: a window without any key would otherwise give NaN, which spreads through gradients.
+    """
+    count = windows.token.size(1)
+    bias = q.new_zeros(())
+    if key_bias is not None:
+        bias = take_rows(key_bias, sources).unflatten(1, (count, -1)).to(q.dtype)
+    if windows.filled is not None:
+        seen = F.pad(windows.filled, (0, q.size(1) - windows.slot.size(1)), value=True)
+        bias = torch.where(seen, bias, torch.finfo(q.dtype).min / 2)
+    elif key_bias is None:
+        return None
+    return bias.expand(q.size(0), -1, -1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class TokenGathering:
+    """Settings of token gathering, after Fast-iTPN; the definition is this project's own.
+
+    All blocks keep their weights, and their attention runs on n tokens and m gathering tokens with fewer edges. One
+    window and no gathering tokens is exactly the official block. :func:`tokengraph.models.gathering_edges` gives those
+    edges as a graph.
+
+    Args:
+        window: Cells a window: one side, ``(rows, columns)``, ``None`` for no windows, or ``"auto"``: a quarter of the
+            grid's side, at least 7, so 7 at 14, 8 at 32 and 16 at 64.
+        hubs: ``(rows, columns)`` of the grid that gathering tokens start from, one a cell; ``None``: no such tokens.
+        pooled: Start from the mean of each cell, plus a learned part that is zero at first. Otherwise the learned part
+            is all, and random at first.
+        global_layers: Blocks, from 1, whose tokens attend to everything.
+
+    Raises:
+        ValueError: If a side is below 1, or the window is no window.
+    """
+
+    window: int | tuple[int, int] | str | None = "auto"
+    hubs: tuple[int, int] | None = (2, 2)
+    pooled: bool = True
+    global_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, str) and self.window != "auto":
+            raise ValueError(f"Expected window to be a side, (rows, columns), None or 'auto' (got {self.window!r}).")
+        if self.hubs is not None:
+            check_positive(hub_rows=self.hubs[0], hub_columns=self.hubs[1])
+        if self.window is not None:
+            self.window_on((1, 1))
+
+    @property
+    def num_hubs(self) -> int:
+        """Gathering tokens an image, m."""
+        return 0 if self.hubs is None else self.hubs[0] * self.hubs[1]
+
+    def window_on(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """Rows and columns of a window on a grid, or ``None``."""
+        if self.window is None:
+            return None
+        if self.window == "auto":
+            return max(7, -(-grid[0] // 4)), max(7, -(-grid[1] // 4))
+        rows, columns = (self.window, self.window) if isinstance(self.window, int) else self.window
+        check_positive(rows=rows, columns=columns)  # type: ignore[arg-type]
+        return rows, columns  # type: ignore[return-value]
+
+    def start(self, x: Tensor, grid: tuple[int, int], learned: Tensor) -> Tensor:
+        """Gathering tokens ``[B, m, C]`` to begin with, from ``x [B, H*W, C]`` and ``learned [m, C]``."""
+        hubs = learned.to(x.dtype).expand(x.size(0), -1, -1)
+        if not self.pooled or self.hubs is None:
+            return hubs
+        height, width = check_grid(grid, x.size(1))
+        pooled = F.adaptive_avg_pool2d(x.view(x.size(0), height, width, x.size(2)).permute(0, 3, 1, 2), self.hubs)
+        return hubs + pooled.flatten(2).transpose(1, 2)
+
+    def attend(self, layer: int, windows: Windows | None, key_bias: Tensor | None = None) -> Attend:
+        """The attention of one block, from 1: ``(q, k, v)`` to values."""
+        if windows is None or layer in self.global_layers:
+            return partial(full_attention, key_bias=key_bias)
+        return partial(gathering_attention, windows=windows, key_bias=key_bias)

@@ -1,0 +1,215 @@
+"""Token clustering: soft k-means whose clusters only look at the tokens of the cells around them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges.cells import (
+    Pair,
+    cell_edges,
+    check_cells,
+    check_window,
+    label_map,
+    pool_edges,
+    pool_matrices,
+    tile_pairs,
+)
+from tokengraph.edges.distance import origin
+from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
+from tokengraph.flat.segment import wide
+from tokengraph.select.expedite.forms import FORMS, TINY, Dense, Edges, Tiles
+
+EMPTY = ("keep", "zero")
+
+
+class How(NamedTuple):
+    """Options of :func:`token_clustering`."""
+
+    iterations: int
+    inv_temperature: float | str
+    window: int
+    empty: str
+    detach: bool
+    form: str
+
+
+class Clustering(NamedTuple):
+    """What token clustering makes, for each image.
+
+    ``centers + origin`` are the clusters; both are kept apart because distances are better taken between small numbers.
+    """
+
+    centers: Tensor  # [B, M, C] float32 or wider, minus origin
+    origin: Tensor  # [B, 1, C] one token of each image
+    weight: Tensor  # [B, E] the last soft assignment; ones without iterations
+    token: Tensor  # [E] token of each edge within its image, sorted
+    cluster: Tensor  # [E] cluster of each edge within its image
+    inv_temperature: float | Tensor  # [B, 1, 1] where each image has its own
+
+
+def token_clustering(
+    x: Tensor,
+    grid: Pair,
+    clusters: Pair,
+    *,
+    iterations: int = 5,
+    inv_temperature: float | str = 0.02,
+    window: int = 5,
+    empty: str = "keep",
+    detach: bool = True,
+    form: str = "auto",
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Turns a token grid into a smaller grid of clusters by soft k-means with fixed candidates.
+
+    Centres start as averages over the bins of the small grid. With :math:`A(n)` the cells of a square around the
+    token's own, T times:
+
+    .. math::
+        q_{nm} = \operatorname{softmax}_{m \in A(n)} (-t \lVert z_n - s_m \rVert^2), \qquad
+        s_m = \sum_n q_{nm} z_n \,/\, \sum_n q_{nm}
+
+    Args:
+        x: Tokens of the full grid in row-major order, ``[B, H*W, C]``. Attention windows count as images.
+        grid: ``(H, W)``.
+        clusters: ``(h, w)``; more rows or columns than the grid has are allowed.
+        iterations: T. 0 gives the averages themselves.
+        inv_temperature: t; ``"auto"``: one over each image's median squared distance to the own cell's average.
+        window: Side of the square of candidates, in cells, odd.
+        empty: What a cluster becomes that no token is near enough to: ``"keep"``: what it was; ``"zero"``: zeros.
+        detach: Let no gradient through the weights: they reach ``x`` through the last average alone.
+        form: ``"dense"``, ``"edges"`` or ``"tiles"``, which agree up to rounding; ``"auto"`` takes tiles where they
+            multiply less than half of all pairs.
+        mask: ``[B, H*W]`` bool, False for padding, which then has weight 0 in every average, whatever it holds. A cell
+            of nothing but padding starts as the average of the image. ``None``: padding counts as tokens, as published.
+
+    Returns:
+        ``centers [B, h*w, C]`` in the dtype of ``x``; the last q as edges: ``token [E]``, ``cluster [E]``, ids within
+        the image, sorted by token then cluster, and ``weight [B, E]`` float32 or wider.
+
+    Raises:
+        ValueError: If the grid does not match N, ``window`` is even, or an option is unknown.
+
+    Cost: tiles: about ``5 T E C`` multiply-adds, memory linear in N; dense: ``2 T N M C`` and ``N M`` floats an image.
+    No host synchronisation.
+
+    Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
+    NeurIPS 2022. Differs: float32 inside; empty clusters keep their place (published: ``empty="zero"``).
+    """
+    check_tokens(x)
+    check_clustering(iterations, inv_temperature, window, empty, form)
+    check_finite(x)
+    check_mask(mask, x)
+    made = cluster_tokens(x, grid, clusters, How(iterations, inv_temperature, window, empty, detach, form), mask)
+    return (made.centers + made.origin).to(x.dtype), made.token, made.cluster, made.weight
+
+
+def check_clustering(
+    iterations: int, inv_temperature: float | str, window: int, empty: str = "keep", form: str = "auto"
+) -> None:
+    """Raises unless every option has a value that :func:`token_clustering` knows."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise TypeError(f"Expected iterations as an int (got {iterations!r}).")
+    if iterations < 0:
+        raise ValueError(f"Expected iterations >= 0 (got iterations={iterations}).")
+    check_temperature(inv_temperature)
+    check_window(window)
+    for name, value, known in (("empty", empty, EMPTY), ("form", form, FORMS)):
+        if value not in known:
+            raise ValueError(f"Expected {name} to be one of {', '.join(known)} (got {value!r}).")
+
+
+def check_temperature(inv_temperature: float | str | Tensor) -> None:
+    """Raises unless it is a positive number, a tensor of them, or ``"auto"``."""
+    if isinstance(inv_temperature, Tensor) or inv_temperature == "auto":
+        return
+    if isinstance(inv_temperature, str) or not 0 < inv_temperature < float("inf"):
+        raise ValueError(
+            f"Expected inv_temperature > 0 or 'auto' (got {inv_temperature!r}). It multiplies squared distances."
+        )
+
+
+def cluster_tokens(x: Tensor, grid: Pair, clusters: Pair, how: How, mask: Tensor | None = None) -> Clustering:
+    """:func:`token_clustering` without checks of options, with what the way back needs."""
+    grid = check_grid(grid, x.size(1))
+    clusters = check_cells(grid, clusters)[2:]
+    with torch.autocast(x.device.type, enabled=False):
+        z = x.to(wide(x))
+        real = None if mask is None else mask[..., None].to(z.dtype)
+        z = z if real is None else z * real
+        # Any token will do as the origin; the one nearest the mean of a sample is a good one.
+        zero = origin(z.detach()[:, :: max(1, z.size(1) // 64)])
+        z = z - zero
+        s, t = _start(z, grid, clusters, real), how.inv_temperature
+        if isinstance(t, str):
+            t = _temperature(z, s, grid, clusters, mask)
+        if how.iterations == 0:
+            token, cluster = pool_edges(grid, clusters, device=x.device)
+            weight = z.new_ones(x.size(0), token.numel()) if real is None else real[:, token, 0]
+            return Clustering(s, zero, weight, token, cluster, t)
+        kind = _choose(how.form, grid, clusters, how.window, z.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
+            form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real)
+            for _ in range(how.iterations - 1):
+                _, mean, mass = form(s)
+                s = _settle(mean, mass, s, zero, how.empty)
+        if how.detach and torch.is_grad_enabled() and z.requires_grad:
+            form = kind(z, grid, clusters, how.window, t, real)  # the last average alone carries gradients
+        weight, mean, mass = form(s, detach=how.detach)
+        s = _settle(mean, mass, s, zero, how.empty)
+        token, cluster, _ = cell_edges(grid, clusters, how.window, device=x.device)
+        return Clustering(s, zero, weight, token, cluster, t)
+
+
+def _choose(
+    form: str, grid: Pair, clusters: Pair, window: int, device: torch.device
+) -> type[Dense] | type[Edges] | type[Tiles]:
+    if form == "auto":
+        pairs = grid[0] * grid[1] * clusters[0] * clusters[1]
+        form = "tiles" if 2 * tile_pairs(grid, clusters, window, device=device) < pairs else "dense"
+    return {"dense": Dense, "edges": Edges, "tiles": Tiles}[form]
+
+
+def _start(z: Tensor, grid: Pair, clusters: Pair, real: Tensor | None) -> Tensor:
+    """Averages over bins, ``[B, h*w, C]``; of the real tokens alone, where ``real [B, N, 1]`` says which are."""
+    if real is None:
+        return _pool(z, grid, clusters)
+    share = _pool(real, grid, clusters)
+    whole = (z * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp_min(1.0)
+    part = _pool(z * real, grid, clusters) / torch.where(share > 0, share, 1.0)
+    return torch.where(share > 0, part, whole)
+
+
+def _pool(z: Tensor, grid: Pair, clusters: Pair) -> Tensor:
+    """Averages over bins, ``[B, h*w, C]``, as one product along each axis."""
+    rows, columns = pool_matrices(grid, clusters, dtype=z.dtype, device=z.device)
+    images, _, channels = z.shape
+    by_row = torch.bmm(rows.expand(images, -1, -1), z.reshape(images, grid[0], grid[1] * channels))
+    by_row = by_row.view(images * clusters[0], grid[1], channels)
+    return torch.bmm(columns.expand(by_row.size(0), -1, -1), by_row).view(images, clusters[0] * clusters[1], channels)
+
+
+def _temperature(z: Tensor, s: Tensor, grid: Pair, clusters: Pair, mask: Tensor | None) -> Tensor:
+    """One over the median squared distance of tokens to the average of their own cell, ``[B, 1, 1]``."""
+    own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
+    squared = (z.detach() - own).square().sum(dim=2)
+    if mask is None:
+        median = squared.median(dim=1).values
+    else:
+        median = squared.masked_fill(~mask, torch.nan).nanmedian(dim=1).values
+    smallest = torch.finfo(z.dtype).tiny
+    return torch.where(median > smallest, 1.0 / median.clamp_min(smallest), 1.0)[:, None, None]
+
+
+def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:
+    """The next centres ``[B, M, C]``: means, and what ``empty`` says where there is no ``mass [B, M]``."""
+    none = mass < TINY
+    if mean.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(none.any()):
+        return mean  # the usual case; elsewhere looking would cost more than the pass
+    if empty == "keep":
+        return torch.where(none[..., None], before, mean)
+    # Zero is meant before the origin was moved: mean + zero must be the sum of q (z + zero) over max(mass, TINY).
+    return mean + zero * (mass / mass.clamp_min(TINY) - 1.0)[..., None]

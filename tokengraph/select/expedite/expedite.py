@@ -1,0 +1,259 @@
+"""Expedite: cluster the tokens of a grid for the blocks that follow, reconstruct every token after them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from tokengraph.cost import Cost
+from tokengraph.edges.cells import Pair, tile_pairs
+from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
+from tokengraph.flat.segment import wide
+from tokengraph.flat.tables import equal_ptr
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
+from tokengraph.select.base import Select
+from tokengraph.select.expedite.cluster import Clustering, How, check_clustering, cluster_tokens
+from tokengraph.select.expedite.reconstruct import Edges, check_reconstruction, make_edges
+from tokengraph.select.tokens import Tokens, clamp_budget
+
+INV_TEMPERATURE = 0.02  # suits the residual stream of the published ViT-L
+
+
+def expedite(
+    x: Tensor,
+    grid: Pair,
+    clusters: Pair,
+    *,
+    iterations: int = 5,
+    inv_temperature: float | str = INV_TEMPERATURE,
+    tau: float | None = None,
+    window: int = 5,
+    neighbors: int = 20,
+    normalize: str = "softmax",
+    ties: str = "k",
+    mode: str = "soft",
+    empty: str = "keep",
+    detach: bool = True,
+    form: str = "auto",
+    mask: Tensor | None = None,
+) -> SoftAssignment:
+    """Clusters the tokens of a grid into a smaller grid, and knows how to reconstruct tokens from clusters.
+
+    The way down is :func:`token_clustering`, whose last soft assignment are the edges; the way up is
+    :func:`token_reconstruction`, whose edges are made at the first ``lift``.
+
+    Args:
+        x: Tokens of the full grid in row-major order, ``[B, H*W, C]``. Attention windows count as images.
+        grid: ``(H, W)``.
+        clusters: ``(h, w)``.
+        iterations: T of the clustering. 0: averages over the bins of the small grid.
+        inv_temperature: t, the factor on squared distances, both ways. It depends on the scale of the features:
+            ``"auto"`` takes one over each image's median squared distance to the own cell's average.
+        tau: ``1 / t``, instead of it.
+        window: Side of the square of candidate clusters, odd.
+        neighbors: k of the reconstruction; -1 means all clusters.
+        normalize: ``"softmax"``, or ``"l2"`` as released.
+        ties: ``"k"``, or ``"released"``: more than k clusters where distances tie.
+        mode: ``"soft"``, or ``"hard"``: each token comes back as a copy of its nearest cluster.
+        empty: ``"keep"``, or ``"zero"`` as released, for clusters that no token is near enough to.
+        detach: Let no gradient through the weights of the clustering.
+        form: ``"auto"``, ``"dense"``, ``"edges"`` or ``"tiles"``: how the clustering computes.
+        mask: ``[B, H*W]`` bool, False for padding, which then feeds no cluster; ``None``: it counts, as released. What
+            comes back in its place means nothing: crop it.
+
+    Returns:
+        The map over ``B*N`` tokens. ``centroids`` are the clusters, in the dtype of ``x``; ``reduce`` gives the same
+        for ``x``, but for clusters that ``empty`` is about or that hold nothing but padding. Each token's weights sum
+        to one, for ``iterations >= 1``; those of padding are zero.
+
+    Raises:
+        ValueError: If the grid does not match N, an option is unknown, or both temperatures are given.
+
+    Cost: the clustering's, and at the first lift the reconstruction's; see there.
+
+    Example:
+        >>> import torch
+        >>> a = expedite(torch.tensor([[[0.0], [0.0], [9.0], [9.0]]]), (1, 4), (1, 2), inv_temperature=1.0)
+        >>> a.centroids.round().tolist()
+        [[0.0], [9.0]]
+
+    Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
+    NeurIPS 2022. Differs: softmax weights on the way up, exactly k neighbours, float32 inside, empty clusters keep
+    their place. The released behaviour: ``normalize="l2", ties="released", empty="zero"``.
+    """
+    check_tokens(x)
+    how = Expedite(
+        None, iterations, inv_temperature, tau, window, neighbors, normalize, ties, mode, empty, detach
+    )  # checks
+    check_clustering(iterations, how.temperature, window, empty, form)
+    check_finite(x)
+    check_mask(mask, x)
+    return _expedite(x, check_grid(grid, x.size(1)), clusters, how, form, mask)
+
+
+@dataclass(frozen=True)
+class Expedite(Select):
+    """Expedite as a strategy, before a block, on the full grid; see :func:`expedite` for the options.
+
+    Args:
+        clusters: ``(h, w)``; ``None``: the largest grid of the budget that keeps the aspect.
+        iterations: T of the clustering.
+        inv_temperature: t, or ``"auto"``.
+        tau: ``1 / t``, instead of it.
+        window: Side of the square of candidate clusters, odd.
+        neighbors: k of the reconstruction; -1 means all clusters.
+        normalize: ``"softmax"`` or ``"l2"``.
+        ties: ``"k"`` or ``"released"``.
+        mode: ``"soft"`` or ``"hard"``.
+        empty: ``"keep"`` or ``"zero"``.
+        detach: Let no gradient through the weights of the clustering.
+    """
+
+    name: ClassVar[str] = "expedite"
+    alone: ClassVar[bool] = True
+    placement: ClassVar[str] = "before"
+    merges: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = True
+    reads_attention: ClassVar[bool] = False
+    clusters: Pair | None = None
+    iterations: int = 5
+    inv_temperature: float | str = INV_TEMPERATURE
+    tau: float | None = None
+    window: int = 5
+    neighbors: int = 20
+    normalize: str = "softmax"
+    ties: str = "k"
+    mode: str = "soft"
+    empty: str = "keep"
+    detach: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tau is not None and self.inv_temperature != INV_TEMPERATURE:
+            raise ValueError(
+                f"Expected inv_temperature or tau (got both, {self.inv_temperature} and {self.tau}). One is 1 / other."
+            )
+        if self.tau is not None and not 0 < self.tau < math.inf:
+            raise ValueError(f"Expected tau > 0 (got tau={self.tau}).")
+        check_clustering(self.iterations, self.temperature, self.window, self.empty)
+        check_reconstruction(self.neighbors, self.normalize, self.ties, self.mode)
+        if self.clusters is not None:
+            if not isinstance(self.clusters, tuple) or len(self.clusters) != 2:
+                raise TypeError(f"Expected clusters as a tuple (h, w) (got {self.clusters!r}).")
+            check_positive(h=self.clusters[0], w=self.clusters[1])
+
+    @property
+    def temperature(self) -> float | str:
+        """t, however it was given."""
+        return self.inv_temperature if self.tau is None else 1.0 / self.tau
+
+    @property
+    def own_budget(self) -> int | None:
+        """Clusters an image that ``clusters`` asks for; ``None`` where the budget decides."""
+        return None if self.clusters is None else self.clusters[0] * self.clusters[1]
+
+    @property
+    def restores(self) -> bool:
+        """True: that is its second half."""
+        return True
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
+            raise ValueError(
+                "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
+                "a grid: dropped in train mode, or shuffled as in ViTMAE). Use DPCKNN there."
+            )
+        images, count = tokens.x.shape[:2]
+        keep = clamp_budget(budget, tokens.x, None)
+        assert isinstance(keep, int)
+        if keep == count:
+            ptr = equal_ptr(images, count, tokens.x.device)
+            same = Assignment.identity(images * count, ptr=ptr, device=tokens.x.device)
+            return replace(SoftAssignment.from_hard(same), lossless=True)
+        return _expedite(tokens.x, tokens.grid, self._grid_for(keep, tokens.grid), self, "auto")
+
+    def makes(self, keep: int, num_tokens: int, grid: Pair | None = None) -> int:
+        """Clusters of the largest grid within ``keep``; without a grid, as if the patches formed a square."""
+        if keep >= num_tokens:
+            return num_tokens
+        if self.own_budget is not None:
+            return self.own_budget
+        side = math.isqrt(num_tokens)
+        if grid is None and side * side != num_tokens:
+            return keep
+        return math.prod(cluster_grid(grid or (side, side), keep))
+
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
+        """Two products an iteration over the pairs that are multiplied, and the distances of the reconstruction."""
+        side = max(math.isqrt(num_tokens), 1)
+        grid = (side, max(num_tokens // side, 1))
+        clusters = self.clusters or cluster_grid(grid, keep)
+        pairs = min(tile_pairs(grid, clusters, self.window), grid[0] * grid[1] * math.prod(clusters))
+        passes = 4 * (num_tokens + keep) * channels
+        step = Cost(4 * pairs * channels + 6 * pairs, 2 * passes + 24 * pairs)
+        distances = Cost(2 * num_tokens * keep * channels, passes + 4 * num_tokens * keep)
+        return Cost(2 * num_tokens * channels, 2 * passes) + step * self.iterations + distances
+
+    def _grid_for(self, keep: int, grid: Pair) -> Pair:
+        if self.clusters is None:
+            return cluster_grid(grid, keep)
+        if keep != self.own_budget:
+            raise ValueError(
+                f"Expected a budget of h*w={self.own_budget} tokens, as clusters={self.clusters} says (got {keep}). "
+                "Leave clusters out to let the budget decide."
+            )
+        return self.clusters
+
+
+def cluster_grid(grid: Pair, keep: int) -> Pair:
+    """The grid ``(h, w)`` with the most cells, ``h * w <= keep``, whose aspect is about that of ``grid``.
+
+    Example:
+        >>> cluster_grid((40, 40), 784), cluster_grid((6, 8), 30), cluster_grid((1, 7), 5)
+        ((28, 28), (5, 6), (1, 5))
+    """
+    height, width = grid
+    ideal = math.sqrt(keep * height / width)
+    rows = {min(max(h, 1), height, keep) for h in (math.floor(ideal), math.ceil(ideal))}
+    made = [(h, min(width, keep // h)) for h in sorted(rows)]
+    return max(made, key=lambda c: (c[0] * c[1], -abs(math.log(c[0] * width / (c[1] * height)))))
+
+
+def _expedite(
+    x: Tensor, grid: Pair, clusters: Pair, how: Expedite, form: str, mask: Tensor | None = None
+) -> SoftAssignment:
+    images, tokens = x.shape[:2]
+    way_down = How(how.iterations, how.temperature, how.window, how.empty, how.detach, form)
+    made = cluster_tokens(x, grid, clusters, way_down, mask)
+    count = made.centers.size(1)
+    ptr, cluster_ptr = equal_ptr(images, tokens, x.device), equal_ptr(images, count, x.device)
+    return SoftAssignment(
+        (made.token + ptr[:-1, None]).flatten(),
+        (made.cluster + cluster_ptr[:-1, None]).flatten(),
+        made.weight.flatten(),
+        images * tokens,
+        images * count,
+        up=_WayUp(x, made, how),
+        ptr=ptr,
+        cluster_ptr=cluster_ptr,
+        centroids=(made.centers + made.origin).to(x.dtype).flatten(0, 1),
+        lossless=how.iterations > 0 and mask is None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _WayUp:
+    """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
+
+    x: Tensor
+    made: Clustering
+    how: Expedite
+
+    def __call__(self) -> Edges:
+        made, how = self.made, self.how
+        z = self.x.to(wide(self.x)) - made.origin
+        return make_edges(z, made.centers, made.inv_temperature, how.neighbors, how.normalize, how.ties, how.mode)

@@ -1,0 +1,127 @@
+"""One step of token clustering in three forms that agree up to rounding: dense, edge list, tiles of cells.
+
+Each is made once for a call and stepped T times: ``form(s)`` takes centres ``[B, M, C]`` and returns the soft
+assignment q on the edges ``[B, E]``, the means of the tokens under q ``[B, M, C]``, and the sums of q ``[B, M]``.
+With ``real [B, N, 1]``, 0 where there is padding, q is multiplied by it: padding has no say in any mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges.cells import Pair, cell_edges, cell_tiles
+from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
+
+FORMS = ("auto", "dense", "edges", "tiles")
+TINY = 1e-16  # a cluster with less weight is empty: its mean is its sum over this
+
+
+class Dense:
+    """All N x M products, then a mask."""
+
+    def __init__(
+        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+    ) -> None:
+        token, cluster, _ = cell_edges(grid, clusters, window, device=z.device)
+        count = clusters[0] * clusters[1]
+        self.z, self.t, self.real, self.slot = z, t, real, token * count + cluster
+        barred = z.new_full((z.size(1) * count,), -torch.inf)
+        self.barred = barred.index_fill(0, self.slot, 0.0).view(z.size(1), count)
+
+    def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps once; with ``detach`` no gradient passes through q."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+            product = torch.bmm(self.z, s.transpose(1, 2))
+            q = _softmax(product, _half_norm(s)[:, None], self.t, self.barred)
+            q = q if self.real is None else q * self.real
+        mass = q.sum(dim=1)
+        mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(TINY)[..., None]
+        return q.flatten(1).index_select(1, self.slot), mean, mass
+
+
+class Edges:
+    """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
+
+    def __init__(
+        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+    ) -> None:
+        self.z, self.t, self.real = z, t, real
+        token, cluster, self.order = cell_edges(grid, clusters, window, device=z.device)
+        images = torch.arange(z.size(0), device=z.device)[:, None]
+        self.token = token + images * z.size(1)  # [B, E]
+        self.cluster = cluster + images * (clusters[0] * clusters[1])
+
+    def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps once; with ``detach`` no gradient passes through q."""
+        rows, tokens = s.flatten(0, 1), self.z.flatten(0, 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+            t = self.t.flatten(1) if isinstance(self.t, Tensor) else self.t
+            score = (tokens[self.token] - rows[self.cluster]).square().sum(dim=2).mul(-t)
+            q = self._by_token(score)
+            q = q if self.real is None else q * self.real.flatten()[self.token]
+        # Sums run over edges sorted by cluster, so that their order is fixed.
+        weight, into = q[:, self.order].flatten(), self.cluster[:, self.order].flatten()
+        mass = segment_sum(weight, into, rows.size(0))
+        total = weighted_sum(tokens, weight, into, rows.size(0), source=self.token[:, self.order].flatten())
+        mean = total / mass.clamp_min(TINY)[:, None]
+        return q, mean.view_as(s), mass.view(s.shape[:2])
+
+    def _by_token(self, score: Tensor) -> Tensor:
+        """Softmax over the edges of each token, the source: message passing groups by target."""
+        into, score = self.token.flatten(), score.flatten()
+        count = self.z.size(0) * self.z.size(1)
+        top = score.new_full((count,), -torch.inf).scatter_reduce(0, into, score.detach(), "amax")
+        raised = (score - top[into]).exp()
+        return (raised / segment_sum(raised, into, count)[into]).view_as(self.token)
+
+
+class Tiles:
+    """Tiles of cells against the cells around them, by batched products; see :class:`tokengraph.edges.cells.CellTiles`.
+
+    Rows run tile by tile, and image by image within a tile: T x B products of ``[P, C]`` with ``[C, J]``.
+    """
+
+    def __init__(
+        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+    ) -> None:
+        self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
+        self.images, self.t = z.size(0), t
+        self.count, self.patches, self.cells = tiles.barred.shape
+        shift = torch.arange(self.images, device=z.device)[:, None]
+        token = (tiles.token[:, None] + shift * z.size(1)).flatten()
+        self.z = z.flatten(0, 1).index_select(0, token).view(self.count * self.images, self.patches, z.size(2))
+        self.candidate = (tiles.candidate[:, None] + shift * (clusters[0] * clusters[1])).flatten()  # [T * B * J]
+        self.barred, self.real = tiles.barred[:, None].to(z.dtype), tiles.real[:, None].to(z.dtype)
+        if real is not None:
+            self.real = self.real * real.flatten()[token].view(self.count, self.images, self.patches, 1)
+        # The places of each cluster in [T, B, J], cluster by cluster.
+        source = tiles.source // self.cells * (self.images * self.cells) + tiles.source % self.cells
+        self.source = (source + shift * self.cells).flatten()
+        self.into = self.candidate.index_select(0, self.source)
+
+    def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps once; with ``detach`` no gradient passes through q."""
+        rows = s.flatten(0, 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+            near = rows.index_select(0, self.candidate).view(self.z.size(0), self.cells, s.size(2))
+            product = torch.bmm(self.z, near.transpose(1, 2)).view(self.count, self.images, self.patches, self.cells)
+            norm = _half_norm(rows).index_select(0, self.candidate).view(self.count, self.images, 1, self.cells)
+            q = _softmax(product, norm, self.t, self.barred) * self.real
+        mass = segment_sum(q.sum(dim=2).flatten().index_select(0, self.source), self.into, rows.size(0))
+        part = torch.bmm(q.flatten(0, 1).transpose(1, 2), self.z).flatten(0, 1)
+        share = 1.0 / mass.clamp_min(TINY).index_select(0, self.into)
+        mean = weighted_sum(part, share, self.into, rows.size(0), source=self.source)
+        weight = q.transpose(0, 1).flatten(1).index_select(1, self.tiles.slot)
+        return weight, mean.view_as(s), mass.view(s.shape[:2])
+
+
+def _half_norm(s: Tensor) -> Tensor:
+    return 0.5 * row_norm(s.flatten(0, -2)).square().view(s.shape[:-1])
+
+
+def _softmax(product: Tensor, half_norm: Tensor, t: float | Tensor, barred: Tensor) -> Tensor:
+    """Over clusters, of ``-t |z - s|^2`` without its ``|z|^2``, which cancels and would cost digits."""
+    if isinstance(t, Tensor):
+        t = t.view(-1, 1, 1)
+    return (product - half_norm).mul(2.0 * t).add(barred).softmax(dim=-1)

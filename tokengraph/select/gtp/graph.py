@@ -1,0 +1,294 @@
+"""GTP's propagation graph: to whom a token hands its features on when it leaves, and with what weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges import grid_graph, grid_positions, knn_neighbors
+from tokengraph.edges.knn import directions
+from tokengraph.edges.knn_torch import BUDGET, lowest
+from tokengraph.errors import check_finite, check_grid, check_tokens
+from tokengraph.flat.segment import wide
+from tokengraph.flat.tables import table
+from tokengraph.graph.fields import batch_layout
+from tokengraph.graph.token_graph import TokenGraph
+
+GRAPHS = ("spatial", "semantic", "mixed")
+Slots = tuple[Tensor, Tensor, Tensor]  # sender, receiver, weight: sorted by sender
+
+
+@dataclass(frozen=True, eq=False)
+class PropagationGraph:
+    r"""A directed graph over the input patches of B images, kept by sender; it never changes while tokens leave.
+
+    Weights are :math:`\hat A_{ij} = A_{ij} / \sqrt{d_i d_j}` from sender j to receiver i, with :math:`d_i` the number
+    of senders of i: those of the whole graph, for as long as a run lasts. A sub-graph is a look-up, not a new graph.
+
+    Args:
+        start: First slot of each sender, ``[M+1]`` int64, M = B*n.
+        sender: ``[E]`` int64 flat patch ids, rising.
+        receiver: ``[E]`` int64.
+        weight: ``[E]`` float32; 0 in slots that are not in use, so that E follows from B, n, grid and neighbours.
+        x: The features that it was built from, ``[M, C]``, detached.
+        images: B.
+        grid: ``(H, W)`` of the patches, or ``None``.
+        near: Spatial graphs: the receivers of each patch within an image, ``[n, 8]``; itself in slots not in use.
+        near_weight: Spatial graphs: their weights, ``[n, 8]``.
+    """
+
+    start: Tensor
+    sender: Tensor
+    receiver: Tensor
+    weight: Tensor
+    x: Tensor
+    images: int
+    grid: tuple[int, int] | None = None
+    near: Tensor | None = None
+    near_weight: Tensor | None = None
+
+    @property
+    def patches(self) -> int:
+        """n, the patches an image."""
+        return self.x.size(0) // max(self.images, 1)
+
+    @classmethod
+    def from_edges(
+        cls, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *, grid: tuple[int, int] | None = None
+    ) -> PropagationGraph:
+        """A graph of one's own.
+
+        Args:
+            x: Features of the patches, ``[B, n, C]``.
+            edge_index: ``[2, E]`` int64, sender to receiver, flat ids; each edge once.
+            edge_weight: ``[E]``, taken as it is; ``None``: weights as :func:`propagation_graph` makes them.
+            grid: ``(H, W)``, if the patches lie on one.
+
+        Raises:
+            ValueError: If shapes do not fit, or an edge leads to another image.
+        """
+        check_tokens(x)
+        images, patches, channels = x.shape
+        grid = None if grid is None else check_grid(grid, patches)
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
+        image = edge_index.div(max(patches, 1), rounding_mode="floor")
+        if not bool(((image[0] == image[1]) & (image[0] >= 0) & (image[0] < images)).all()):
+            raise ValueError(
+                f"Expected edges within an image of n={patches} patches, B={images} (got one that leads out of it)."
+            )
+        sender, order = edge_index[0].sort(stable=True)
+        receiver, rows = edge_index[1][order], images * patches
+        weight = torch.ones_like(receiver) if edge_weight is None else edge_weight.detach()[order].float()
+        weight = _normalized(sender, receiver, weight, rows) if edge_weight is None else weight
+        flat = x.detach().reshape(rows, channels)
+        return cls(_starts(sender, rows), sender, receiver, weight, flat, images, grid)
+
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """``edge_index [2, E']``, sender to receiver, flat ids, and ``edge_weight [E']``, without slots not in use."""
+        used = self.weight != 0
+        return torch.stack([self.sender[used], self.receiver[used]]), self.weight[used]
+
+    def token_graph(self, patch: Tensor | None = None, size: Tensor | None = None) -> TokenGraph:
+        """The surviving patches as a graph: features before block 0, and the edges among them with unchanged weights.
+
+        Args:
+            patch: Patches that survive, ``[B, n']`` int64 in ``[0, n)``, in the order that nodes shall have; ``None``:
+                all.
+            size: Their token scales, ``[B, n']``; ``None``: one each.
+
+        Raises:
+            ValueError: If ``patch`` or ``size`` has another shape.
+
+        Cost: a few passes over the edges; on CUDA with host synchronisation.
+        """
+        left: Tensor = self._everyone() if patch is None else patch
+        if left.dim() != 2 or left.size(0) != self.images or (size is not None and size.shape != left.shape):
+            got = list(left.shape) if size is None else f"{list(left.shape)} and {list(size.shape)}"
+            raise ValueError(f"Expected patch (and size) of shape [B={self.images}, n'] (got {got}).")
+        alive = (left + _first_patch(self.images, self.patches, left.device)).flatten()
+        number = alive.new_full((self.x.size(0),), -1)
+        number[alive] = torch.arange(alive.numel(), device=alive.device)
+        edge_index, edge_weight = self.edges()
+        ends = number[edge_index]
+        kept = (ends >= 0).all(dim=0)
+        scale = self.x.new_ones(alive.numel(), dtype=torch.float32) if size is None else size.flatten().float()
+        fields: dict[str, Any] = {"x": self.x[alive], "size": scale}
+        fields |= {"edge_index": ends[:, kept], "edge_weight": edge_weight[kept]}
+        if self.grid is not None:
+            fields |= {"grid": self.grid, "pos": grid_positions(self.grid, device=alive.device)[left.flatten()]}
+        return TokenGraph(**fields, **batch_layout([left.size(1)] * self.images, self.x))
+
+    def _everyone(self) -> Tensor:
+        return torch.arange(self.patches, device=self.x.device).expand(self.images, -1)
+
+
+@torch.no_grad()
+def propagation_graph(
+    x: Tensor, grid: tuple[int, int] | None = None, *, graph: str = "mixed", neighbors: int = 8
+) -> PropagationGraph:
+    r"""Connects patches as GTP does: with what lies beside them, with what looks like them, or with both.
+
+    .. math::
+        \hat A_{ij} = A_{ij} / \sqrt{d_i d_j}, \qquad d_i = \textstyle\sum_j A_{ij}, \qquad
+        A_{ij} = 1 \iff j \text{ (sender) is a neighbour of } i \text{ (receiver)}
+
+    Args:
+        x: Patch tokens as they come to the first block (position embedding included), ``[B, n, C]``, no prefix tokens.
+        grid: ``(H, W)``, any rectangle; only ``graph="semantic"`` does without.
+        graph: ``"spatial"``: the up to 8 patches that touch i; ``"semantic"``: the ``neighbors`` patches most like i by
+            cosine, which is not symmetric; ``"mixed"``: either.
+        neighbors: Semantic neighbours of each receiver, ``0 <= neighbors < n``.
+
+    Returns:
+        The graph. Nothing of it is differentiated.
+
+    Raises:
+        ValueError: For another ``graph``, a missing grid or one that does not fit, or too many neighbours.
+
+    Cost: spatial: ``O(B n)``, from tables built once a grid; otherwise one :func:`~tokengraph.knn_graph`,
+    ``O(B n^2 C)``, and a sort of ``B n neighbors`` ids.
+
+    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: exactly ``neighbors`` also without a class token and
+    among duplicates, ties to the lower index, zero vectors and patches without neighbours do no harm (published: one
+    more without a class token, more at ties, NaN).
+    """
+    check_tokens(x)
+    check_graph(graph, neighbors)
+    images, patches, channels = x.shape
+    if grid is not None:
+        grid = check_grid(grid, patches)
+    elif graph != "semantic":
+        raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got None). Only 'semantic' does without.")
+    if graph != "spatial" and neighbors > max(patches - 1, 0):
+        raise ValueError(f"Expected 0 <= neighbors < n={patches} (got neighbors={neighbors}).")
+    flat = x.detach().reshape(images * patches, channels)
+    if graph == "semantic":
+        start, slots = _semantic(x, neighbors)
+        return PropagationGraph(start, *slots, flat, images, grid)
+    assert grid is not None
+    tables = _spatial(*grid, str(x.device))
+    start, slots = _repeat(tables, images, patches)
+    if graph == "spatial":
+        return PropagationGraph(start, *slots, flat, images, grid, *tables[4:])
+    start, slots = _mixed(x, neighbors, grid[1], start, slots)
+    return PropagationGraph(start, *slots, flat, images, grid)
+
+
+def gtp_graph(
+    x: Tensor, grid: tuple[int, int] | None = None, *, graph: str = "mixed", neighbors: int = 8
+) -> tuple[Tensor, Tensor]:
+    """GTP's graph as plain edges, for any other use; arguments, errors, cost and source as :func:`propagation_graph`.
+
+    Returns:
+        ``edge_index [2, E]`` int64, sender to receiver, flat ids, sorted by sender; ``edge_weight [E]`` float32.
+
+    Example:
+        >>> edge_index, edge_weight = gtp_graph(torch.randn(1, 3, 4), (1, 3), graph="spatial")
+        >>> edge_index.tolist(), edge_weight.tolist()
+        ([[0, 1, 1, 2], [1, 0, 2, 1]], [0.7071067690849304, 0.7071067690849304, 0.7071067690849304, 0.7071067690849304])
+    """
+    return propagation_graph(x, grid, graph=graph, neighbors=neighbors).edges()
+
+
+def check_graph(graph: str, neighbors: int) -> None:
+    """Raises unless these are a kind of graph and a number of neighbours."""
+    if graph not in GRAPHS:
+        raise ValueError(f"Expected graph to be one of {', '.join(GRAPHS)} (got {graph!r}).")
+    if isinstance(neighbors, bool) or not isinstance(neighbors, int | torch.SymInt):
+        raise TypeError(f"Expected neighbors to be an int (got {neighbors!r}).")
+    if neighbors < 0:
+        raise ValueError(f"Expected neighbors >= 0 (got neighbors={neighbors}).")
+
+
+@table(64)
+def _spatial(height: int, width: int, device: str) -> tuple[Tensor, ...]:
+    """One image's graph by sender, ``start, sender, receiver, weight``, and as tables of 8, ``near, near_weight``."""
+    patches = height * width
+    # Sorted by target; the grid reads the same backwards, so its targets serve as senders.
+    receiver, sender = grid_graph((height, width)) if patches else torch.empty(2, 0, dtype=torch.long)
+    start = _starts(sender, patches)
+    weight = _normalized(sender, receiver, torch.ones_like(sender), patches)
+    near, near_weight = torch.arange(patches)[:, None].repeat(1, 8), torch.zeros(patches, 8, dtype=torch.float32)
+    column = torch.arange(sender.numel()) - start[sender]
+    near[sender, column], near_weight[sender, column] = receiver, weight
+    return tuple(t.to(device) for t in (start, sender, receiver, weight, near, near_weight))
+
+
+def _repeat(tables: tuple[Tensor, ...], images: int, patches: int) -> tuple[Tensor, Slots]:
+    """One image's slots for each of B images."""
+    start, sender, receiver, weight = tables[:4]
+    ahead = _first_patch(images, patches, start.device)
+    edges = sender.numel()
+    begin = start[:-1] + _first_patch(images, edges, start.device)
+    start = torch.cat([begin.flatten(), start.new_full((1,), images * edges)])
+    return start, ((sender + ahead).flatten(), (receiver + ahead).flatten(), weight.repeat(images))
+
+
+def _semantic(x: Tensor, k: int) -> tuple[Tensor, Slots]:
+    sender, receiver, live = _nearest(x, k)
+    rows = x.size(0) * x.size(1)
+    return _starts(sender, rows), (sender, receiver, _normalized(sender, receiver, live, rows))
+
+
+def _mixed(x: Tensor, k: int, width: int, start: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
+    """Both graphs, slots of a sender together: spatial ones first. An edge in both counts once."""
+    sender, receiver, live = _nearest(x, k)
+    # Rows of images lie one after another, and neighbours in one image: flat ids tell rows and columns apart as well.
+    rows_apart = (sender.div(width, rounding_mode="floor") - receiver.div(width, rounding_mode="floor")).abs()
+    live = live * ((rows_apart > 1) | ((sender % width - receiver % width).abs() > 1))
+    rows = x.size(0) * x.size(1)
+    also = _starts(sender, rows)
+    place = torch.cat([_count(slots[0]) + also[slots[0]], _count(sender) + start[sender + 1]])
+    pairs = (slots[0], sender), (slots[1], receiver), (torch.ones_like(slots[0]), live)
+    sender, receiver, live = (torch.empty_like(place).scatter_(0, place, torch.cat(pair)) for pair in pairs)
+    return start + also, (sender, receiver, _normalized(sender, receiver, live, rows))
+
+
+def _nearest(x: Tensor, k: int) -> Slots:
+    """Each patch's k nearest as slots by sender: ``sender, receiver``, and ones."""
+    if k == 0 or x.size(0) == 0:
+        none = torch.empty(0, dtype=torch.long, device=x.device)
+        return none, none, none
+    sender, order = _most_similar(x.detach(), k).flatten().sort(stable=True)
+    return sender, order.div(k, rounding_mode="floor"), torch.ones_like(sender)
+
+
+def _most_similar(x: Tensor, k: int) -> Tensor:
+    """The k others of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
+    images, patches, channels = x.shape
+    if images * patches**2 * 4 > BUDGET:
+        return knn_neighbors(x, k, cosine=True)[0]
+    # Ranks are all that is wanted, so the products do without the care that distances need: half the time.
+    check_finite(x)
+    with torch.autocast(x.device.type, enabled=False):
+        unit = directions(x.flatten(0, 1).to(wide(x)))[0].view(images, patches, channels)
+        score = torch.bmm(unit, unit.transpose(1, 2)).neg_()
+    score.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    local = lowest(score, k)[1]
+    return (local + _first_patch(images, patches, x.device)[..., None]).flatten(0, 1)
+
+
+def _normalized(sender: Tensor, receiver: Tensor, live: Tensor, rows: int) -> Tensor:
+    """``A_ij / sqrt(d_i d_j)`` in float32, ``[E]``; 0 where a degree is 0, and in slots with ``live`` 0 (int64)."""
+    degree = live.new_zeros(rows).scatter_add_(0, receiver, live)
+    product = degree[sender] * degree[receiver]
+    return torch.where((live * product) > 0, product.float().rsqrt(), 0.0)
+
+
+def _starts(sender: Tensor, rows: int) -> Tensor:
+    """First slot of each sender, ``[rows + 1]``."""
+    count = sender.new_zeros(rows + 1).scatter_add_(0, sender + 1, torch.ones_like(sender))
+    return count.cumsum(0)
+
+
+def _count(like: Tensor) -> Tensor:
+    return torch.arange(like.numel(), device=like.device)
+
+
+def _first_patch(images: int, each: int, device: torch.device) -> Tensor:
+    """``[B, 1]``: where each of B images begins."""
+    return (torch.arange(images, device=device) * each)[:, None]

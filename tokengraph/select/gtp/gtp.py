@@ -1,0 +1,298 @@
+"""GTP: tokens that leave hand their features on to their neighbours in a graph of the input patches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokengraph.cost import Cost
+from tokengraph.errors import check_finite, check_tokens
+from tokengraph.maps.soft import SoftAssignment
+from tokengraph.select.base import Select
+from tokengraph.select.gtp.graph import PropagationGraph, check_graph, propagation_graph
+from tokengraph.select.gtp.scores import check_score, gtp_score, sparsify
+from tokengraph.select.gtp.step import MODES, check_patch, kept_as_they_are, propagation
+from tokengraph.select.peaks.peaks import check_order
+from tokengraph.select.random import random_score
+from tokengraph.select.tokens import Tokens, clamp_budget
+
+# Tokens removed in each layer: density of the attention maps and alpha, as the authors tuned them for DeiT-B.
+DEIT_B = {
+    1: (0.8, 0.1), 2: (0.7, 0.1), 3: (0.9, 0.4), 4: (1.0, 0.4), 5: (0.6, 0.15), 6: (0.6, 0.15), 7: (0.6, 0.1),
+    8: (0.6, 0.1), 9: (0.7, 0.2), 10: (0.5, 0.2), 11: (0.8, 0.3), 12: (0.8, 0.3), 13: (0.7, 0.3), 14: (0.8, 0.3),
+}  # fmt: skip
+
+
+def gtp(
+    score: Tensor,
+    keep: int,
+    graph: PropagationGraph | None = None,
+    *,
+    alpha: float = 0.1,
+    patch: Tensor | None = None,
+    mode: str = "propagate",
+    order: str = "index",
+) -> SoftAssignment:
+    r"""Keeps the tokens with the highest scores; the others hand their features on along the graph, and leave.
+
+    .. math:: x'_i = x_i + \alpha \sum_{j \text{ leaves}} \hat A_{ij} x_j, \qquad
+              s'_i = s_i + \alpha \sum_{j \text{ leaves}} \hat A_{ij} s_j
+
+    Args:
+        score: ``[B, N]``, higher stays; of equals the lower index.
+        keep: Clusters an image, at least 1; clamped to N. From N on, nothing happens at all.
+        graph: Who receives from whom, in patch ids; only ``mode="propagate"`` needs it.
+        alpha: Strength of what is handed on, not negative.
+        patch: Input patch of each token, ``[B, N]`` int64; ``None``: token i is patch i.
+        mode: ``"propagate"``; ``"none"``: tokens just leave; ``"mean"``: their mean stays as one more token, behind the
+            others and counted in ``keep``.
+        order: ``"index"``: kept tokens stay in order; ``"score"``: highest first, as in the published code.
+
+    Returns:
+        The weighted map (``normalize=False``), whose ``reduce`` gives ``x'`` and ``s'``; ``centers`` are the kept
+        tokens (for the mean, the best of those that leave). On the way back a token that left gets the mean of its
+        receivers by weight, or zeros where it has none; in mode ``"mean"`` it gets the mean token.
+
+    Raises:
+        ValueError: If an option is out of range, shapes do not fit, or scores are not finite.
+        TypeError: If ``graph`` is another kind of graph.
+
+    Cost: one sort of ``[B, N]``, then the edges of the tokens that leave. On CUDA and under ``torch.compile`` shapes
+    are fixed, so unused edges stay with weight 0: 8 a token on a spatial graph, else all of the graph's.
+
+    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: kept tokens stay in order, ties are settled, nothing
+    to remove is no error, scales go with every mode.
+    """
+    if not isinstance(score, Tensor) or score.dim() != 2:
+        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise ValueError(f"Expected score of shape [B, N] (got {got}).")
+    _check(alpha, mode, order)
+    check_patch(score, graph, patch, mode)
+    check_finite(score[..., None], "scores")
+    return _gtp(score, keep, graph, alpha, patch, mode, order)
+
+
+def propagate(
+    x: Tensor,
+    kept: Tensor,
+    graph: PropagationGraph | None = None,
+    *,
+    size: Tensor | None = None,
+    alpha: float = 0.1,
+    patch: Tensor | None = None,
+    mode: str = "propagate",
+) -> tuple[Tensor, Tensor]:
+    """One step of GTP with tokens already chosen: all that are not kept hand their features on, and leave.
+
+    Args:
+        x: Tokens, ``[B, N, C]``.
+        kept: Tokens that stay, ``[B, K]`` int64, each once, in the order of the result.
+        graph: As for :func:`gtp`, and likewise ``alpha``, ``patch`` and ``mode``.
+        size: Token scales, ``[B, N]``; ``None``: ones.
+        alpha: Strength.
+        patch: Input patches.
+        mode: ``"propagate"``, ``"none"`` or ``"mean"``.
+
+    Returns:
+        ``[B, K, C]`` in the dtype of ``x`` (sums in float32 or wider) and scales ``[B, K]``; in mode ``"mean"`` with
+        one more row at the end, if any token leaves. Both are differentiable.
+
+    Raises:
+        ValueError: If an option is out of range or shapes do not fit.
+        TypeError: If ``graph`` is another kind of graph.
+
+    Cost: one gather of the kept rows, and the rows of the edges that are used; see :func:`gtp`.
+    """
+    check_tokens(x)
+    _check(alpha, mode, "index")
+    check_patch(x[..., 0], graph, patch, mode)
+    fewest = int(mode != "mean")
+    if kept.dim() != 2 or kept.size(0) != x.size(0) or not fewest <= kept.size(1) <= x.size(1):
+        want = f"[B={x.size(0)}, {fewest} <= K <= N={x.size(1)}]"
+        raise ValueError(f"Expected kept of shape {want} (got {list(kept.shape)}).")
+    if size is not None and size.shape != x.shape[:2]:
+        raise ValueError(f"Expected size of shape [B, N] = {list(x.shape[:2])} (got {list(size.shape)}).")
+    images, tokens, channels = x.shape
+    stays = torch.zeros(images, tokens, dtype=torch.bool, device=x.device).scatter_(1, kept, True)
+    removed = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - kept.size(1)]
+    scales = x.new_ones(images, tokens, dtype=torch.float32) if size is None else size
+    if removed.size(1) == 0:
+        a = kept_as_they_are(kept, tokens)
+    else:
+        a = propagation(kept, removed, tokens, graph, alpha, patch, mode)
+    y, scale = a.reduce(x.reshape(images * tokens, channels), scales.reshape(images * tokens))
+    clusters = kept.size(1) + (mode == "mean" and removed.size(1) > 0)
+    return y.view(images, clusters, channels), scale.view(images, clusters)
+
+
+@dataclass(frozen=True)
+class GTP(Select):
+    """GTP as a strategy, between attention and MLP; see :func:`gtp`, :func:`propagation_graph` and :func:`gtp_score`.
+
+    The graph is made once a run, from the tokens that come to the first block. Outside a model it is made of the tokens
+    at hand.
+
+    Args:
+        graph: ``"spatial"``, ``"semantic"`` or ``"mixed"``.
+        neighbors: Semantic neighbours; clamped to all other patches, where the grid is smaller than that.
+        alpha: Strength of propagation.
+        score: One of :func:`gtp_score`'s, or ``"random"``. All but cls scores read the whole attention map.
+        sparsity: Share of each attention map that is kept, in (0, 1], in layers that remove tokens. Below 1 it
+            costs time, see :func:`sparsify`.
+        scales: Whether token scales weigh the keys in later layers.
+        mode: ``"propagate"``, ``"none"`` or ``"mean"``.
+        include_self: Count what a token pays itself in the sums of image, mixed and sum scores.
+        order: ``"index"`` or ``"score"``.
+        seed: For ``score="random"``; each layer draws anew.
+    """
+
+    name: ClassVar[str] = "gtp"
+    alone: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    graph: str = "mixed"
+    neighbors: int = 8
+    alpha: float = 0.1
+    score: str = "mixed-max"
+    sparsity: float = 1.0
+    scales: bool = True
+    mode: str = "propagate"
+    include_self: bool = True
+    order: str = "index"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_graph(self.graph, self.neighbors)
+        _check(self.alpha, self.mode, self.order)
+        check_score(self.score, also=("random",))
+        if not 0 < self.sparsity <= 1:
+            raise ValueError(f"Expected sparsity in (0, 1], the share kept (got sparsity={self.sparsity}).")
+
+    @classmethod
+    def published(cls, removed: int) -> GTP:
+        """The authors' settings for DeiT-B with ``removed`` tokens fewer in each layer, 1 to 14, without fine-tuning.
+
+        They were tuned for each number, on a mixed graph with token scales; the graph's 8 neighbours are the code's
+        default. Most sparsify attention, which costs more time than it could save.
+
+        Source: the README of GTP-ViT's code.
+        """
+        if removed not in DEIT_B:
+            raise ValueError(
+                f"Expected 1 <= removed <= 14 tokens a layer (got {removed!r}). Others were not published."
+            )
+        sparsity, alpha = DEIT_B[removed]
+        return cls("mixed", 8, alpha, "mixed-max", sparsity, True)
+
+    @property
+    def needs_class_token(self) -> bool:
+        """True for cls scores."""
+        return self.score.startswith("cls")
+
+    @property
+    def needs_map(self) -> bool:
+        """True but for cls and random scores without sparsification."""
+        return self.sparsity < 1 or not (self.score == "random" or self.needs_class_token)
+
+    @property
+    def edits_attention(self) -> bool:
+        """True for sparsification."""
+        return self.sparsity < 1
+
+    @property
+    def weighs(self) -> bool:
+        """Whether token scales weigh the keys."""
+        return self.scales
+
+    def begin(self, tokens: Tokens) -> PropagationGraph | None:
+        """The graph of a run's input tokens; ``None`` where the mode needs none."""
+        if self.mode != "propagate":
+            return None
+        if self.graph != "semantic" and (tokens.grid is None or not tokens.full):
+            raise ValueError(
+                f"Expected the full patch grid for graph={self.graph!r} (got tokens that are coarsened or without a "
+                "grid: dropped in train mode, or shuffled as in ViTMAE). Use graph='semantic' there."
+            )
+        grid = tokens.grid if tokens.full else None
+        neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
+        return propagation_graph(tokens.x, grid, graph=self.graph, neighbors=neighbors)
+
+    def edit_attention(self, attention: Tensor) -> Tensor:
+        """The map with its smallest entries cut, where ``sparsity`` is below 1; see :func:`sparsify`."""
+        return sparsify(attention, self.sparsity)
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        keep = clamp_budget(budget, tokens.x, None)
+        if tokens.mask is not None or isinstance(keep, list):
+            raise ValueError(
+                "Expected as many tokens in all images and one budget (got a ragged batch or several budgets). "
+                "Choose image by image there."
+            )
+        images, count = tokens.x.shape[:2]
+        with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
+            if keep >= count:
+                everyone = torch.arange(count, device=tokens.x.device).expand(images, -1)
+                return kept_as_they_are(everyone, count)
+            graph, patch = tokens.memory, tokens.patch
+            if graph is None:  # made of the tokens at hand, which are its patches
+                graph, patch = self.begin(tokens), None
+            check_patch(tokens.x[..., 0], graph, patch, self.mode)
+            return _gtp(self._score(tokens), keep, graph, self.alpha, patch, self.mode, self.order)  # type: ignore[arg-type]
+
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
+        """One pass over the attention map, and what is handed on. Not the graph: it is made once a run."""
+        heads = max(channels // head_width, 1)
+        map_cost = Cost(heads * num_tokens**2, 4 * heads * num_tokens**2)
+        if self.score == "random" or self.needs_class_token:
+            map_cost = Cost(2 * num_tokens * channels, 4 * num_tokens * channels)
+        degree = {"spatial": 8, "semantic": self.neighbors, "mixed": 8 + self.neighbors}[self.graph]
+        edges = (num_tokens - keep) * degree if self.mode == "propagate" else 0
+        return map_cost + Cost(2 * edges * channels, 4 * edges * (channels + 4))
+
+    def _score(self, tokens: Tokens) -> Tensor:
+        images, count = tokens.x.shape[:2]
+        if self.score == "random":
+            seed = self.seed + 1000003 * (tokens.layer + 1)
+            return random_score(count, seed, device=tokens.x.device).expand(images, -1)
+        if tokens.attention is None:
+            raise ValueError(
+                f"Expected tokens with attention for score={self.score!r} (got tokens outside a model's block). "
+                "Use score='random', or the function gtp with scores of your own."
+            )
+        return gtp_score(tokens.attention, self.score, include_self=self.include_self)
+
+
+def _gtp(
+    score: Tensor,
+    keep: int,
+    graph: PropagationGraph | None,
+    alpha: float,
+    patch: Tensor | None,
+    mode: str,
+    order: str,
+) -> SoftAssignment:
+    tokens = score.size(1)
+    keep = clamp_budget(keep, score, None)  # type: ignore[assignment]
+    if isinstance(keep, list):
+        raise ValueError(f"Expected one budget for all images (got {keep}). Choose image by image there.")
+    if keep >= tokens:
+        return kept_as_they_are(torch.arange(tokens, device=score.device).expand(score.size(0), -1), tokens)
+    ranked = score.detach().argsort(dim=1, descending=True, stable=True)
+    kept, removed = ranked.split([keep - (mode == "mean"), tokens - keep + (mode == "mean")], dim=1)
+    if order == "index":
+        kept = kept.sort(dim=1).values
+    return propagation(kept, removed, tokens, graph, alpha, patch, mode)
+
+
+def _check(alpha: float, mode: str, order: str) -> None:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise TypeError(f"Expected alpha as a float (got {alpha!r}).")
+    if not (alpha >= 0 and math.isfinite(alpha)):
+        raise ValueError(f"Expected a finite alpha >= 0 (got alpha={alpha}).")
+    if mode not in MODES:
+        raise ValueError(f"Expected mode to be one of {', '.join(MODES)} (got {mode!r}).")
+    check_order(order)

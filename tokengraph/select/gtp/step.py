@@ -1,0 +1,145 @@
+"""One step of GTP as a weighted map: which edges of the graph carry something, from tokens of now to clusters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.flat.tables import equal_ptr
+from tokengraph.maps.soft import Edges, SoftAssignment
+from tokengraph.select.gtp.graph import PropagationGraph
+
+MODES = ("propagate", "none", "mean")
+
+
+def propagation(
+    kept: Tensor,
+    removed: Tensor,
+    tokens: int,
+    graph: PropagationGraph | None,
+    alpha: float,
+    patch: Tensor | None,
+    mode: str,
+) -> SoftAssignment:
+    """The map of one step, with the kept tokens' own edges first.
+
+    Args:
+        kept: ``[B, K]`` tokens of each image, in the order of the clusters.
+        removed: ``[B, N-K]`` all others, at least one; for mode ``"mean"`` the one first that stands for the mean.
+        tokens: N.
+        graph: As for :func:`tokengraph.select.gtp.gtp.gtp`, and likewise ``alpha``, ``patch`` and ``mode``.
+        alpha: Strength.
+        patch: Input patches, ``[B, N]``.
+        mode: One of :data:`MODES`.
+    """
+    images, singles = kept.shape
+    clusters = singles + (mode == "mean")
+    stays = kept + _first(images, tokens, kept)
+    leaves = removed + _first(images, tokens, kept)
+    number = torch.arange(singles, device=kept.device) + _first(images, clusters, kept)
+    ones = torch.ones(stays.numel(), dtype=torch.float32, device=kept.device)
+    edges: Edges = stays.flatten()[:0], number.flatten()[:0], ones[:0]
+    centers = stays
+    if mode == "mean":
+        last = (singles + _first(images, clusters, kept)).expand_as(leaves)
+        share = 1.0 / max(removed.size(1), 1)
+        edges = leaves.flatten(), last.flatten(), ones.new_full((leaves.numel(),), share)
+        centers = torch.cat([stays, leaves[:, :1]], dim=1)
+    elif mode == "propagate":
+        assert graph is not None  # see check_patch
+        edges = _handed_on(stays, leaves.sort(dim=1).values, graph, alpha, patch)
+    return SoftAssignment(
+        torch.cat([stays.flatten(), edges[0]]),
+        torch.cat([number.flatten(), edges[1]]),
+        torch.cat([ones, edges[2]]),
+        images * tokens,
+        images * clusters,
+        normalize=False,
+        ptr=equal_ptr(images, tokens, kept.device),
+        cluster_ptr=equal_ptr(images, clusters, kept.device),
+        centers=centers.flatten(),
+    )
+
+
+def kept_as_they_are(kept: Tensor, tokens: int) -> SoftAssignment:
+    """The map that only puts tokens in the order ``kept [B, N]``, bit for bit."""
+    return propagation(kept, kept[:, :0], tokens, None, 0.0, None, "none")
+
+
+def check_patch(tokens: Tensor, graph: PropagationGraph | None, patch: Tensor | None, mode: str) -> None:
+    """Raises unless graph and patches fit the tokens ``[B, N]`` where the mode needs them."""
+    if mode != "propagate":
+        return
+    if graph is None:
+        raise ValueError("Expected a graph for mode='propagate' (got None). Make one with propagation_graph(x, grid).")
+    if not isinstance(graph, PropagationGraph):
+        raise TypeError(
+            f"Expected graph as a PropagationGraph (got {type(graph).__name__}). Make one with "
+            "propagation_graph(x, grid), or of edges with PropagationGraph.from_edges(x, edge_index, edge_weight)."
+        )
+    images, count = tokens.shape
+    if graph.images != images:
+        raise ValueError(f"Expected a graph of B={images} images (got one of {graph.images}).")
+    if patch is None and graph.patches != count and images:
+        raise ValueError(
+            f"Expected patch [B, N={count}], as the graph has n={graph.patches} patches (got None). "
+            "Say which patch each token is."
+        )
+    if patch is not None and patch.shape != tokens.shape:
+        raise ValueError(f"Expected patch of shape [B, N] = {list(tokens.shape)} (got {list(patch.shape)}).")
+
+
+def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: float, patch: Tensor | None) -> Edges:
+    """Edges from the leaving tokens ``[B, P]`` to the clusters of the staying ones ``[B, K]``, both flat token ids."""
+    images, keep = stays.shape
+    senders, here = leaves, stays
+    if patch is not None:
+        flat = (patch + _first(images, graph.patches, patch)).flatten()
+        senders, here = flat[leaves], flat[stays]
+    cluster_at = here.new_full((graph.x.size(0),), -1)
+    cluster_at.scatter_(0, here.flatten(), torch.arange(images * keep, device=here.device))
+    if not torch.compiler.is_compiling() and leaves.device.type == "cpu":
+        return _live_edges(leaves.flatten(), senders.flatten(), cluster_at, graph, alpha)
+    if graph.near is not None:
+        token, cluster, weight = _near_slots(leaves, senders, cluster_at, graph)
+        image = torch.arange(images, device=leaves.device)[:, None, None].expand_as(token)
+    else:
+        token, cluster, weight = _all_slots(leaves, senders, cluster_at, graph)
+        image = graph.sender.div(max(graph.patches, 1), rounding_mode="floor")
+    # An edge without use becomes one of weight 0 from the image's first kept token to itself: so it changes nothing,
+    # not even where a token that leaves is infinite, and no token without receivers looks as if it had one.
+    live = (token >= 0) & (cluster >= 0) & (weight != 0)
+    token = torch.where(live, token, stays[:, 0][image])
+    cluster = torch.where(live, cluster, image * keep)
+    return token.flatten(), cluster.flatten(), torch.where(live, weight * alpha, 0.0).flatten()
+
+
+def _live_edges(token: Tensor, sender: Tensor, cluster_at: Tensor, graph: PropagationGraph, alpha: float) -> Edges:
+    """Only the edges that carry something, by the lists of the senders; their number depends on the data."""
+    first = graph.start[sender]
+    count = graph.start[sender + 1] - first
+    which = torch.repeat_interleave(count)
+    slot = torch.arange(which.numel(), device=which.device) + (first + count - count.cumsum(0))[which]
+    cluster, weight = cluster_at[graph.receiver[slot]], graph.weight[slot]
+    live = ((cluster >= 0) & (weight != 0)).nonzero().squeeze(1)
+    return token[which[live]], cluster[live], weight[live] * alpha
+
+
+def _near_slots(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: PropagationGraph) -> Edges:
+    """8 slots for each token that leaves, ``[B, P, 8]``."""
+    assert graph.near is not None and graph.near_weight is not None
+    ahead = _first(leaves.size(0), graph.patches, leaves)
+    local = senders - ahead
+    receiver = graph.near[local] + ahead[..., None]
+    return leaves[..., None].expand_as(receiver), cluster_at[receiver], graph.near_weight[local]
+
+
+def _all_slots(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: PropagationGraph) -> Edges:
+    """All slots of the graph, ``[E]``; token -1 where the sender does not leave now."""
+    token_at = torch.full_like(cluster_at, -1).scatter_(0, senders.flatten(), leaves.flatten())
+    return token_at[graph.sender], cluster_at[graph.receiver], graph.weight
+
+
+def _first(images: int, each: int, like: Tensor) -> Tensor:
+    """``[B, 1]``: where each of B images begins."""
+    return (torch.arange(images, device=like.device) * each)[:, None]

@@ -1,0 +1,94 @@
+"""Images of their own shapes, one at a time, for strategies that take one grid or as many tokens in all images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+from torch import Tensor
+
+from tokengraph.attention.size_bias import SizeBias
+from tokengraph.attention.stats import AttentionStats
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.join import join
+from tokengraph.maps.soft import SoftAssignment
+from tokengraph.select.base import Select
+from tokengraph.select.tokens import Tokens
+
+Grids = Sequence[tuple[int, int]]
+
+
+def select_alone(
+    select: Select, tokens: Tokens, budget: int | list[int], grids: Grids, full: bool
+) -> Assignment | SoftAssignment:
+    """Calls a strategy for each image by itself, without its padding, and joins the maps.
+
+    Args:
+        select: The strategy.
+        tokens: The batch, ``[B, N, C]``; ``memory`` is a list, one entry an image, or ``None``.
+        budget: Clusters to keep, one int or one an image; clamped to what the image has.
+        grids: ``(H, W)`` of each image's input patches.
+        full: Whether token i of an image still is its patch i.
+
+    Cost: the strategy's, image by image: B times as many operations, without the batch to share them out.
+    """
+    images = tokens_alone(tokens, grids, full)
+    budgets = budget if isinstance(budget, list) else [budget] * len(images)
+    parts = [select(image, min(keep, image.x.size(1))) for image, keep in zip(images, budgets, strict=True)]
+    return join(parts, [image.x[0] for image in images])
+
+
+def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:
+    """What a strategy sees of each image by itself; arguments as for :func:`select_alone`."""
+    batch, width = tokens.x.shape[:2]
+    counts = [width] * batch if tokens.mask is None else tokens.mask.sum(dim=1).tolist()
+    stats = None if tokens.attention is None else _Images(tokens.attention)
+    pos = cache(lambda: tokens.pos)
+
+    def cut(rows: Tensor | None, b: int) -> Tensor | None:
+        return None if rows is None else rows[b : b + 1, : counts[b]]
+
+    def located(b: int) -> Callable[[], Tensor] | None:
+        return None if tokens.locate is None else lambda: pos()[b : b + 1, : counts[b]]
+
+    return [
+        replace(
+            tokens,
+            x=tokens.x[b : b + 1, : counts[b]],
+            size=cut(tokens.size, b),
+            grid=grids[b],
+            full=full,
+            mask=None,
+            attention=None if stats is None else stats.of(b, counts[b]),
+            locate=located(b),
+            patch=cut(tokens.patch, b),
+            memory=tokens.memory[b] if isinstance(tokens.memory, list) else tokens.memory,
+            keep=cut(tokens.keep, b),
+        )
+        for b in range(batch)
+    ]
+
+
+class _Images:
+    """Attention statistics of a batch, cut up by image; what is shared is computed once."""
+
+    def __init__(self, stats: AttentionStats) -> None:
+        self.stats = stats
+        self.keys = cache(stats.heads_of_keys)
+
+    def of(self, b: int, count: int) -> AttentionStats:
+        """Of image b and its first ``count`` patch tokens."""
+        stats, one, rows = self.stats, slice(b, b + 1), slice(0, self.stats.num_prefix + count)
+        if stats.attention is not None:
+            return AttentionStats.from_map(stats.attention[one, :, rows, rows], stats.num_prefix)
+        bias = stats.bias.bias if isinstance(stats.bias, SizeBias) else stats.bias
+        if bias is not None:
+            bias = bias[one] if bias.size(0) > 1 else bias
+            bias = bias[..., rows, rows] if bias.size(-2) > 1 else bias[..., rows]
+
+        def project() -> tuple[Tensor, Tensor]:
+            q, k = stats._queries_keys()
+            return q[one, :, rows], k[one, :, rows]
+
+        return AttentionStats(project, stats.scale, stats.num_prefix, bias, keys=lambda: self.keys()[one, :, rows])

@@ -1,0 +1,208 @@
+"""AiluRus: density peaks inside spatial windows, linear in the number of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokengraph.cost import Cost, distance_cost
+from tokengraph.edges.distance import origin, squared_norm
+from tokengraph.edges.window import Tiles, window_graph, window_tiles
+from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
+from tokengraph.maps.hard import Assignment
+from tokengraph.select.base import Select
+from tokengraph.select.peaks.orphans import EPS, adopt_orphans
+from tokengraph.select.peaks.peaks import TINY, assign_to_centers, check_order, choose_centers, density_order
+from tokengraph.select.tokens import Tokens, clamp_budget
+
+BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about what a core's cache holds
+
+
+def ailurus(
+    x: Tensor,
+    keep: int,
+    grid: tuple[int, int],
+    *,
+    k: int = 5,
+    lam: int = 50,
+    alpha: float = 0.9,
+    include_self: bool = False,
+    order: str = "index",
+) -> Assignment:
+    r"""Clusters the tokens of a patch grid around density peaks, each token looking only at its nearest patches.
+
+    With :math:`r_{ij}` the rank of patch j by grid distance from i, and
+    :math:`d_{ij} = \lVert x_i - x_j\rVert / \sqrt C`:
+
+    .. math::
+        \sigma_{ij} = (\alpha + (1 - \alpha)\, r_{ij} / \lambda)\,(d_{ij} + \epsilon), \quad r_{ij} \le \lambda, \qquad
+        \log\rho_i = -\tfrac1k \sum_{kNN} \sigma_{ij}^2, \qquad
+        \delta_i = \min_{\rho_j > \rho_i} \sigma_{ij}
+
+    The ``keep`` tokens with the largest :math:`\log\rho + \log\delta` are the anchors; every token joins the anchor of
+    its window with the smallest sigma. A token without an anchor in its window takes the best of all anchors.
+
+    Args:
+        x: Features of the full grid in row-major order, ``[B, H*W, C]``.
+        keep: Clusters an image, at least 1; clamped to N.
+        grid: ``(H, W)``.
+        k: Neighbours that make the density; clamped to the window.
+        lam: Patches in a window.
+        alpha: Factor at rank 0, in [0, 1]. 1 leaves only the window, 0 makes the factor proportional to the rank.
+        include_self: Count the token itself among its k nearest.
+        order: ``"index"``: clusters follow their anchors' order in the grid; ``"score"``: best anchor first.
+
+    Returns:
+        The map over ``B*N`` tokens, with ``centers``. Every cluster has its anchor.
+
+    Raises:
+        ValueError: If ``keep``, ``k`` or ``lam`` is below 1, ``alpha`` outside [0, 1], the grid does not match N, or
+            tokens are not finite.
+        TypeError: If ``keep`` is not one int.
+
+    Cost: ``O(B N lam C)`` at most, by matrix products of tiles; memory linear in N. One host synchronisation on CUDA,
+    to see whether any token is without an anchor.
+
+    Source: Li et al., *AiluRus*, NeurIPS 2023, for the idea: spatially restricted density peaks at an early layer,
+    undone at the end. The formulae, lambda, alpha and k are this project's own reading, not the paper's.
+    """
+    check_tokens(x)
+    _check(k, lam, alpha, order)
+    grid = check_grid(grid, x.size(1))
+    if isinstance(keep, list | tuple):
+        raise TypeError(
+            f"Expected keep as one int for all images (got {keep!r}). Use dpc_knn for one budget an image, or call "
+            "ailurus image by image."
+        )
+    check_finite(x)
+    return _ailurus(x, keep, grid, k, lam, alpha, include_self, order)
+
+
+@dataclass(frozen=True)
+class AiluRus(Select):
+    """AiluRus as a strategy, after a block, once a model; see :func:`ailurus`.
+
+    Args:
+        k: Neighbours that make the density.
+        lam: Patches in a window.
+        alpha: Spatial factor at rank 0.
+        include_self: Count the token itself among its k nearest.
+        order: ``"index"`` or ``"score"``.
+    """
+
+    name: ClassVar[str] = "ailurus"
+    alone: ClassVar[bool] = True
+    reads_attention: ClassVar[bool] = False
+    placement: ClassVar[str] = "after"
+    needs_grid: ClassVar[bool] = True
+    k: int = 5
+    lam: int = 50
+    alpha: float = 0.9
+    include_self: bool = False
+    order: str = "index"
+
+    def __post_init__(self) -> None:
+        _check(self.k, self.lam, self.alpha, self.order)
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
+            raise ValueError(
+                "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
+                "a grid: dropped in train mode, or shuffled as in ViTMAE). Use DPCKNN there."
+            )
+        return _ailurus(tokens.x, budget, tokens.grid, self.k, self.lam, self.alpha, self.include_self, self.order)
+
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
+        """Products of 8 x 8 tiles with their candidates, then a few passes over the window edges."""
+        edges = num_tokens * min(self.lam, max(num_tokens - 1, 0))
+        side = max(round(num_tokens**0.5), 1)
+        tiles = window_tiles((side, side), self.lam)
+        products = distance_cost(tiles.queries.size(1), tiles.candidates.size(1), channels) * tiles.queries.size(0)
+        return products + Cost(12 * edges, 40 * edges)
+
+
+def _check(k: int, lam: int, alpha: float, order: str) -> None:
+    check_positive(k=k, lam=lam)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"Expected alpha in [0, 1] (got alpha={alpha}).")
+    check_order(order)
+
+
+def _ailurus(
+    x: Tensor, keep: int, grid: tuple[int, int], k: int, lam: int, alpha: float, include_self: bool, order: str
+) -> Assignment:
+    images, tokens, _ = x.shape
+    keep = clamp_budget(keep, x, None)  # type: ignore[assignment]
+    if keep == tokens or images == 0:
+        everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
+        return Assignment.from_dense(everyone, keep, centers=everyone[:, :keep])
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach()
+        window = window_graph(grid, lam, device=x.device)
+        rank = torch.arange(1, window.size(1) + 1, device=x.device, dtype=torch.float32)
+        factor = alpha + (1 - alpha) * rank / lam
+        sigma = _window_distances(x, grid, lam).add_(EPS).mul_(factor)
+        score, by_density = _peak_scores(sigma, window, k, include_self)
+        anchors = choose_centers(score, by_density, keep)
+        anchored = torch.zeros_like(score, dtype=torch.bool).scatter_(1, anchors, True)
+        # The nearest anchor of the window; window columns run by rank, and argmin takes the first of equals.
+        reachable = torch.where(_look_up(anchored, window), sigma, torch.inf)
+        best = reachable.argmin(dim=2)
+        orphan = reachable.gather(2, best[..., None]).squeeze(2) == torch.inf
+        center = window.expand(images, -1, -1).gather(2, best[..., None]).squeeze(2)
+        own = torch.arange(tokens, device=x.device)
+        center = torch.where(anchored, own, center)
+        center = adopt_orphans(center, orphan & ~anchored, x, anchors, grid[0], grid[1], lam, alpha)
+        return assign_to_centers(center, anchors, keep, mask=None, order=order)
+
+
+def _window_distances(x: Tensor, grid: tuple[int, int], lam: int) -> Tensor:
+    """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates.
+
+    Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied.
+    """
+    tiles: Tiles = window_tiles(grid, lam, device=x.device)
+    images, _, channels = x.shape
+    count, queries = tiles.queries.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
+    zero = origin(x.to(wide)).unsqueeze(1) if x.size(1) else x.new_zeros(images, 1, 1, channels)
+    step = max(1, BLOCK // max(1, tiles.candidates.size(1) * channels * 4))
+    if x.is_cuda or torch.compiler.is_compiling():
+        step = max(count, 1)
+    dots, norms = [], []
+    for start in range(0, count, step):
+        query, candidate, local = (t[start : start + step] for t in tiles[:3])
+        a = x.index_select(1, query.flatten()).to(wide).view(images, -1, queries, channels).sub_(zero)
+        b = x.index_select(1, candidate.flatten()).to(wide).view(images, -1, candidate.size(1), channels).sub_(zero)
+        product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(images, -1, queries, b.size(2))
+        dots.append(product.gather(3, local.expand(images, -1, -1, -1)))
+        norms.append(squared_norm(a))
+    norm = torch.cat(norms, dim=1).flatten(1, 2).index_select(1, tiles.slot)
+    dot = torch.cat(dots, dim=1).flatten(1, 2).index_select(1, tiles.slot)
+    window = window_graph(grid, lam, device=x.device)
+    squared = (_look_up(norm, window) + norm[..., None]).sub_(dot, alpha=2.0)
+    return squared.clamp_min_(0.0).mul_(1.0 / channels).sqrt_()
+
+
+def _peak_scores(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> tuple[Tensor, Tensor]:
+    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
+    near = min(k - include_self, sigma.size(2))
+    lowest = sigma.topk(near, dim=2, largest=False).values if near else sigma[..., :0]
+    used = max(near + include_self, 1)
+    order, rank = density_order(log_density := -lowest.square().sum(dim=2) / used)
+    denser = _look_up(rank, window) < rank[..., None]
+    delta = (
+        torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
+    )
+    farthest = sigma.flatten(1).amax(dim=1, keepdim=True) if sigma.numel() else sigma.new_ones(rank.size(0), 1)
+    delta = torch.where(delta < torch.inf, delta, farthest)
+    return log_density + delta.clamp_min(TINY).log(), order
+
+
+def _look_up(values: Tensor, window: Tensor) -> Tensor:
+    """``values[b, window[i, r]]``, ``[B, N, L]``; several times faster than advanced indexing."""
+    return values.index_select(1, window.flatten()).view(values.size(0), window.size(0), window.size(1))

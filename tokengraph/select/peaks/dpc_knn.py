@@ -1,0 +1,234 @@
+"""DPC-KNN: density peaks in feature space, every token to its nearest peak."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokengraph.cost import Cost, distance_cost
+from tokengraph.edges.distance import recentre, squared_distance, squared_norm
+from tokengraph.edges.knn_torch import BUDGET
+from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
+from tokengraph.maps.hard import Assignment
+from tokengraph.select.base import Select
+from tokengraph.select.peaks.dpc_knn_parity import dpc_knn_parity
+from tokengraph.select.peaks.peaks import TINY, assign_to_centers, check_order, choose_centers, density_order
+from tokengraph.select.tokens import Tokens, clamp_budget
+
+
+def dpc_knn(
+    x: Tensor,
+    keep: int | list[int],
+    *,
+    k: int = 5,
+    mask: Tensor | None = None,
+    noise: Tensor | None = None,
+    include_self: bool = True,
+    importance: Tensor | None = None,
+    order: str = "index",
+) -> Assignment:
+    r"""Clusters tokens around density peaks.
+
+    .. math::
+        \log\rho_i = -\tfrac1k \sum_{j \in kNN(i)} d_{ij}^2, \quad
+        \delta_i = \min_{\rho_j > \rho_i} d_{ij}, \quad
+        \text{centres} = \operatorname{top}_K \log\rho_i + \log\delta_i, \quad d_{ij} = \lVert x_i - x_j\rVert/\sqrt C
+
+    Args:
+        x: Token features, ``[B, N, C]``.
+        keep: Clusters an image, at least 1; clamped to the tokens an image has. A list gives one budget an image.
+        k: Tokens that make the density; clamped to the tokens there are.
+        mask: ``[B, N]`` bool, True where there is a token. Others enter nothing and have no cluster.
+        noise: ``[B, N]`` uniform numbers in [0, 1): asks for the published code's exact form ("parity"), which adds
+            ``noise * 1e-6`` to exp densities, numbers clusters by score whatever ``order`` says, and lets masked
+            batch mates meet. Zeros give its noise-free form. The mask may then be numeric: > 0 where there is a token.
+        include_self: Count the token itself among its k nearest, as published.
+        importance: ``[B, N]``; the ``keep`` highest become centres instead of the density peaks.
+        order: ``"index"``: clusters follow their centres' order in the sequence; ``"score"``: best centre first.
+
+    Returns:
+        The map over ``B*N`` tokens (over the True ones of ``mask``), with ``centers``. Every cluster has its centre.
+
+    Raises:
+        ValueError: If ``keep`` or ``k`` is below 1, tokens or importance are not finite or do not fit the mask, or
+            ``importance`` or ``include_self=False`` meet ``noise``.
+        TypeError: If ``keep`` is not whole or ``mask`` is not bool.
+
+    Cost: ``O(B N^2 C)`` time, ``B N^2`` floats in chunks of at most 256 MB; no host synchronisation without a mask.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
+        >>> dpc_knn(x, 2, k=2).cluster.tolist()
+        [0, 0, 1, 1]
+
+    Source: Zeng et al., *Not All Tokens Are Equal* (TCFormer), CVPR 2022, and its code. Differs by default: densities
+    stay in the log domain, ties go to the lower index instead of to noise, masked tokens leave the map.
+    """
+    check_tokens(x)
+    check_positive(k=k)
+    check_order(order)
+    if noise is not None and isinstance(mask, Tensor):
+        mask = mask > 0
+    check_mask(mask, x)
+    check_finite(x if mask is None else x[mask])
+    _check_importance(importance, x, mask)
+    if noise is not None:
+        _check_parity(include_self, importance)
+    if noise is not None and x.size(0) and x.size(1):
+        return dpc_knn_parity(x, clamp_budget(keep, x, None), k=k, mask=mask, noise=noise).assignment
+    return _dpc_knn(x, keep, k, mask, include_self, importance, order)
+
+
+@dataclass(frozen=True)
+class DPCKNN(Select):
+    """DPC-KNN as a strategy, after a block, on the features; see :func:`dpc_knn`.
+
+    Args:
+        k: Tokens that make the density.
+        include_self: Count the token itself among them.
+        order: ``"index"`` or ``"score"``: how clusters are numbered.
+    """
+
+    name: ClassVar[str] = "dpc-knn"
+    reads_attention: ClassVar[bool] = False
+    placement: ClassVar[str] = "after"
+    k: int = 5
+    include_self: bool = True
+    order: str = "index"
+
+    def __post_init__(self) -> None:
+        check_positive(k=self.k)
+        check_order(self.order)
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        return _dpc_knn(tokens.x, budget, self.k, tokens.mask, self.include_self, None, self.order)
+
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
+        """Distances of all pairs, a top-k, a masked minimum, distances to the centres (read again, not multiplied)."""
+        pairs = num_tokens * num_tokens
+        return distance_cost(num_tokens, num_tokens, channels) + Cost(3 * pairs + keep * num_tokens, 12 * pairs)
+
+
+def _check_parity(include_self: bool, importance: Tensor | None) -> None:
+    if importance is not None:
+        raise ValueError("Expected no importance in parity mode (got importance and noise). Leave noise out.")
+    if not include_self:
+        raise ValueError("Expected include_self=True in parity mode (got include_self=False). Leave noise out.")
+
+
+def _check_importance(importance: Tensor | None, x: Tensor, mask: Tensor | None) -> None:
+    if importance is None:
+        return
+    if not isinstance(importance, Tensor) or importance.shape != x.shape[:2]:
+        got = list(importance.shape) if isinstance(importance, Tensor) else type(importance).__name__
+        raise ValueError(f"Expected importance of shape [B, N] = {list(x.shape[:2])} (got {got}).")
+    check_finite((importance if mask is None else importance[mask])[..., None], "importance")
+
+
+def _dpc_knn(
+    x: Tensor,
+    keep: int | list[int],
+    k: int,
+    mask: Tensor | None,
+    include_self: bool,
+    importance: Tensor | None,
+    order: str,
+) -> Assignment:
+    budget = clamp_budget(keep, x, mask)
+    images, tokens, channels = x.shape
+    most = max(budget, default=0) if isinstance(budget, list) else budget
+    if budget == tokens or images == 0 or tokens == 0:
+        everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
+        return Assignment.from_dense(everyone, budget, mask=mask, centers=everyone[:, :most])
+    if include_self and k == 1 and not torch.compiler.is_compiling():
+        warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
+                      stacklevel=3)  # fmt: skip
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        centred = recentre(x.detach(), mask) * channels**-0.5
+        pairs = _Distances(centred, mask)
+        if importance is None:
+            score, by_density = _peak_scores(pairs, k, mask, include_self)
+        else:
+            score = importance.float() if mask is None else importance.float().masked_fill(~mask, -torch.inf)
+            by_density = score.argsort(dim=1, descending=True, stable=True)
+        centers = choose_centers(score, by_density, most)
+        center = _nearest_center(pairs, centers, budget, mask)
+        return assign_to_centers(center, centers, budget, mask=mask, order=order)
+
+
+class _Distances:
+    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time."""
+
+    def __init__(self, x: Tensor, mask: Tensor | None) -> None:
+        self.x, self.mask, self.norm = x, mask, squared_norm(x)
+        images, self.tokens = x.shape[:2]
+        self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
+        if torch.compiler.is_compiling():  # a step that depends on the batch would fix the batch
+            self.step = max(1, self.tokens)
+        self._whole: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, self.tokens, self.step):
+            if self._whole is not None:
+                yield start, self._whole
+                continue
+            rows = slice(start, start + self.step)
+            block = squared_distance(self.x[:, rows], self.x, self.norm[:, rows], self.norm)
+            own = torch.arange(block.size(1), device=block.device)
+            block[:, own, own + start] = 0.0
+            if self.mask is not None:
+                block = block.masked_fill(~self.mask[:, None, :], torch.inf)
+            if self.step >= self.tokens:
+                self._whole = block
+            yield start, block
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """The rows of these tokens ``[B, K]``: ``[B, K, N]``, read again where all are kept."""
+        if self._whole is not None:
+            return self._whole.gather(1, tokens[..., None].expand(-1, -1, self.tokens))
+        a = self.x.gather(1, tokens[..., None].expand(-1, -1, self.x.size(2)))
+        return squared_distance(a, self.x, self.norm.gather(1, tokens), self.norm)
+
+
+def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
+    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
+    tokens = pairs.tokens
+    near = min(k + (not include_self), tokens)
+    lowest = torch.cat([b.topk(near, dim=2, largest=False).values for _, b in pairs], dim=1)
+    if not include_self:
+        lowest = lowest[..., 1:]  # the token itself is at distance 0, the smallest there is
+    there = lowest < torch.inf
+    mean = torch.where(there, lowest, 0.0).sum(dim=2) / there.sum(dim=2).clamp_min(1)
+    log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)
+    order, rank = density_order(log_density)
+    deltas, farthest = [], []
+    for start, block in pairs:
+        denser = rank[:, None, :] < rank[:, start : start + block.size(1), None]
+        deltas.append(torch.where(denser, block, torch.inf).amin(dim=2))
+        row = block if mask is None else torch.where(block < torch.inf, block, 0.0)
+        farthest.append(row.amax(dim=2))
+    delta, far = torch.cat(deltas, dim=1), torch.cat(farthest, dim=1)
+    if mask is not None:
+        far = far.masked_fill(~mask, 0.0)
+    delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
+    score = log_density + 0.5 * delta.clamp_min(TINY).log()
+    return score, order
+
+
+def _nearest_center(pairs: _Distances, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
+    """The nearest centre of each token, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
+    x, distance = pairs.x, pairs.rows(centers)
+    if isinstance(budget, list):
+        place = torch.arange(centers.size(1), device=x.device)
+        spare = place >= torch.tensor(budget, device=x.device)[:, None]
+        distance = distance.masked_fill(spare[..., None], torch.inf)
+        centers = centers.masked_fill(spare, x.size(1))
+    nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
+    own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
+    return own if mask is None else own.clamp_max(x.size(1) - 1)

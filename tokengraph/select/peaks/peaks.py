@@ -1,0 +1,56 @@
+"""Density peaks: the parts that DPC-KNN and AiluRus share once densities and distances are there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.maps.hard import Assignment
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def check_order(order: str) -> None:
+    """Raises unless ``order`` is a known way to number clusters."""
+    if order not in ("index", "score"):
+        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+
+
+def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks tokens by falling density, ties to the lower index, a total order.
+
+    Returns:
+        ``order [B, N]``, the tokens from densest on, and ``rank [B, N]``, each token's place in it.
+    """
+    order = log_density.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
+    return order, rank
+
+
+def choose_centers(score: Tensor, order: Tensor, keep: int) -> Tensor:
+    """The ``keep`` best tokens by score, best first, ties by density order: ``[B, keep]``."""
+    best = score.gather(1, order).argsort(dim=1, descending=True, stable=True)[:, :keep]
+    return order.gather(1, best)
+
+
+def assign_to_centers(
+    center: Tensor, centers: Tensor, keep: int | list[int], *, mask: Tensor | None, order: str
+) -> Assignment:
+    """Numbers the clusters and builds the map.
+
+    Args:
+        center: The centre token of each token, ``[B, N]``.
+        centers: The centres, best first, ``[B, K]``; those past an image's own budget are ignored.
+        keep: Clusters of each image.
+        mask: ``[B, N]`` bool of real tokens, or ``None``.
+        order: ``"index"``: number clusters as their centres follow in the sequence; ``"score"``: best first.
+    """
+    tokens = center.size(1)
+    place = torch.arange(centers.size(1), device=centers.device).expand_as(centers)
+    if isinstance(keep, list):  # places past an image's budget go to a spare column behind the tokens
+        centers = centers.masked_fill(place >= torch.tensor(keep, device=centers.device)[:, None], tokens)
+    if order == "index":
+        centers = centers.sort(dim=1).values
+    number = center.new_zeros(center.size(0), tokens + 1).scatter_(1, centers, place)
+    centers = centers.clamp_max(max(tokens - 1, 0))
+    return Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tokengraph as tg
-from tokengraph import probe
+from tokengraph import optional as probe
 from tokengraph.optional import Backend
 
 

@@ -10,7 +10,8 @@ from needs import library
 from torch import Tensor
 from torch.testing import assert_close
 
-from tokengraph.nn import KeepMask, edge_gradient, gumbel_keep, masked_attention, masked_softmax
+from tokengraph.attention import edge_gradient
+from tokengraph.nn import KeepMask, gumbel_keep, masked_attention, masked_softmax
 from tokengraph.testing import tiny_vit
 
 

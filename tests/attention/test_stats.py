@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tokengraph.attention import stats as attention
 from tokengraph.attention.stats import AttentionStats
-from tokengraph.select import attention
 
 
 @pytest.mark.parametrize("bias", [None, torch.rand(2, 1, 1, 9), torch.rand(1, 3, 9, 9), torch.rand(2, 1, 9, 9) > 0.3])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from needs import library
 
-from tokengraph import weights
+from tokengraph.demo import weights
 from tokengraph.demo.weights import load_model
 
 timm = library("timm")

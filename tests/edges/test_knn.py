@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from tokengraph import grid_graph, knn_graph, probe
+from tokengraph import grid_graph, knn_graph
+from tokengraph import optional as probe
 from tokengraph.edges import grid_positions, knn_extension, knn_neighbors, knn_torch
 
 REACH = {"squared": torch.inf}  # from where on the stub kernel sees nothing

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tokengraph import probe
+from tokengraph import optional as probe
 from tokengraph.flat.segment import row_norm, segment_max, segment_sum, weighted_sum
 
 X = torch.tensor([[1.0, -1.0], [2.0, -2.0], [4.0, -4.0], [8.0, -8.0]])

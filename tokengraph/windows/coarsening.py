@@ -67,7 +67,7 @@ class WindowCoarsening:
         block, for an MLP on as many.
 
     Example:
-        >>> from tokengraph.select.expedite.expedite.expedite import Expedite
+        >>> from tokengraph.select.expedite.expedite import Expedite
         >>> WindowCoarsening(Expedite(clusters=(9, 9)), before=6)
         WindowCoarsening(Expedite, keep=81, before=6)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -79,14 +82,28 @@ def check_sorted(batch: Tensor) -> None:
         )
 
 
-def check_grid(grid: tuple[int, int], num_tokens: int) -> tuple[int, int]:
-    """Returns ``grid`` as two ints; raises unless it holds exactly ``num_tokens`` patches."""
-    if not isinstance(grid, tuple | list) or len(grid) != 2:
-        raise TypeError(f"Expected grid as (H, W) (got {grid!r}).")
-    height, width = int(grid[0]), int(grid[1])
-    if height < 0 or width < 0 or height * width != num_tokens:
+@overload
+def check_grid(grid: tuple[int, ...], num_tokens: int) -> tuple[int, int]: ...
+@overload
+def check_grid(grid: tuple[int, ...], num_tokens: int, *, video: bool) -> tuple[int, ...]: ...
+def check_grid(grid: tuple[int, ...], num_tokens: int, *, video: bool = False) -> tuple[int, ...]:
+    """Returns ``grid`` as ints; raises unless it holds exactly ``num_tokens`` patches.
+
+    Args:
+        grid: ``(H, W)``, or with ``video`` also ``(T, H, W)``.
+        num_tokens: Patches it must hold.
+        video: Whether a grid of frames is welcome.
+    """
+    if not isinstance(grid, tuple | list) or len(grid) not in ((2, 3) if video else (2,)):
+        wanted = "(H, W), or (T, H, W) for a video" if video else "(H, W)"
+        hint = ""
+        if isinstance(grid, tuple | list) and len(grid) == 3:
+            hint = " This works on images alone: take frames as images of a batch, tokens.view(B * T, H * W, C)."
+        raise TypeError(f"Expected grid as {wanted} (got {grid!r}).{hint}")
+    sides = tuple(int(side) for side in grid)
+    if min(sides) < 0 or math.prod(sides) != num_tokens:
         raise ValueError(
-            f"Expected a grid of N={num_tokens} patches (got {height} x {width} = {height * width}). "
+            f"Expected a grid of N={num_tokens} patches (got {' x '.join(map(str, sides))} = {math.prod(sides)}). "
             "Count only patch tokens: give prefix tokens by num_prefix."
         )
-    return height, width
+    return sides

@@ -130,8 +130,8 @@ def test_from_tokens_refuses_shapes_that_do_not_fit(tokens, grid, num_prefix, me
     [
         (torch.zeros(2, 6, 4, dtype=torch.long), None, r"floating-point tokens \(got torch.int64\)"),
         ([[1.0, 2.0]], None, r"tokens to be a Tensor \(got list\)"),
-        (torch.zeros(2, 6, 4), 6, r"grid as \(H, W\) \(got 6\)"),
-        (torch.zeros(2, 6, 4), (1, 2, 3), r"grid as \(H, W\) \(got \(1, 2, 3\)\)"),
+        (torch.zeros(2, 6, 4), 6, r"grid as \(H, W\), or \(T, H, W\) for a video \(got 6\)"),
+        (torch.zeros(2, 6, 4), (1, 1, 2, 3), r"grid as \(H, W\), or \(T, H, W\) .* \(got \(1, 1, 2, 3\)\)"),
     ],
 )
 def test_from_tokens_refuses_other_kinds(tokens, grid, message):

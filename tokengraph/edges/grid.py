@@ -1,21 +1,27 @@
-"""The patch grid as a graph: each patch and the 4 or 8 around it."""
+"""The patch grid as a graph: each patch and those that touch it, in the plane or in space and time."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
 
 from tokengraph.flat.tables import table
 
+NEIGHBORS = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # how many axes a step may move along, by how many there are
+
 
 def grid_graph(
-    grid: tuple[int, int], neighbors: int = 8, *, batch_size: int = 1, device: torch.device | str = "cpu"
+    grid: tuple[int, ...], neighbors: int | None = None, *, batch_size: int = 1, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Connects each patch of an ``H x W`` grid to the patches that touch it.
+    """Connects each patch of an ``H x W`` or ``T x H x W`` grid to the patches that touch it.
 
     Args:
-        grid: ``(H, W)``, any rectangle.
-        neighbors: 4 (sides) or 8 (sides and corners); fewer at the border.
+        grid: ``(H, W)``, any rectangle; ``(T, H, W)`` for a video. Frames laid below one another, ``(T*H, W)``, would
+            join the last row of a frame to the first of the next.
+        neighbors: 4 (sides) or 8 (sides and corners), the default; in a video 6 (faces), 18 (faces and edges) or 26
+            (faces, edges and corners), the default. Fewer at the border.
         batch_size: Images; their grids follow one another in flat ids.
         device: Where the edges go.
 
@@ -23,39 +29,57 @@ def grid_graph(
         ``edge_index [2, E]`` int64, both directions of every edge, sorted by target then source, no self loops.
 
     Raises:
-        ValueError: If ``neighbors`` is not 4 or 8 or the grid is empty.
+        ValueError: If ``neighbors`` is none of these or the grid is empty.
+        TypeError: If the grid has neither two nor three sides.
 
-    Cost: ``O(H W)``, built once for each grid and device, then shared: do not write into it.
+    Cost: ``O(N)`` for N patches, built once for each grid and device, then shared: do not write into it.
 
     Example:
         >>> grid_graph((1, 3), 4).tolist()
         [[1, 0, 2, 1], [0, 1, 1, 2]]
     """
-    if neighbors not in (4, 8):
-        raise ValueError(f"Expected neighbors to be 4 or 8 (got {neighbors}).")
-    height, width = grid
-    if height < 1 or width < 1:
-        raise ValueError(f"Expected a grid of at least 1 x 1 (got {height} x {width}).")
-    return _grid_graph(int(height), int(width), neighbors, batch_size, str(device))
+    sides = check_sides(grid)
+    known = NEIGHBORS[len(sides)]
+    if neighbors is not None and neighbors not in known:
+        *most, last = known
+        where = " in a video" if len(sides) == 3 else ""
+        raise ValueError(f"Expected neighbors to be {', '.join(map(str, most))} or {last}{where} (got {neighbors}).")
+    reach = len(sides) if neighbors is None else known[neighbors]
+    return _grid_graph(reach, batch_size, str(device), *sides)
+
+
+def check_sides(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns ``(H, W)`` or ``(T, H, W)`` as ints; raises unless all sides are at least 1."""
+    if not isinstance(grid, tuple | list) or len(grid) not in NEIGHBORS:
+        raise TypeError(f"Expected grid as (H, W), or (T, H, W) for a video (got {grid!r}).")
+    sides = tuple(int(side) for side in grid)
+    if min(sides) < 1:
+        least = " x ".join("1" * len(sides))
+        raise ValueError(f"Expected a grid of at least {least} (got {' x '.join(map(str, sides))}).")
+    return sides
 
 
 @table(64)
-def _grid_graph(height: int, width: int, neighbors: int, batch_size: int, device: str) -> Tensor:
-    steps = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
-    if neighbors == 4:
-        steps = [s for s in steps if 0 in s]
-    step = torch.tensor(steps)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    near_y, near_x = y.reshape(-1, 1) + step[:, 0], x.reshape(-1, 1) + step[:, 1]
-    inside = (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
-    target = torch.arange(height * width)[:, None].expand_as(inside)
-    edges = torch.stack([(near_y * width + near_x)[inside], target[inside]])
-    shift = torch.arange(batch_size)[:, None] * (height * width)
+def _grid_graph(reach: int, batch_size: int, device: str, *sides: int) -> Tensor:
+    steps = torch.tensor(list(itertools.product((-1, 0, 1), repeat=len(sides))))  # by rising id
+    moved = steps.abs().sum(dim=1)
+    steps = steps[(moved > 0) & (moved <= reach)]
+    place = torch.cartesian_prod(*map(torch.arange, sides))
+    patches = place.size(0)
+    source, inside = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
+    for axis, side in enumerate(sides):
+        near = place[:, axis, None] + steps[:, axis]
+        source, inside = source * side + near, inside & (near >= 0) & (near < side)
+    target = torch.arange(patches)[:, None].expand_as(inside)
+    edges = torch.stack([source[inside], target[inside]])
+    shift = torch.arange(batch_size)[:, None] * patches
     return (edges[:, None, :] + shift).reshape(2, -1).to(device)
 
 
-def grid_positions(grid: tuple[int, int], *, device: torch.device | str = "cpu") -> Tensor:
-    """Centres of the patches in patch units, ``[H*W, 2]`` float32 as (y, x); patch (0, 0) lies at (0.5, 0.5)."""
-    y = torch.arange(grid[0], device=device, dtype=torch.float32) + 0.5
-    x = torch.arange(grid[1], device=device, dtype=torch.float32) + 0.5
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).reshape(-1, 2)
+def grid_positions(grid: tuple[int, ...], *, device: torch.device | str = "cpu") -> Tensor:
+    """Centres of the patches in patch units, ``[N, 2]`` float32 as (y, x); patch (0, 0) lies at (0.5, 0.5).
+
+    ``[N, 3]`` as (t, y, x) for a grid ``(T, H, W)``; one frame is one unit of time.
+    """
+    lines = [torch.arange(side, device=device, dtype=torch.float32) + 0.5 for side in grid]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).reshape(-1, len(lines))

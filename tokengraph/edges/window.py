@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from math import isqrt
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tokengraph.edges.grid import check_sides
 from tokengraph.errors import check_positive
 from tokengraph.flat.tables import table
 
 
-def window_graph(grid: tuple[int, int], lam: int, *, device: torch.device | str = "cpu") -> Tensor:
+def window_graph(grid: tuple[int, ...], lam: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Lists each patch's ``lam`` nearest patches on the grid, nearest first.
 
     Order is by (squared distance, index), so column r - 1 holds the patch of rank r; the patch itself has rank 0 and is
     left out. At borders the window reaches further in, so that every patch has the same number of neighbours.
 
     Args:
-        grid: ``(H, W)``, any rectangle.
-        lam: Neighbours a patch; clamped to ``H*W - 1``.
+        grid: ``(H, W)``, any rectangle; ``(T, H, W)`` for a video, a step in time as long as one in the plane.
+        lam: Neighbours a patch; clamped to ``N - 1``.
         device: Where the table goes.
 
     Returns:
-        ``[H*W, min(lam, H*W - 1)]`` int64 patch ids.
+        ``[N, min(lam, N - 1)]`` int64 patch ids.
 
-    Cost: ``O(H W lam)`` time and memory, built once for each (grid, lam, device), then shared: do not write into it.
+    Cost: ``O(N lam)`` time and memory, built once for each (grid, lam, device), then shared: do not write into it.
 
     Example:
         >>> window_graph((1, 4), 2).tolist()
@@ -35,10 +37,8 @@ def window_graph(grid: tuple[int, int], lam: int, *, device: torch.device | str 
     Source: the neighbourhood of AiluRus (Li et al., NeurIPS 2023); its exact form here is our own choice.
     """
     check_positive(lam=lam)
-    height, width = int(grid[0]), int(grid[1])
-    if height < 1 or width < 1:
-        raise ValueError(f"Expected a grid of at least 1 x 1 (got {height} x {width}).")
-    return _window(height, width, min(lam, height * width - 1), str(device))
+    sides = check_sides(grid)
+    return _window(min(lam, math.prod(sides) - 1), str(device), *sides)
 
 
 class Tiles(NamedTuple):
@@ -51,22 +51,32 @@ class Tiles(NamedTuple):
     queries: Tensor  # [T, Q] patch ids; tiles over the rim repeat a patch
     candidates: Tensor  # [T, J] patch ids, the union of the tile's windows, padded with its first
     local: Tensor  # [T, Q, L] where in the tile's candidates each neighbour is
-    slot: Tensor  # [H*W] flat position in [T, Q] of each patch
+    slot: Tensor  # [N] flat position in [T, Q] of each patch
 
 
-def window_tiles(grid: tuple[int, int], lam: int, *, tile: int = 8, device: torch.device | str = "cpu") -> Tiles:
-    """Cuts ``window_graph(grid, lam)`` into ``tile x tile`` patches with their candidates; built once and cached."""
-    height, width = int(grid[0]), int(grid[1])
-    return _tiles(height, width, min(lam, height * width - 1), tile, str(device))
+def window_tiles(
+    grid: tuple[int, ...], lam: int, *, tile: int | None = None, device: torch.device | str = "cpu"
+) -> Tiles:
+    """Cuts ``window_graph(grid, lam)`` into tiles of ``tile`` patches along each axis; built once and cached.
+
+    By default 8 x 8, and 4 x 4 x 4 in a video.
+    """
+    sides = check_sides(grid)
+    if len(sides) == 3 and sides[0] == 1:  # one frame is an image, to the bit
+        sides = sides[1:]
+    tile = (8 if len(sides) == 2 else 4) if tile is None else tile
+    return _tiles(min(lam, math.prod(sides) - 1), tile, str(device), *sides)
 
 
-def reach(grid: tuple[int, int], lam: int) -> int:
+def reach(grid: tuple[int, ...], lam: int) -> int:
     """The smallest whole radius around a corner that holds ``lam`` other patches; elsewhere it holds more."""
-    height, width = grid
-    radius = max(isqrt(lam), 1)
-    while radius * radius < (height - 1) ** 2 + (width - 1) ** 2:
-        rows = range(min(height, radius + 1))
-        inside = sum(min(width, isqrt(radius * radius - dy * dy) + 1) for dy in rows)
+    *outer, width = grid
+    radius = max(math.isqrt(lam), 1) if len(grid) == 2 else 1
+    while radius * radius < sum((side - 1) ** 2 for side in grid):
+        inside = 0
+        for steps in itertools.product(*(range(min(side, radius + 1)) for side in outer)):
+            left = radius * radius - sum(step * step for step in steps)
+            inside += min(width, math.isqrt(left) + 1) if left >= 0 else 0
         if inside > lam:
             break
         radius += 1
@@ -74,39 +84,44 @@ def reach(grid: tuple[int, int], lam: int) -> int:
 
 
 @table(64)
-def _window(height: int, width: int, lam: int, device: str) -> Tensor:
+def _window(lam: int, device: str, *sides: int) -> Tensor:
+    patches = math.prod(sides)
     if lam == 0:
-        return torch.empty(height * width, 0, dtype=torch.long, device=device)
-    radius = reach((height, width), lam)
-    dy = torch.arange(-min(radius, height - 1), min(radius, height - 1) + 1)
-    dx = torch.arange(-min(radius, width - 1), min(radius, width - 1) + 1)
-    step = torch.stack(torch.meshgrid(dy, dx, indexing="ij"), dim=-1).reshape(-1, 2)
+        return torch.empty(patches, 0, dtype=torch.long, device=device)
+    radius = reach(sides, lam)
+    lines = [torch.arange(-min(radius, side - 1), min(radius, side - 1) + 1) for side in sides]
+    step = torch.cartesian_prod(*lines)
     distance = step.square().sum(dim=1)
-    # Among equal distances a lower index is a smaller (dy, dx), whatever the centre: one order serves all patches.
+    # Among equal distances a lower index is a smaller step, whatever the centre: one order serves all patches.
     order = distance.argsort(stable=True)
     order = order[(distance[order] > 0) & (distance[order] <= radius * radius)]
     step = step[order]
     chunks = []
-    for ids in torch.arange(height * width).split(4096):
-        y, x = ids[:, None] // width + step[:, 0], ids[:, None] % width + step[:, 1]
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    for place in torch.cartesian_prod(*map(torch.arange, sides)).split(4096):
+        ids, inside = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
+        for axis, side in enumerate(sides):
+            near = place[:, axis, None] + step[:, axis]
+            ids, inside = ids * side + near, inside & (near >= 0) & (near < side)
         inside &= inside.cumsum(dim=1) <= lam
-        chunks.append((y * width + x)[inside].view(-1, lam))
+        chunks.append(ids[inside].view(-1, lam))
     return torch.cat(chunks).to(device)
 
 
 @table(32)
-def _tiles(height: int, width: int, lam: int, tile: int, device: str) -> Tiles:
-    window = _window(height, width, lam, "cpu")
-    rows, columns = -(-height // tile), -(-width // tile)
-    y = (torch.arange(rows * tile)).clamp_max(height - 1).view(rows, 1, tile, 1)
-    x = (torch.arange(columns * tile)).clamp_max(width - 1).view(1, columns, 1, tile)
-    queries = (y * width + x).reshape(rows * columns, -1)
+def _tiles(lam: int, tile: int, device: str, *sides: int) -> Tiles:
+    window = _window(lam, "cpu", *sides)
+    queries, slot = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
+    for side in sides:  # ids of the tile and of the place in it grow by one axis
+        long = tile if len(sides) == 2 else min(tile, side)  # a video may have fewer frames than a tile
+        count = -(-side // long)
+        line = torch.arange(count * long).clamp_max(side - 1).view(1, count, 1, long)
+        queries = (queries[:, None, :, None] * side + line).reshape(queries.size(0) * count, -1)
+        place = torch.arange(side)
+        step = torch.stack([place // long, place % long], dim=1)
+        slot = (slot[:, None] * torch.tensor([count, long]) + step).reshape(-1, 2)
+    slot = slot[:, 0] * queries.size(1) + slot[:, 1]
     seen = [torch.unique(torch.cat([q, window[q].flatten()])) for q in queries]
     most = max(s.numel() for s in seen)
     candidates = torch.stack([torch.cat([s, s[:1].expand(most - s.numel())]) for s in seen])
     local = torch.stack([torch.searchsorted(s, window[q]) for s, q in zip(seen, queries, strict=True)])
-    patch = torch.arange(height * width)
-    py, px = patch // width, patch % width
-    slot = ((py // tile) * columns + px // tile) * (tile * tile) + (py % tile) * tile + px % tile
     return Tiles(queries.to(device), candidates.to(device), local.to(device), slot.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -153,8 +154,8 @@ def _tokens(graph: TokenGraph, rows: Tensor, images: int, grid: Grid | None) -> 
     x, size = (f if whole else f[rows] for f in (graph.x, graph.size))
     tokens = Tokens(x.view(images, -1, x.size(1)), size.view(images, -1), grid, full=False)
     if grid is not None:
-        tokens.full = grid[0] * grid[1] == tokens.x.size(1)
-        tokens.locate = lambda: graph.pos[rows].view(images, -1, 2)
+        tokens.full = math.prod(grid) == tokens.x.size(1)
+        tokens.locate = lambda: graph.pos[rows].view(images, -1, graph.pos.size(1))
     return tokens
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tokengraph.errors import check_grid
 
-Grid = tuple[int, int]
+Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
 
 
 def is_one(grid: Any) -> bool:
-    """Whether this is one grid ``(H, W)``, not a list of grids."""
+    """Whether this is one grid ``(H, W)`` or ``(T, H, W)``, not a list of grids."""
     return not isinstance(grid, Sequence) or not any(isinstance(side, Sequence) for side in grid)
 
 
@@ -36,7 +36,13 @@ def grid_of_each(grid: Grid | Sequence[Grid] | None, counts: list[int]) -> list[
     grids = [grid] * len(counts) if is_one(grid) else list(grid)
     if len(grids) != len(counts):
         raise ValueError(f"Expected one grid an image, B={len(counts)} (got {len(grids)}).")
-    return [check_grid(g, n) for g, n in zip(grids, counts, strict=True)]  # type: ignore[arg-type]
+    checked = [check_grid(g, n, video=True) for g, n in zip(grids, counts, strict=True)]  # type: ignore[arg-type]
+    if len({len(g) for g in checked}) > 1:
+        raise ValueError(
+            f"Expected grids of one kind, images or videos (got {checked}). Give an image among videos one frame: "
+            "(1, H, W)."
+        )
+    return checked
 
 
 def batch_layout(counts: list[int], like: Tensor) -> dict[str, Tensor]:

@@ -24,13 +24,14 @@ class TokenGraph(Data):
     Attributes:
         x: Features, ``[M, C]``, the tokens of all images one after another.
         size: Input patches each node stands for, ``[M]`` float32.
-        pos: Centroids in patch units, ``[M, 2]`` float32 as (y, x); the centre of patch (0, 0) is (0.5, 0.5). Absent
-            without a grid.
+        pos: Centroids in patch units, ``[M, 2]`` float32 as (y, x); the centre of patch (0, 0) is (0.5, 0.5). In a
+            video ``[M, 3]`` as (t, y, x). Absent without a grid.
         batch: Image of each node, ``[M]`` int64, sorted.
         ptr: First node of each image, ``[B+1]`` int64.
         edge_index: ``[2, E]`` int64, source to target; absent until edges are added.
         edge_weight: ``[E]``.
-        grid: ``(H, W)`` of the input patches, a list of them where images differ, or ``None``.
+        grid: ``(H, W)`` of the input patches, ``(T, H, W)`` of a video's, a list of them where images differ, or
+            ``None``.
         prefix: Prefix tokens, ``[B, P, C]``; absent when there are none.
     """
 
@@ -51,7 +52,8 @@ class TokenGraph(Data):
 
         Args:
             tokens: ``[B, P+N, C]``, or a list of ``[P+N_b, C]``, one an image.
-            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. ``None``: no
+            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. ``(T, H, W)``
+                for a video: in ``(T*H, W)`` the last row of a frame would touch the first of the next. ``None``: no
                 positions.
             num_prefix: P, the prefix tokens in front.
             check: Look for NaN and infinity (on CUDA this synchronises with the host).
@@ -159,8 +161,8 @@ class TokenGraph(Data):
         if grid is None:
             return None
         if is_one(grid):
-            return [(int(grid[0]), int(grid[1]))] * self.num_images
-        return [(int(h), int(w)) for h, w in grid]
+            return [tuple(int(side) for side in grid)] * self.num_images
+        return [tuple(int(side) for side in one) for one in grid]
 
     def to_tokens(self) -> Tensor:
         """The tokens as ``[B, P+N, C]``, prefix tokens in front.
@@ -195,8 +197,8 @@ class TokenGraph(Data):
         x = self.x if ptr is not None else self.x.view(self.num_images, -1, self.x.size(1))
         return self.with_edges(*knn_graph(x, k, ptr=ptr, cosine=cosine, backend=backend))
 
-    def connect_grid(self, neighbors: int = 8) -> TokenGraph:
-        """The same nodes with the edges of the patch grid; see :func:`tokengraph.grid_graph`."""
+    def connect_grid(self, neighbors: int | None = None) -> TokenGraph:
+        """The same nodes with the edges of the patch grid, 8 or in a video 26; see :func:`tokengraph.grid_graph`."""
         parts = [grid_graph(g, neighbors, device=self.x.device) for g in self._full_grids()]
         return self.with_edges(self._shift(parts))
 
@@ -274,9 +276,9 @@ class TokenGraph(Data):
 
     def _full_grids(self) -> list[Grid]:
         if self.grids is None:
-            raise ValueError("Expected a graph with a grid (got none). Build it with grid=(H, W).")
+            raise ValueError("Expected a graph with a grid (got none). Build it with grid=(H, W), or (T, H, W).")
         for grid, count in zip(self.grids, self.counts, strict=True):
-            check_grid(grid, count)
+            check_grid(grid, count, video=True)
         return self.grids
 
     def _shift(self, parts: list[Tensor]) -> Tensor:

@@ -106,13 +106,22 @@ def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[
 
 
 def _adopt_orphans(
-    center: Tensor, orphan: Tensor, x: Tensor, anchors: Tensor, height: int, width: int, lam: int, alpha: float
+    center: Tensor,
+    orphan: Tensor,
+    x: Tensor,
+    anchors: Tensor,
+    height: int,
+    width: int,
+    lam: int,
+    alpha: float,
+    frames: int = 1,
 ) -> Tensor:
     """:func:`~tokengraph.select.peaks.orphans.adopt_orphans` for every token, kept for orphans alone."""
     images, patches, channels = x.shape
     patch = torch.arange(patches, device=x.device)
-    y, z = patch // width, patch % width
-    by_distance = ((y - y[:, None]).square() + (z - z[:, None]).square()).argsort(dim=1, stable=True)
+    place = (patch // (height * width), patch // width % height, patch % width)
+    frame, row, column = ((along - along[:, None]).square() for along in place)
+    by_distance = (frame + row + column).argsort(dim=1, stable=True)
     rank = torch.zeros_like(by_distance).scatter(1, by_distance, patch.expand_as(by_distance))
     theirs = anchors[:, None].expand(-1, patches, -1)
     rank = rank.expand(images, -1, -1).gather(2, theirs).float()

@@ -20,7 +20,7 @@ class Tokens:
     Args:
         x: Features, ``[B, N, C]``.
         size: Input patches each token stands for, ``[B, N]`` float32; ``None`` means one each.
-        grid: ``(H, W)`` of the input patches; ``None`` when unknown.
+        grid: ``(H, W)`` of the input patches, ``(T, H, W)`` of a video's; ``None`` when unknown.
         full: Whether token i still is patch i of the grid, nothing coarsened so far.
         mask: ``[B, N]`` bool, True where there is a token (ragged batches); ``None`` means everywhere.
         layer: Index of the block, 0-based; -1 outside a model.
@@ -35,7 +35,7 @@ class Tokens:
 
     x: Tensor
     size: Tensor | None = None
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     full: bool = True
     mask: Tensor | None = None
     layer: int = -1
@@ -48,7 +48,10 @@ class Tokens:
 
     @property
     def pos(self) -> Tensor:
-        """Centroids in patch units, ``[B, N, 2]`` float32 as (y, x); centre of patch (0, 0) is (0.5, 0.5)."""
+        """Centroids in patch units, ``[B, N, 2]`` float32 as (y, x); centre of patch (0, 0) is (0.5, 0.5).
+
+        In a video ``[B, N, 3]`` as (t, y, x).
+        """
         if self.locate is None:
             raise ValueError(
                 "Expected tokens with positions (got tokens without a grid). Give the graph one; in a model, patches "

@@ -54,6 +54,11 @@ def plot_graph(
         raise ValueError(f"Expected index in [0, B={graph.num_images}) (got {index}).")
     if not 0 <= dim <= 1:
         raise ValueError(f"Expected dim in [0, 1] (got dim={dim}).")
+    if len(graph.grids[index]) == 3:
+        raise ValueError(
+            f"Expected a graph with a grid (H, W) (got {graph.grids[index]}). Of a video, draw the clusters frame by "
+            "frame with cluster_overlay."
+        )
     rgb = to_rgb(image)
     one = graph.split()[index] if graph.num_images > 1 else graph
     height, width = rgb.shape[:2]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokengraph.edges.cells import (
-    Pair,
+    Sides,
     cell_edges,
     check_cells,
     check_window,
@@ -52,8 +53,8 @@ class Clustering(NamedTuple):
 
 def token_clustering(
     x: Tensor,
-    grid: Pair,
-    clusters: Pair,
+    grid: Sides,
+    clusters: Sides,
     *,
     iterations: int = 5,
     inv_temperature: float | str = 0.02,
@@ -74,11 +75,11 @@ def token_clustering(
 
     Args:
         x: Tokens of the full grid in row-major order, ``[B, H*W, C]``. Attention windows count as images.
-        grid: ``(H, W)``.
-        clusters: ``(h, w)``; more rows or columns than the grid has are allowed.
+        grid: ``(H, W)``; ``(T, H, W)`` for a video.
+        clusters: ``(h, w)``, or ``(t, h, w)``; more rows or columns than the grid has are allowed.
         iterations: T. 0 gives the averages themselves.
         inv_temperature: t; ``"auto"``: one over each image's median squared distance to the own cell's average.
-        window: Side of the square of candidates, in cells, odd.
+        window: Side of the square of candidates, a cube in a video, in cells, odd.
         empty: What a cluster becomes that no token is near enough to: ``"keep"``: what it was; ``"zero"``: zeros.
         detach: Let no gradient through the weights: they reach ``x`` through the last average alone.
         form: ``"dense"``, ``"edges"`` or ``"tiles"``, which agree up to rounding; ``"auto"`` takes tiles where they
@@ -132,10 +133,10 @@ def check_temperature(inv_temperature: float | str | Tensor) -> None:
         )
 
 
-def cluster_tokens(x: Tensor, grid: Pair, clusters: Pair, how: How, mask: Tensor | None = None) -> Clustering:
+def cluster_tokens(x: Tensor, grid: Sides, clusters: Sides, how: How, mask: Tensor | None = None) -> Clustering:
     """:func:`token_clustering` without checks of options, with what the way back needs."""
-    grid = check_grid(grid, x.size(1))
-    clusters = check_cells(grid, clusters)[2:]
+    grid = check_grid(grid, x.size(1), video=True)
+    clusters = check_cells(grid, clusters)[len(grid) :]
     with torch.autocast(x.device.type, enabled=False):
         z = x.to(wide(x))
         real = None if mask is None else mask[..., None].to(z.dtype)
@@ -165,15 +166,15 @@ def cluster_tokens(x: Tensor, grid: Pair, clusters: Pair, how: How, mask: Tensor
 
 
 def _choose(
-    form: str, grid: Pair, clusters: Pair, window: int, device: torch.device
+    form: str, grid: Sides, clusters: Sides, window: int, device: torch.device
 ) -> type[Dense] | type[Edges] | type[Tiles]:
     if form == "auto":
-        pairs = grid[0] * grid[1] * clusters[0] * clusters[1]
+        pairs = math.prod(grid) * math.prod(clusters)
         form = "tiles" if 2 * tile_pairs(grid, clusters, window, device=device) < pairs else "dense"
     return {"dense": Dense, "edges": Edges, "tiles": Tiles}[form]
 
 
-def _start(z: Tensor, grid: Pair, clusters: Pair, real: Tensor | None) -> Tensor:
+def _start(z: Tensor, grid: Sides, clusters: Sides, real: Tensor | None) -> Tensor:
     """Averages over bins, ``[B, h*w, C]``; of the real tokens alone, where ``real [B, N, 1]`` says which are."""
     if real is None:
         return _pool(z, grid, clusters)
@@ -183,16 +184,20 @@ def _start(z: Tensor, grid: Pair, clusters: Pair, real: Tensor | None) -> Tensor
     return torch.where(share > 0, part, whole)
 
 
-def _pool(z: Tensor, grid: Pair, clusters: Pair) -> Tensor:
+def _pool(z: Tensor, grid: Sides, clusters: Sides) -> Tensor:
     """Averages over bins, ``[B, h*w, C]``, as one product along each axis."""
-    rows, columns = pool_matrices(grid, clusters, dtype=z.dtype, device=z.device)
     images, _, channels = z.shape
-    by_row = torch.bmm(rows.expand(images, -1, -1), z.reshape(images, grid[0], grid[1] * channels))
-    by_row = by_row.view(images * clusters[0], grid[1], channels)
-    return torch.bmm(columns.expand(by_row.size(0), -1, -1), by_row).view(images, clusters[0] * clusters[1], channels)
+    done, rest = images, math.prod(grid) * channels  # rows before the axis, and numbers a row from it on
+    for bins, places, cells in zip(
+        pool_matrices(grid, clusters, dtype=z.dtype, device=z.device), grid, clusters, strict=True
+    ):
+        rest //= max(places, 1)
+        z = torch.bmm(bins.expand(done, -1, -1), z.reshape(done, places, rest))
+        done = done * cells
+    return z.view(images, math.prod(clusters), channels)
 
 
-def _temperature(z: Tensor, s: Tensor, grid: Pair, clusters: Pair, mask: Tensor | None) -> Tensor:
+def _temperature(z: Tensor, s: Tensor, grid: Sides, clusters: Sides, mask: Tensor | None) -> Tensor:
     """One over the median squared distance of tokens to the average of their own cell, ``[B, 1, 1]``."""
     own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
     squared = (z.detach() - own).square().sum(dim=2)

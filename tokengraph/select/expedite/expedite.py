@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokengraph.cost import Cost
-from tokengraph.edges.cells import Pair, tile_pairs
+from tokengraph.edges.cells import Sides, tile_pairs
 from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import equal_ptr
@@ -25,8 +25,8 @@ INV_TEMPERATURE = 0.02  # suits the residual stream of the published ViT-L
 
 def expedite(
     x: Tensor,
-    grid: Pair,
-    clusters: Pair,
+    grid: Sides,
+    clusters: Sides,
     *,
     iterations: int = 5,
     inv_temperature: float | str = INV_TEMPERATURE,
@@ -48,13 +48,13 @@ def expedite(
 
     Args:
         x: Tokens of the full grid in row-major order, ``[B, H*W, C]``. Attention windows count as images.
-        grid: ``(H, W)``.
-        clusters: ``(h, w)``.
+        grid: ``(H, W)``; ``(T, H, W)`` for a video.
+        clusters: ``(h, w)``; ``(t, h, w)`` for a video, as published t = T.
         iterations: T of the clustering. 0: averages over the bins of the small grid.
         inv_temperature: t, the factor on squared distances, both ways. It depends on the scale of the features:
             ``"auto"`` takes one over each image's median squared distance to the own cell's average.
         tau: ``1 / t``, instead of it.
-        window: Side of the square of candidate clusters, odd.
+        window: Side of the square of candidate clusters, a cube in a video, odd.
         neighbors: k of the reconstruction; -1 means all clusters.
         normalize: ``"softmax"``, or ``"l2"`` as released.
         ties: ``"k"``, or ``"released"``: more than k clusters where distances tie.
@@ -83,7 +83,8 @@ def expedite(
 
     Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
     NeurIPS 2022. Differs: softmax weights on the way up, exactly k neighbours, float32 inside, empty clusters keep
-    their place. The released behaviour: ``normalize="l2", ties="released", empty="zero"``.
+    their place; in a video the nearest cell is a patch's own (released: cell numbers interpolated between cells). The
+    released behaviour in images: ``normalize="l2", ties="released", empty="zero"``.
     """
     check_tokens(x)
     how = Expedite(
@@ -92,7 +93,7 @@ def expedite(
     check_clustering(iterations, how.temperature, window, empty, form)
     check_finite(x)
     check_mask(mask, x)
-    return _expedite(x, check_grid(grid, x.size(1)), clusters, how, form, mask)
+    return _expedite(x, check_grid(grid, x.size(1), video=True), clusters, how, form, mask)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Expedite(Select):
     """Expedite as a strategy, before a block, on the full grid; see :func:`expedite` for the options.
 
     Args:
-        clusters: ``(h, w)``; ``None``: the largest grid of the budget that keeps the aspect.
+        clusters: ``(h, w)``, or ``(t, h, w)`` for videos; ``None``: the largest grid of the budget that keeps the
+            aspect, and all frames.
         iterations: T of the clustering.
         inv_temperature: t, or ``"auto"``.
         tau: ``1 / t``, instead of it.
@@ -119,7 +121,7 @@ class Expedite(Select):
     merges: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = False
-    clusters: Pair | None = None
+    clusters: Sides | None = None
     iterations: int = 5
     inv_temperature: float | str = INV_TEMPERATURE
     tau: float | None = None
@@ -141,9 +143,11 @@ class Expedite(Select):
         check_clustering(self.iterations, self.temperature, self.window, self.empty)
         check_reconstruction(self.neighbors, self.normalize, self.ties, self.mode)
         if self.clusters is not None:
-            if not isinstance(self.clusters, tuple) or len(self.clusters) != 2:
-                raise TypeError(f"Expected clusters as a tuple (h, w) (got {self.clusters!r}).")
-            check_positive(h=self.clusters[0], w=self.clusters[1])
+            if not isinstance(self.clusters, tuple) or len(self.clusters) not in (2, 3):
+                raise TypeError(
+                    f"Expected clusters as a tuple (h, w), or (t, h, w) for videos (got {self.clusters!r})."
+                )
+            check_positive(**dict(zip("wht", reversed(self.clusters), strict=False)))
 
     @property
     def temperature(self) -> float | str:
@@ -153,7 +157,7 @@ class Expedite(Select):
     @property
     def own_budget(self) -> int | None:
         """Clusters an image that ``clusters`` asks for; ``None`` where the budget decides."""
-        return None if self.clusters is None else self.clusters[0] * self.clusters[1]
+        return None if self.clusters is None else math.prod(self.clusters)
 
     @property
     def restores(self) -> bool:
@@ -176,7 +180,7 @@ class Expedite(Select):
             return replace(SoftAssignment.from_hard(same), lossless=True)
         return _expedite(tokens.x, tokens.grid, self._grid_for(keep, tokens.grid), self, "auto")
 
-    def makes(self, keep: int, num_tokens: int, grid: Pair | None = None) -> int:
+    def makes(self, keep: int, num_tokens: int, grid: Sides | None = None) -> int:
         """Clusters of the largest grid within ``keep``; without a grid, as if the patches formed a square."""
         if keep >= num_tokens:
             return num_tokens
@@ -189,33 +193,42 @@ class Expedite(Select):
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Two products an iteration over the pairs that are multiplied, and the distances of the reconstruction."""
-        side = max(math.isqrt(num_tokens), 1)
-        grid = (side, max(num_tokens // side, 1))
+        frames = self.clusters[:1] if self.clusters and len(self.clusters) == 3 else ()
+        patches = max(num_tokens // math.prod(frames), 1)
+        side = max(math.isqrt(patches), 1)
+        grid = (*frames, side, max(patches // side, 1))
         clusters = self.clusters or cluster_grid(grid, keep)
-        pairs = min(tile_pairs(grid, clusters, self.window), grid[0] * grid[1] * math.prod(clusters))
+        pairs = min(tile_pairs(grid, clusters, self.window), math.prod(grid) * math.prod(clusters))
         passes = 4 * (num_tokens + keep) * channels
         step = Cost(4 * pairs * channels + 6 * pairs, 2 * passes + 24 * pairs)
         distances = Cost(2 * num_tokens * keep * channels, passes + 4 * num_tokens * keep)
         return Cost(2 * num_tokens * channels, 2 * passes) + step * self.iterations + distances
 
-    def _grid_for(self, keep: int, grid: Pair) -> Pair:
+    def _grid_for(self, keep: int, grid: Sides) -> Sides:
         if self.clusters is None:
             return cluster_grid(grid, keep)
         if keep != self.own_budget:
             raise ValueError(
-                f"Expected a budget of h*w={self.own_budget} tokens, as clusters={self.clusters} says (got {keep}). "
-                "Leave clusters out to let the budget decide."
+                f"Expected a budget of {'*'.join('thw'[-len(self.clusters) :])}={self.own_budget} tokens, as "
+                f"clusters={self.clusters} says (got {keep}). Leave clusters out to let the budget decide."
             )
         return self.clusters
 
 
-def cluster_grid(grid: Pair, keep: int) -> Pair:
+def cluster_grid(grid: Sides, keep: int) -> Sides:
     """The grid ``(h, w)`` with the most cells, ``h * w <= keep``, whose aspect is about that of ``grid``.
+
+    In a video each frame keeps its own cells, as published, while there is a cell for each.
 
     Example:
         >>> cluster_grid((40, 40), 784), cluster_grid((6, 8), 30), cluster_grid((1, 7), 5)
         ((28, 28), (5, 6), (1, 5))
+        >>> cluster_grid((8, 12, 12), 288), cluster_grid((8, 12, 12), 5)
+        ((8, 6, 6), (5, 1, 1))
     """
+    if len(grid) == 3:
+        frames = min(grid[0], keep)
+        return (frames, *cluster_grid(grid[1:], keep // frames))
     height, width = grid
     ideal = math.sqrt(keep * height / width)
     rows = {min(max(h, 1), height, keep) for h in (math.floor(ideal), math.ceil(ideal))}
@@ -224,7 +237,7 @@ def cluster_grid(grid: Pair, keep: int) -> Pair:
 
 
 def _expedite(
-    x: Tensor, grid: Pair, clusters: Pair, how: Expedite, form: str, mask: Tensor | None = None
+    x: Tensor, grid: Sides, clusters: Sides, how: Expedite, form: str, mask: Tensor | None = None
 ) -> SoftAssignment:
     images, tokens = x.shape[:2]
     way_down = How(how.iterations, how.temperature, how.window, how.empty, how.detach, form)

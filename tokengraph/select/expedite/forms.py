@@ -7,10 +7,12 @@ With ``real [B, N, 1]``, 0 where there is padding, q is multiplied by it: paddin
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from tokengraph.edges.cells import Pair, cell_edges, cell_tiles
+from tokengraph.edges.cells import Sides, cell_edges, cell_tiles
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
@@ -21,10 +23,10 @@ class Dense:
     """All N x M products, then a mask."""
 
     def __init__(
-        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
     ) -> None:
         token, cluster, _ = cell_edges(grid, clusters, window, device=z.device)
-        count = clusters[0] * clusters[1]
+        count = math.prod(clusters)
         self.z, self.t, self.real, self.slot = z, t, real, token * count + cluster
         barred = z.new_full((z.size(1) * count,), -torch.inf)
         self.barred = barred.index_fill(0, self.slot, 0.0).view(z.size(1), count)
@@ -44,13 +46,13 @@ class Edges:
     """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
 
     def __init__(
-        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
     ) -> None:
         self.z, self.t, self.real = z, t, real
         token, cluster, self.order = cell_edges(grid, clusters, window, device=z.device)
         images = torch.arange(z.size(0), device=z.device)[:, None]
         self.token = token + images * z.size(1)  # [B, E]
-        self.cluster = cluster + images * (clusters[0] * clusters[1])
+        self.cluster = cluster + images * math.prod(clusters)
 
     def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Steps once; with ``detach`` no gradient passes through q."""
@@ -83,7 +85,7 @@ class Tiles:
     """
 
     def __init__(
-        self, z: Tensor, grid: Pair, clusters: Pair, window: int, t: float | Tensor, real: Tensor | None = None
+        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
     ) -> None:
         self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
         self.images, self.t = z.size(0), t
@@ -91,7 +93,7 @@ class Tiles:
         shift = torch.arange(self.images, device=z.device)[:, None]
         token = (tiles.token[:, None] + shift * z.size(1)).flatten()
         self.z = z.flatten(0, 1).index_select(0, token).view(self.count * self.images, self.patches, z.size(2))
-        self.candidate = (tiles.candidate[:, None] + shift * (clusters[0] * clusters[1])).flatten()  # [T * B * J]
+        self.candidate = (tiles.candidate[:, None] + shift * math.prod(clusters)).flatten()  # [T * B * J]
         self.barred, self.real = tiles.barred[:, None].to(z.dtype), tiles.real[:, None].to(z.dtype)
         if real is not None:
             self.real = self.real * real.flatten()[token].view(self.count, self.images, self.patches, 1)

@@ -46,7 +46,7 @@ class PropagationGraph:
     weight: Tensor
     x: Tensor
     images: int
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     near: Tensor | None = None
     near_weight: Tensor | None = None
 
@@ -57,7 +57,7 @@ class PropagationGraph:
 
     @classmethod
     def from_edges(
-        cls, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *, grid: tuple[int, int] | None = None
+        cls, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *, grid: tuple[int, ...] | None = None
     ) -> PropagationGraph:
         """A graph of one's own.
 
@@ -72,7 +72,7 @@ class PropagationGraph:
         """
         check_tokens(x)
         images, patches, channels = x.shape
-        grid = None if grid is None else check_grid(grid, patches)
+        grid = None if grid is None else check_grid(grid, patches, video=True)
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
         image = edge_index.div(max(patches, 1), rounding_mode="floor")
@@ -128,7 +128,7 @@ class PropagationGraph:
 
 @torch.no_grad()
 def propagation_graph(
-    x: Tensor, grid: tuple[int, int] | None = None, *, graph: str = "mixed", neighbors: int = 8
+    x: Tensor, grid: tuple[int, ...] | None = None, *, graph: str = "mixed", neighbors: int = 8
 ) -> PropagationGraph:
     r"""Connects patches as GTP does: with what lies beside them, with what looks like them, or with both.
 
@@ -138,7 +138,7 @@ def propagation_graph(
 
     Args:
         x: Patch tokens as they come to the first block (position embedding included), ``[B, n, C]``, no prefix tokens.
-        grid: ``(H, W)``, any rectangle; only ``graph="semantic"`` does without.
+        grid: ``(H, W)``, any rectangle; only ``graph="semantic"`` does without, or takes ``(T, H, W)``.
         graph: ``"spatial"``: the up to 8 patches that touch i; ``"semantic"``: the ``neighbors`` patches most like i by
             cosine, which is not symmetric; ``"mixed"``: either.
         neighbors: Semantic neighbours of each receiver, ``0 <= neighbors < n``.
@@ -159,8 +159,12 @@ def propagation_graph(
     check_tokens(x)
     check_graph(graph, neighbors)
     images, patches, channels = x.shape
+    if grid is not None and len(grid) == 3 and graph != "semantic":
+        raise ValueError(
+            f"Expected grid as (H, W) for graph={graph!r} (got {tuple(grid)}). Use graph='semantic' for videos."
+        )
     if grid is not None:
-        grid = check_grid(grid, patches)
+        grid = check_grid(grid, patches, video=True)
     elif graph != "semantic":
         raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got None). Only 'semantic' does without.")
     if graph != "spatial" and neighbors > max(patches - 1, 0):
@@ -179,7 +183,7 @@ def propagation_graph(
 
 
 def gtp_graph(
-    x: Tensor, grid: tuple[int, int] | None = None, *, graph: str = "mixed", neighbors: int = 8
+    x: Tensor, grid: tuple[int, ...] | None = None, *, graph: str = "mixed", neighbors: int = 8
 ) -> tuple[Tensor, Tensor]:
     """GTP's graph as plain edges, for any other use; arguments, errors, cost and source as :func:`propagation_graph`.
 

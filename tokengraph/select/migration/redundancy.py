@@ -61,7 +61,7 @@ def at_most_half(num_tokens: int, removed: int) -> int:
     return max(0, min(removed, (num_tokens + 1) // 2, num_tokens - 1))
 
 
-def redundant_tokens(keys: Tensor, removed: int, *, grid: tuple[int, int] | None = None) -> Redundant:
+def redundant_tokens(keys: Tensor, removed: int, *, grid: tuple[int, ...] | None = None) -> Redundant:
     r"""Finds the tokens that most resemble another one, which stays.
 
     Tokens at even places form A, those at odd places B. With :math:`\bar k` the keys' mean over heads:
@@ -96,12 +96,12 @@ def redundant_tokens(keys: Tensor, removed: int, *, grid: tuple[int, int] | None
     count = keys.size(1)
     if not 0 <= removed <= at_most_half(count, count):
         raise ValueError(f"Expected 0 <= removed <= {at_most_half(count, count)} of n={count} (got {removed}).")
-    if grid is not None and grid[0] * grid[1] != count:
-        raise ValueError(f"Expected a grid of n={count} tokens (got {grid[0]} x {grid[1]}).")
+    if grid is not None and math.prod(grid) != count:
+        raise ValueError(f"Expected a grid of n={count} tokens (got {' x '.join(map(str, grid))}).")
     return pick_redundant(keys, removed, grid)
 
 
-def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, int] | None = None) -> Redundant:
+def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, ...] | None = None) -> Redundant:
     """:func:`redundant_tokens` without its checks, which would make the device wait."""
     images, count = keys.shape[:2]
     if removed == 0:
@@ -114,7 +114,7 @@ def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, int] | None = No
         if grid is None:
             a, b = unit[:, 0::2], unit[:, 1::2]
         else:
-            black, white = _checkerboard(*grid, str(keys.device))
+            black, white = _checkerboard(str(keys.device), *grid)
             a, b = unit.index_select(1, black), unit.index_select(1, white)
         cosine = torch.matmul(a, b.transpose(1, 2))
         best = cosine.amax(dim=2)
@@ -140,8 +140,8 @@ def _first_best(rows: Tensor, best: Tensor) -> Tensor:
 
 
 @table(32)
-def _checkerboard(height: int, width: int, device: str) -> tuple[Tensor, Tensor]:
-    white = ((torch.arange(height)[:, None] + torch.arange(width)) % 2).flatten().bool()
+def _checkerboard(device: str, *sides: int) -> tuple[Tensor, Tensor]:
+    white = (torch.cartesian_prod(*map(torch.arange, sides)).sum(dim=1) % 2).bool()
     return (~white).nonzero().flatten().to(device), white.nonzero().flatten().to(device)
 
 

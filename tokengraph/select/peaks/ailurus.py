@@ -24,7 +24,7 @@ BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about what 
 def ailurus(
     x: Tensor,
     keep: int,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     *,
     k: int = 5,
     lam: int = 50,
@@ -48,7 +48,7 @@ def ailurus(
     Args:
         x: Features of the full grid in row-major order, ``[B, H*W, C]``.
         keep: Clusters an image, at least 1; clamped to N.
-        grid: ``(H, W)``.
+        grid: ``(H, W)``; ``(T, H, W)`` for a video, with windows of the nearest patches in space and time.
         k: Neighbours that make the density; clamped to the window.
         lam: Patches in a window.
         alpha: Factor at rank 0, in [0, 1]. 1 leaves only the window, 0 makes the factor proportional to the rank.
@@ -71,7 +71,7 @@ def ailurus(
     """
     check_tokens(x)
     _check(k, lam, alpha, order)
-    grid = check_grid(grid, x.size(1))
+    grid = check_grid(grid, x.size(1), video=True)
     if isinstance(keep, list | tuple):
         raise TypeError(
             f"Expected keep as one int for all images (got {keep!r}). Use dpc_knn for one budget an image, or call "
@@ -133,7 +133,7 @@ def _check(k: int, lam: int, alpha: float, order: str) -> None:
 
 
 def _ailurus(
-    x: Tensor, keep: int, grid: tuple[int, int], k: int, lam: int, alpha: float, include_self: bool, order: str
+    x: Tensor, keep: int, grid: tuple[int, ...], k: int, lam: int, alpha: float, include_self: bool, order: str
 ) -> Assignment:
     images, tokens, _ = x.shape
     keep = clamp_budget(keep, x, None)  # type: ignore[assignment]
@@ -156,11 +156,12 @@ def _ailurus(
         center = window.expand(images, -1, -1).gather(2, best[..., None]).squeeze(2)
         own = torch.arange(tokens, device=x.device)
         center = torch.where(anchored, own, center)
-        center = adopt_orphans(center, orphan & ~anchored, x, anchors, grid[0], grid[1], lam, alpha)
+        frames = grid[:1] if len(grid) == 3 else ()
+        center = adopt_orphans(center, orphan & ~anchored, x, anchors, grid[-2], grid[-1], lam, alpha, *frames)
         return assign_to_centers(center, anchors, keep, mask=None, order=order)
 
 
-def _window_distances(x: Tensor, grid: tuple[int, int], lam: int) -> Tensor:
+def _window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates.
 
     Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied.

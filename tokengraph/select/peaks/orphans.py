@@ -18,6 +18,7 @@ def adopt_orphans(
     width: int,
     lam: int,
     alpha: float,
+    frames: int = 1,
 ) -> Tensor:
     """Gives each orphan the anchor with the smallest sigma over the whole image, the spatial factor not cut at lambda.
 
@@ -30,6 +31,7 @@ def adopt_orphans(
         width: W of the grid.
         lam: Patches in a window.
         alpha: Spatial factor at rank 0.
+        frames: T of a video's grid ``(T, H, W)``.
 
     Returns:
         ``center`` with the orphans filled in, ``[B, N]``.
@@ -38,10 +40,11 @@ def adopt_orphans(
     """
     center = center.clone()
     image, token = orphan.nonzero(as_tuple=True)
-    patch = torch.arange(height * width, device=x.device)
-    y, z = patch // width, patch % width
+    patch = torch.arange(frames * height * width, device=x.device)
+    place = (patch // (height * width), patch // width % height, patch % width)
     for i, t in zip(image.split(256), token.split(256), strict=True):
-        squared = (y - y[t, None]).square() + (z - z[t, None]).square()
+        frame, row, column = ((along - along[t, None]).square() for along in place)
+        squared = frame + row + column
         by_distance = squared.argsort(dim=1, stable=True)
         rank = torch.empty_like(by_distance).scatter_(1, by_distance, patch.expand_as(by_distance))
         theirs = anchors[i]
@@ -60,6 +63,14 @@ def adopt_orphans(
 
 @adopt_orphans.register_fake
 def _(
-    center: Tensor, orphan: Tensor, x: Tensor, anchors: Tensor, height: int, width: int, lam: int, alpha: float
+    center: Tensor,
+    orphan: Tensor,
+    x: Tensor,
+    anchors: Tensor,
+    height: int,
+    width: int,
+    lam: int,
+    alpha: float,
+    frames: int = 1,
 ) -> Tensor:
     return torch.empty_like(center)

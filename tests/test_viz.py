@@ -341,3 +341,38 @@ def test_every_figure_saves_without_overlapping_titles(tmp_path):
     boxes = [t.get_window_extent() for t in figure.texts] + [ax.get_tightbbox() for ax in figure.axes]
     heights = [(box.y0, box.y1) for box in boxes]
     assert heights[1][1] <= heights[0][1] and heights[2][1] <= heights[1][0]
+
+
+# Videos
+
+
+def test_cluster_overlay_of_a_video_gives_a_cluster_one_colour_in_all_frames():
+    frames = torch.stack([torch.zeros(3, 4, 8), torch.ones(3, 4, 8)])
+    labels = torch.tensor([[0, 1], [0, 2]])  # cluster 0 lives in both frames
+    picture = viz.cluster_overlay(frames, labels, (2, 1, 2), line=0)
+    assert picture.shape == (2, 4, 8, 3)
+    assert (picture[:, :, :4] == 0.5).all() and (picture[0, :, 4:] == 0).all() and (picture[1, :, 4:] == 1).all()
+    one = viz.cluster_overlay(frames[1:], labels[1:], (1, 1, 2))
+    assert np.array_equal(one[0], viz.cluster_overlay(frames[1], labels[1], (1, 2)))
+
+
+def test_cluster_overlay_wants_a_picture_a_frame():
+    with pytest.raises(ValueError, match=r"Expected T=3 pictures of one shape, one a frame \(got 2 of"):
+        viz.cluster_overlay(torch.zeros(2, 3, 4, 8), torch.zeros(3, 2, dtype=torch.long), (3, 1, 2))
+
+
+def test_plot_clusters_of_a_video_has_a_row_a_method_and_a_column_a_frame():
+    pytest.importorskip("matplotlib")
+    frames, x = torch.rand(3, 3, 8, 12), torch.randn(2, 3 * 4 * 6, 5)
+    methods = {"ailurus": tg.ailurus(x, 6, (3, 4, 6)), "pool": torch.arange(144) // 12}
+    figure = viz.plot_clusters(frames, methods, (3, 4, 6), index=1)
+    assert len(figure.axes) == 9 and "6 tokens" in texts(figure) and "3 x 4 x 6" in texts(figure)
+
+
+def test_what_draws_images_alone_says_so_of_a_video():
+    video = graph().__class__.from_tokens(torch.randn(1, 48, 5), grid=(2, 4, 6))
+    with pytest.raises(ValueError, match=r"Expected a graph with a grid \(H, W\) \(got \(2, 4, 6\)\)"):
+        viz.plot_graph(IMAGE, video)
+    assert viz.feature_colors(video.x, (2, 4, 6)).shape == (2, 4, 6, 3)
+    with pytest.raises(ValueError, match=r"Expected grid as \(H, W\) \(got \(2, 4, 6\)\)"):
+        viz.plot_features(IMAGE, {"a": video.x}, (2, 4, 6))

@@ -10,7 +10,7 @@ import numpy as np
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.viz.figure import new_figure, show
-from tokengraph.viz.image import Grid, enlarge, one_of, to_array, to_rgb
+from tokengraph.viz.image import Grid, enlarge, one_of, to_array, to_frames, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,16 +28,16 @@ def cluster_overlay(
     """Draws clusters over an image: each in its mean colour, a line where two meet, dropped patches dark and grey.
 
     Args:
-        image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8; see :func:`to_rgb`.
+        image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8; see :func:`to_rgb`. T of them for a video.
         clusters: An :class:`~tokengraph.Assignment`, a :class:`~tokengraph.SoftAssignment` (each token goes to its
             heaviest cluster), or cluster numbers over the patches, negative ones dropped.
-        grid: ``(H, W)`` of the patches.
+        grid: ``(H, W)`` of the patches; ``(T, H, W)`` for a video, whose clusters keep their colour in all frames.
         index: Which image of the batch that ``clusters`` is over.
         fill: Share of the mean colour against the photograph: 1 paints clusters flat, 0 leaves only the lines.
         line: Width of the lines in pixels; by default it follows the size of a patch. 0: no lines.
 
     Returns:
-        ``[H, W, 3]`` float32 in [0, 1], of the image's own size.
+        ``[H, W, 3]`` float32 in [0, 1], of the image's own size; ``[T, H, W, 3]`` for a video.
 
     Raises:
         ValueError: If the image, the grid or ``fill`` does not fit.
@@ -51,20 +51,23 @@ def cluster_overlay(
     """
     if not 0 <= fill <= 1:
         raise ValueError(f"Expected fill in [0, 1] (got fill={fill}).")
-    rgb = to_rgb(image)
-    labels = enlarge(labels_of(clusters, grid, index), rgb.shape[:2])
+    frames = to_frames(image, grid[0]) if len(grid) == 3 else to_rgb(image)[None]
+    small = labels_of(clusters, grid, index).reshape(len(frames), *map(int, grid[-2:]))
+    height, width = frames.shape[1:3]
+    found = np.stack([enlarge(frame, (height, width)) for frame in small])
     if line is None:
-        line = max(1, round(min(rgb.shape[0] / grid[0], rgb.shape[1] / grid[1]) / 10))
+        line = max(1, round(min(height / grid[-2], width / grid[-1]) / 10))
+    rgb, labels = (frames, found) if len(grid) == 3 else (frames[0], found[0])
     out = (1 - fill) * rgb + fill * _mean_colors(rgb, labels)
     dropped = labels < 0
     grey = rgb[dropped].mean(axis=1, keepdims=True)
     out[dropped] = 0.10 + 0.22 * grey
-    out[_borders(labels, line)] = 1.0
+    out[np.stack([_borders(frame, line) for frame in found]).reshape(labels.shape)] = 1.0
     return out.astype(np.float32)
 
 
 def labels_of(clusters: Any, grid: Grid, index: int = 0) -> np.ndarray:
-    """Cluster numbers of the patches of one image, ``[H, W]`` int; dropped patches are -1."""
+    """Cluster numbers of the patches of one image, ``[H, W]`` int, or a video, ``[T, H, W]``; dropped ones are -1."""
     if isinstance(clusters, SoftAssignment):
         token, cluster, weight = (to_array(t, "edges") for t in (clusters.token, clusters.cluster, clusters.weight))
         flat = np.full(clusters.num_tokens, -1)
@@ -94,13 +97,15 @@ def plot_clusters(
 ) -> Figure:
     """Puts the photograph and the clusters of several methods side by side.
 
+    Of a video each has a row, and each frame a column.
+
     Args:
         image: As in :func:`cluster_overlay`.
         methods: Clusters by the name to write above them.
-        grid: ``(H, W)`` of the patches.
+        grid: ``(H, W)`` of the patches; ``(T, H, W)`` for a video.
         index: Which image of the batch.
         fill: Share of the mean colour against the photograph.
-        columns: Pictures in a row.
+        columns: Pictures in a row; a video's rows have its T frames.
         title: Above the figure.
         subtitle: Below the title, fainter.
 
@@ -109,6 +114,8 @@ def plot_clusters(
     """
     if not methods:
         raise ValueError("Expected at least one method's clusters (got none).")
+    if len(grid) == 3:
+        return _plot_frames(to_frames(image, grid[0]), methods, grid, index, fill, title, subtitle)
     rgb = to_rgb(image)
     count = 1 + len(methods)
     columns = min(columns, count)
@@ -119,16 +126,37 @@ def plot_clusters(
     show(axes[0], rgb, "photograph", f"{grid[0]} x {grid[1]} patches")
     for ax, (name, clusters) in zip(axes[1:count], methods.items(), strict=True):
         labels = labels_of(clusters, grid, index)
-        kept = len(np.unique(labels[labels >= 0]))
-        note = f"{kept} of {labels.size} kept" if (labels < 0).any() else f"{kept} tokens"
-        show(ax, cluster_overlay(rgb, labels, grid, fill=fill), name, note)
+        show(ax, cluster_overlay(rgb, labels, grid, fill=fill), name, _note(labels))
     for ax in axes[count:]:
         ax.set_axis_off()
     return figure
 
 
+def _plot_frames(
+    frames: np.ndarray, methods: Mapping[str, Any], grid: Grid, index: int, fill: float, title: str, subtitle: str
+) -> Figure:
+    """The frames in a row, and below them a row for each method."""
+    rows, columns = 1 + len(methods), len(frames)
+    tall = 2.0 * frames.shape[1] / frames.shape[2] + 0.35
+    figure = new_figure(2.0 * columns + 0.2, tall * rows + 0.2 + 0.5 * bool(title), title, subtitle)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    pictures = {"video": (frames, " x ".join(map(str, grid)))}
+    for name, clusters in methods.items():
+        labels = labels_of(clusters, grid, index)
+        pictures[name] = cluster_overlay(frames, labels, grid, fill=fill), _note(labels)
+    for row, (name, (video, note)) in zip(axes, pictures.items(), strict=True):
+        for t, (ax, frame) in enumerate(zip(row, video, strict=True)):
+            show(ax, frame, name if t == 0 else "", note if t == columns - 1 else "")
+    return figure
+
+
+def _note(labels: np.ndarray) -> str:
+    kept = len(np.unique(labels[labels >= 0]))
+    return f"{kept} of {labels.size} kept" if (labels < 0).any() else f"{kept} tokens"
+
+
 def _mean_colors(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each pixel's cluster's mean colour, ``[H, W, 3]``."""
+    """Each pixel's cluster's mean colour, of the shape of ``rgb``; over all frames of a video."""
     ids = np.unique(labels, return_inverse=True)[1].reshape(-1)
     count = np.bincount(ids)
     means = [np.bincount(ids, rgb[..., c].reshape(-1)) / count for c in range(3)]

@@ -22,12 +22,13 @@ def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 
 
     Args:
         features: ``[N, C]``, or ``[B, N, C]`` in row-major order.
-        grid: ``(H, W)`` with ``H*W = N``.
+        grid: ``(H, W)`` with ``H*W = N``; ``(T, H, W)`` for a video.
         like: Features of the same C that fix directions and scale, so that pictures compare; by default ``features``.
         index: Which image of the batch.
 
     Returns:
-        ``[H, W, 3]`` float32 in [0, 1], a colour a patch. The sign of each direction is fixed: largest entry positive.
+        ``[H, W, 3]`` float32 in [0, 1], a colour a patch; ``[T, H, W, 3]`` of a video. The sign of each direction is
+        fixed: largest entry positive.
 
     Raises:
         ValueError: If shapes do not fit the grid or each other.
@@ -64,6 +65,10 @@ def plot_features(
     """
     if not maps:
         raise ValueError("Expected at least one feature map (got none).")
+    if len(grid) != 2:
+        raise ValueError(
+            f"Expected grid as (H, W) (got {tuple(grid)}). Of a video, draw feature_colors frame by frame."
+        )
     rgb = to_rgb(image)
     rows = {name: _rows(features, grid, index) for name, features in maps.items()}
     palette = _Palette.of(next(iter(rows.values())))
@@ -108,7 +113,7 @@ def _paint(x: np.ndarray, palette: _Palette, grid: Grid) -> np.ndarray:
         raise ValueError(f"Expected features of one width (got {x.shape[1]} and {len(palette.mean)}).")
     colors = np.full((len(x), 3), 0.5)
     colors[:, : len(palette.low)] = ((x - palette.mean) @ palette.directions - palette.low) / palette.span
-    return colors.clip(0, 1).reshape(int(grid[0]), int(grid[1]), 3).astype(np.float32)
+    return colors.clip(0, 1).reshape(*map(int, grid), 3).astype(np.float32)
 
 
 def _rows(features: Any, grid: Grid, index: int) -> np.ndarray:

@@ -56,8 +56,8 @@ def plot_graph(
         raise ValueError(f"Expected dim in [0, 1] (got dim={dim}).")
     if len(graph.grids[index]) == 3:
         raise ValueError(
-            f"Expected a graph with a grid (H, W) (got {graph.grids[index]}). Of a video, draw the clusters frame by "
-            "frame with cluster_overlay."
+            f"Expected a graph with a grid (H, W) (got {graph.grids[index]}). Of a video, draw the clusters with "
+            "plot_clusters."
         )
     rgb = to_rgb(image)
     one = graph.split()[index] if graph.num_images > 1 else graph
@@ -77,7 +77,7 @@ def plot_graph(
     return ax.get_figure()  # type: ignore[return-value]
 
 
-def _patch_colors(rgb: np.ndarray, pos: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def _patch_colors(rgb: np.ndarray, pos: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """The mean colour of the patch that each node lies in, ``[K, 3]``."""
     number = enlarge(np.arange(grid[0] * grid[1]).reshape(grid), rgb.shape[:2]).reshape(-1)
     count = np.bincount(number, minlength=grid[0] * grid[1]).clip(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tokengraph.errors import check_grid
 
-Grid = tuple[int, int]
+Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
 
 
 def to_array(values: Any, name: str) -> np.ndarray:
@@ -53,6 +54,15 @@ def to_rgb(image: Any) -> np.ndarray:
     return array.astype(np.float32).clip(0, 1)
 
 
+def to_frames(frames: Any, count: int) -> np.ndarray:
+    """The pictures of a video, each as :func:`to_rgb` takes it, as ``[T, H, W, 3]``; raises unless T is ``count``."""
+    made = [to_rgb(frame) for frame in frames]
+    if len(made) != count or len({frame.shape for frame in made}) != 1:
+        shapes = sorted({frame.shape[:2] for frame in made})
+        raise ValueError(f"Expected T={count} pictures of one shape, one a frame (got {len(made)} of {shapes}).")
+    return np.stack(made)
+
+
 def enlarge(patches: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Values of patches ``[H, W, ...]`` at every pixel of an image of ``shape``."""
     rows, columns = ((np.arange(n) + 0.5) * p / n for n, p in zip(shape, patches.shape, strict=False))
@@ -60,10 +70,10 @@ def enlarge(patches: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def one_of(values: np.ndarray, grid: Grid, index: int, name: str) -> np.ndarray:
-    """The rows of image ``index`` out of ``values [B*H*W, ...]``, as ``[H, W, ...]``."""
-    patches = int(grid[0]) * int(grid[1])
+    """The rows of image ``index`` out of ``values [B*H*W, ...]``, as ``[H, W, ...]``; ``[T, H, W, ...]`` of a video."""
+    patches = math.prod(map(int, grid))
     if patches < 1 or len(values) == 0 or len(values) % patches:
-        check_grid(grid, len(values))
+        check_grid(grid, len(values), video=True)
         raise ValueError(f"Expected {name} of at least one patch (got {len(values)}).")
     images = len(values) // patches
     if not 0 <= index < images:

@@ -147,9 +147,10 @@ class WindowCoarsening:
         keep = tokens_to_keep(self.keep, tokens)
         clusters = None
         if isinstance(select, Expedite):
-            clusters = select.clusters or (window if keep == tokens else cluster_grid(window, keep))
-            if clusters[0] > window[0] or clusters[1] > window[1]:
-                raise ValueError(f"Expected clusters within windows of {window} (got {clusters}).")
+            wanted = select.clusters or (window if keep == tokens else cluster_grid(window, keep))
+            if len(wanted) != 2 or wanted[0] > window[0] or wanted[1] > window[1]:
+                raise ValueError(f"Expected clusters within windows of {window} (got {wanted}).")
+            clusters = wanted[0], wanted[1]
             keep = math.prod(clusters)
         elif keep < select.fewest(tokens):
             raise ValueError(f"Expected keep >= {select.fewest(tokens)} of {tokens} tokens for ToMe (got {keep}).")

@@ -329,9 +329,7 @@ def test_token_clustering_refuses_what_makes_no_sense():
         token_clustering(x, (8, 9), (4, 4))
     with pytest.raises(ValueError, match="Expected an odd window"):
         token_clustering(x, (8, 8), (4, 4), window=4)
-    with pytest.raises(
-        TypeError, match=r"Expected clusters as two ints, rows and columns, or three with frames \(got 16\)"
-    ):
+    with pytest.raises(TypeError, match=r"Expected clusters as two ints, rows and columns, or three .* \(got 16\)"):
         token_clustering(x, (8, 8), 16)  # released: one int, which must be a perfect square
     with pytest.raises(ValueError, match="Expected iterations >= 0"):
         token_clustering(x, (8, 8), (4, 4), iterations=-1)

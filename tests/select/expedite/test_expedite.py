@@ -280,9 +280,7 @@ def test_strategy_counts_its_cost_by_the_pairs_it_multiplies():
 def test_strategy_refuses_bad_options():
     with pytest.raises(ValueError, match="Expected h >= 1"):
         Expedite(clusters=(0, 4))
-    with pytest.raises(
-        TypeError, match=r"Expected clusters as a tuple \(h, w\), or \(t, h, w\) for videos \(got 784\)"
-    ):
+    with pytest.raises(TypeError, match=r"Expected clusters as a tuple \(h, w\), or \(t, h, w\) .* \(got 784\)"):
         Expedite(clusters=784)
     with pytest.raises(ValueError, match="Expected an odd window"):
         Expedite(window=2)

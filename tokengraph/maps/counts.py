@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +11,10 @@ from tokengraph.flat.tables import equal_ptr
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 
-Map = TypeVar("Map", Assignment, SoftAssignment)
 
-
-def with_counts(assignment: Map, images: int, valid: Tensor | None = None) -> Map:
+def with_counts(
+    assignment: Assignment | SoftAssignment, images: int, valid: Tensor | None = None
+) -> Assignment | SoftAssignment:
     """The same map with ``counts`` where images have different numbers of clusters.
 
     Args:

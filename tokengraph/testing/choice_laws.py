@@ -167,7 +167,7 @@ def keeps_the_dtype(select: Select) -> None:
         assert torch.equal(a.cluster, b.cluster), f"{dtype}: another choice than in float32"
         if isinstance(a, SoftAssignment) and isinstance(b, SoftAssignment):
             assert a.weight.dtype == torch.float32, f"{dtype}: weights in {a.weight.dtype}"
-            assert_close(a.weight, b.weight, msg=lambda m: f"{dtype}: other weights than in float32. {m}")
+            assert_close(a.weight, b.weight, msg=lambda m, dtype=dtype: f"{dtype}: other weights. {m}")
         pooled, size = a.reduce(x.flatten(0, 1))
         assert pooled.dtype == dtype and size.dtype == torch.float32
         assert a.lift(pooled).dtype == dtype

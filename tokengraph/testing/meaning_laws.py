@@ -71,10 +71,11 @@ def _equal_groups(case: ModelCase, model: nn.Module, seen: list[Tensor]) -> Iter
     def change(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
         x = args[0] if name is None else kwargs[name]
-        x = case.images_first(x)
+        given, x = x, case.images_first(x)
         group = group_of(x.size(1) - prefix)
         first = torch.searchsorted(group, group)
-        x = case.images_first(torch.cat([x[:, :prefix], x[:, prefix:][:, first]], dim=1))
+        x = torch.cat([x[:, :prefix], x[:, prefix:][:, first]], dim=1)
+        x = x if x.shape == given.shape else x.transpose(0, 1)
         return ((x, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: x})
 
     def look(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -165,7 +166,7 @@ def reads_the_attention_of_its_block(case: ModelCase) -> None:
 
 
 def _check_keys(ours: Tensor, theirs: Tensor) -> None:
-    """Raises unless ``ours`` are the keys ``theirs [B, H, P+N, D]``, their mean over heads, or those before rotation."""
+    """Raises unless ``ours`` are the keys ``[B, H, P+N, D]``, before or after rotation, or their mean over heads."""
     if ours.shape == theirs.shape:
         ours, theirs = ours.norm(dim=3), theirs.norm(dim=3)
     else:

@@ -54,7 +54,7 @@ class ModelCase:
         return adapter.num_prefix(core)
 
     def images_first(self, x: Tensor) -> Tensor:
-        """Tokens ``[B, N, C]`` from a block that may hand on ``[N, B, C]``, and the other way round."""
+        """Tokens ``[B, N, C]`` from a block that may hand on ``[N, B, C]``."""
         given = (t for t in (*self.inputs, *self.named.values()) if isinstance(t, Tensor))
         images = next(given).size(0)
         return x if x.size(0) == images else x.transpose(0, 1)

@@ -26,7 +26,6 @@ from tokengraph.testing.meaning_laws import (
 )
 from tokengraph.testing.model_case import ModelCase, anatomy, same
 
-
 HALF = 0.1  # of the norm: three digits a number, through a few blocks
 
 

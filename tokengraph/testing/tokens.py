@@ -10,9 +10,7 @@ from tokengraph.edges.grid import grid_positions
 from tokengraph.select.tokens import Tokens
 
 
-def make_tokens(
-    x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask: Tensor | None = None
-) -> Tokens:
+def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask: Tensor | None = None) -> Tokens:
     """Tokens of a full grid ``x [B, H*W, C]`` behind one class token, with attention made from the features.
 
     Queries are fixed; keys are the features cut into two heads, so that everything follows from each image alone.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import tokengraph as tg
 from tokengraph.compat import timm
 from tokengraph.io.photo import load_photo, normalize
-from tokengraph.select.tokens import Tokens
+from tokengraph.select.tokens import Tokens, clamp_budget
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,28 @@ class KMeans(tg.Select):
     placement: ClassVar[str] = "after"  # after a block, on its output
     rounds: int = 4
 
-    def __call__(self, tokens: Tokens, budget: int) -> tg.Assignment:
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> tg.Assignment:
         x = tokens.x.detach().float()  # [B, N, C]
-        centers = torch.linspace(0, x.size(1) - 1, budget).round().long().to(x.device)
-        middle = x[:, centers]
+        # Images of one batch may differ in tokens; rows where the mask is False are padding.
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if tokens.mask is None else tokens.mask
+        keep = clamp_budget(budget, x, tokens.mask)  # at most an image's tokens; an error for a budget of 0
+        counts = mask.sum(dim=1, keepdim=True)  # [B, 1]
+        made = torch.as_tensor(keep, device=x.device).expand(x.size(0))[:, None]  # clusters of each image, [B, 1]
+        most = keep if isinstance(keep, int) else max(keep)
+        number = torch.arange(most, device=x.device)  # [K]
+        used = number < made  # [B, K]
+        step = (counts - 1) / (made - 1).clamp_min(1)
+        centers = torch.where(used, (number * step).round().long(), -1)  # [B, K], evenly spaced tokens
+        place = torch.arange(x.size(1), device=x.device)
+        is_center = place[:, None] == centers[:, None]  # [B, N, K]
+        own = torch.where(is_center.any(dim=2), is_center.int().argmax(dim=2), -1)
+        middle = is_center.float().transpose(1, 2) @ x
         for _ in range(self.rounds):
-            cluster = torch.cdist(x, middle).argmin(dim=2)
-            cluster[:, centers] = torch.arange(budget, device=x.device)  # so that none runs empty
-            member = F.one_hot(cluster, budget).to(x.dtype)
-            middle = member.transpose(1, 2) @ x / member.sum(dim=1)[..., None]
-        return tg.Assignment.from_dense(cluster, budget)
+            far = (x[:, :, None] - middle[:, None]).square().sum(dim=3).masked_fill(~used[:, None], torch.inf)
+            cluster = torch.where(own >= 0, own, far.argmin(dim=2))  # centers stay, so that none runs empty
+            member = F.one_hot(cluster, most).to(x.dtype) * mask[..., None]
+            middle = member.transpose(1, 2) @ x / member.sum(dim=1).clamp_min(1)[..., None]
+        return tg.Assignment.from_dense(cluster, keep, mask=tokens.mask)
 
 
 torch.manual_seed(0)

@@ -14,6 +14,7 @@ from tokengraph.attach.state import State
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.flat.layout import pad, spread
+from tokengraph.maps.counts import with_counts
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.prefix import with_prefix
 from tokengraph.maps.soft import SoftAssignment
@@ -112,6 +113,7 @@ def coarsen(
         assignment = select_alone(select, tokens, keep, state.grids, not state.coarse)
     else:
         assignment = select(tokens, keep)
+    assignment = with_counts(assignment, state.images, state.valid)
     if mask is not None and state.grids is None:
         _keep_padding_out(site, mask, assignment)
     if state.valid is not None or assignment.counts is not None:

@@ -47,6 +47,18 @@ class ModelCase:
         torch.manual_seed(7)
         return tensors(model(*map(some, self.inputs), **{k: some(v) for k, v in self.named.items()}))
 
+    @property
+    def prefix(self) -> int:
+        """Prefix tokens in front of the patches."""
+        core, adapter = find_adapter(self.make(), self.adapter)
+        return adapter.num_prefix(core)
+
+    def images_first(self, x: Tensor) -> Tensor:
+        """Tokens ``[B, N, C]`` from a block that may hand on ``[N, B, C]``."""
+        given = (t for t in (*self.inputs, *self.named.values()) if isinstance(t, Tensor))
+        images = next(given).size(0)
+        return x if x.size(0) == images else x.transpose(0, 1)
+
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks of the model."""
         if self.adapter is not None:
@@ -61,3 +73,15 @@ def tensors(output: Any) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     values = output.values() if hasattr(output, "values") else output if isinstance(output, tuple | list) else ()
     return [t for value in values for t in tensors(value)]
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether two outputs have the same tensors, bit for bit; False where there are none."""
+    return len(ours) == len(theirs) > 0 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def anatomy(model: nn.Module) -> list[tuple[type, list[int]]]:
+    """Class of each module, and how many hooks it has and flags of hooks."""
+    kinds = [f"_forward{pre}_hooks{flag}" for pre in ("", "_pre") for flag in ("", "_with_kwargs")]
+    kinds.append("_forward_hooks_always_called")
+    return [(type(m), [len(getattr(m, kind)) for kind in kinds]) for m in model.modules()]

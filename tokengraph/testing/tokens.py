@@ -10,10 +10,13 @@ from tokengraph.edges.grid import grid_positions
 from tokengraph.select.tokens import Tokens
 
 
-def make_tokens(x: Tensor, grid: tuple[int, int], *, layer: int = 0) -> Tokens:
+def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask: Tensor | None = None) -> Tokens:
     """Tokens of a full grid ``x [B, H*W, C]`` behind one class token, with attention made from the features.
 
     Queries are fixed; keys are the features cut into two heads, so that everything follows from each image alone.
+
+    With ``mask [B, N]`` (True where there is a token) the batch is padded as inside a model: attention bars padding.
+    ``grid`` may then be ``None``, as a model gives it where images have grids of their own.
     """
     images, _, channels = x.shape
     width = max(channels // 2, 1)
@@ -24,9 +27,15 @@ def make_tokens(x: Tensor, grid: tuple[int, int], *, layer: int = 0) -> Tokens:
         keys = keys.expand(-1, -1, 2 * width).unflatten(2, (2, width)).transpose(1, 2)
         return torch.ones_like(keys).cumsum(dim=3) / width, keys
 
-    stats = AttentionStats(project, width**-0.5, 1)
+    bias = None
+    if mask is not None:
+        keys = torch.cat([mask.new_ones(images, 1), mask], dim=1)
+        bias = x.new_zeros(keys.shape).masked_fill(~keys, -torch.inf)[:, None, None]
+    stats = AttentionStats(project, width**-0.5, 1, bias)
+    if grid is None:
+        return Tokens(x, None, None, False, mask, layer, 1, stats)
     pos = grid_positions(grid, device=x.device).expand(images, -1, -1)
-    return Tokens(x, None, grid, True, None, layer, 1, stats, lambda: pos)
+    return Tokens(x, None, grid, True, mask, layer, 1, stats, lambda: pos)
 
 
 def corner_cases() -> dict[str, tuple[Tensor, tuple[int, int]]]:

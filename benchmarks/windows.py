@@ -19,7 +19,7 @@ from report import add_out, markdown, out_file, ratio_fields, show, timing_field
 from torch import Tensor
 
 import tokengraph as tg
-from tokengraph.attach.block import coarse_class
+from tokengraph.adapters.coarse import coarse_class
 from tokengraph.compat import timm
 from tokengraph.select.expedite.expedite import Expedite
 from tokengraph.windows import WindowCoarsening, cluster_windows

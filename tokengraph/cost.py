@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tokengraph.select.base import Select
+from typing import ClassVar, Protocol
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,16 @@ class ModelCost:
         return self.attention + self.mlp + self.select + self.reduce + self.lift
 
 
+class Costed(Protocol):
+    """What :func:`vit_cost` asks of a strategy; see :class:`tokengraph.Select`."""
+
+    placement: ClassVar[str]
+
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64, /) -> Cost | None:
+        """What one step costs, for one image; ``None``: it does not say."""
+        ...
+
+
 def vit_cost(
     counts: Sequence[int],
     channels: int,
@@ -95,7 +102,7 @@ def vit_cost(
     hidden: int | None = None,
     num_prefix: int = 1,
     head_width: int = 64,
-    select: Select | None = None,
+    select: Costed | None = None,
     lift: bool = False,
 ) -> ModelCost:
     """Counts a plain vision transformer with ``counts`` patch tokens before the first block and after each block.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-
-from tokengraph.select.base import tokens_to_keep
 
 Rule = Callable[[int, int], Sequence[int]]
 Schedule = int | Sequence[int] | Mapping[int, int | float | str] | Rule
@@ -186,3 +185,21 @@ def _left(
             "strategy cannot remove more in one step. Spread the removal over several layers."
         )
     return keep
+
+
+def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
+    """Turns a budget into tokens: an int as it is, a ratio in (0, 1] as ``max(1, ceil(ratio * N))``; at most N.
+
+    Raises:
+        ValueError: If an int is below 1 or a ratio outside (0, 1].
+        TypeError: If it is neither.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, Real):
+        raise TypeError(f"Expected keep as an int or a float ratio (got {keep!r}).")
+    if not isinstance(keep, Integral):
+        if not 0 < keep <= 1:
+            raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
+        keep = max(1, math.ceil(float(keep) * num_tokens))
+    if keep < 1:
+        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
+    return min(int(keep), num_tokens)

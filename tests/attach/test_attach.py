@@ -9,8 +9,8 @@ from needs import library
 from torch import nn
 
 import tokengraph as tg
+from tokengraph.adapters.coarse import STASH
 from tokengraph.adapters.timm.vit import TimmViT
-from tokengraph.attach.site import STASH
 from tokengraph.testing import tiny_vit
 
 timm = library("timm")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tokengraph as tg
-from tokengraph.select.base import tokens_to_keep
+from tokengraph.schedule import tokens_to_keep
 
 
 def test_registry_holds_one_strategy_a_file():

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokengraph.attach.state import State
+from tokengraph.adapters.coarse import Lineage
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
-if TYPE_CHECKING:
-    from tokengraph.attach.trace import Trace
+
+@dataclass(frozen=True)
+class InputShape:
+    """The shape of a run's input.
+
+    Args:
+        grid: ``(H, W)`` of the patches of every image; ``None``: images differ, see ``grids``.
+        grids: The same of each image, where images differ or are padded; ``None``: all have ``grid``.
+        present: ``[B, N]`` bool, True where the input has a patch; ``None``: everywhere.
+        ordered: Whether patches come in reading order; ViTMAE shuffles them.
+    """
+
+    grid: tuple[int, int] | None = None
+    grids: tuple[tuple[int, int], ...] | None = None
+    present: Tensor | None = None
+    ordered: bool = True
 
 
 class Adapter(ABC):
@@ -28,7 +43,7 @@ class Adapter(ABC):
 
     Attributes:
         family: What it is called in messages.
-        block_mixin: Put in front of the block's class; see :class:`tokengraph.attach.block.CoarseBlock`.
+        block_mixin: Put in front of the block's class; see :class:`tokengraph.adapters.coarse.CoarseBlock`.
         model_mixin: Put in front of the model's class, for pooling and feature maps; ``None``: not needed.
         side_inputs: Names of the block's other inputs that :meth:`carry` knows.
     """
@@ -92,7 +107,7 @@ class Adapter(ABC):
     ) -> AttentionStats:
         """Lazy statistics of the attention that the block has just computed, from what :meth:`watched` gave."""
 
-    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """The block's other inputs for the tokens of now: whatever has a row for each token is coarsened with them."""
         return side
 
@@ -117,7 +132,7 @@ class Adapter(ABC):
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
 
         Each is a module, ``"output"`` or ``"input"``, and a module-level function marked with
-        :func:`~tokengraph.attach.site.ours`, so that copies and pickles keep it.
+        :func:`~tokengraph.adapters.coarse.ours`, so that copies and pickles keep it.
         """
         return []
 
@@ -129,13 +144,13 @@ class Adapter(ABC):
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """``(H, W)`` of the patches that the embedding makes of ``images``."""
 
-    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notes the shape of the images that come in, as ``embedding`` is called; see :class:`tokengraph.Trace`."""
+    def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
+        """The shape of the images that come in, as ``embedding`` is called."""
         images = args[0] if args else next(iter(kwargs.values()))
         if torch.compiler.is_compiling():  # one graph for each size: budgets of symbolic sizes take minutes to simplify
             for size in images.shape[-2:]:
                 len(range(size))
-        trace.grid = self.image_grid(embedding, images)
+        return InputShape(self.image_grid(embedding, images))
 
     def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
         """The tokens ``[B, P+N, C]`` that leave block ``layer`` (0-based, negative from the end), and the grid."""

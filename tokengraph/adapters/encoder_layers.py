@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import strided_grid
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, Lineage
 from tokengraph.adapters.parts.multihead import MultiheadAdapter, swap_unless_batch_first
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.site import SITE, Site
-from tokengraph.attach.state import State
 
 
 class EncoderLayer(CoarseBlock):
@@ -32,12 +30,12 @@ class EncoderLayer(CoarseBlock):
             raise ValueError("Expected is_causal=False (got True): clusters have no order in time.")
         if src.dim() != 3 or src.is_nested:
             raise ValueError(f"Expected a batch of sequences of one length (got {src.dim()} dimensions, or nested).")
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         attention: Any = self.self_attn  # type: ignore[attr-defined]
         x = swap_unless_batch_first(attention, src)
         mask = _joined(src_mask, src_key_padding_mask, x, attention.num_heads)
         x = self.coarse(x, mask, stock={"src_mask": src_mask, "src_key_padding_mask": src_key_padding_mask})
-        if site.recipe.lift and site.index + 1 == site.trace.depth:
+        if site.lift and site.index + 1 == site.trace.depth:
             x = _lifted(site, x)
         return swap_unless_batch_first(attention, x)
 
@@ -140,7 +138,7 @@ class EncoderLayers(MultiheadAdapter):
             return self.stock(kind, block, x, **(stock or {}))
         return super().whole(block, x, mask, **side)
 
-    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """Nothing: the masks come as one, which follows the tokens."""
         return {}
 
@@ -177,7 +175,7 @@ def _additive(mask: Tensor, x: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
-def _lifted(site: Site, x: Tensor) -> Tensor:
+def _lifted(site: CoarseSite, x: Tensor) -> Tensor:
     """``x`` at full resolution, by the state that its own run left: checkpoints may compute it again later."""
     state, prefix = site.trace.enter(site.index + 1, x), site.trace.num_prefix
     if state is None or not state.coarse:

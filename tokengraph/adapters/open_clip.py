@@ -7,11 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a, strided_grid
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite
 from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
 from tokengraph.adapters.parts.multihead import MultiheadAdapter, swap_unless_batch_first
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.site import SITE, Site
 
 ORIGIN = "open_clip.transformer"
 
@@ -34,9 +33,9 @@ class OpenClipModel(WithIntermediates):
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pools as if every input patch had its cluster's features; with ``lift=True`` its tokens are whole, too."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         attends = self.attn_pool is not None  # type: ignore[attr-defined]
-        if site.recipe.lift:
+        if site.lift:
             x = site.trace.lift_sequence(x)
         elif attends or self.pool_type != "tok":  # type: ignore[attr-defined]
             x, there = pooled_over(site.trace, x)
@@ -46,7 +45,7 @@ class OpenClipModel(WithIntermediates):
 
     def _global_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As open_clip's; tokens that are dropped by a mask have no say in the average."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         pooled, tokens = super()._global_pool(x)  # type: ignore[misc]
         if self.pool_type != "avg":  # type: ignore[attr-defined]
             return pooled, tokens
@@ -67,7 +66,7 @@ class OpenClipModel(WithIntermediates):
         output_extra_tokens: bool = False,
     ) -> dict[str, Any]:
         """As open_clip's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         lift = lift_for(site.trace, output_fmt)
         out = super().forward_intermediates(  # type: ignore[misc]
             x, indices, stop_early, normalize_intermediates, intermediates_only, "NLC", output_extra_tokens

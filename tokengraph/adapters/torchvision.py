@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a, strided_grid
+from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.parts.multihead import MultiheadAdapter
-from tokengraph.attach.block import CoarseBlock
 
 ORIGIN = "torchvision.models.vision_transformer"
 

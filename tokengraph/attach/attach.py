@@ -10,10 +10,11 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
-from tokengraph.attach.block import coarse_class, note_grid, watch
+from tokengraph.adapters.coarse import SITE, STASH, coarse_class
+from tokengraph.attach.block import note_grid, run_block, watch
 from tokengraph.attach.checks import check_forward, check_halves, check_mask, check_model, check_plan
 from tokengraph.attach.handle import Handle
-from tokengraph.attach.site import SITE, STASH, Recipe, Site
+from tokengraph.attach.site import Recipe, Site
 from tokengraph.attach.step import begins
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.size_bias import SizeRule
@@ -150,7 +151,7 @@ def attach(
             check_mask(adapter, block, adapter.channels(core))
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    recipe = Recipe(adapter, chosen, schedule, rule, lift)
+    recipe = Recipe(adapter, chosen, schedule, rule, lift, run_block)
     try:
         _swap(model, core, adapter, blocks, recipe, trace)
     except BaseException:

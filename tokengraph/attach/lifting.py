@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokengraph.attach.state import State
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.select.gtp.graph import PropagationGraph
 
 
 class Lifting:
@@ -130,9 +131,10 @@ class Lifting:
             ValueError: If the strategy keeps no graph.
         """
         state = self.state(layer)
-        if not hasattr(state.memory, "token_graph"):
+        if not isinstance(state.memory, PropagationGraph):
             raise ValueError(
                 "Expected a strategy that keeps a graph, as GTP(mode='propagate') on images of one shape (got none). "
                 "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."
             )
-        return state.memory.token_graph(state.patch, None if state.size is None else self.size(layer))
+        size = None if state.size is None else self.size(layer)
+        return TokenGraph.from_propagation(state.memory, state.patch, size)

@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from tokengraph.attach.state import State
+from tokengraph.nn.modes import backward_task
 
 RUNS = 8  # runs whose blocks may wait for their backward
 
 Grids = tuple[tuple[int, int], tuple[tuple[int, int], ...] | None, Tensor | None]
-
-
-def backward_task() -> int:
-    """Number of the backward pass that autograd is at in this thread; -1: none."""
-    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
-
-
-def in_backward() -> bool:
-    """Whether autograd is at work in this thread: then a block that runs is being computed again."""
-    return backward_task() != -1
 
 
 class Recompute:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from tokengraph.adapters.base import Adapter
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.size_bias import SizeRule
 from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.base import Select
-
-SITE = "_tokengraph"  # attribute that an attached module carries
-STASH = "_tokengraph_seen"  # what hooks leave on a block that is going to read it
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Recipe:
     schedule: Schedule
     rule: SizeRule
     lift: bool
+    run: Callable[..., Tensor]  # the block's body; see tokengraph.attach.block.run_block
 
 
 @dataclass
@@ -36,15 +36,18 @@ class Site:
     index: int = -1
     original: type | None = None
 
+    @property
+    def lift(self) -> bool:
+        """Whether the model gives every input patch back."""
+        return self.recipe.lift
+
+    def run(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
+        """Runs the block that carries this site; see :func:`tokengraph.attach.block.run_block`."""
+        return self.recipe.run(self, block, x, mask, side)
+
     def plan(self, patches: int) -> list[int]:
         """Patch tokens after each number of blocks, for ``patches`` at the input."""
         if patches == self.trace.patches:
             return self.trace.plan
         recipe, select = self.recipe, self.recipe.select
         return tokens_per_layer(recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget)
-
-
-def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a hook as tokengraph's, so that ``detach`` knows it, also in a copy of the model."""
-    hook.of_tokengraph = True  # type: ignore[attr-defined]
-    return hook

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.adapters.coarse import STASH
 from tokengraph.attach.mask import bars_patches
-from tokengraph.attach.site import STASH, Site
+from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.stats import AttentionStats

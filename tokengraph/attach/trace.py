@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.adapters.base import InputShape
 from tokengraph.attach.lifting import Lifting
-from tokengraph.attach.recompute import RUNS, Recompute, in_backward
+from tokengraph.attach.recompute import RUNS, Recompute
 from tokengraph.attach.state import State
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
+from tokengraph.nn.modes import in_backward
 
 
 @dataclass
@@ -69,21 +71,25 @@ class Trace(Lifting):
     def __post_init__(self) -> None:
         self.slots = [None] * (self.depth + 1)
 
-    def note(self, look: Callable[[], None]) -> None:
-        """Begins a run as its images come in: ``look`` writes their grid."""
+    def note(self, look: Callable[[], InputShape]) -> None:
+        """Begins a run as its images come in: ``look`` tells their shape."""
         if torch.compiler.is_compiling():  # what is read here would be compiled in
             self._forget()
-            return look()
+            return self._take(look())
         before = self.grid, self.grids, self.present
         if not in_backward():
             ran = self.begun
             self._forget()
-            look()
+            self._take(look())
             self.alike = self.alike and (not ran or (self.grids is None and self.grid == before[0]))
             return
-        look()
+        self._take(look())
         self.recompute.note((self.grid, self.grids, self.present))
         self.grid, self.grids, self.present = before
+
+    def _take(self, shape: InputShape) -> None:
+        self.grid = self.grid if shape.grid is None else shape.grid
+        self.grids, self.present, self.ordered = shape.grids, shape.present, shape.ordered
 
     def begin(self, x: Tensor) -> State:
         """The state of a run's tokens ``x [B, P+N, C]`` as they come to the first attached block.

@@ -15,7 +15,8 @@ from tokengraph.graph.fields import Grid
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
-from tokengraph.select.base import Select, resolve, tokens_to_keep
+from tokengraph.schedule import tokens_to_keep
+from tokengraph.select.base import Select, resolve
 from tokengraph.select.tokens import Tokens
 
 

@@ -13,6 +13,7 @@ from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
 from tokengraph.errors import check_finite, check_grid, check_sorted, check_tokens
 from tokengraph.flat.layout import pad
 from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
+from tokengraph.select.gtp.graph import PropagationGraph
 
 
 class TokenGraph(Data):
@@ -91,6 +92,18 @@ class TokenGraph(Data):
         if num_prefix:
             fields["prefix"] = prefix
         return cls(**fields)
+
+    @classmethod
+    def from_propagation(
+        cls, graph: PropagationGraph, patch: Tensor | None = None, size: Tensor | None = None
+    ) -> TokenGraph:
+        """The patches that survive in GTP's propagation graph: features before block 0, and edges with their weights.
+
+        Arguments, errors and cost as for :meth:`tokengraph.PropagationGraph.survivors`.
+        """
+        fields = graph.survivors(patch, size)
+        count = fields["x"].size(0) // max(graph.images, 1)
+        return cls(**fields, **batch_layout([count] * graph.images, graph.x))
 
     @classmethod
     def from_model(cls, model: nn.Module, images: Tensor | Mapping[str, Tensor], *, layer: int = -1) -> TokenGraph:

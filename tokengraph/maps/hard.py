@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +11,20 @@ from torch import Tensor
 from tokengraph.flat.layout import flat_ids
 from tokengraph.flat.segment import row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
 from tokengraph.flat.tables import equal_ptr
+from tokengraph.maps.pyg import clusters_of, select_output
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
 
-    from tokengraph.maps.soft import SoftAssignment
+Map = TypeVar("Map", covariant=True)
 
 REDUCTIONS = ("mean", "sum", "max", "mlerp")
+
+
+class Follows(Protocol[Map]):
+    """A map that may come after a hard one: the product is of the second map's kind."""
+
+    def after(self, first: Assignment) -> Map: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,23 +240,21 @@ class Assignment:
         kept = (self.cluster < self.num_clusters).view(-1, *[1] * (y.dim() - 1))
         return torch.where(kept, out, fill.to(out.dtype))
 
-    def then(self, other: Assignment | SoftAssignment) -> Assignment | SoftAssignment:
+    def then(self, other: Follows[Map]) -> Map:
         """Composes with a coarsening of the clusters: reducing by the result equals reducing by both in turn."""
-        if not isinstance(other, Assignment):
-            from tokengraph.maps.soft import SoftAssignment
+        return other.after(self)
 
-            return SoftAssignment.from_hard(self).then(other)
+    def after(self, first: Assignment) -> Assignment:
+        """``first.then(self)``."""
+        self, other = first, self
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         table = other.cluster
         if self.drops:
             table = torch.cat([table, table.new_full((1,), other.num_clusters)])
-        centers = None
-        if self.centers is not None and other.centers is not None:
-            centers = self.centers[other.centers]
-        cluster = table.index_select(0, self.cluster)
+        centers = None if self.centers is None or other.centers is None else self.centers[other.centers]
         return Assignment(
-            cluster,
+            table.index_select(0, self.cluster),
             other.num_clusters,
             self.drops or other.drops,
             self.ptr,
@@ -266,16 +271,12 @@ class Assignment:
 
     def to_select_output(self) -> SelectOutput:
         """The map as PyG's ``SelectOutput``; dropped tokens are left out of it."""
-        from tokengraph.maps.pyg import to_select_output
-
-        return to_select_output(self)
+        return select_output(self.cluster, self.num_clusters, self.drops)
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
         """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped. Its weights are not kept."""
-        from tokengraph.maps.pyg import from_select_output
-
-        return from_select_output(output)
+        return cls(*clusters_of(output))
 
     @property
     def _rows(self) -> int:

@@ -1,30 +1,40 @@
-"""Exchange of hard maps with PyTorch Geometric's pooling classes."""
+"""Exchange of hard maps with PyTorch Geometric's pooling classes, as plain fields."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-
-from tokengraph.maps.hard import Assignment
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
 
 
-def to_select_output(assignment: Assignment) -> SelectOutput:
-    """See :meth:`Assignment.to_select_output`."""
+def select_output(cluster: Tensor, num_clusters: int, drops: bool) -> SelectOutput:
+    """A map's fields as PyG's ``SelectOutput``; see :meth:`tokengraph.Assignment.to_select_output`.
+
+    Args:
+        cluster: ``[M]`` int64 in ``[0, K]``; K: dropped.
+        num_clusters: K.
+        drops: Whether any token may be dropped.
+    """
     from torch_geometric.nn.pool.select import SelectOutput
 
-    node, cluster = torch.arange(assignment.num_tokens, device=assignment.cluster.device), assignment.cluster
-    if assignment.drops:
-        kept = cluster < assignment.num_clusters
+    tokens = cluster.numel()
+    node = torch.arange(tokens, device=cluster.device)
+    if drops:
+        kept = cluster < num_clusters
         node, cluster = node[kept], cluster[kept]
-    return SelectOutput(node, assignment.num_tokens, cluster, assignment.num_clusters)
+    return SelectOutput(node, tokens, cluster, num_clusters)
 
 
-def from_select_output(output: SelectOutput) -> Assignment:
-    """See :meth:`Assignment.from_select_output`."""
+def clusters_of(output: SelectOutput) -> tuple[Tensor, int, bool]:
+    """The fields of a hard map, as :func:`select_output` takes them; see ``Assignment.from_select_output``.
+
+    Raises:
+        ValueError: If a node is in several clusters.
+    """
     times = torch.bincount(output.node_index, minlength=output.num_nodes)
     if bool((times > 1).any()):
         raise ValueError(
@@ -33,4 +43,4 @@ def from_select_output(output: SelectOutput) -> Assignment:
         )
     cluster = output.node_index.new_full((output.num_nodes,), output.num_clusters)
     cluster[output.node_index] = output.cluster_index
-    return Assignment(cluster, output.num_clusters, drops=output.node_index.numel() < output.num_nodes)
+    return cluster, output.num_clusters, output.node_index.numel() < output.num_nodes

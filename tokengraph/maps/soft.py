@@ -149,6 +149,10 @@ class SoftAssignment:
         reached = segment_sum((weight != 0).float(), token, self.num_tokens) > 0
         return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
 
+    def after(self, first: Assignment) -> SoftAssignment:
+        """The map that ``first`` and then this one make: ``first.then(self)``."""
+        return SoftAssignment.from_hard(first).then(self)
+
     def then(self, other: Assignment | SoftAssignment) -> SoftAssignment:
         """Composes with a coarsening of the clusters; both ways, down and up, are multiplied out.
 

@@ -53,3 +53,13 @@ def precise(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def backward_task() -> int:
+    """Number of the backward pass that autograd is at in this thread; -1: none."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work in this thread: then a block that runs is being computed again."""
+    return backward_task() != -1

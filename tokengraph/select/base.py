@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from abc import ABC, abstractmethod
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -212,21 +210,3 @@ def resolve(select: str | type[Select] | Select) -> Select:
         hint = f"Did you mean {_REGISTRY[near[0]].name!r}?" if near else f"Known: {', '.join(sorted(registry()))}."
         raise ValueError(f"Expected a strategy name (got {select!r}). {hint}")
     return found()
-
-
-def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
-    """Turns a budget into tokens: an int as it is, a ratio in (0, 1] as ``max(1, ceil(ratio * N))``; at most N.
-
-    Raises:
-        ValueError: If an int is below 1 or a ratio outside (0, 1].
-        TypeError: If it is neither.
-    """
-    if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"Expected keep as an int or a float ratio (got {keep!r}).")
-    if not isinstance(keep, Integral):
-        if not 0 < keep <= 1:
-            raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
-        keep = max(1, math.ceil(float(keep) * num_tokens))
-    if keep < 1:
-        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
-    return min(int(keep), num_tokens)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.attach.block import Coarse
+from tokengraph.adapters.coarse import Coarse
 from tokengraph.nn.slow_fast import Partition, merge, slow_fast
 
 

@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokengraph.attach.block import coarse_class
+from tokengraph.adapters.coarse import SITE, coarse_class
 from tokengraph.attach.checks import check_equal
 from tokengraph.attach.handle import Handle
-from tokengraph.attach.site import SITE
 from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.nn.predictor import TokenPredictor
 from tokengraph.spatial.block import SpatialBlock, SpatialSite

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokengraph.attach.block import Coarse
-from tokengraph.attach.site import SITE
+from tokengraph.adapters.coarse import SITE, Coarse
 from tokengraph.errors import check_finite
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.slow_fast import Partition, merge, split_by_count, split_by_mask

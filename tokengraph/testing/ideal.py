@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters import Adapter, find_adapter
-from tokengraph.attach.site import SITE
+from tokengraph.adapters.coarse import SITE
 from tokengraph.attention.open_map import OpenMap
 
 PLACEMENTS = ("before", "inside", "after")

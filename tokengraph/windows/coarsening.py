@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from torch import nn
 
+from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.handle import Handle
-from tokengraph.attach.site import SITE
-from tokengraph.select.base import Select, resolve, tokens_to_keep
+from tokengraph.schedule import tokens_to_keep
+from tokengraph.select.base import Select, resolve
 from tokengraph.select.expedite.expedite import Expedite, cluster_grid
 from tokengraph.select.tome import ToMe
 from tokengraph.windows.family import find_windows

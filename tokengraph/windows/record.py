@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengraph.attach.trace import in_backward
+from tokengraph.nn.modes import in_backward
 from tokengraph.windows.clusters import WindowClusters
 from tokengraph.windows.grid import Pair
 

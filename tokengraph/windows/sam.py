@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.attach.block import Coarse
-from tokengraph.attach.site import SITE, ours
+from tokengraph.adapters.coarse import SITE, Coarse, ours
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
 from tokengraph.windows.merge import mean_keys, merged_update

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.attach.block import Coarse, KeepOutput, coarse_class
+from tokengraph.adapters.coarse import SITE, STASH, Coarse, coarse_class
+from tokengraph.attach.block import KeepOutput
 from tokengraph.attach.checks import check_equal
-from tokengraph.attach.site import SITE, STASH
 from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.select.base import Select
 from tokengraph.select.expedite.expedite import Expedite

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokengraph.attach.block import Coarse
+from tokengraph.adapters.coarse import Coarse
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
 from tokengraph.windows.merge import mean_keys, merged_update

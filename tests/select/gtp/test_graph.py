@@ -8,6 +8,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import grid as pyg_grid
 from torch_geometric.utils import remove_self_loops, to_dense_adj
 
+from tokengraph import TokenGraph
 from tokengraph.select.gtp.graph import PropagationGraph, gtp_graph, propagation_graph
 
 KINDS = ["spatial", "semantic", "mixed"]
@@ -175,7 +176,7 @@ def test_token_graph_after_many_steps_has_the_first_weights_bit_for_bit(kind):
     for left in (15, 9, 4):
         places = torch.stack([torch.randperm(patch.size(1))[:left] for _ in range(2)])
         patch = patch.gather(1, places)
-        tokens = graph.token_graph(patch, torch.full((2, left), 1.5))
+        tokens = TokenGraph.from_propagation(graph, patch, torch.full((2, left), 1.5))
         now = to_dense_adj(tokens.edge_index, tokens.batch, tokens.edge_weight, left, batch_size=2).transpose(1, 2)
         for b in range(2):
             assert torch.equal(now[b], first[b][patch[b]][:, patch[b]])
@@ -186,7 +187,7 @@ def test_token_graph_after_many_steps_has_the_first_weights_bit_for_bit(kind):
 
 def test_token_graph_of_all_patches_needs_no_list():
     graph = propagation_graph(torch.randn(1, 6, 4), graph="semantic", neighbors=2)
-    tokens = graph.token_graph()
+    tokens = TokenGraph.from_propagation(graph)
     assert torch.equal(tokens.edge_index, graph.edges()[0]) and torch.equal(tokens.edge_weight, graph.edges()[1])
     assert tokens.size.tolist() == [1.0] * 6 and "pos" not in tokens
 
@@ -224,4 +225,4 @@ def test_bad_graphs_are_refused():
     with pytest.raises(ValueError, match=r"Expected edge_index of shape \[2, E\]"):
         PropagationGraph.from_edges(x, torch.zeros(3, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"Expected patch \(and size\) of shape \[B=1, n'\]"):
-        propagation_graph(x, (3, 4)).token_graph(torch.zeros(2, 3, dtype=torch.long))
+        TokenGraph.from_propagation(propagation_graph(x, (3, 4)), torch.zeros(2, 3, dtype=torch.long))

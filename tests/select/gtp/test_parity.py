@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tokengraph import TokenGraph
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.select.gtp.graph import PropagationGraph, propagation_graph
 from tokengraph.select.gtp.gtp import gtp, propagate
@@ -119,7 +120,7 @@ def test_propagation_is_the_published_one(tag, removed):
             for given in ("s0", "s1"):  # the features do not depend on the scales
                 assert_close(y, vectors[f"{stored}_{given}_x"][:, prefix:], rtol=0, atol=1e-5)
             assert_close(s, vectors[f"{stored}_s1_scales"][:, prefix:], rtol=0, atol=1e-5)
-    left = graph.token_graph(kept)
+    left = TokenGraph.from_propagation(graph, kept)
     rows = torch.zeros(2, kept.size(1), kept.size(1))
     rows[left.batch[left.edge_index[0]], left.edge_index[1] % rows.size(1), left.edge_index[0] % rows.size(1)] = (
         left.edge_weight
@@ -146,7 +147,7 @@ def test_one_block_selects_and_propagates_as_published():
         assert torch.equal(kept_of(assignment, 2), vectors["index_kept"].long())
         y = assignment.reduce(x[:, 1:].flatten(0, 1))[0].view(2, 41, -1)
         assert_close(y, vectors["x_after_prop"][:, 1:], rtol=0, atol=1e-5)
-    left = spatial.token_graph(vectors["index_kept"].long() - 1)
+    left = TokenGraph.from_propagation(spatial, vectors["index_kept"].long() - 1)
     assert left.num_edges == int((vectors["weight_out"] != 0).sum())
 
 
@@ -170,7 +171,7 @@ def test_whole_schedules_in_patch_ids_lead_to_the_published_tokens(model):
         if mixed:
             stored = vectors[f"l{layer}_scales"][:, 1:].gather(1, want.argsort(dim=1))
             assert_close(scales, stored, rtol=0, atol=1e-5)
-    left = graph.token_graph(patch)
+    left = TokenGraph.from_propagation(graph, patch)
     assert left.num_edges == int((vectors["l3_graph"] != 0).sum())
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokengraph.attach.block import Coarse
-from tokengraph.attach.trace import Trace
+from tokengraph.adapters.coarse import Coarse, Record
 
 
 class WithIntermediates(Coarse):
@@ -19,7 +18,7 @@ class WithIntermediates(Coarse):
         raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
 
 
-def lift_for(trace: Trace, output_fmt: str) -> Callable[..., Tensor]:
+def lift_for(trace: Record, output_fmt: str) -> Callable[..., Tensor]:
     """What brings a layer's tokens back to full resolution in this format.
 
     Raises:

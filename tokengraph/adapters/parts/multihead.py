@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.coarse import STASH
 from tokengraph.adapters.parts.heads import split_heads, split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone, is_called_alone
-from tokengraph.attach.site import STASH
 from tokengraph.attention.stats import AttentionStats
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.attach.trace import Trace
+from tokengraph.adapters.coarse import Record
 
 
-def pooled_over(trace: Trace, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def pooled_over(trace: Record, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The tokens that a pooling of patches should see, and which of their patches are there.
 
     Args:
@@ -34,7 +34,7 @@ def masked_mean(rows: Tensor, there: Tensor) -> Tensor:
     return (rows * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
 
 
-def for_mean(trace: Trace, x: Tensor) -> Tensor:
+def for_mean(trace: Record, x: Tensor) -> Tensor:
     """Tokens whose plain mean over patches is the right one, for heads that take it by themselves.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.attach.state import State
+from tokengraph.adapters.coarse import Lineage
 from tokengraph.attention.keep_mask import KeepMask, masked_softmax
 from tokengraph.flat.segment import weighted_sum
 from tokengraph.maps.hard import Assignment
@@ -19,7 +19,7 @@ TINY = torch.finfo(torch.float32).tiny
 CACHE = 3 << 20
 
 
-def coarse_bias(bias: Tensor, state: State, num_prefix: int) -> Tensor:
+def coarse_bias(bias: Tensor, state: Lineage, num_prefix: int) -> Tensor:
     r"""The bias between the tokens of now, out of that between the input patches.
 
     Where each token descends from one patch (pruning, cluster centres) it has that patch's row and column. Merged keys
@@ -92,7 +92,7 @@ def _picked(bias: Tensor, patch: Tensor, num_prefix: int) -> Tensor:
     return bias.flatten(1).index_select(1, pairs.flatten()).view(heads, *pairs.shape).transpose(0, 1)
 
 
-def _members(state: State, num_prefix: int) -> Tensor:
+def _members(state: Lineage, num_prefix: int) -> Tensor:
     """Token of now that each token of the input sequence is in, ``[B, P+N]``; ``P+n`` for dropped ones."""
     source = state.maps[0]
     place = torch.arange(num_prefix, num_prefix + state.count + 1, device=source.cluster.device)
@@ -126,7 +126,7 @@ def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor
     return out.view(images, heads, rows, count)[:, :, :count] + top
 
 
-def _weights(state: State, num_prefix: int) -> Tensor:
+def _weights(state: Lineage, num_prefix: int) -> Tensor:
     """How much of each input token is in each token of now, ``[B, P+n, P+N]``; rows sum to one."""
     rows = torch.eye(state.patches, dtype=torch.float32, device=state.maps[0].cluster.device).repeat(state.images, 1)
     weight = F.pad(state.averaged(rows), (num_prefix, 0, num_prefix, 0))

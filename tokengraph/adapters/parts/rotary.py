@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokengraph.attach.state import State
+from tokengraph.adapters.coarse import Lineage
 
 
-def coarse_tables(tables: Sequence[Tensor], state: State) -> tuple[Tensor, Tensor]:
+def coarse_tables(tables: Sequence[Tensor], state: Lineage) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the tokens of now, out of those of the input patches.
 
     Where each token descends from one patch (pruning, cluster centres) it keeps that patch's angles. Merged tokens get

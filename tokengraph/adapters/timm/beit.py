@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
+from tokengraph.adapters.coarse import SITE, STASH, CoarseBlock, CoarseSite, Lineage
 from tokengraph.adapters.parts.heads import split_heads, split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone
 from tokengraph.adapters.parts.pooling import for_mean
 from tokengraph.adapters.parts.relative import coarse_bias, with_bias
 from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries
 from tokengraph.adapters.timm.vit import TimmModel
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.site import SITE, STASH, Site
-from tokengraph.attach.state import State
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -37,7 +35,7 @@ class BeitModel(TimmModel):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """As timm's; averages as if every input patch had its cluster's features. ``x`` are of the last run."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         if self.global_pool == "avg":  # type: ignore[attr-defined]
             x = for_mean(site.trace, x)
         return super().forward_head(x, pre_logits)  # type: ignore[misc]
@@ -75,7 +73,7 @@ class TimmBeit(GammaBlocks):
             y = _attention(block, y, with_bias(mask, _bias(attn, side)))
         return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
 
-    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """The bias of the block and of the model, together, between the tokens of now."""
         whole = _bias(block.attn, side)
         if whole is None:

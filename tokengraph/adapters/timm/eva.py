@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
+from tokengraph.adapters.coarse import CoarseBlock, Lineage
 from tokengraph.adapters.parts.heads import split_heads
 from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.state import State
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -80,7 +79,7 @@ class TimmEva(GammaBlocks):
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=heads_of_keys)
 
-    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         rope = side.get("rope")
         if rope is None:

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter, is_a
+from tokengraph.adapters.base import Adapter, InputShape, is_a
+from tokengraph.adapters.coarse import SITE, CoarseSite
 from tokengraph.adapters.parts.naflex import Grids, image_shapes, tokens_of_each
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.adapters.timm.vit import TimmModel, TimmViT
-from tokengraph.attach.site import SITE, Site
-from tokengraph.attach.trace import Trace
 
 ORIGIN = "timm.models.naflexvit"
 
@@ -27,21 +26,21 @@ class TimmNaFlexModel(TimmModel):
         Raises:
             ValueError: For an ``attn_mask`` of the user's own beside patches of any shape.
         """
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         trace = site.trace
         own = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
         if own is not None and (args or kwargs.get("patch_coord") is not None):
             raise ValueError("Expected no attn_mask beside patches of any shape (got one). Padding has its mask.")
         out = super(TimmModel, self).forward_features(patches, *args, **kwargs)  # type: ignore[misc]
         if not isinstance(out, dict):
-            return trace.lift_sequence(out) if site.recipe.lift else out
-        if site.recipe.lift:
+            return trace.lift_sequence(out) if site.lift else out
+        if site.lift:
             return {**out, "patches": trace.lift_sequence(out["patches"])}
         return {**out, "patch_valid": trace.valid()} if trace.state().coarse else out
 
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
         """Pools as if every patch had its cluster's features; dropped patches and padding have no say."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         state, prefix = site.trace.state(), site.trace.num_prefix
         plain = super()._pool  # type: ignore[misc]
         if x.size(1) != prefix + state.count or not (state.coarse or state.decisions):
@@ -93,7 +92,7 @@ class TimmNaFlex(TimmViT):
         """``model.embeds``."""
         return model.embeds
 
-    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
         """The grid of the images; for patches the grid of each, and where there are any.
 
         Raises:
@@ -102,9 +101,9 @@ class TimmNaFlex(TimmViT):
         given: list[Any] = [*args, *(kwargs.get(n) for n in ("x", "patch_coord", "patch_valid")[len(args) :])]
         patches, coord, valid = given
         if coord is None:
-            trace.grid, trace.grids, trace.present = self.image_grid(embedding, patches), None, None
-        else:
-            trace.grids, trace.present = _shapes(coord, valid)
+            return InputShape(self.image_grid(embedding, patches))
+        grids, present = _shapes(coord, valid)
+        return InputShape(grids=grids, present=present)
 
     def features(self, model: Any, images: Any, layer: int) -> tuple[Any, Any]:
         """Of images as :meth:`Adapter.features`; of a dict of patches tokens ``[P+N_b, C]`` and grids, one an image."""

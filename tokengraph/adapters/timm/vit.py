@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, block_index, is_a
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite
 from tokengraph.adapters.parts.heads import split_qkv
 from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.site import SITE, Site
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -33,9 +32,9 @@ class TimmModel(WithIntermediates):
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Tokens after the final norm: ``[B, P+n, C]``, or at full resolution where ``attach(lift=True)`` said so."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         x = super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
-        return site.trace.lift_sequence(x) if site.recipe.lift else x
+        return site.trace.lift_sequence(x) if site.lift else x
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pools as if every input patch had its cluster's features; pruned and dropped patches have no say.
@@ -58,7 +57,7 @@ class TimmModel(WithIntermediates):
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
-        site: Site = getattr(self, SITE)
+        site: CoarseSite = getattr(self, SITE)
         plain = super().forward_intermediates  # type: ignore[misc]
         asked = inspect.signature(plain).bind(x, *args, **kwargs)
         asked.apply_defaults()
@@ -74,7 +73,7 @@ class TimmModel(WithIntermediates):
             return lift(tokens, layer=layer, replenish=not asked.arguments["norm"])
 
         def whole(tokens: Tensor) -> Tensor:
-            return site.trace.lift_sequence(tokens) if site.recipe.lift and ran_to_the_end else tokens
+            return site.trace.lift_sequence(tokens) if site.lift and ran_to_the_end else tokens
 
         if isinstance(out, dict):
             out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]

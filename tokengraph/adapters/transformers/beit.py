@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, Lineage, ours
 from tokengraph.adapters.parts.pooling import for_mean
 from tokengraph.adapters.parts.relative import coarse_bias, with_bias
 from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
 from tokengraph.adapters.transformers.older import OlderTransformersViT, attention_under
 from tokengraph.adapters.transformers.supported import check_attention
 from tokengraph.adapters.transformers.vit import TransformersViT
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.site import SITE, Site, ours
-from tokengraph.attach.state import State
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -89,7 +87,7 @@ class BiasFollows(TransformersViT):
             found.append((pooler, "input", average_patches))  # type: ignore[arg-type]
         return found
 
-    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """The bias of the layer and of the model, together, between the tokens of now."""
         prefix = getattr(block, SITE).trace.num_prefix
         shared, tokens = _shared(side), prefix + state.patches
@@ -195,7 +193,7 @@ def keep_apart(module: nn.Module, args: Any, output: Tensor) -> SharedBias:
 @ours
 def average_patches(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooler that averages patches: it sees each with its cluster's features."""
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     return (for_mean(site.trace, args[0]), *args[1:])
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import InputShape
+from tokengraph.adapters.coarse import SITE, CoarseSite, ours
 from tokengraph.adapters.parts.naflex import image_shapes, tokens_of_each
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import is_naflex
 from tokengraph.adapters.transformers.outputs import lift_output, with_tokens
 from tokengraph.adapters.transformers.vit import TransformersViT
-from tokengraph.attach.site import SITE, Site, ours
-from tokengraph.attach.trace import Trace
 
 
 class TransformersNaFlex(TransformersViT):
@@ -53,10 +53,10 @@ class TransformersNaFlex(TransformersViT):
         return model
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """Not known from patches alone; see :meth:`note`."""
+        """Not known from patches alone; see :meth:`input_shape`."""
         raise ValueError("Expected spatial_shapes with the patches (got patches alone).")
 
-    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
         """The grid of each image, and where there are patches.
 
         Raises:
@@ -65,7 +65,8 @@ class TransformersNaFlex(TransformersViT):
         patches = _argument(args, kwargs, 0, "pixel_values")
         mask = _argument(args, kwargs, 1, "pixel_attention_mask", "attention_mask")
         shapes = _argument(args, kwargs, 2, "spatial_shapes")
-        trace.grids, trace.present = image_shapes(patches.size(1), mask, shapes)
+        grids, present = image_shapes(patches.size(1), mask, shapes)
+        return InputShape(grids=grids, present=present)
 
     def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """The pooling head sees what is left, classifiers average it; ``lift=True`` lifts the rest."""
@@ -96,7 +97,7 @@ class TransformersNaFlex(TransformersViT):
 @ours
 def pool_what_is_left(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooling head: every patch with its cluster's features, or the tokens that were kept."""
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     state = site.trace.state()
     if not (state.coarse or state.decisions):
         return args
@@ -113,7 +114,7 @@ def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
     Where tokens are merged, every patch has its cluster's features; where some were dropped, each row is the mean of
     the others, which is then the average over patches, too.
     """
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     state = site.trace.state()
     if not (state.coarse or state.decisions):
         return output

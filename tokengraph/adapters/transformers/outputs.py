@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
+from tokengraph.adapters.coarse import SITE, CoarseSite, ours
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, origin
-from tokengraph.attach.site import SITE, Site, ours
 
 POOLED_BEFORE = (  # classifiers that take the class token, or what the model inside them has pooled
     "ViTForImageClassification",
@@ -62,8 +62,8 @@ def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
 @ours
 def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of a model: ``last_hidden_state`` at full resolution, where ``lift=True`` said so."""
-    site: Site = module.__dict__[SITE]
-    return with_tokens(output, site.trace.lift_sequence) if site.recipe.lift else output
+    site: CoarseSite = module.__dict__[SITE]
+    return with_tokens(output, site.trace.lift_sequence) if site.lift else output
 
 
 @ours
@@ -72,14 +72,14 @@ def average_output(module: nn.Module, args: Any, output: Any) -> Any:
 
     Every patch with its cluster's features where tokens are merged, also with ``lift=True``.
     """
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     return with_tokens(output, lambda tokens: for_mean(site.trace, tokens))
 
 
 @ours
 def lift_head_input(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooling head: it sees every patch with its cluster's features."""
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     tokens, there = pooled_over(site.trace, args[0])
     if there is not None:
         raise ValueError(
@@ -92,7 +92,7 @@ def lift_head_input(module: nn.Module, args: Any) -> Any:
 @ours
 def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooling head's attention: every patch with its cluster's features, or what was kept."""
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     tokens, there = pooled_over(site.trace, args[1])
     if there is None:
         return args if tokens is args[1] else (args[0], tokens, tokens, *args[3:])
@@ -103,7 +103,7 @@ def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
 @ours
 def lift_hidden_states(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of a backbone's encoder: each of ``hidden_states`` at full resolution, for its feature maps."""
-    site: Site = module.__dict__[SITE]
+    site: CoarseSite = module.__dict__[SITE]
     if output.hidden_states is not None:
         trace = site.trace
         prefix = trace.num_prefix

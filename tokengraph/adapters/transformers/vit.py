@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter, strided_grid
+from tokengraph.adapters.base import Adapter, InputShape, strided_grid
+from tokengraph.adapters.coarse import SITE, CoarseBlock, Lineage
 from tokengraph.adapters.parts.heads import split_heads
 from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.transformers.anatomy import (
@@ -24,10 +26,6 @@ from tokengraph.adapters.transformers.anatomy import (
 )
 from tokengraph.adapters.transformers.outputs import outlets
 from tokengraph.adapters.transformers.supported import check_around, check_attention
-from tokengraph.attach.block import CoarseBlock
-from tokengraph.attach.site import SITE
-from tokengraph.attach.state import State
-from tokengraph.attach.trace import Trace
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -154,7 +152,7 @@ class TransformersViT(Adapter):
         scale = getattr(attention, "scaling", getattr(attention, "scale", width**-0.5))
         return AttentionStats(project, float(scale), num_prefix, bias, keys=keys)
 
-    def carry(self, side: dict[str, Any], state: State, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         tables = side.get("position_embeddings")
         return side if tables is None else {**side, "position_embeddings": coarse_tables(tables, state)}
@@ -172,14 +170,15 @@ class TransformersViT(Adapter):
         """``model.embeddings``."""
         return model.embeddings
 
-    def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
         """The grid; and whether patches keep to it, which ViTMAE shuffles unless its ``noise`` grows."""
-        super().note(trace, embedding, args, kwargs)
-        if hasattr(embedding, "random_masking"):
-            noise = args[1] if len(args) > 1 else kwargs.get("noise")
-            if torch.compiler.is_compiling():  # a look at the numbers would end the graph
-                noise = None
-            trace.ordered = noise is not None and not bool((noise.diff(dim=1) < 0).any())
+        shape = super().input_shape(embedding, args, kwargs)
+        if not hasattr(embedding, "random_masking"):
+            return shape
+        noise = args[1] if len(args) > 1 else kwargs.get("noise")
+        if torch.compiler.is_compiling():  # a look at the numbers would end the graph
+            noise = None
+        return replace(shape, ordered=noise is not None and not bool((noise.diff(dim=1) < 0).any()))
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """As the patch convolution counts."""

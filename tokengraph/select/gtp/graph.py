@@ -14,8 +14,6 @@ from tokengraph.edges.knn_torch import BUDGET, lowest
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import table
-from tokengraph.graph.fields import batch_layout
-from tokengraph.graph.token_graph import TokenGraph
 
 GRAPHS = ("spatial", "semantic", "mixed")
 Slots = tuple[Tensor, Tensor, Tensor]  # sender, receiver, weight: sorted by sender
@@ -92,13 +90,17 @@ class PropagationGraph:
         used = self.weight != 0
         return torch.stack([self.sender[used], self.receiver[used]]), self.weight[used]
 
-    def token_graph(self, patch: Tensor | None = None, size: Tensor | None = None) -> TokenGraph:
-        """The surviving patches as a graph: features before block 0, and the edges among them with unchanged weights.
+    def survivors(self, patch: Tensor | None = None, size: Tensor | None = None) -> dict[str, Any]:
+        """The surviving patches as fields of a graph: features before block 0, and their edges with unchanged weights.
 
         Args:
             patch: Patches that survive, ``[B, n']`` int64 in ``[0, n)``, in the order that nodes shall have; ``None``:
                 all.
             size: Their token scales, ``[B, n']``; ``None``: one each.
+
+        Returns:
+            ``x``, ``size``, ``edge_index``, ``edge_weight`` and, on a grid, ``grid`` and ``pos``; see
+            :meth:`tokengraph.TokenGraph.from_propagation`.
 
         Raises:
             ValueError: If ``patch`` or ``size`` has another shape.
@@ -120,7 +122,7 @@ class PropagationGraph:
         fields |= {"edge_index": ends[:, kept], "edge_weight": edge_weight[kept]}
         if self.grid is not None:
             fields |= {"grid": self.grid, "pos": grid_positions(self.grid, device=alive.device)[left.flatten()]}
-        return TokenGraph(**fields, **batch_layout([left.size(1)] * self.images, self.x))
+        return fields
 
     def _everyone(self) -> Tensor:
         return torch.arange(self.patches, device=self.x.device).expand(self.images, -1)

@@ -1,0 +1,173 @@
+"""Classes that stand in front of a model's own: what a swapped module needs, and what a family may ask of a run.
+
+A family knows no run. Its blocks hand their input to the site that ``attach`` left on them; its heads read the record
+of the run through :class:`Record`, and its per-token inputs follow the tokens through :class:`Lineage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tokengraph.maps.hard import Assignment
+from tokengraph.maps.soft import SoftAssignment
+from tokengraph.nn.modes import in_backward
+
+SITE = "_tokengraph"  # attribute that an attached module carries
+STASH = "_tokengraph_seen"  # what hooks leave on a block that is going to read it
+
+
+class Lineage(Protocol):
+    """The tokens between two blocks: where they come from and how they lie; see ``attach.state.State``."""
+
+    images: int
+    patches: int
+    count: int
+    maps: tuple[Assignment | SoftAssignment, ...]
+    patch: Tensor | None
+    valid: Tensor | None
+    decisions: tuple[Tensor, ...]
+    present: Tensor | None
+
+    @property
+    def coarse(self) -> bool:
+        """Whether anything was coarsened."""
+        ...
+
+    @property
+    def merged(self) -> bool:
+        """Whether tokens were merged and none dropped."""
+        ...
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Rows ``[B, count, ...]`` as flat tokens, without padding."""
+        ...
+
+    def averaged(self, rows: Tensor) -> Tensor:
+        """Rows ``[M, ...]`` of the input patches, averaged over the patches in each token: ``[B, count, ...]``."""
+        ...
+
+    def lift(self, rows: Tensor, fill: Tensor | None = None, *, replenish: bool = False) -> Tensor:
+        """Rows ``[B, count, C]`` expanded to one row per input patch, ``[B*patches, C]``."""
+        ...
+
+
+class Record(Protocol):
+    """What heads and poolings read of the last run; see :class:`tokengraph.attach.trace.Trace`."""
+
+    num_prefix: int
+    depth: int
+
+    def state(self, layer: int | None = None) -> Lineage:
+        """The tokens after ``layer`` blocks (default: all)."""
+        ...
+
+    def enter(self, index: int, x: Tensor) -> Lineage | None:
+        """The tokens that come to block ``index``."""
+        ...
+
+    def valid(self, layer: int | None = None) -> Tensor:
+        """Where there are tokens, ``[B, n]`` bool."""
+        ...
+
+    def lift(
+        self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None, replenish: bool = False
+    ) -> Tensor:
+        """Tokens ``[B, n, C]`` brought back to one row per input patch, ``[B, N, C]``."""
+        ...
+
+    def lift_sequence(self, tokens: Tensor) -> Tensor:
+        """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``."""
+        ...
+
+    def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False) -> Tensor:
+        """A feature map at full resolution, ``[B, C, H, W]``."""
+        ...
+
+
+class CoarseSite(Protocol):
+    """What ``attach`` leaves on a module, under the attribute ``SITE``."""
+
+    index: int
+    original: type | None
+
+    @property
+    def trace(self) -> Record:
+        """The record of the model's last run."""
+        ...
+
+    @property
+    def lift(self) -> bool:
+        """Whether the model gives every input patch back."""
+        ...
+
+    def run(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
+        """Runs the coarsened block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
+        ...
+
+
+def site_of(module: Any) -> CoarseSite:
+    """The site that ``attach`` left on a module."""
+    return getattr(module, SITE)
+
+
+def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a hook as tokengraph's, so that ``detach`` knows it, also in a copy of the model."""
+    hook.of_tokengraph = True  # type: ignore[attr-defined]
+    return hook
+
+
+class Coarse:
+    """Mixin of every swapped class: what copying, pickling and replicating need."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        original = getattr(self, SITE).original
+        state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}  # as nn.Module itself does
+        return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), state
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "Expected an attached model outside nn.DataParallel: its replicas would share one record. "
+            "Use DistributedDataParallel."
+        )
+
+
+class CoarseBlock(Coarse):
+    """Mixin of a swapped block; a family's own mixin gives ``forward`` the block's signature and calls ``coarse``."""
+
+    @property
+    def _compiled_call_impl(self) -> Any:
+        """What ``compile`` has made of the block, where ``nn.Module`` looks for it; ``None``: it is not compiled.
+
+        Raises:
+            RuntimeError: Where a checkpoint runs a block that is compiled by itself.
+        """
+        compiled = self.__dict__.get("_compiled_call_impl")
+        if compiled is not None and in_backward():
+            raise RuntimeError(
+                "Expected no gradient checkpointing around blocks that are compiled one by one (got both): a compiled "
+                "block cannot tell which run it is computed again for. Compile the whole model: torch.compile(model)."
+            )
+        return compiled
+
+    @_compiled_call_impl.setter
+    def _compiled_call_impl(self, compiled: Any) -> None:
+        self.__dict__["_compiled_call_impl"] = compiled
+
+    def coarse(self, x: Tensor, mask: Tensor | None = None, **side: Any) -> Tensor:
+        """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``; ``side``: the block's other inputs."""
+        return site_of(self).run(self, x, mask, side)  # type: ignore[arg-type]
+
+
+@cache
+def coarse_class(mixin: type, original: type) -> type:
+    """The class ``mixin`` + ``original``, one for each pair."""
+    return type(f"Coarse{original.__name__}", (mixin, original), {"__module__": original.__module__})
+
+
+def _rebuild(mixin: type, original: type) -> Any:
+    cls: Any = coarse_class(mixin, original)
+    return cls.__new__(cls)

@@ -105,3 +105,28 @@ def test_weighted_sum_without_gradients_equals_the_sum_of_weighted_rows(dtype):
     with_grad = weighted_sum(x.to(wide).requires_grad_(), weight, index, 9)
     assert with_grad.requires_grad
     torch.testing.assert_close(with_grad, expected)
+
+
+@pytest.mark.parametrize("source", [None, torch.tensor([3, 0, 2, 2, 1])])
+def test_weighted_sum_can_be_differentiated_twice(source):
+    x, weight = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    index = torch.tensor([2, 0, 0, 3, 2])
+
+    def run(x, weight):
+        return weighted_sum(x, weight, index, 4, source=source)
+
+    inputs = x.requires_grad_(), weight.requires_grad_()
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_weighted_sum_of_edges_has_the_gradients_of_the_plain_form():
+    x, weight = torch.randn(30, 4), torch.rand(90)
+    source, index = torch.randint(0, 30, (90,)), torch.randint(0, 9, (90,))
+    grads = []
+    for backend in ("auto", "index_add"):
+        inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        weighted_sum(*inputs, index, 9, source=source, backend=backend).square().sum().backward()
+        grads.append([t.grad for t in inputs])
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected)

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import importlib
 import io
+from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,29 +21,40 @@ if TYPE_CHECKING:
 NEEDS = ("onnx", "onnxscript")
 
 
-def to_onnx(model: nn.Module, *inputs: Tensor, dynamic_batch: bool = False) -> Any:
-    """Translates a model, with whatever is attached to it, for inputs of these shapes.
+def to_onnx(
+    model: nn.Module,
+    *inputs: Tensor,
+    path: str | PathLike[str] | None = None,
+    dynamic_batch: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Any:
+    """Translates a model, with the strategy attached to it, for inputs of these shapes.
 
     Sorts become ONNX's ``TopK``, which gives ties in the order of their index, as a stable sort does. AiluRus's search
     for anchors of tokens that see none is made for every token, as a graph cannot skip it.
 
     Args:
         model: In eval mode, with a strategy whose budget is fixed.
-        *inputs: Images ``[B, 3, H, W]``, and whatever else the model is called with.
+        *inputs: Images ``[B, 3, H, W]``, and the model's other positional inputs.
+        path: Where to write the file; ``None``: nowhere.
         dynamic_batch: The file takes any B, which every input has in front; give ``B >= 2`` here. Otherwise B is fixed.
+        input_names: Names of the file's inputs, one each; default: ``images``, or ``input_0``, ``input_1``, ...
+        output_names: Names of its outputs; default: ``output``, or ``output_0``, ``output_1``, ...
 
     Returns:
-        An ``ONNXProgram``; ``.save("model.onnx")`` writes the file.
+        An ``ONNXProgram``; its ``.save(path)`` writes the file, too. onnxruntime's ``quantize_dynamic`` takes the file.
 
     Raises:
         ImportError: Without onnx and onnxscript; names the extra.
-        ValueError: For a dynamic batch of fewer than two images.
+        ValueError: For a dynamic batch of fewer than two images, or another number of names than there are inputs or
+            outputs.
 
     Cost: seconds. For AiluRus the file computes ``B N K C`` floats more than the model.
 
     Example:
         >>> with tg.attach(model, "tome", 8):  # doctest: +SKIP
-        ...     to_onnx(model, images).save("model.onnx")
+        ...     to_onnx(model, images, path="model.onnx")
     """
     if dynamic_batch and any(x.dim() == 0 or x.size(0) < 2 for x in inputs):
         sizes = ", ".join(str(list(x.shape)) for x in inputs)
@@ -69,12 +82,30 @@ def to_onnx(model: nn.Module, *inputs: Tensor, dynamic_batch: bool = False) -> A
                 aten.diagonal_scatter.default: _diagonal_scatter,
                 aten.kthvalue.default: _kthvalue,
                 own.adopt_orphans.default: _adopt_orphans,
+                aten.index_add.default: _index_add,
+                aten.index_put.default: _index_put,
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
-            return torch.onnx.export(
+            made: Any = torch.onnx.export(
                 program, inputs, dynamo=True, custom_translation_table={torch.ops.aten.sort.stable: _sort}
             )
+    _name(made.model.graph.inputs, input_names, "input", "images")
+    _name(made.model.graph.outputs, output_names, "output", "output")
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def _name(values: Sequence[Any], names: Sequence[str] | None, kind: str, single: str) -> None:
+    """Names the inputs or outputs of a graph."""
+    count = len(values)
+    if names is None:
+        names = [single] if count == 1 else [f"{kind}_{i}" for i in range(count)]
+    if isinstance(names, str) or len(names) != count or len(set(names)) != count:
+        raise ValueError(f"Expected {count} different {kind}_names (got {names!r}).")
+    for value, name in zip(values, names, strict=True):
+        value.name = name
 
 
 def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
@@ -97,6 +128,27 @@ def _diagonal_scatter(x: Tensor, rows: Tensor, offset: int = 0, dim1: int = 0, d
     whole = x.movedim((dim1, dim2), (-2, -1))
     eye = torch.eye(whole.size(-1), dtype=torch.bool, device=x.device)
     return torch.where(eye, rows[..., None], whole).movedim((-2, -1), (dim1, dim2))
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """``aten::index_add`` by ``scatter_add``, which becomes ``ScatterElements``.
+
+    The exporter writes ``ScatterND`` with a reduction, whose kernel in onnxruntime loses updates of one row where
+    several threads add to it.
+    """
+    dim %= max(x.dim(), 1)
+    wide = index.view(*[1] * dim, -1, *[1] * (x.dim() - dim - 1)).expand_as(source)
+    return x.scatter_add(dim, wide, source if alpha == 1 else source * alpha)
+
+
+def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """``aten::index_put`` that accumulates along the first axis, by ``scatter_add``; see :func:`_index_add`."""
+    if not accumulate:
+        return NotImplemented
+    if len(indices) != 1 or indices[0] is None or indices[0].dim() != 1 or indices[0].dtype == torch.bool:
+        raise ValueError(f"Expected sums by one index of rows (got {len(indices)} indices). Use index_add.")
+    rows = values.expand(indices[0].numel(), *x.shape[1:])
+    return _index_add(x, 0, indices[0], rows)
 
 
 def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, SAGEConv, global_mean_pool
 from torch_geometric.utils import contains_self_loops, is_undirected, to_networkx
 
+import tokengraph
 from tokengraph import TokenGraph, grid_graph, knn_graph, window_graph
 
 
@@ -437,3 +440,47 @@ def test_repr_says_what_is_there():
         "TokenGraph(images=2, nodes=6, edges=0, channels=4, grid=[(1, 2), (2, 2)], prefix=0)"
     )
     assert repr(TokenGraph()) == "TokenGraph()"
+
+
+def test_split_keeps_what_stands_at_nodes_edges_images_and_the_graph():
+    x = torch.arange(10.0).view(2, 5, 1)
+    graph = TokenGraph.from_tokens(x).with_edges(torch.tensor([[6, 0, 8], [5, 1, 9]]), torch.tensor([1.0, 2.0, 3.0]))
+    graph.y, graph.label = torch.tensor([7, 8]), torch.arange(10)
+    graph.train_mask, graph.name, graph.source = torch.arange(10) % 2 == 0, ["a", "b"], "camera"
+    graph.edge_attr = torch.tensor([[0.5], [0.6], [0.7]])
+    first, second = graph.split()
+    assert [g.y.tolist() for g in (first, second)] == [[7], [8]]
+    assert second.label.tolist() == [5, 6, 7, 8, 9] and second.train_mask.tolist() == [False, True, False, True, False]
+    assert (first.name, second.name, second.source) == ("a", "b", "camera")
+    assert second.edge_index.tolist() == [[1, 3], [0, 4]] and first.edge_attr.flatten().tolist() == pytest.approx([0.6])
+    assert second.edge_weight.tolist() == [1.0, 3.0]
+    assert second.edge_attr.flatten().tolist() == pytest.approx([0.5, 0.7])
+
+
+def test_split_of_a_batch_gives_what_the_batch_gives():
+    graphs = TokenGraph.from_tokens(torch.randn(3, 4, 2), (2, 2)).connect_knn(2).split()
+    for b, graph in enumerate(graphs):
+        graph.y, graph.weights, graph.names = torch.tensor([b]), torch.rand(4), [f"{b}{i}" for i in range(4)]
+    for got, expected in zip(Batch.from_data_list(graphs)[0:3], graphs, strict=True):
+        assert set(expected.keys()) <= set(got.keys()) | {"ptr", "batch"}
+        assert torch.equal(got.weights, expected.weights) and got.names == expected.names and got.y == expected.y
+
+
+def test_grid_is_none_without_one_and_num_graphs_counts_images():
+    graph = TokenGraph.from_tokens(torch.randn(3, 4, 2))
+    assert graph.grid is None and graph.num_graphs == 3
+    assert tokengraph.coarsen(graph, "dpc-knn", 2).graph.num_graphs == 3 and len(graph.to_data_list()) == 3
+
+
+def test_graphs_are_loaded_without_a_warning_by_the_safe_way(tmp_path):
+    torch.save(TokenGraph.from_tokens(torch.ones(2, 4, 2), (2, 2)).connect_knn(2), tmp_path / "graph.pt")
+    code = f"""
+import warnings, torch
+warnings.simplefilter("error")
+import tokengraph
+warnings.simplefilter("error")
+graph = torch.load({str(tmp_path / "graph.pt")!r}, weights_only=True)
+assert graph.num_images == 2 and graph.edge_index.size(1) == 16
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

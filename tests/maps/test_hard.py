@@ -535,3 +535,22 @@ def test_from_select_output_refuses_a_node_in_several_clusters():
     output = SelectOutput(torch.tensor([0, 0, 1]), 3, torch.tensor([0, 1, 1]), 2)
     with pytest.raises(ValueError, match=r"at most one cluster \(got 1 nodes in several\)\. Build a SoftAssignment"):
         Assignment.from_select_output(output)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "counts", "options"),
+    [
+        ([[0, 1], [-1, 0]], 2, {}),
+        ([[0, 1], [2, 0]], 2, {}),
+        ([[0, 1], [1, 0]], [2, 1], {}),
+        ([[0, 1], [-2, 0]], 2, {"drops": True}),
+    ],
+)
+def test_from_dense_refuses_numbers_that_would_go_to_another_image(cluster, counts, options):
+    with pytest.raises(ValueError, match=r"Expected clusters in \[0, K=.* in each image \(got"):
+        Assignment.from_dense(torch.tensor(cluster), counts, **options)
+
+
+def test_from_dense_asks_nothing_of_padding():
+    mask = torch.tensor([[True, True], [True, False]])
+    assert Assignment.from_dense(torch.tensor([[0, 1], [0, 99]]), [2, 1], mask=mask).cluster.tolist() == [0, 1, 2]

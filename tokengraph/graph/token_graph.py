@@ -13,6 +13,7 @@ from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
 from tokengraph.errors import check_finite, check_grid, check_sorted, check_tokens
 from tokengraph.flat.layout import pad
 from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
+from tokengraph.graph.split import cut
 from tokengraph.select.gtp.graph import PropagationGraph
 
 
@@ -158,6 +159,20 @@ class TokenGraph(Data):
         self._store["ptr"] = value
 
     @property
+    def grid(self) -> Any:
+        """``(H, W)`` or ``(T, H, W)`` of the patches, one for all or a list, one an image; ``None``: not on a grid."""
+        return self._store.get("grid")
+
+    @grid.setter
+    def grid(self, value: Any) -> None:
+        self._store["grid"] = value
+
+    @property
+    def num_graphs(self) -> int:
+        """B, as PyG's ``Batch`` calls it."""
+        return self.num_images
+
+    @property
     def num_images(self) -> int:
         """B, the number of images."""
         return self._store["ptr"].numel() - 1 if "ptr" in self else 1
@@ -225,33 +240,16 @@ class TokenGraph(Data):
         return self.with_edges(self._shift(parts))
 
     def split(self) -> list[TokenGraph]:
-        """One graph an image, edges included."""
-        ptr, grids = self.ptr.tolist(), self.grids
-        edges = self._edges_by_image()
-        graphs = []
-        for b, (start, stop) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
-            fields: dict[str, Any] = {k: self._store[k][start:stop] for k in ("x", "size", "pos") if k in self}
-            fields |= batch_layout([stop - start], self.x)
-            if grids is not None:
-                fields["grid"] = grids[b]
-            if "prefix" in self:
-                fields["prefix"] = self.prefix[b : b + 1]
-            for name, parts in edges.items():
-                fields[name] = parts[b] - start if name == "edge_index" else parts[b]
-            graphs.append(TokenGraph(**fields))
+        """One graph an image, with everything that stands at its nodes, its edges and itself (labels, masks, names)."""
+        grids, graphs = self.grids, []
+        for b, fields in enumerate(cut(self, self.ptr)):
+            fields |= batch_layout([fields["x"].size(0)], self.x)
+            graphs.append(TokenGraph(**fields, **({} if grids is None else {"grid": grids[b]})))
         return graphs
 
-    def _edges_by_image(self) -> dict[str, tuple[Tensor, ...]]:
-        """Edge fields cut up by the image of each edge's target, in one sort."""
-        if self.edge_index is None:
-            return {}
-        image = torch.bucketize(self.edge_index[1], self.ptr[1:], right=True)
-        order = image.argsort(stable=True)
-        count = torch.bincount(image, minlength=self.num_images).tolist()
-        fields = {"edge_index": self.edge_index[:, order].split(count, dim=1)}
-        if self.edge_weight is not None:
-            fields["edge_weight"] = self.edge_weight[order].split(count)
-        return fields
+    def to_data_list(self) -> list[TokenGraph]:
+        """As :meth:`split`, under the name that PyG's ``Batch`` has for it."""
+        return self.split()
 
     def without(self, *names: str) -> TokenGraph:
         """A graph of the other fields; tensors are shared, not copied (PyG's ``clone`` copies them)."""

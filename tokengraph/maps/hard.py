@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,20 +11,14 @@ from torch import Tensor
 from tokengraph.flat.layout import flat_ids
 from tokengraph.flat.segment import row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
 from tokengraph.flat.tables import equal_ptr
+from tokengraph.maps.check import check_clusters
+from tokengraph.maps.follows import Follows, Map
 from tokengraph.maps.pyg import clusters_of, select_output
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
 
-Map = TypeVar("Map", covariant=True)
-
 REDUCTIONS = ("mean", "sum", "max", "mlerp")
-
-
-class Follows(Protocol[Map]):
-    """A map that may come after a hard one: the product is of the second map's kind."""
-
-    def after(self, first: Assignment) -> Map: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +104,9 @@ class Assignment:
         Returns:
             A map over the ``B*N`` tokens, or over the True ones of ``mask`` in order.
 
+        Raises:
+            ValueError: For shapes that do not fit; on CPU also for numbers outside ``[0, K_b)``, or below -1.
+
         Cost: a few passes over ``[B, N]`` ints; with a ragged count one host synchronisation on CUDA.
         """
         if cluster.dim() != 2:
@@ -128,6 +125,8 @@ class Assignment:
         else:
             counts = equal_ptr(images, num_clusters, device)
             start, total = counts[:-1], images * num_clusters
+        if cluster.device.type == "cpu":  # on CUDA a look at the numbers would wait for the device
+            check_clusters(cluster, num_clusters, mask, drops)
         flat = cluster + start[:, None]
         if drops:
             flat = torch.where(cluster < 0, total, flat)

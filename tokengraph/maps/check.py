@@ -1,0 +1,36 @@
+"""Checks of cluster numbers, where a look at them costs no wait for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.flat.segment import is_transformed
+
+
+def check_clusters(cluster: Tensor, num_clusters: int | list[int], mask: Tensor | None, drops: bool) -> None:
+    """Raises unless cluster numbers lie within their image: one outside would go to another image without a word.
+
+    Args:
+        cluster: ``[B, N]`` int64 on the CPU.
+        num_clusters: Clusters an image, one int for all or one an image.
+        mask: ``[B, N]`` bool, True where there is a token; ``None``: everywhere.
+        drops: Whether -1 stands for a dropped token.
+
+    Raises:
+        ValueError: For a number outside ``[0, K_b)``, or below -1 with ``drops``. Nothing is checked while a program is
+            made of the code, or under ``torch.func``, where there are no values.
+    """
+    if torch.compiler.is_compiling() or is_transformed() or not cluster.numel():
+        return
+    if isinstance(num_clusters, int) and mask is None:
+        low, high = (int(end) for end in cluster.aminmax())
+        fits = low >= (-1 if drops else 0) and high < num_clusters
+    else:
+        most = torch.as_tensor(num_clusters).view(-1, 1)
+        inside = (cluster >= (-1 if drops else 0)) & (cluster < most)
+        fits = bool((inside if mask is None else inside | ~mask).all())
+    if not fits:
+        lowest, highest = (int(end) for end in cluster.aminmax())
+        hint = "" if drops or lowest >= 0 else " Give drops=True where -1 stands for a dropped token."
+        raise ValueError(f"Expected clusters in [0, K={num_clusters}) in each image (got {lowest} to {highest}).{hint}")

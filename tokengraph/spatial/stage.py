@@ -14,7 +14,6 @@ from tokengraph.attach.site import SITE, Mark
 from tokengraph.errors import check_finite
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.slow_fast import Partition, merge, split_by_count, split_by_mask
-from tokengraph.spatial.dynamic_spatial import DynamicSpatial
 from tokengraph.spatial.record import SpatialRecord
 
 
@@ -23,7 +22,7 @@ class StageSite(Mark):
     """What the stage carries beside the record of the run: what was asked for, with its predictors."""
 
     trace: SpatialRecord
-    select: DynamicSpatial = field(kw_only=True)
+    select: Any = field(kw_only=True)  # a bound DynamicSpatial, whose layers and predictors are set
 
 
 class SpatialStage(Coarse):

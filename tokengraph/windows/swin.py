@@ -127,7 +127,7 @@ def swin_stage(core: nn.Module, stage: int) -> nn.Module:
 
 def swin_changes(stage: nn.Module, plan: WindowPlan, record: WindowRecord) -> list[Change]:
     """What the stage and its blocks get."""
-    changed = list(enumerate(stage.blocks))[plan.before : plan.until]  # type: ignore[arg-type]
+    changed: list[tuple[int, Any]] = list(enumerate(stage.blocks))[plan.before : plan.until]  # type: ignore[arg-type]
     sites = {index: WindowSite(record, index, plan=plan) for index, _ in changed}
     if plan.clusters is None:
         return [Change(b, sites[i], MergedSwinBlock, hooks=[kept_output(b, "attn.qkv")]) for i, b in changed]

@@ -66,19 +66,12 @@ CASES = {
     "spatial, swin": AttachCase(seeded(SPATIAL.tiny_swin), images(64), spatial, third, others=[windowed]),
     "spatial, convnext": AttachCase(seeded(SPATIAL.tiny_convnext), images(64), spatial, third),
 }
-KNOWN = {("windows, sam", "forgets_past_runs"): 2}  # (case, law): bug of HOUSE.md, section 5
-for name in CASES:
-    if name != "plain":
-        KNOWN[name, "ignores_a_stale_handle"] = 1
-        KNOWN[name, "refuses_a_replaced_forward"] = KNOWN[name, "refuses_data_parallel"] = 3
 
 
 def params():
     for name in CASES:
         for law in ATTACH_LAWS:
-            bug = KNOWN.get((name, law.__name__))
-            marks = [pytest.mark.xfail(strict=True, reason=f"HOUSE.md section 5, bug {bug}")] if bug else []
-            yield pytest.param(name, law, marks=marks, id=f"{name}-{law.__name__}")
+            yield pytest.param(name, law, id=f"{name}-{law.__name__}")
 
 
 @pytest.mark.parametrize(("name", "law"), list(params()))

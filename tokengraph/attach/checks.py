@@ -114,17 +114,6 @@ def check_model(select: Select, core: nn.Module) -> None:
         )
 
 
-def check_forward(blocks: list[nn.Module]) -> None:
-    """Raises unless the blocks run by the ``forward`` of their class, which is what a strategy gets in by."""
-    for i, block in enumerate(blocks):
-        if "forward" in block.__dict__:
-            raise ValueError(
-                f"Expected blocks whose forward is that of their class (got another, put on block {i} of class "
-                f"{type(block).__name__}, as accelerate's hooks do). Attach first, then dispatch or hook; or take the "
-                "hooks off: accelerate.hooks.remove_hook_from_module(model, recurse=True)."
-            )
-
-
 def check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
     """Raises unless the strategy can do what the schedule asks, in this model."""
     changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tokengraph.attach.changes import undo
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -17,13 +19,17 @@ class Handle:
 
     Attributes:
         model: The model that was given, changed in place.
+        trace: The record of the model's last run.
+        select: The strategy, as it was bound to the model.
     """
 
     model: nn.Module
+    trace: Any
+    select: Any
 
     def remove(self) -> None:
-        """Gives the model back as it was. Calling it again does nothing."""
-        raise NotImplementedError
+        """Gives the model back as it was. Calling it again does nothing, whoever has attached something since."""
+        undo(self.model, self.trace)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tokengraph.attach.state import State
 from tokengraph.nn.modes import backward_task
 
 RUNS = 8  # runs whose blocks may wait for their backward
 
+S = TypeVar("S")
 Grids = tuple[tuple[int, int], tuple[tuple[int, int], ...] | None, Tensor | None]
 
 
-class Recompute:
+class Recompute(Generic[S]):
     """What backward may need of runs that others have overwritten since, and what it computes again.
 
     A checkpointed block finds its tokens by the memory that its input lies in, which its checkpoint keeps alive. A
@@ -24,12 +24,12 @@ class Recompute:
     """
 
     def __init__(self) -> None:
-        self._entered: OrderedDict[tuple[int, int, int], tuple[StorageWeakRef, State]] = OrderedDict()
+        self._entered: OrderedDict[tuple[int, int, int], tuple[StorageWeakRef, S]] = OrderedDict()
         self._task = -1
-        self._states: dict[int, State] = {}
+        self._states: dict[int, S] = {}
         self._grids: Grids | None = None
 
-    def remember(self, index: int, x: Tensor, state: State, most: int) -> None:
+    def remember(self, index: int, x: Tensor, state: S, most: int) -> None:
         """Keeps the state of tokens ``x`` that come to block ``index``; of ``most`` such, the last."""
         try:
             storage = x.untyped_storage()
@@ -42,7 +42,7 @@ class Recompute:
         while len(self._entered) > most:
             self._entered.popitem(last=False)
 
-    def find(self, index: int, x: Tensor) -> State | None:
+    def find(self, index: int, x: Tensor) -> S | None:
         """The state that was kept of these tokens, if any."""
         found = self._entered.get((index, x.untyped_storage()._cdata, int(x.storage_offset())))
         return None if found is None else found[1]
@@ -52,12 +52,12 @@ class Recompute:
         for key in [k for k, (ref, _) in self._entered.items() if ref.expired()]:
             del self._entered[key]
 
-    def write(self, layer: int, state: State) -> None:
+    def write(self, layer: int, state: S) -> None:
         """The tokens after ``layer`` blocks of the run that this backward pass computes again."""
         self._follow()
         self._states[layer] = state
 
-    def read(self, layer: int) -> State | None:
+    def read(self, layer: int) -> S | None:
         """The same again; ``None`` outside backward, and where nothing was computed again."""
         return self._states.get(layer) if self._states and backward_task() == self._task else None
 

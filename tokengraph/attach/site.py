@@ -1,9 +1,9 @@
-"""What an attached module carries: what was asked for, the record of the run, and its own place."""
+"""What an attached module carries: the record of the run, its own place, and what was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,13 +28,28 @@ class Recipe:
 
 
 @dataclass
-class Site:
-    """What an attached module knows: what was asked for, the record of the run, and its own place."""
+class Mark:
+    """What every attached module carries, under the attribute ``SITE``: whose it is, and how it was before.
 
-    recipe: Recipe
-    trace: Trace
+    Args:
+        trace: The record of the run. It tells one attachment from another.
+        index: The block's place in its model or stage; -1: the module is no block.
+        original: The module's class before; ``None``: it still has it.
+        parts: Names of the modules and parameters that were put into it.
+    """
+
+    trace: Any
     index: int = -1
     original: type | None = None
+    parts: tuple[str, ...] = ()
+
+
+@dataclass
+class Site(Mark):
+    """What an attached module of a plain model knows beside that: what was asked for."""
+
+    trace: Trace
+    recipe: Recipe = field(kw_only=True)
 
     @property
     def lift(self) -> bool:

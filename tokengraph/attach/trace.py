@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from tokengraph.adapters.base import InputShape
 from tokengraph.attach.lifting import Lifting
 from tokengraph.attach.recompute import RUNS, Recompute
+from tokengraph.attach.record import Record
 from tokengraph.attach.state import State
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
@@ -20,7 +20,7 @@ from tokengraph.nn.modes import in_backward
 
 
 @dataclass
-class Trace(Lifting):
+class Trace(Lifting, Record):
     """The record of one model's last run. Slot l holds the tokens after l blocks; a run overwrites the one before it.
 
     Gradient checkpointing runs blocks a second time, during backward. By then another run may have overwritten the
@@ -61,7 +61,7 @@ class Trace(Lifting):
     output: Tensor | None = field(default=None, repr=False)
     mask: Tensor | None = field(init=False, default=None, repr=False)
     slots: list[State | None] = field(init=False, repr=False)
-    recompute: Recompute = field(init=False, repr=False, default_factory=Recompute)
+    recompute: Recompute[State] = field(init=False, repr=False, default_factory=Recompute)
     ordered: bool = field(init=False, default=True, repr=False)
     begun: bool = field(init=False, default=False, repr=False)
     alike: bool = field(init=False, default=True, repr=False)
@@ -113,8 +113,8 @@ class Trace(Lifting):
         for layer in range(self.depth + 1):
             self.slots[layer] = None
         self.output, self.mask, self.begun = None, None, True
+        self.take_thread()
         if not torch.compiler.is_compiling():
-            self.thread = get_ident()
             self.recompute.let_go()
 
     def enter(self, index: int, x: Tensor) -> State | None:
@@ -139,7 +139,7 @@ class Trace(Lifting):
             return state
         if index == self.start:
             return None
-        self._check_thread()
+        self.check_thread()
         state = self.slots[index]
         if state is None or x.size(1) != self.num_prefix + state.count:
             raise RuntimeError(
@@ -166,14 +166,10 @@ class Trace(Lifting):
             self.recompute.write(index + 1, state)
             self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
-        self._check_thread()  # another may have begun while this one was in the block: its record must not be touched
+        self.check_thread()  # another may have begun while this one was in the block: its record must not be touched
         self.slots[index + 1] = state
         if index + 1 == self.depth:
             self.output = x.detach()
-
-    def _check_thread(self) -> None:
-        if not torch.compiler.is_compiling() and self.thread not in (0, get_ident()):
-            raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
 
     @property
     def counts(self) -> list[int]:

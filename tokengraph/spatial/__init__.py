@@ -2,6 +2,7 @@
 
 from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment
 from tokengraph.spatial.loss import DynamicSpatialLoss, final_map
+from tokengraph.spatial.planner import plan_spatial as _plan_spatial  # noqa: F401  # registers it
 from tokengraph.spatial.published import published_weights
 from tokengraph.spatial.record import SpatialRecord
 

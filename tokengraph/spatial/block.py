@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokengraph.adapters.coarse import Coarse
 from tokengraph.nn.slow_fast import Partition, merge, slow_fast
-
-
-@dataclass
-class SpatialSite:
-    """What a changed module carries: its class before, and the names of the parts that were put into it."""
-
-    original: type | None = None
-    parts: tuple[str, ...] = field(default=())
-
-    def undo(self, module: nn.Module) -> None:
-        """Gives the module its class back, and takes the parts out."""
-        if self.original is not None:
-            module.__class__ = self.original
-        for name in self.parts:
-            module._modules.pop(name, None)
-            module._parameters.pop(name, None)
 
 
 class SpatialBlock(Coarse):

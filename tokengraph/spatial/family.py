@@ -1,4 +1,4 @@
-"""What a family of hierarchical backbones must say about itself, and which ones there are."""
+"""What a family of hierarchical backbones must say about itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from torch import nn
 
 from tokengraph.spatial.block import SpatialBlock
 from tokengraph.spatial.stage import SpatialStage
-
-SUPPORTED = "timm's ConvNeXt (tiny, small, base) and SwinTransformer (version 1)"
 
 
 class Family:
@@ -60,32 +58,3 @@ class Family:
         if len(found) != 4:
             raise ValueError(f"Expected a {type(core).__name__} of 4 stages (got {len(found)}). The third one is used.")
         return found[2]
-
-
-def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
-    """The supported model inside ``model``, and its family.
-
-    Raises:
-        ImportError: If timm is not installed.
-        TypeError: If ``model`` is no module.
-        ValueError: If there is none, or a block has a part that the paths cannot go around.
-    """
-    from tokengraph.compat import timm
-    from tokengraph.spatial.convnext import ConvNeXtFamily
-    from tokengraph.spatial.swin import SwinFamily
-
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected a model as nn.Module (got {type(model).__name__}).")
-    classes = {timm.models.ConvNeXt: ConvNeXtFamily, timm.models.SwinTransformer: SwinFamily}
-    found = [(m, family) for m in model.modules() for known, family in classes.items() if isinstance(m, known)]
-    if len(found) > 1:
-        raise ValueError(f"Expected one supported model (got {len(found)} inside). Attach to each by itself.")
-    if not found:
-        raise ValueError(
-            f"Expected {SUPPORTED} for DynamicSpatial (got {type(model).__name__}). For plain ViTs take DynamicViT."
-        )
-    core, family = found[0]
-    for block in family.stage(core).blocks:  # type: ignore[union-attr]
-        if problem := family.check(block):
-            raise ValueError(f"Expected blocks whose MLP acts row by row (got {problem}). Use {SUPPORTED}.")
-    return core, family

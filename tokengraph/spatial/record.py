@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from tokengraph.attach.record import Record
 from tokengraph.nn.slow_fast import Partition
 
 Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or: everything is slow
 
 
-class SpatialRecord:
+class SpatialRecord(Record):
     """The decisions of a model's last run, stage by stage. Copies, and what is pickled, start empty.
 
     Attributes:
@@ -19,16 +20,19 @@ class SpatialRecord:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.grid: tuple[int, int] | None = None
         self.stages: list[tuple[Tensor, Decision]] = []
 
     def begin(self, grid: tuple[int, int]) -> None:
         """A new run overwrites the one before."""
+        self.take_thread()
         self.grid = grid
         self.stages = []
 
     def add(self, score: Tensor, decision: Decision) -> None:
         """Notes one stage: log-probabilities ``[B, N, 2]`` and what came of them."""
+        self.check_thread()
         self.stages = [*self.stages, (score, decision)]
 
     @property

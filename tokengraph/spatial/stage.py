@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.coarse import SITE, Coarse
+from tokengraph.attach.site import Mark
 from tokengraph.errors import check_finite
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.slow_fast import Partition, merge, split_by_count, split_by_mask
-from tokengraph.spatial.block import SpatialSite
 from tokengraph.spatial.record import SpatialRecord
-
-if TYPE_CHECKING:
-    from tokengraph.spatial.dynamic_spatial import DynamicSpatial
 
 
 @dataclass
-class StageSite(SpatialSite):
-    """What the stage carries beside that: what was asked for, its predictors, and the record of the run."""
+class StageSite(Mark):
+    """What the stage carries beside the record of the run: what was asked for, with its predictors."""
 
-    select: DynamicSpatial | None = None
-    record: SpatialRecord = field(default_factory=SpatialRecord)
+    trace: SpatialRecord
+    select: Any = field(kw_only=True)  # a bound DynamicSpatial, whose layers and predictors are set
 
 
 class SpatialStage(Coarse):
@@ -41,11 +38,11 @@ class SpatialStage(Coarse):
         """The stage's own forward, with decisions between its blocks; a map of its own layout, as before."""
         x = self.downsample(x)
         site: StageSite = getattr(self, SITE)
-        site.record.begin((x.size(2), x.size(3)) if self.channels_first else (x.size(1), x.size(2)))
+        site.trace.begin((x.size(2), x.size(3)) if self.channels_first else (x.size(1), x.size(2)))
         return self._train(site, x) if self.training else self._evaluate(site, x)
 
     def _evaluate(self, site: StageSite, x: Tensor) -> Tensor:
-        select, route = _asked(site), None
+        select, route = site.select, None
         for index, block in enumerate(self.blocks):
             if index in select.layers:
                 route = self._route(site, select.layers.index(index), x)
@@ -54,7 +51,7 @@ class SpatialStage(Coarse):
 
     def _route(self, site: StageSite, stage: int, x: Tensor) -> Partition | None:
         """Who is slow from here on; ``None``: everyone."""
-        select = _asked(site)
+        select = site.select
         tokens = self._tokens(x)
         logp = select.predictors[stage](tokens)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -64,11 +61,11 @@ class SpatialStage(Coarse):
             route = split_by_mask(score.detach().exp() >= select.threshold)
         else:
             route = None if count == tokens.size(1) else split_by_count(score, count)
-        site.record.add(logp, route)
+        site.trace.add(logp, route)
         return route
 
     def _train(self, site: StageSite, x: Tensor) -> Tensor:
-        select = _asked(site)
+        select = site.select
         x1 = x2 = x
         mask: Tensor | None = None
         for index, block in enumerate(self.blocks):
@@ -86,13 +83,13 @@ class SpatialStage(Coarse):
 
     def _draw(self, site: StageSite, stage: int, x: Tensor) -> Tensor:
         """A mask ``[B, H, W]``, 1 for slow, drawn, and differentiable."""
-        select = _asked(site)
+        select = site.select
         logp = select.predictors[stage](self._tokens(x))
         noise = None if select.noise is None else select.noise[stage]
         keep = gumbel_keep(logp, noise=noise)
-        site.record.add(logp, keep)
-        assert site.record.grid is not None
-        return keep.unflatten(1, site.record.grid)
+        site.trace.add(logp, keep)
+        assert site.trace.grid is not None
+        return keep.unflatten(1, site.trace.grid)
 
     def _merge(self, x1: Tensor, x2: Tensor, mask: Tensor) -> Tensor:
         return merge(x1, x2, mask[:, None] if self.channels_first else mask[..., None])
@@ -106,8 +103,3 @@ class SpatialStage(Coarse):
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
-
-
-def _asked(site: StageSite) -> Any:
-    assert site.select is not None
-    return site.select

@@ -2,6 +2,7 @@
 
 from tokengraph.windows.clusters import WindowClusters, cluster_windows
 from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
+from tokengraph.windows.planner import plan_windows as _plan_windows  # noqa: F401  # registers it
 from tokengraph.windows.record import WindowRecord
 
 __all__ = ["WindowAttachment", "WindowClusters", "WindowCoarsening", "WindowRecord", "cluster_windows"]

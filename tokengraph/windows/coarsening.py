@@ -6,18 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.handle import Handle
+from tokengraph.attach.planner import Standalone
 from tokengraph.schedule import tokens_to_keep
 from tokengraph.select.base import Select, resolve
 from tokengraph.select.expedite.expedite import Expedite, cluster_grid
 from tokengraph.select.tome import ToMe
-from tokengraph.windows.family import find_windows
 from tokengraph.windows.grid import Pair, area
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.site import WindowPlan, WindowSite
+from tokengraph.windows.site import WindowPlan
 
 PADDING = ("tokens", "ignore")
 
@@ -37,12 +34,8 @@ class WindowAttachment(Handle):
     select: WindowCoarsening
     plan: WindowPlan
 
-    def remove(self) -> None:
-        """Gives the model back as it was. Calling it again does nothing."""
-        detach_windows(self.model)
 
-
-class WindowCoarsening:
+class WindowCoarsening(Standalone[WindowAttachment]):
     """Coarsens every attention window of a SAM-style ViT, or of one stage of a Swin, as a graph of its own.
 
     The windows of all images are one batch of graphs with equal counts. With :class:`~tokengraph.Expedite`
@@ -114,29 +107,6 @@ class WindowCoarsening:
         shown = [f"{name}={value}" for name, value in told.items() if value is not None]
         return f"WindowCoarsening({', '.join([type(self.select).__name__, *shown])})"
 
-    def attach_to(self, model: nn.Module) -> WindowAttachment:
-        """Attaches; called by :func:`tokengraph.attach`.
-
-        Args:
-            model: timm's ``VisionTransformerSAM`` or ``SwinTransformer``, or a wrapper around one.
-
-        Raises:
-            ValueError: For an unsupported model, one that is attached already, or blocks or counts that it has not.
-                The model is then as it was.
-        """
-        family = find_windows(model, self.stage)
-        if any(SITE in m.__dict__ for m in model.modules()):
-            raise ValueError("Expected a model without a strategy (got one that is attached). Call remove() first.")
-        plan = self.plan(family.window, family.depth)
-        family.check(plan)
-        record = WindowRecord()
-        try:
-            family.swap(plan, record)
-        except BaseException:
-            detach_windows(model)
-            raise
-        return WindowAttachment(model, record, self, plan)
-
     def plan(self, window: Pair, depth: int) -> WindowPlan:
         """What happens in ``depth`` blocks with windows ``(a, b)``.
 
@@ -160,12 +130,3 @@ class WindowCoarsening:
         if not 0 <= first < until <= depth:
             raise ValueError(f"Expected 0 <= before < until <= {depth} blocks (got before={first}, until={until}).")
         return WindowPlan(select, window, keep, clusters, first, until, self.padding)
-
-
-def detach_windows(model: nn.Module) -> None:
-    """Takes WindowCoarsening out of a model, also out of a copy or a loaded one. Without any it does nothing."""
-    for module in list(model.modules()):
-        site = module.__dict__.get(SITE)
-        if isinstance(site, WindowSite):
-            del module.__dict__[SITE]
-            site.undo(module)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokengraph.attach.recompute import Recompute
+from tokengraph.attach.record import Record
 from tokengraph.nn.modes import in_backward
 from tokengraph.windows.clusters import WindowClusters
 from tokengraph.windows.grid import Pair
@@ -15,11 +16,11 @@ from tokengraph.windows.grid import Pair
 RUNS = 256  # block inputs that backward may come back to
 
 
-class WindowRecord:
+class WindowRecord(Record):
     """The clusters of a model's last run. Copies, and what is pickled, start empty.
 
     Gradient checkpointing runs blocks again during backward, when another run may have been made: a block then finds
-    its clusters by the memory that its input lies in.
+    its clusters by the memory that its input lies in, which its checkpoint keeps alive.
 
     Attributes:
         clusters: The last run's; ``None`` before one, and for strategies that work within a block.
@@ -27,9 +28,10 @@ class WindowRecord:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.clusters: WindowClusters | None = None
         self.coarse = False
-        self._entered: OrderedDict[tuple[int, int], WindowClusters] = OrderedDict()
+        self._inputs: Recompute[WindowClusters] = Recompute()
 
     @property
     def grid(self) -> Pair | None:
@@ -41,15 +43,26 @@ class WindowRecord:
         """``(n*h, m*w)`` of the map of clusters; ``None`` before a run."""
         return None if self.clusters is None else self.clusters.grid
 
+    def begin(self) -> None:
+        """A new run knows nothing of the one before, and drops what no backward can come back to."""
+        self.coarse = False
+        if in_backward():  # a run computed again, of which a checkpoint holds the inputs
+            return
+        self.take_thread()
+        self.clusters = None
+        if not torch.compiler.is_compiling():
+            self._inputs.let_go()
+
     def find(self, index: int, x: Tensor) -> WindowClusters:
         """The clusters that ``x``, which comes to block ``index``, consists of.
 
         Raises:
-            RuntimeError: If a block runs outside a run of its model.
+            RuntimeError: If a block runs outside a run of its model, or in two threads at once.
         """
         if in_backward():
-            found = self._entered.get((index, x.data_ptr()))
+            found = self._inputs.find(index, x)
         else:
+            self.check_thread()
             found = self.clusters
             if found is not None:
                 self._remember(index, x, found)
@@ -62,16 +75,13 @@ class WindowRecord:
         if in_backward():
             self._remember(index + 1, x, clusters)
             return
+        self.check_thread()
         self.clusters = clusters
         self.coarse = coarse
 
     def _remember(self, index: int, x: Tensor, clusters: WindowClusters) -> None:
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad):
-            return
-        self._entered[index, x.data_ptr()] = clusters
-        self._entered.move_to_end((index, x.data_ptr()))
-        while len(self._entered) > RUNS:
-            self._entered.popitem(last=False)
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or x.requires_grad):
+            self._inputs.remember(index, x, clusters, RUNS)
 
     def __reduce__(self) -> Any:
         return WindowRecord, ()

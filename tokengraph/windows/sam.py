@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.coarse import SITE, Coarse, ours
+from tokengraph.attach.changes import Change, Hook
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
 from tokengraph.windows.merge import mean_keys, merged_update
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.site import WindowPlan, WindowSite, check_halves, example, here, seen, swap, watch
+from tokengraph.windows.site import WindowPlan, WindowSite, check_halves, example, here, kept_output, seen
 
 
 class SamBlock(Coarse):
@@ -54,12 +55,12 @@ class ClusteredSamBlock(SamBlock):
             clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
             x = clusters.map
         else:
-            clusters = site.record.find(site.index, x)
+            clusters = site.trace.find(site.index, x)
         x = self.feed(self.attend(x, plan.small if self.window_size else None))
         last = site.index + 1 == plan.until
         if last:
             x = clusters.restore(x)
-        site.record.leave(site.index, x, clusters, coarse=not last)
+        site.trace.leave(site.index, x, clusters, coarse=not last)
         return x
 
 
@@ -71,7 +72,7 @@ class MergedSamBlock(SamBlock):
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
-        x, qkv = seen(self, lambda: self.attend(x, plan.window))
+        x, qkv = seen(self, lambda: self.attend(x, plan.window), "attn.qkv")
         cut = cut_of(x, plan.window)
         keys = join(mean_keys(qkv, self.attn.num_heads, self.attn.k_norm), cut)
         update = merged_update(
@@ -99,11 +100,11 @@ class WindowSam(Coarse):
         out = super().forward_intermediates(  # type: ignore[misc]
             x, indices, norm, stop_early, output_fmt, intermediates_only
         )
-        if norm or plan.nothing or site.record.clusters is None:
+        if norm or plan.nothing or site.trace.clusters is None:
             return out
         taken = _taken(indices, len(self.blocks))
         maps = [
-            _restored(site.record, m) if plan.before <= i < plan.until - 1 else m
+            _restored(site.trace, m) if plan.before <= i < plan.until - 1 else m
             for i, m in zip(taken, out if intermediates_only else out[1], strict=True)
         ]
         return maps if intermediates_only else (out[0], maps)
@@ -112,15 +113,14 @@ class WindowSam(Coarse):
 @ours
 def begin(module: nn.Module, args: Any) -> None:
     """Forward pre-hook of the embedding: a new run knows nothing of the one before."""
-    record = module.__dict__[SITE].record
-    record.clusters, record.coarse = None, False
+    module.__dict__[SITE].trace.begin()
 
 
 @ours
 def restore_first(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of the neck: what comes from between clustering and reconstruction is restored first."""
     site: WindowSite = module.__dict__[SITE]
-    return (_restored(site.record, args[0]), *args[1:]) if site.record.coarse else None
+    return (_restored(site.trace, args[0]), *args[1:]) if site.trace.coarse else None
 
 
 def _restored(record: WindowRecord, x: Tensor) -> Tensor:
@@ -151,18 +151,21 @@ def sam_window(core: nn.Module) -> Pair:
     return size, size
 
 
-def swap_sam(core: nn.Module, plan: WindowPlan, record: WindowRecord) -> None:
-    """Changes blocks and model; nothing is computed."""
-    clustered = plan.clusters is not None
+def sam_changes(core: nn.Module, plan: WindowPlan, record: WindowRecord) -> list[Change]:
+    """What blocks and model get."""
+    changes = []
     for index, block in _changed(core, plan):
-        swap(block, ClusteredSamBlock if clustered else MergedSamBlock, plan, record, index)
-        if not clustered:
-            watch(block, "attn.qkv")
-    if clustered:
-        swap(core, WindowSam, plan, record)
+        site = WindowSite(record, index, plan=plan)
+        if plan.clusters is None:
+            changes.append(Change(block, site, MergedSamBlock, hooks=[kept_output(block, "attn.qkv")]))
+        else:
+            changes.append(Change(block, site, ClusteredSamBlock))
+    if plan.clusters is not None:
+        changes.append(Change(core, WindowSite(record, plan=plan), WindowSam))
         for module, hook in ((core.patch_embed, begin), (core.neck, restore_first)):
-            swap(module, None, plan, record)  # type: ignore[arg-type]
-            module.register_forward_pre_hook(hook)  # type: ignore[union-attr]
+            hooks = [Hook(module, hook, before=True)]  # type: ignore[arg-type]
+            changes.append(Change(module, WindowSite(record, plan=plan), hooks=hooks))  # type: ignore[arg-type]
+    return changes
 
 
 def check_sam(core: nn.Module, plan: WindowPlan) -> None:

@@ -1,4 +1,4 @@
-"""What an attached module carries: the plan, the record of the run, and how to become a stock module again."""
+"""What happens where in a model with windows, and what its changed modules carry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.coarse import SITE, STASH, Coarse, coarse_class
 from tokengraph.attach.block import KeepOutput
+from tokengraph.attach.changes import Hook
 from tokengraph.attach.checks import check_equal
+from tokengraph.attach.record import raise_two_threads
+from tokengraph.attach.site import Mark
 from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.select.base import Select
 from tokengraph.select.expedite.expedite import Expedite
-from tokengraph.spatial.block import SpatialSite
 from tokengraph.windows.grid import Pair, area
 from tokengraph.windows.record import WindowRecord
 
@@ -62,53 +64,39 @@ class WindowPlan:
 
 
 @dataclass
-class WindowSite(SpatialSite):
+class WindowSite(Mark):
     """What a changed module carries beside its class before."""
 
-    plan: WindowPlan | None = None
-    record: WindowRecord = field(default_factory=WindowRecord)
-    index: int = -1
-    watched: str = ""  # the path of a part whose output is kept
-
-    def undo(self, module: nn.Module) -> None:
-        """Gives the module its class back, and takes hooks out."""
-        super().undo(module)
-        module.__dict__.pop(STASH, None)
-        _unhook(module)
-        if self.watched:
-            _unhook(module.get_submodule(self.watched))
+    trace: WindowRecord
+    plan: WindowPlan = field(kw_only=True)
 
 
 def here(module: object) -> tuple[WindowPlan, WindowSite]:
     """The plan and the site of a changed module."""
     site: WindowSite = getattr(module, SITE)
-    assert site.plan is not None
     return site.plan, site
 
 
-def swap(
-    module: nn.Module, mixin: type[Coarse] | None, plan: WindowPlan, record: WindowRecord, index: int = -1
-) -> None:
-    """Makes a module one of its own class with ``mixin``; without one it only gets a site."""
-    original = None if mixin is None else type(module)
-    module.__dict__[SITE] = WindowSite(original, (), plan, record, index)
-    if mixin is not None:
-        module.__class__ = coarse_class(mixin, type(module))
+def kept_output(block: nn.Module, path: str) -> Hook:
+    """A hook that keeps the output of a part of a block, where :func:`seen` reads it."""
+    return Hook(block.get_submodule(path), KeepOutput(block, path))
 
 
-def watch(block: nn.Module, path: str) -> None:
-    """Keeps the output of a part of an attached block, where :func:`seen` reads it."""
-    block.get_submodule(path).register_forward_hook(KeepOutput(block, path))
-    block.__dict__[SITE].watched = path
+def seen(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tensor, Tensor]:
+    """What ``run`` returns, and what the part of the block at ``path`` gave meanwhile.
 
-
-def seen(block: Any, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """What ``run`` returns, and what the watched part of the block gave meanwhile."""
+    Raises:
+        RuntimeError: If another thread is in the block.
+    """
+    if STASH in block.__dict__:
+        raise_two_threads()
     kept: dict[str, Tensor] = {}
     block.__dict__[STASH] = kept
-    out = run()
-    block.__dict__.pop(STASH)
-    return out, kept[getattr(block, SITE).watched]
+    try:
+        out = run()
+    finally:
+        block.__dict__.pop(STASH, None)
+    return out, kept[path]
 
 
 def check_halves(block: nn.Module, mixin: type[Coarse], halves: Callable[[Any, Tensor], Tensor], x: Tensor) -> None:
@@ -127,9 +115,3 @@ def check_halves(block: nn.Module, mixin: type[Coarse], halves: Callable[[Any, T
 def example(height: int, width: int, channels: int) -> Tensor:
     """A map ``[1, H, W, C]`` to check blocks on."""
     return torch.linspace(-2, 2, height * width * channels, dtype=torch.float32).sin().view(1, height, width, channels)
-
-
-def _unhook(module: nn.Module) -> None:
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [k for k, hook in hooks.items() if getattr(hook, "of_tokengraph", False)]:
-            del hooks[key]

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.coarse import Coarse
+from tokengraph.attach.changes import Change
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
 from tokengraph.windows.merge import mean_keys, merged_update
 from tokengraph.windows.position import resized_bias, shift_mask
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.site import WindowPlan, check_halves, example, here, seen, swap, watch
+from tokengraph.windows.site import WindowPlan, WindowSite, check_halves, example, here, kept_output, seen
 
 
 class SwinBlock(Coarse):
@@ -76,12 +77,13 @@ class ClusteredSwinStage(Coarse):
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
         x = self.downsample(x)
+        site.trace.begin()
         clusters = None
         for index, block in enumerate(self.blocks):
             if index == plan.before:
                 clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
                 x = clusters.map
-                site.record.leave(index, x, clusters, coarse=True)
+                site.trace.leave(index, x, clusters, coarse=True)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
@@ -89,7 +91,7 @@ class ClusteredSwinStage(Coarse):
             if index + 1 == plan.until:
                 assert clusters is not None
                 x = clusters.restore(x)
-                site.record.leave(index, x, clusters, coarse=False)
+                site.trace.leave(index, x, clusters, coarse=False)
         return x
 
 
@@ -103,7 +105,7 @@ class MergedSwinBlock(SwinBlock):
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
-        y, qkv = seen(self, lambda: self._attn(self.norm1(x)))
+        y, qkv = seen(self, lambda: self._attn(self.norm1(x)), "attn.qkv")
         x = x + self.drop_path1(y)
         keys = join(mean_keys(qkv, self.attn.num_heads), cut_of(x, plan.window))
         keys = torch.roll(keys, self.shift_size, (1, 2))
@@ -123,18 +125,18 @@ def swin_stage(core: nn.Module, stage: int) -> nn.Module:
     return stages[stage]
 
 
-def swap_swin(stage: nn.Module, plan: WindowPlan, record: WindowRecord) -> None:
-    """Changes the stage and its blocks; nothing is computed."""
-    changed = list(stage.blocks)[plan.before : plan.until]  # type: ignore[arg-type]
+def swin_changes(stage: nn.Module, plan: WindowPlan, record: WindowRecord) -> list[Change]:
+    """What the stage and its blocks get."""
+    changed: list[tuple[int, Any]] = list(enumerate(stage.blocks))[plan.before : plan.until]  # type: ignore[arg-type]
+    sites = {index: WindowSite(record, index, plan=plan) for index, _ in changed}
     if plan.clusters is None:
-        for index, block in enumerate(changed, plan.before):
-            swap(block, MergedSwinBlock, plan, record, index)
-            watch(block, "attn.qkv")
-        return
-    swap(stage, ClusteredSwinStage, plan, record)
-    for index, block in enumerate(changed if not plan.nothing else [], plan.before):
-        swap(block, ClusteredSwinBlock, plan, record, index)
-        swap(block.attn, ClusteredWindowAttention, plan, record, index)  # type: ignore[arg-type]
+        return [Change(b, sites[i], MergedSwinBlock, hooks=[kept_output(b, "attn.qkv")]) for i, b in changed]
+    changes = [Change(stage, WindowSite(record, plan=plan), ClusteredSwinStage)]
+    for index, block in changed if not plan.nothing else []:
+        changes.append(Change(block, sites[index], ClusteredSwinBlock))
+        attention = WindowSite(record, index, plan=plan)
+        changes.append(Change(block.attn, attention, ClusteredWindowAttention))
+    return changes
 
 
 def check_swin(stage: nn.Module, plan: WindowPlan) -> None:

@@ -8,11 +8,12 @@ from functools import partial
 
 from torch import nn
 
+from tokengraph.attach.changes import Change
 from tokengraph.windows.grid import Pair
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.sam import check_sam, sam_window, swap_sam
+from tokengraph.windows.sam import check_sam, sam_changes, sam_window
 from tokengraph.windows.site import WindowPlan
-from tokengraph.windows.swin import check_swin, swap_swin, swin_stage
+from tokengraph.windows.swin import check_swin, swin_changes, swin_stage
 
 SUPPORTED = "timm's VisionTransformerSAM or SwinTransformer (version 1)"
 HINTS = {
@@ -26,16 +27,15 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Windowed:
-    """One model, or one stage of it: its windows, its blocks, and how it is changed."""
+    """One model, or one stage of it: its windows, and how it is checked and changed."""
 
     window: Pair
-    depth: int
     check: Callable[[WindowPlan], None]
-    swap: Callable[[WindowPlan, WindowRecord], None]
+    changes: Callable[[WindowPlan, WindowRecord], list[Change]]
 
 
-def find_windows(model: nn.Module, stage: int | None) -> Windowed:
-    """The supported model inside ``model``.
+def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Windowed]:
+    """The supported model inside ``model``, or a stage of it, and how it is changed.
 
     Args:
         model: A model, or a wrapper around one.
@@ -61,8 +61,8 @@ def find_windows(model: nn.Module, stage: int | None) -> Windowed:
     core = found[0]
     if isinstance(core, timm.models.SwinTransformer):
         layer = swin_stage(core, 2 if stage is None else stage)
-        blocks = list(layer.blocks)  # type: ignore[arg-type]
-        return Windowed(blocks[0].window_size, len(blocks), partial(check_swin, layer), partial(swap_swin, layer))
+        window: Pair = layer.blocks[0].window_size  # type: ignore[index]
+        return layer, Windowed(window, partial(check_swin, layer), partial(swin_changes, layer))
     if stage is not None:
         raise ValueError(f"Expected no stage for {type(core).__name__}, which has but one (got stage={stage}).")
-    return Windowed(sam_window(core), len(core.blocks), partial(check_sam, core), partial(swap_sam, core))  # type: ignore[arg-type]
+    return core, Windowed(sam_window(core), partial(check_sam, core), partial(sam_changes, core))

@@ -1,0 +1,102 @@
+"""The planner of plain models: every strategy that removes tokens between the blocks of a ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from tokengraph.adapters import find_adapter
+from tokengraph.adapters.base import Adapter
+from tokengraph.attach.block import KeepOutput, note_grid, run_block
+from tokengraph.attach.changes import Change, Hook
+from tokengraph.attach.checks import check_halves, check_mask, check_model, check_plan
+from tokengraph.attach.handle import Handle
+from tokengraph.attach.planner import Found, Options, Plan, planner
+from tokengraph.attach.site import Recipe, Site
+from tokengraph.attach.step import begins
+from tokengraph.attach.trace import Trace
+from tokengraph.attention.size_bias import SizeRule
+from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.select.base import Select
+
+
+@dataclass(eq=False)
+class Attachment(Handle):
+    """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
+
+    Attributes:
+        model: The model that was given, changed in place.
+        trace: The record of the model's last run.
+        select: The strategy, as it was bound to the model.
+    """
+
+    trace: Trace
+    select: Select
+
+
+def find_plain(model: nn.Module, select: Select, options: Options) -> Found:
+    """The supported ViT inside ``model``."""
+    core, adapter = find_adapter(model, options.adapter)
+    return Found(core, lambda: adapter.blocks(core), adapter)
+
+
+@planner(Select, find_plain)
+def plan_plain(model: nn.Module, found: Found, select: Select, options: Options) -> Plan:
+    """Binds the strategy, works the schedule out, and checks every kind of block.
+
+    Raises:
+        TypeError: If blocks take more than the adapter knows.
+        ValueError: If model, blocks, strategy and schedule do not fit together.
+    """
+    core, adapter, blocks = found.core, found.how, found.blocks
+    adapter.check_around(model, core)
+    prefix, grid, channels = adapter.num_prefix(core), adapter.grid(core), adapter.channels(core)
+    chosen, schedule = select.bind(channels, len(blocks), options.schedule)
+    check_model(chosen, core)
+    rule = SizeRule.of(chosen.weighs if options.prop_attn is None else options.prop_attn, options.size_bias)
+    plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
+    check_plan(chosen, schedule, plan, adapter.has_class_token(core))
+    for block in {_build(b): b for b in blocks}.values():
+        adapter.watched(block)  # raises now, before any change, where the attention has no projections to watch
+        check_halves(adapter, block, channels)
+        if rule.power:
+            check_mask(adapter, block, channels)
+    start = 0 if begins(chosen) else _first_block(schedule)
+    trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
+    recipe = Recipe(adapter, chosen, schedule, rule, options.lift, run_block)
+    return Plan(_changes(model, found, recipe, trace), trace, chosen, Attachment)
+
+
+def _build(block: nn.Module) -> tuple[object, ...]:
+    """What a block is made of: blocks of one build need but one check."""
+    return tuple((type(m), m.__dict__.get("forward")) for m in block.modules())
+
+
+def _first_block(schedule: Schedule) -> int:
+    """Index of the first block that can see or make coarse tokens; those before it are left alone."""
+    if not isinstance(schedule, Mapping) or not schedule:
+        return 0
+    return max(min(schedule) - 1, 0)
+
+
+def _changes(model: nn.Module, found: Found, recipe: Recipe, trace: Trace) -> list[Change]:
+    core, select = found.core, recipe.select
+    adapter: Adapter = recipe.adapter
+    reads = select.reads_attention and not select.needs_map
+    changes = []
+    for index, block in list(enumerate(found.blocks))[trace.start :]:
+        watched = adapter.watched(block) if reads else {}
+        hooks = [Hook(module, KeepOutput(block, name)) for name, module in watched.items()]
+        changes.append(Change(block, Site(trace, index, recipe=recipe), adapter.block_mixin, hooks=hooks))
+    embedding = adapter.embedding(core)
+    first = Hook(embedding, note_grid, before=True, with_kwargs=True)
+    changes.append(Change(embedding, Site(trace, recipe=recipe), hooks=[first]))
+    changes.append(
+        Change(core, Site(trace, original=type(core), recipe=recipe), adapter.model_mixin, dict(select.modules))
+    )
+    for module, end, call in adapter.outlets(model, core):
+        hook = Hook(module, call, before=end == "input")
+        changes.append(Change(module, Site(trace, recipe=recipe), hooks=[hook]))
+    return changes

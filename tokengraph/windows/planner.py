@@ -1,0 +1,32 @@
+"""The planner of models with attention windows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from tokengraph.attach.planner import Found, Options, Plan, planner
+from tokengraph.select.expedite.expedite import Expedite
+from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
+from tokengraph.windows.find import find_windows
+from tokengraph.windows.record import WindowRecord
+
+
+def _find(model: nn.Module, select: WindowCoarsening, options: Options) -> Found:
+    core, family = find_windows(model, select.stage)
+    by_stage = hasattr(core, "downsample") and isinstance(select.select, Expedite)  # its forward makes the clusters
+    return Found(core, lambda: core.blocks, family, decides=by_stage)  # type: ignore[arg-type,return-value]
+
+
+@planner(WindowCoarsening, _find)
+def plan_windows(model: nn.Module, found: Found, select: WindowCoarsening, options: Options) -> Plan:
+    """Plans for timm's ``VisionTransformerSAM`` or ``SwinTransformer``, or a wrapper around one.
+
+    Raises:
+        ValueError: For blocks or counts that the model has not.
+    """
+    plan = select.plan(found.how.window, len(found.blocks))
+    found.how.check(plan)
+    record = WindowRecord()
+    return Plan(found.how.changes(plan, record), record, select, partial(WindowAttachment, plan=plan))

@@ -119,6 +119,7 @@ def test_load_checkpoint_takes_modules(model):
     assert load_checkpoint(model, other).complete and torch.equal(model.weight, other.weight)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own words on TorchScript
 def test_load_checkpoint_refuses_torchscript_unless_trusted(model, tmp_path):
     file = tmp_path / "script.pt"
     scripted = torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3))

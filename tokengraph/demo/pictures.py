@@ -48,10 +48,11 @@ def draw(
 
 def draw_times(out: Path, runs: list[Run]) -> Path:
     """Writes the picture of the times and returns its path."""
+    ideals = any(run.kind == "ideal" for run in runs)
     figure = viz.plot_end_to_end(
         [_row(run, runs[0]) for run in runs],
         title="One image through the model",
-        subtitle="ideal: the same token counts, nothing chosen or merged",
+        subtitle="ideal: the same token counts, nothing chosen or merged" if ideals else "",
     )
     return _save(figure, out / "times.png")
 

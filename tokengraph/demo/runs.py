@@ -135,10 +135,11 @@ def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], 
             counts,
             (cost.attention + cost.mlp).flops / 1e9,
         )
-        if _runs(cut, model, images):
+        reason = _fails(cut, model, images)
+        if reason is None:
             runs.append(cut)
         else:
-            left_out.append(f"The ideal of {name} left out: these blocks take position tables along with the tokens.")
+            left_out.append(f"The ideal of {name} left out, since these blocks cannot be cut: {reason}")
     return runs, left_out
 
 
@@ -150,14 +151,14 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Tensor:
     return tokens[:, prefix:]
 
 
-def _runs(run: Run, model: nn.Module, images: Tensor) -> bool:
-    """Whether the model runs in that form at all."""
+def _fails(run: Run, model: nn.Module, images: Tensor) -> str | None:
+    """Why the model cannot run in that form; ``None`` if it can."""
     try:
         with run.enter():
             model(images)
-    except (RuntimeError, ValueError):
-        return False
-    return True
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def measure(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> None:

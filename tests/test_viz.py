@@ -272,6 +272,46 @@ def test_plot_features_names_every_map():
         viz.plot_features(IMAGE, {}, (4, 6))
 
 
+def test_feature_colors_fit_one_pca_over_every_row_of_like():
+    batch = (
+        torch.randn(3, 24, 8, generator=torch.Generator().manual_seed(1))
+        * torch.tensor([1.0, 5.0, 20.0])[:, None, None]
+    )
+    forms = [batch, batch.view(72, 8), batch.view(3, 4, 6, 8), batch.numpy(), list(batch), [batch[0], batch[1:]]]
+    pictures = [viz.feature_colors(batch, (4, 6), like=form, index=1) for form in forms]
+    assert all(np.allclose(picture, pictures[0], atol=1e-5) for picture in pictures)
+    assert not np.allclose(pictures[0], viz.feature_colors(batch, (4, 6), like=batch[1], index=1), atol=0.05)
+    whole = viz.feature_colors(batch.view(72, 8), (12, 6))  # all images as one picture have the same colours
+    assert np.allclose(whole[4:8], pictures[0], atol=1e-5)
+
+
+def test_feature_colors_take_one_reference_for_any_image():
+    batch, one = torch.randn(3, 24, 8), torch.randn(10, 8)  # another number of rows than the grid has
+    for index in range(3):
+        alone = viz.feature_colors(batch[index], (4, 6), like=one)
+        assert np.array_equal(viz.feature_colors(batch, (4, 6), like=one, index=index), alone)
+
+
+def test_feature_colors_refuse_references_without_rows_or_with_nan():
+    features = torch.randn(24, 8)
+    for like, message in [
+        (torch.ones(8), r"like of shape \[\.\.\., C\]"),
+        (torch.ones(0, 8), "at least one row"),
+        ([torch.ones(2, 8), torch.ones(2, 7)], "one width in like"),
+        (torch.full((4, 8), torch.nan), "finite features"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            viz.feature_colors(features, (4, 6), like=like)
+
+
+def test_plot_features_takes_its_colours_from_all_of_like():
+    pytest.importorskip("matplotlib")
+    batch = torch.randn(2, 24, 8) * torch.tensor([1.0, 20.0])[:, None, None]
+    figure = viz.plot_features(IMAGE, {"full": batch}, (4, 6), like=batch, index=1)
+    drawn = figure.axes[1].images[0].get_array()
+    assert np.allclose(drawn, viz.feature_colors(batch, (4, 6), like=batch, index=1), atol=1e-6)
+
+
 # Costs
 
 

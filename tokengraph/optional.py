@@ -8,7 +8,12 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-PACKAGES = {"matplotlib": ("matplotlib", "viz"), "PIL": ("Pillow", "viz"), "rich": ("rich", "cli")}
+PACKAGES = {
+    "matplotlib": ("matplotlib", "viz"),
+    "PIL": ("Pillow", "viz"),
+    "rich": ("rich", "cli"),
+    "safetensors": ("safetensors", "timm"),
+}
 
 
 def optional(module: str) -> Any:

@@ -113,3 +113,95 @@ def test_runs_compare_features_with_and_without_their_mean():
     plain, other = (runs.Run("", "plain", None, [2], 0.0, features) for features in (base, base.flip(1)))
     raw, centred = other.similarity(plain)
     assert raw == pytest.approx(99 / 101) and centred == pytest.approx(-1)
+
+
+# Families
+
+FAMILIES = [  # one timm model a kind of block, embedding and prefix that README's table names
+    *("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_medium_patch16_gap_240"),
+    *("vit_base_patch16_siglip_224", "eva02_tiny_patch14_224", "vit_base_patch16_rope_224"),
+    *("vit_small_patch16_dinov3", "beit_base_patch16_224", "beitv2_base_patch16_224", "naflexvit_base_patch16_gap"),
+]
+WITHOUT_IDEAL = ("eva02", "rope", "dinov3", "beit")  # whose blocks take tables along with the tokens
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Models of three blocks, timed once, so that a demo takes seconds."""
+    from tokengraph.compat import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, depth=3, **options))
+    monkeypatch.setattr(runs, "SECONDS", 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_demo_runs_with_every_family_of_the_table(name, shallow, photo, tmp_path, capsys):
+    size = "56" if "patch14" in name else "64"
+    arguments = ["--model", name, "--size", size, "--no-pretrained", "--out", str(tmp_path / "out")]
+    assert main(["demo", "--image", str(photo), *arguments]) == 0, capsys.readouterr().err
+    pictures = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert pictures == ["clusters.png", "features.png", "graph.png", "times.png"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("The ideal of ToMe" in printed) == any(word in name for word in WITHOUT_IDEAL)
+    assert ("its ideal" in printed) != ("The ideal of ToMe" in printed) and "AiluRus {2: 0.25}" in printed
+
+
+def test_make_runs_leaves_out_ideals_that_cannot_run():
+    model = library("timm").create_model("vit_small_patch16_dinov3", depth=3, img_size=64, num_classes=0).eval()
+    with torch.no_grad():
+        made, left_out = runs.make_runs(model, torch.randn(1, 3, 64, 64), 2)
+    assert [run.kind for run in made] == ["plain", "attached", "attached", "attached"]
+    assert len(left_out) == 2 and all("ideal" in line and "nothing but tokens" in line for line in left_out)
+    assert all(run.features.shape == (1, 16, 384) for run in made)
+
+
+def test_make_runs_leaves_out_strategies_that_the_model_refuses(monkeypatch):
+    def refuses(*arguments, **options):
+        raise ValueError("Expected something else (got this).\nMore.")
+
+    monkeypatch.setattr(runs, "attach", refuses)
+    model = library("timm").create_model("vit_tiny_patch16_224", depth=1, img_size=64, num_classes=0).eval()
+    with torch.no_grad():
+        made, left_out = runs.make_runs(model, torch.randn(1, 3, 64, 64), 1)
+    assert [run.kind for run in made] == ["plain"] and len(left_out) == 3
+    assert "left out: Expected something else (got this)." in left_out[0]
+    with pytest.raises(ValueError, match="something else"):
+        runs.check_attaches(model, 1)
+
+
+@pytest.mark.slow
+def test_demo_keeps_its_pictures_where_timing_fails(monkeypatch, shallow, photo, tmp_path, capsys):
+    from tokengraph.demo import run
+
+    def fails(*arguments):
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr(run, "measure", fails)
+    assert main(["demo", "--image", str(photo), *TINY, "--out", str(tmp_path / "out")]) == 0
+    assert "No times: no clock" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["clusters.png", "features.png", "graph.png"]
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "nul\0"])
+def test_demo_refuses_folders_that_cannot_be_made(out, shallow, photo, tmp_path, capsys, monkeypatch):
+    from tokengraph.demo import run
+
+    monkeypatch.setattr(run, "make_runs", None)  # the work, which must not begin
+    (tmp_path / "file").write_text("in the way")
+    assert main(["demo", "--image", str(photo), *TINY, "--out", str(tmp_path / out)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tokengraph: Expected a folder to write pictures into") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "bomb", "cut"])
+def test_demo_answers_odd_images_with_one_line(kind, photo, tmp_path, capsys, monkeypatch):
+    file = tmp_path if kind == "folder" else photo
+    if kind == "bomb":
+        monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 10)
+    elif kind == "cut":
+        photo.write_bytes(photo.read_bytes()[:200])
+    assert main(["demo", "--image", str(file), *TINY]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tokengraph: Expected ") and error.count("\n") == 1

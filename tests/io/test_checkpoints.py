@@ -19,15 +19,20 @@ def _trained():
 
 
 @pytest.mark.parametrize(
-    "wrap", [dict, lambda s: {"model": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+    ("wrap", "said"),
+    [
+        (dict, ""),
+        (lambda s: {"model": s, "epoch": 3}, " from 'model'"),
+        (lambda s: {f"module.{k}": v for k, v in s.items()}, ", prefix 'module.' taken off"),
+    ],
 )
-def test_published_names_load_into_an_attached_model(wrap, tmp_path):
+def test_published_names_load_into_an_attached_model(wrap, said, tmp_path):
     trained = _trained()
     torch.save(wrap(trained.state_dict()), tmp_path / "checkpoint.pth")
     model = tiny_vit(num_classes=7)
     tg.attach(model, tg.DynamicViT(0.5, layers=[1, 2]))
     report = load_checkpoint(model, tmp_path / "checkpoint.pth")
-    assert report.complete and str(report) == f"loaded {len(trained.state_dict())} tensors"
+    assert report.complete and str(report) == f"loaded {len(trained.state_dict())} tensors{said}"
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(images), trained(images))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph.io.photo import find_photo, load_photo, normalize
+from tokengraph.io.photo import find_photo, load_photo
 
 image = pytest.importorskip("PIL.Image")
 
@@ -55,10 +55,3 @@ def test_load_photo_refuses_missing_files_and_files_that_are_no_images(tmp_path)
         load_photo(tmp_path / "text.png")
     with pytest.raises(ValueError, match="size >= 1"):
         load_photo(tmp_path / "text.png", 0)
-
-
-def test_normalize_uses_the_models_own_mean_and_deviation():
-    model = torch.nn.Identity()
-    assert normalize(torch.full((3, 1, 1), 0.5), model).flatten().tolist() == [0, 0, 0]
-    model.pretrained_cfg = {"mean": (0.0, 0.5, 1.0), "std": (1.0, 0.25, 0.5)}
-    assert normalize(torch.full((3, 1, 1), 0.5), model).flatten().tolist() == [0.5, 0, -1]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def draw(
     out: Path, photo: Tensor, graph: TokenGraph, clusterings: list[Clustering], runs: list[Run], pretrained: bool
 ) -> list[Path]:
-    """Writes all pictures of the demo into a folder and returns their paths."""
+    """Writes the pictures that show tokens into a folder and returns their paths."""
     assert graph.grids is not None
     grid, weights = graph.grids[0], "pretrained weights" if pretrained else "random weights"
     there = {one.name: one for one in clusterings if one.graph is not None}
@@ -42,18 +42,24 @@ def draw(
             title="Final features at every patch, lifted back from fewer tokens",
             subtitle=f"The three main directions of the plain model's features as red, green and blue ({weights})",
         ),
-        "times": viz.plot_end_to_end(
-            [_row(run, runs[0]) for run in runs],
-            title="One image through the model",
-            subtitle="ideal: the same token counts, nothing chosen or merged",
-        ),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, figure in figures.items():
-        files.append(out / f"{name}.png")
-        figure.savefig(files[-1])
-    return files
+    return [_save(figure, out / f"{name}.png") for name, figure in figures.items()]
+
+
+def draw_times(out: Path, runs: list[Run]) -> Path:
+    """Writes the picture of the times and returns its path."""
+    ideals = any(run.kind == "ideal" for run in runs)
+    figure = viz.plot_end_to_end(
+        [_row(run, runs[0]) for run in runs],
+        title="One image through the model",
+        subtitle="ideal: the same token counts, nothing chosen or merged" if ideals else "",
+    )
+    return _save(figure, out / "times.png")
+
+
+def _save(figure: Figure, file: Path) -> Path:
+    figure.savefig(file)
+    return file
 
 
 def _graphs(photo: Tensor, graph: TokenGraph, clusterings: dict[str, Clustering]) -> Figure:

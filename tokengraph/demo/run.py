@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.demo.clusterings import cluster, share
-from tokengraph.demo.pictures import draw
-from tokengraph.demo.runs import make_runs, measure
+from tokengraph.demo.pictures import draw, draw_times
+from tokengraph.demo.runs import Run, check_attaches, make_runs, measure
 from tokengraph.demo.tables import print_clusterings, print_runs
 from tokengraph.demo.weights import load_model
 from tokengraph.graph.token_graph import TokenGraph
@@ -50,7 +51,7 @@ def demo(
         The pictures' paths.
 
     Raises:
-        ValueError: If image, model or size will not do.
+        ValueError: If image, model, size or folder will not do; before the work, and before anything is written.
         ImportError: If rich, timm, matplotlib or Pillow is not installed; names the extra to install.
     """
     if console is None:
@@ -61,7 +62,10 @@ def demo(
     loaded = load_model(model, img_size=size, pretrained=pretrained)
     core, adapter = find_adapter(loaded.model)
     depth = len(adapter.blocks(core))
-    _check_size(core, size)
+    _check_size(adapter.embedding(core), size)
+    layer = min(LAYER, depth)
+    check_attaches(core, layer)
+    folder = _writable(Path(out))
 
     console.rule("[bold]tokengraph")
     rows = [("photograph", f"{find_photo(image).name}, {size} x {size} pixels")]
@@ -69,7 +73,6 @@ def demo(
     if not loaded.pretrained:
         rows.append(("", "[yellow]Untrained: clusters follow colour and texture, not meaning.[/]"))
     images = normalize(photo, core)
-    layer = min(LAYER, depth)
     graph = TokenGraph.from_model(core, images, layer=layer - 1)
     graph = graph.connect_knn(min(NEIGHBORS, sum(graph.counts) - 1), cosine=True)
     rows += [("graph", f"{graph}"), ("", f"tokens after block {layer}, edges from the {NEIGHBORS} nearest by cosine")]
@@ -77,16 +80,41 @@ def demo(
 
     clusterings = [cluster(graph, name, share(graph, 8)) for name in registry()]
     print_clusterings(console, clusterings, graph)
-    runs = make_runs(core, images, layer)
-    measure(runs, core, images, console)
-    print_runs(console, runs)
-    files = draw(Path(out), photo, graph, clusterings, runs, loaded.pretrained)
+    runs, left_out = make_runs(core, images, layer)
+    files = draw(folder, photo, graph, clusterings, runs, loaded.pretrained)  # timing can fail; these are safe now
+    if _timed(runs, core, images, console):
+        print_runs(console, runs)
+        files.append(draw_times(folder, runs))
+    for line in left_out:
+        console.print(line, highlight=False, markup=False)
     _print_facts(console, [("pictures" if i == 0 else "", str(file)) for i, file in enumerate(files)])
     return files
 
 
-def _check_size(model: nn.Module, size: int) -> None:
-    patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
+def _timed(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> bool:
+    """Times all runs; where that fails, prints why."""
+    try:
+        measure(runs, model, images, console)
+    except (RuntimeError, ValueError) as error:
+        console.print(f"No times: {str(error).splitlines()[0]}", style="yellow", highlight=False, markup=False)
+        return False
+    return True
+
+
+def _writable(out: Path) -> Path:
+    """The folder of the pictures, made if need be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except (OSError, ValueError) as error:  # a file in the way, no permission, a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Expected a folder to write pictures into (got {str(out)!r}: {reason}).") from error
+    return out
+
+
+def _check_size(embedding: Any, size: int) -> None:
+    patch = embedding.patch_size
     if size % patch[0] or size < 3 * patch[0]:
         near = max(3, round(size / patch[0])) * patch[0]
         raise ValueError(f"Expected a size that is a multiple of the patch size {patch[0]} (got {size}). Try {near}.")

@@ -73,31 +73,92 @@ class Run:
         return float(torch.tensor(self.times).quantile(q))
 
 
-def make_runs(model: nn.Module, images: Tensor, layer: int) -> list[Run]:
-    """The plain model, then each strategy attached and its ideal, with counts, GFLOPs and features."""
-    _, adapter = find_adapter(model)
-    height, width = adapter.grid(model)
-    patches, prefix = height * width, adapter.num_prefix(model)
+def strategies(patches: int, layer: int) -> list[tuple[str, Select, Any]]:
+    """Name, strategy and schedule of each form that the demo attaches."""
     removed = max(1, round(patches * 13 / 196))  # ToMe's published share: 13 of 196 tokens a block
-    counts = [patches] * (len(adapter.blocks(model)) + 1)
-    full = model.forward_features(images)[:, prefix:]  # type: ignore[operator]
-    runs = [Run("plain model", "plain", nullcontext, counts, _cost(model, counts).total.flops / 1e9, full)]
-    forms: list[tuple[str, Select, Any]] = [
+    return [
         (f"AiluRus {{{layer}: 0.25}}", AiluRus(), {layer: 0.25}),
         (f"ToMe r={removed}", ToMe(), removed),
         (f"grid-pool {{{layer}: 0.25}}", GridPool(), {layer: 0.25}),
     ]
-    for name, select, schedule in forms:
-        with attach(model, select, schedule, lift=True) as handle:
-            features = model.forward_features(images)[:, prefix:]  # type: ignore[operator]
-            counts = handle.trace.counts
+
+
+def check_attaches(model: nn.Module, layer: int) -> None:
+    """Attaches every form and takes it off again.
+
+    Raises:
+        ValueError: If the model takes none of them; the message is that of the last.
+    """
+    _, adapter = find_adapter(model)
+    height, width = adapter.grid(model)
+    refused = []
+    for _, select, schedule in strategies(height * width, layer):
+        try:
+            attach(model, select, schedule, lift=True).remove()
+        except ValueError as error:
+            refused.append(error)
+        else:
+            return
+    raise refused[-1]
+
+
+def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], list[str]]:
+    """The plain model, then each strategy attached and its ideal, with counts, GFLOPs and features.
+
+    Returns:
+        The runs, the plain model's first, and a line on each that had to be left out.
+    """
+    _, adapter = find_adapter(model)
+    height, width = adapter.image_grid(adapter.embedding(model), images)
+    patches, prefix = height * width, adapter.num_prefix(model)
+    counts = [patches] * (len(adapter.blocks(model)) + 1)
+    full = _features(model, images, prefix)
+    runs = [Run("plain model", "plain", nullcontext, counts, _cost(model, counts).total.flops / 1e9, full)]
+    left_out = []
+    for name, select, schedule in strategies(patches, layer):
+        try:
+            with attach(model, select, schedule, lift=True) as handle:
+                features = _features(model, images, prefix)
+                counts = handle.trace.counts
+        except (RuntimeError, ValueError) as error:
+            left_out.append(f"{name} left out: {str(error).splitlines()[0]}")
+            continue
         cost = _cost(model, counts, select)
-        blocks = (cost.attention + cost.mlp).flops / 1e9
         attached = partial(attach, model, select, schedule)
         runs.append(Run(name, "attached", attached, counts, cost.total.flops / 1e9, features))
-        if not isinstance(select, GridPool):  # the control is there for its features
-            runs.append(Run(name, "ideal", partial(ideal, model, counts, select.placement), counts, blocks))
-    return runs
+        if isinstance(select, GridPool):  # the control is there for its features
+            continue
+        cut = Run(
+            name,
+            "ideal",
+            partial(ideal, model, counts, select.placement),
+            counts,
+            (cost.attention + cost.mlp).flops / 1e9,
+        )
+        reason = _fails(cut, model, images)
+        if reason is None:
+            runs.append(cut)
+        else:
+            left_out.append(f"The ideal of {name} left out, since these blocks cannot be cut: {reason}")
+    return runs, left_out
+
+
+def _features(model: nn.Module, images: Tensor, prefix: int) -> Tensor:
+    """Patch tokens after the final norm, ``[B, N, C]``."""
+    tokens: Any = model.forward_features(images)  # type: ignore[operator]
+    if isinstance(tokens, dict):  # NaFlex
+        tokens = tokens["patches"]
+    return tokens[:, prefix:]
+
+
+def _fails(run: Run, model: nn.Module, images: Tensor) -> str | None:
+    """Why the model cannot run in that form; ``None`` if it can."""
+    try:
+        with run.enter():
+            model(images)
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def measure(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> None:

@@ -52,9 +52,10 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
             torch.default_generator.manual_seed(seed)
             try:
                 return timm.create_model(name, num_classes=0, img_size=img_size, **options).eval()
-            except TypeError as error:
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"Expected a vision transformer that takes img_size (got {name!r}: {error}). "
+                    f"Expected a vision transformer that takes img_size={img_size} (got {name!r}: "
+                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}). "
                     "Try vit_small_patch16_224."
                 ) from error
 

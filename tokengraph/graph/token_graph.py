@@ -244,7 +244,9 @@ class TokenGraph(Data):
         grids, graphs = self.grids, []
         for b, fields in enumerate(cut(self, self.ptr)):
             fields |= batch_layout([fields["x"].size(0)], self.x)
-            graphs.append(TokenGraph(**fields, **({} if grids is None else {"grid": grids[b]})))
+            if grids is not None:
+                fields["grid"] = grids[b]
+            graphs.append(TokenGraph(**fields))
         return graphs
 
     def to_data_list(self) -> list[TokenGraph]:

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-WRAPPERS = ("model", "state_dict", "model_ema", "teacher")  # what training scripts put around a state dict
+from tokengraph.io.checkpoint_files import read_checkpoint
+from tokengraph.io.checkpoint_names import WRAPPERS, Fit, choose, fits, guess_prefix, state_dicts
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each name. Printing it says so in words.
+    """What happened to each name. Printing it says so in words.
 
     Args:
         loaded: Names that were loaded.
         missing: Names of the model that the checkpoint lacks; they keep their values.
         unexpected: Names of the checkpoint that the model lacks.
         mismatched: Names with another shape: ``(name, model's shape, checkpoint's shape)``; they keep their values.
+        key: Where in the checkpoint the weights were; empty: outermost.
+        prefix: What was taken off the checkpoint's names.
+        ema: Whether they are averaged weights, as far as key and prefix say.
+        others: Other weights in the checkpoint that fit as well, each as the argument that loads them.
     """
 
     loaded: list[str]
     missing: list[str]
     unexpected: list[str]
     mismatched: list[tuple[str, list[int], list[int]]]
+    key: str = ""
+    prefix: str = ""
+    ema: bool = False
+    others: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -35,58 +43,124 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors"]
+        source = f" from {self.key!r}" if self.key else ""
+        source += " (EMA weights)" if self.ema else ""
+        source += f", prefix {self.prefix!r} taken off" if self.prefix else ""
+        lines = [f"loaded {len(self.loaded)} tensors{source}"]
+        lines += [f"not loaded: {other}" for other in self.others]
         lines += [f"missing in the checkpoint: {', '.join(self.missing)}"] if self.missing else []
         lines += [f"unknown to the model: {', '.join(self.unexpected)}"] if self.unexpected else []
         lines += [f"another shape: {name} is {ours}, checkpoint has {theirs}" for name, ours, theirs in self.mismatched]
         return "\n".join(lines)
 
 
-def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
+def load_checkpoint(
+    model: nn.Module,
+    source: str | PathLike[str] | Mapping[str, Any] | nn.Module,
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
+    weights_only: bool = True,
+) -> LoadReport:
     """Loads into a model what a checkpoint has under the model's names, and says what did not match.
 
     Published checkpoints of DynamicViT load into a timm model with :class:`~tokengraph.DynamicViT` attached: their
     names are timm's, and ``score_predictor.*``. A head of another number of classes, or position embeddings of another
     grid, stay as they are in the model, and are reported.
 
+    Of several weights in one checkpoint the plain ones are loaded rather than averaged ones (``model_ema``,
+    ``state_dict_ema``, ``teacher``), and the report names the others. Prefixes of wrappers (``module.``,
+    ``_orig_mod.``, ``model.``, ``backbone.`` and others, also several in a row) are taken off, from the model's names
+    too.
+
     Args:
         model: Any module.
-        source: A state dict, a training script's dict around one (``{"model": ...}``), or a file of either. Files are
-            read with ``weights_only=True``. A prefix ``module.`` (DistributedDataParallel) is taken off.
+        source: A state dict, a training script's dict around one (``{"model": ...}``), a module, or a file of any of
+            these, by ``torch.save`` or safetensors.
+        key: Where in the checkpoint to look: ``"model_ema"``; with dots for dicts in dicts. By default known keys.
+        prefix: What to take off the checkpoint's names: ``"teacher.backbone."``. By default known ones.
+        weights_only: Reads files without running code from them: tensors and harmless types only. A whole pickled
+            model needs ``False``, which trusts the file.
 
     Raises:
-        ValueError: If there is no state dict, or none of its names is the model's.
+        ValueError: If the file cannot be read, there is no state dict, or none of its names is the model's; the
+            message says what to do.
 
     Example:
         >>> report = load_checkpoint(nn.Linear(2, 3), {"model": {"weight": torch.ones(3, 2), "bias": torch.ones(5)}})
         >>> print(report)
-        loaded 1 tensors
+        loaded 1 tensors from 'model'
         another shape: bias is [3], checkpoint has [5]
     """
-    loaded = source if isinstance(source, Mapping) else torch.load(source, map_location="cpu", weights_only=True)
-    theirs, ours = _tensors(loaded), model.state_dict()
-    fits = [k for k in ours if k in theirs and theirs[k].shape == ours[k].shape]
-    if not fits:
-        raise ValueError(
-            f"Expected a checkpoint with names of {type(model).__name__} (got {len(theirs)} others, such as "
-            f"{next(iter(theirs), None)!r}; the model has {next(iter(ours), None)!r})."
-        )
-    model.load_state_dict({k: theirs[k] for k in fits}, strict=False)
-    shapes = [(k, list(ours[k].shape), list(theirs[k].shape)) for k in ours if k in theirs and k not in set(fits)]
-    return LoadReport(fits, [k for k in ours if k not in theirs], [k for k in theirs if k not in ours], shapes)
+    loaded = source if isinstance(source, Mapping | nn.Module) else read_checkpoint(source, weights_only)
+    found, ours = dict(state_dicts(loaded)), model.state_dict()
+    if not found:
+        keys = list(loaded) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise ValueError(f"Expected a state dict, or a dict with one of {', '.join(WRAPPERS[:4])}, ... (got {keys}).")
+    searched = _searched(found, key)
+    if prefix and not prefix.endswith("."):
+        prefix = f"{prefix}."
+    candidates = [fit for name, theirs in searched.items() for fit in fits(ours, theirs, name, prefix)]
+    chosen, others = choose(candidates)
+    if chosen is None:
+        raise ValueError(_nothing_fits(type(model).__name__, ours, found, searched, candidates))
+    return _load(model, ours, found[chosen.key], chosen, others)
 
 
-def _tensors(loaded: Any) -> dict[str, Tensor]:
-    """The state dict in whatever a file held."""
-    while isinstance(loaded, Mapping) and not any(isinstance(v, Tensor) for v in loaded.values()):
-        inner = next((loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
-        if inner is None:
-            raise ValueError(
-                f"Expected a state dict, or a dict with one of {', '.join(WRAPPERS)} (got {list(loaded)})."
-            )
-        loaded = inner
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"Expected a state dict (got {type(loaded).__name__}).")
-    found = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
-    wrapped = bool(found) and all(k.startswith("module.") for k in found)
-    return {k.removeprefix("module.") if wrapped else k: v for k, v in found.items()}
+def _searched(found: Mapping[str, dict[str, Tensor]], key: str | None) -> dict[str, dict[str, Tensor]]:
+    """The state dicts to look into: the one under a given key, or those under known ones."""
+    if key is None:
+        return {name: theirs for name, theirs in found.items() if not name or name.split(".")[-1] in WRAPPERS}
+    inside = {name: theirs for name, theirs in found.items() if name == key or name.startswith(f"{key}.")}
+    if not inside:
+        raise ValueError(f"Expected key to be one of {', '.join(map(repr, found))} (got {key!r}).")
+    return inside
+
+
+def _load(
+    model: nn.Module, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], fit: Fit, others: list[Fit]
+) -> LoadReport:
+    same = [name for name, their in fit.names.items() if ours[name].shape == theirs[their].shape]
+    model.load_state_dict({name: theirs[fit.names[name]] for name in same}, strict=False)
+    shapes = [
+        (name, list(ours[name].shape), list(theirs[their].shape))
+        for name, their in fit.names.items()
+        if ours[name].shape != theirs[their].shape
+    ]
+    known = {name for one in (fit, *others) if one.key == fit.key for name in one.names.values()}
+    missing, unexpected = [k for k in ours if k not in fit.names], [k for k in theirs if k not in known]
+    listed = [_argument(one, fit) for one in others]
+    return LoadReport(same, missing, unexpected, shapes, fit.key, fit.shown, fit.ema, listed)
+
+
+def _argument(other: Fit, chosen: Fit) -> str:
+    """What to give to load the other one instead."""
+    return f"key={other.key!r}" if other.key != chosen.key else f"prefix={other.shown!r}"
+
+
+def _nothing_fits(
+    kind: str,
+    ours: Mapping[str, Tensor],
+    found: Mapping[str, dict[str, Tensor]],
+    searched: Mapping[str, dict[str, Tensor]],
+    candidates: list[Fit],
+) -> str:
+    """The message for a checkpoint of which nothing loads: what is there, and the argument that would help."""
+    if candidates:
+        name, their = next(iter(candidates[0].names.items()))
+        shape = list(found[candidates[0].key][their].shape)
+        return f"Expected a checkpoint with shapes of {kind} (got {name} of {shape} for {list(ours[name].shape)})."
+    for key, theirs in found.items():
+        if key not in searched and any(fit.loads for fit in fits(ours, theirs, key)):
+            hint = f"Say so: load_checkpoint(..., key={key!r})."
+            return f"Expected weights under a known key (got {key!r}). {hint}"
+    for theirs in searched.values():
+        prefix = guess_prefix(ours, theirs)
+        if prefix:
+            hint = f"Say so: load_checkpoint(..., prefix={prefix!r})."
+            return f"Expected a checkpoint with names of {kind} (got them behind {prefix!r}). {hint}"
+    names = next((theirs for theirs in searched.values()), None) or next(iter(found.values()))
+    return (
+        f"Expected a checkpoint with names of {kind} (got {len(names)} others, such as {next(iter(names), None)!r}; "
+        f"the model has {next(iter(ours), None)!r})."
+    )

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokengraph.io.mean_std import find_mean_std, input_channels
+from tokengraph.io.pixels import to_light
 from tokengraph.optional import optional
 
 SHIPPED = ("coffee.png", "chelsea.png", "astronaut.png", "rocket.jpg")  # in scikit-image's wheel: nothing to download
+ORIENTATION = 274  # tag of EXIF
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # its values as those of Pillow's Image.Transpose
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow weighs red, green and blue
 
 
-def find_photo(path: str | Path | None = None) -> Path:
+def find_photo(path: str | PathLike[str] | None = None) -> Path:
     """The file at ``path``; without one, a photograph inside the installed scikit-image.
 
     Raises:
+        TypeError: If ``path`` is no path.
         ValueError: If there is no file at ``path``.
         ImportError: If neither a path is given nor scikit-image is installed.
     """
     if path is not None:
-        if not Path(path).is_file():
-            raise ValueError(f"Expected the path of an image file (got {str(path)!r}: no such file).")
-        return Path(path)
+        return _existing(path)
     spec = find_spec("skimage")
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     for name in SHIPPED:
@@ -37,8 +44,27 @@ def find_photo(path: str | Path | None = None) -> Path:
     )
 
 
-def load_photo(path: str | Path | None = None, size: int = 448) -> Tensor:
+def _existing(path: str | PathLike[str]) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"Expected the path of an image file (got {type(path).__name__}).")
+    try:
+        mode = Path(path).stat().st_mode
+        reason = "" if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "no regular file"
+    except FileNotFoundError:
+        reason = "no such file"
+    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise ValueError(f"Expected the path of an image file (got {str(path)!r}: {reason}).")
+    return Path(path)
+
+
+def load_photo(path: str | PathLike[str] | None = None, size: int = 448) -> Tensor:
     """Loads a photograph, scales its shorter side and cuts the centre out.
+
+    The photograph is turned upright by its EXIF orientation. Transparent pixels show white. An animation, or a file
+    of several pages, gives its first. Pixels of more than 8 bits are scaled by the range of the file's type or, where
+    that says nothing, of the data: see :func:`tokengraph.io.pixels.to_light`. Colour profiles are ignored.
 
     Args:
         path: An image file; ``None`` takes one that scikit-image ships.
@@ -48,27 +74,71 @@ def load_photo(path: str | Path | None = None, size: int = 448) -> Tensor:
         ``[3, S, S]`` float32 in [0, 1], not normalised.
 
     Raises:
-        ValueError: If the file is missing or no image.
+        TypeError: If ``path`` is no path, or ``size`` no whole number.
+        ValueError: If the file is missing, is no image or a broken one, has more pixels than Pillow allows, or holds
+            NaN.
         ImportError: If Pillow is not installed; names the extra to install.
     """
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise TypeError(f"Expected size as a whole number of pixels (got {size!r}).")
     if size < 1:
         raise ValueError(f"Expected size >= 1 pixels (got size={size}).")
-    file, pillow, operations = find_photo(path), optional("PIL.Image"), optional("PIL.ImageOps")
+    light, side = _upright(find_photo(path)), int(size)
+    method = optional("PIL.Image").Resampling.LANCZOS
+    fitted = optional("PIL.ImageOps").fit(light, (side, side), method=method)
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32))
+    if pixels.dim() == 2:
+        return pixels.clamp(0, 1).expand(3, side, side).contiguous()  # LANCZOS overshoots at edges
+    return pixels.permute(2, 0, 1).contiguous() / 255
+
+
+def _upright(file: Path) -> Any:
+    """The image in a file as ``"RGB"`` or ``"F"``."""
+    pillow = optional("PIL.Image")
     try:
         with pillow.open(file) as opened:
-            upright = operations.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"Expected an image file that Pillow can read (got {str(file)!r}: {error}).") from error
-    fitted = operations.fit(upright, (size, size), method=pillow.Resampling.LANCZOS)
-    pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return pixels.view(size, size, 3).permute(2, 0, 1).float() / 255
+            opened.load()
+            image, turn = to_light(opened), TURNS.get(_orientation(opened))
+    except pillow.DecompressionBombError as error:
+        raise ValueError(
+            f"Expected an image that Pillow takes for safe to open (got {str(file)!r}: {str(error).rstrip('.')}). "
+            "Make it smaller or, if you trust it, set PIL.Image.MAX_IMAGE_PIXELS = None."
+        ) from error
+    except Exception as error:  # broken files raise anything: struct.error, SyntaxError, KeyError, ...
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ValueError(f"Expected an image file that Pillow can read (got {str(file)!r}: {reason}).") from error
+    return image if turn is None else image.transpose(pillow.Transpose(turn))
 
 
-def normalize(photo: Tensor, model: nn.Module) -> Tensor:
+def _orientation(image: Any) -> Any:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # tags that cannot be read turn nothing
+        return None
+
+
+def normalize(photo: Tensor, model: nn.Module, *, processor: Any = None) -> Tensor:
     """Applies the model's own mean and deviation to ``[3, H, W]`` and adds the batch: ``[1, 3, H, W]``.
 
-    Models without a ``pretrained_cfg`` get mean and deviation 0.5.
+    They come from ``processor`` or, without one, from the model: see :func:`tokengraph.io.mean_std.find_mean_std`. A
+    model for one channel gets ``[1, 1, H, W]``: luma, with the mean over channels of mean and deviation.
+
+    Args:
+        photo: ``[3, H, W]`` in [0, 1], as :func:`load_photo` gives it.
+        model: Any model, or a wrapper around one.
+        processor: An image processor of transformers, or a dict with ``mean`` and ``std``; it decides if given.
+
+    Raises:
+        ValueError: If photo has another shape, the model takes neither 1 nor 3 channels, or it holds several models
+            that disagree.
     """
-    config: Any = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = (torch.tensor(config.get(key) or (0.5,) * 3).view(3, 1, 1) for key in ("mean", "std"))
-    return ((photo - mean) / std)[None]
+    if photo.dim() != 3 or photo.size(0) != 3:
+        raise ValueError(f"Expected a photo of shape [3, H, W] (got {list(photo.shape)}).")
+    channels = input_channels(model)
+    if channels not in (1, 3):
+        raise ValueError(f"Expected a model for 1 or 3 channels (got one for {channels}). Normalise by hand.")
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in find_mean_std(model, processor))
+    if channels == 1:
+        photo = (photo * photo.new_tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+    return ((photo - mean.to(photo)) / std.to(photo))[None]

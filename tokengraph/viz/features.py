@@ -23,20 +23,21 @@ def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 
     Args:
         features: ``[N, C]``, or ``[B, N, C]`` in row-major order.
         grid: ``(H, W)`` with ``H*W = N``; ``(T, H, W)`` for a video.
-        like: Features of the same C that fix directions and scale, so that pictures compare; by default ``features``.
-        index: Which image of the batch.
+        like: Features ``[..., C]`` that fix directions and scale, so that pictures compare: one PCA over all their
+            rows, or over the rows of several arrays in a list; ``index`` does not apply. By default the image's own.
+        index: Which image of the batch ``features``.
 
     Returns:
         ``[H, W, 3]`` float32 in [0, 1], a colour a patch; ``[T, H, W, 3]`` of a video. The sign of each direction is
         fixed: largest entry positive.
 
     Raises:
-        ValueError: If shapes do not fit the grid or each other.
+        ValueError: If shapes do not fit the grid or each other, or ``like`` holds NaN or infinity.
 
     Cost: one eigendecomposition of ``[C, C]``.
     """
     x = _rows(features, grid, index)
-    return _paint(x, _Palette.of(x if like is None else _rows(like, grid, index)), grid)
+    return _paint(x, _Palette.of(x if like is None else _all_rows(like)), grid)
 
 
 def plot_features(
@@ -44,17 +45,19 @@ def plot_features(
     maps: Mapping[str, Any],
     grid: Grid,
     *,
+    like: Any = None,
     index: int = 0,
     notes: Mapping[str, str] | None = None,
     title: str = "",
     subtitle: str = "",
 ) -> Figure:
-    """Puts the photograph and several feature maps side by side, in the colours of the first.
+    """Puts the photograph and several feature maps side by side, in the same colours.
 
     Args:
         image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8.
-        maps: Features ``[N, C]`` or ``[B, N, C]`` by the name to write above; the first fixes the colours.
+        maps: Features ``[N, C]`` or ``[B, N, C]`` by the name to write above.
         grid: ``(H, W)`` of the patches.
+        like: Features that fix the colours, as in :func:`feature_colors`; by default the image's in the first map.
         index: Which image of the batch.
         notes: A word to write beside a name.
         title: Above the figure.
@@ -71,7 +74,7 @@ def plot_features(
         )
     rgb = to_rgb(image)
     rows = {name: _rows(features, grid, index) for name, features in maps.items()}
-    palette = _Palette.of(next(iter(rows.values())))
+    palette = _Palette.of(next(iter(rows.values())) if like is None else _all_rows(like))
     count = 1 + len(maps)
     tall = 3.2 * rgb.shape[0] / rgb.shape[1] + 0.35
     figure = new_figure(3.2 * count + 0.2, tall + 0.2 + 0.5 * bool(title), title, subtitle)
@@ -100,6 +103,8 @@ class _Palette(NamedTuple):
 
     @classmethod
     def of(cls, x: np.ndarray) -> _Palette:
+        if not np.isfinite(x).all():
+            raise ValueError("Expected finite features to fit colours to (got NaN or infinity).")
         mean = x.mean(axis=0)
         centred = x - mean
         directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]  # eigenvalues come in rising order
@@ -122,3 +127,16 @@ def _rows(features: Any, grid: Grid, index: int) -> np.ndarray:
         raise ValueError(f"Expected features of shape [N, C] or [B, N, C] (got {list(array.shape)}).")
     flat = array.reshape(-1, array.shape[-1])
     return one_of(flat, grid, index, "features").reshape(-1, flat.shape[1])
+
+
+def _all_rows(like: Any) -> np.ndarray:
+    """Every row ``[M, C]`` of features of any shape, or of several such in a list."""
+    several = isinstance(like, list | tuple) and len(like) > 0 and all(getattr(part, "ndim", 0) > 1 for part in like)
+    arrays = [to_array(part, "like").astype(np.float64) for part in (like if several else [like])]
+    if not all(array.ndim >= 2 and array.size for array in arrays):
+        shapes = ", ".join(str(list(array.shape)) for array in arrays)
+        raise ValueError(f"Expected like of shape [..., C] with at least one row (got {shapes}).")
+    if len({array.shape[-1] for array in arrays}) > 1:
+        widths = ", ".join(str(array.shape[-1]) for array in arrays)
+        raise ValueError(f"Expected features of one width in like (got {widths}).")
+    return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])

@@ -126,7 +126,7 @@ class _Bags(torch.autograd.Function):
 
 def is_transformed() -> bool:
     """Whether ``torch.func`` (vmap, grad, jvp) is at work: then no tensor has values to look at."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -161,6 +161,7 @@ def environment(device: torch.device | str) -> dict[str, object]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    versions["torch"] = torch.__version__  # names the build (+cpu, +cu130), which the package's metadata may leave out
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

@@ -76,8 +76,10 @@ def to_onnx(
             dynamo=True,
             input_names=names_in,
             output_names=names_out,
+            dynamic_shapes=({0: "batch"},) * len(inputs) if dynamic_batch else None,
             custom_translation_table={torch.ops.aten.sort.stable: _sort},
         )
+    _describe_weights_once(onnx_program)
     if path is not None:
         onnx_program.save(path)
     return onnx_program
@@ -102,6 +104,15 @@ def _check(inputs: Sequence[Tensor], path: str | os.PathLike[str] | None, dynami
                 "Install it with: pip install 'tokengraph[onnx]'",
                 name=package,
             ) from error
+
+
+def _describe_weights_once(onnx_program: Any) -> None:
+    """Takes out the second description of each weight, beside that in its data.
+
+    onnxruntime's ``quantize_dynamic`` transposes weights, and then stumbles over the second one's old shape.
+    """
+    for weight in onnx_program.model.graph.initializers.values():
+        weight.shape = weight.type = None
 
 
 def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:

@@ -53,9 +53,7 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     together = dims == list(range(dims[0], dims[-1] + 1))
     before, after = (rest[: dims[0]], rest[dims[0] :]) if together else ([], rest)
     sizes = [*(x.size(d) for d in before), *row.shape, *(x.size(d) for d in after)]
-    values = values.expand(sizes).movedim(
-        list(range(len(before), len(before) + row.dim())), list(range(row.dim()))
-    )
+    values = values.expand(sizes).movedim(list(range(len(before), len(before) + row.dim())), list(range(row.dim())))
     width = [x.size(dim) for dim in rest]
     flat = x.permute(*dims, *rest).reshape(prod(shape), *width)
     added = index_add(flat, 0, row.flatten(), values.reshape(-1, *width)).reshape(*shape, *width)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tokengraph.flat.bags import bag_sums
+from tokengraph.flat.looks import may_look, transforming
 
 BACKENDS = ("auto", "index_add", "segment")
 
@@ -31,7 +33,8 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     if backend == "auto":
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
     if backend == "index_add":
-        return x.new_zeros(rows, *x.shape[1:]).index_add_(0, index, x)
+        zeros = x.new_zeros(rows, *x.shape[1:])
+        return zeros.index_add(0, index, x) if transforming() else zeros.index_add_(0, index, x)
     return _sorted_sum(x, index, rows)
 
 
@@ -70,7 +73,7 @@ def weighted_sum(
         backend: As for :func:`segment_sum`.
     """
     x, weight = x.to(wide(x)), weight.to(wide(x))
-    if backend == "auto" and not torch.compiler.is_compiling() and x.device.type == "cpu":
+    if backend == "auto" and may_look(x) and not transforming():
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if x.numel() and index.numel() and (source is not None or not needs_grad):
             return _bags(x, weight, index, rows, source)
@@ -89,7 +92,7 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = torch.arange(x.size(0), device=x.device)
     starts = torch.searchsorted(index, torch.arange(rows, device=x.device))
     flat = x.reshape(x.size(0), -1)
-    out = F.embedding_bag(source, flat, starts, mode="sum", per_sample_weights=weight)
+    out = bag_sums(flat, weight, source, index, starts)
     return out.view(rows, *x.shape[1:])
 
 

@@ -19,6 +19,7 @@ from tokengraph.edges.cells import (
 )
 from tokengraph.edges.distance import origin
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
+from tokengraph.flat.looks import may_look
 from tokengraph.flat.segment import wide
 from tokengraph.select.expedite.forms import FORMS, TINY, Dense, Edges, Tiles
 
@@ -207,7 +208,7 @@ def _temperature(z: Tensor, s: Tensor, grid: Pair, clusters: Pair, mask: Tensor 
 def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:
     """The next centres ``[B, M, C]``: means, and what ``empty`` says where there is no ``mass [B, M]``."""
     none = mass < TINY
-    if mean.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(none.any()):
+    if may_look(mean) and not bool(none.any()):
         return mean  # the usual case; elsewhere looking would cost more than the pass
     if empty == "keep":
         return torch.where(none[..., None], before, mean)

@@ -28,17 +28,17 @@ def bag_sums(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: T
 
 
 class _Bags(torch.autograd.Function):
-    """``embedding_bag`` of ``x [M, C]``; where gradients are wanted twice, the first by operators that have a second."""
+    """``embedding_bag`` of ``x [M, C]``, whose gradient has a gradient where ``create_graph=True`` wants one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, weight, index, source, starts)
-        ctx.save_for_forward(x, weight, source, starts)
+        ctx.save_for_backward(x, weight, source, index, starts)
+        ctx.save_for_forward(x, weight, source, index, starts)
         return F.embedding_bag(source, x, starts, mode="sum", per_sample_weights=weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        x, weight, index, source, starts = ctx.saved_tensors
+        x, weight, source, index, starts = ctx.saved_tensors
         of_x = of_weight = None
         if torch.is_grad_enabled():  # create_graph=True
             if ctx.needs_input_grad[0]:
@@ -56,7 +56,7 @@ class _Bags(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, *_: Any) -> Any:  # type: ignore[override]
-        x, weight, starts, source = ctx.saved_tensors
+        x, weight, source, _, starts = ctx.saved_tensors
         out = 0.0
         if x_tangent is not None:
             out = F.embedding_bag(source, x_tangent, starts, mode="sum", per_sample_weights=weight)

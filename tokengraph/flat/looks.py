@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _functorch: Any = getattr(torch._C, "_functorch", None)
 
@@ -28,3 +29,10 @@ def under_vmap() -> bool:
 def transforming() -> bool:
     """Whether any transform of ``torch.func`` runs: ``grad``, ``vmap``, ``jvp`` and their relatives."""
     return _functorch is not None and _functorch.peek_interpreter_stack() is not None
+
+
+def may_differentiate(x: Tensor) -> bool:
+    """Whether gradients or tangents may pass through ``x``: by autograd, forward mode or a transform."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return True
+    return not torch.compiler.is_compiling() and (transforming() or forward_ad.unpack_dual(x).tangent is not None)

@@ -34,7 +34,9 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
     if backend == "index_add":
         zeros = x.new_zeros(rows, *x.shape[1:])
-        return zeros.index_add(0, index, x) if transforming() else zeros.index_add_(0, index, x)
+        if torch.compiler.is_compiling() or transforming():  # vmap may see many indices for the one set of zeros
+            return zeros.index_add(0, index, x)
+        return zeros.index_add_(0, index, x)
     return _sorted_sum(x, index, rows)
 
 

@@ -51,7 +51,7 @@ def to_onnx(
             ``"output"`` for a model that returns one tensor.
 
     Returns:
-        An ``ONNXProgram``; its ``.save("model.onnx")`` writes the file too, its ``.model_proto`` is what the file holds.
+        An ``ONNXProgram``; its ``.save("model.onnx")`` writes the file too, its ``.model_proto`` is what it holds.
 
     Raises:
         ImportError: Without onnx and onnxscript; names the extra.

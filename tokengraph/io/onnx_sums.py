@@ -1,8 +1,8 @@
 """Sums of rows that share an index, in a form that onnxruntime adds up the same in every run.
 
-PyTorch translates ``index_add`` and ``index_put(accumulate=True)`` to ``ScatterND(reduction="add")``. On CPU onnxruntime
-shares its updates out among threads, and loses some where two threads add to one row. ``scatter_add`` becomes
-``ScatterElements``, which one thread works through.
+PyTorch translates ``index_add`` and ``index_put(accumulate=True)`` to ``ScatterND(reduction="add")``. On CPU
+onnxruntime shares its updates out among threads, and loses some where two threads add to one row. ``scatter_add``
+becomes ``ScatterElements``, which one thread works through.
 """
 
 from __future__ import annotations

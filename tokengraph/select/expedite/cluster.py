@@ -19,7 +19,7 @@ from tokengraph.edges.cells import (
 )
 from tokengraph.edges.distance import origin
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
-from tokengraph.flat.looks import may_look
+from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
 from tokengraph.select.expedite.forms import FORMS, TINY, Dense, Edges, Tiles
 
@@ -157,7 +157,7 @@ def cluster_tokens(x: Tensor, grid: Pair, clusters: Pair, how: How, mask: Tensor
             for _ in range(how.iterations - 1):
                 _, mean, mass = form(s)
                 s = _settle(mean, mass, s, zero, how.empty)
-        if how.detach and torch.is_grad_enabled() and z.requires_grad:
+        if how.detach and may_differentiate(z):
             form = kind(z, grid, clusters, how.window, t, real)  # the last average alone carries gradients
         weight, mean, mass = form(s, detach=how.detach)
         s = _settle(mean, mass, s, zero, how.empty)

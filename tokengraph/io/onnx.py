@@ -67,7 +67,7 @@ def to_onnx(
     _check(inputs, path, dynamic_batch)
     program = _program(model, inputs, dynamic_batch)
     signature = program.graph_signature
-    names_in = names_of_inputs(input_names, signature.user_inputs)
+    names_in = names_of_inputs(input_names, [str(name) for name in signature.user_inputs])
     names_out = names_of_outputs(output_names, program.call_spec.out_spec, len(signature.user_outputs))
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
         onnx_program: Any = torch.onnx.export(

@@ -8,6 +8,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from tokengraph.flat.looks import under_vmap
+
 
 def check_tokens(x: Tensor, *, dims: tuple[int, ...] = (3,), name: str = "x") -> None:
     """Raises unless ``x`` is a floating-point tensor with one of the given numbers of dimensions."""
@@ -22,7 +24,7 @@ def check_tokens(x: Tensor, *, dims: tuple[int, ...] = (3,), name: str = "x") ->
 
 def check_finite(x: Tensor, name: str = "tokens") -> None:
     """Raises when ``x`` holds NaN or infinity. Reads the values: on CUDA this synchronises with the host."""
-    if torch.compiler.is_compiling() or x.numel() == 0:
+    if torch.compiler.is_compiling() or under_vmap() or x.numel() == 0:
         return
     if not bool(torch.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))):
         bad = int((~torch.isfinite(x)).any(dim=-1).sum())
@@ -46,7 +48,7 @@ def check_mask(mask: Tensor | None, x: Tensor, *, leading: bool = False) -> None
         raise TypeError(f"Expected mask of dtype bool (got {mask.dtype}). Convert with mask > 0.")
     if mask.shape != x.shape[:2]:
         raise ValueError(f"Expected mask of shape [B, N] = {list(x.shape[:2])} (got {list(mask.shape)}).")
-    if leading and not torch.compiler.is_compiling():
+    if leading and not (torch.compiler.is_compiling() or under_vmap()):
         bad = int((mask[:, 1:] & ~mask[:, :-1]).any(dim=1).sum())
         if bad:
             raise ValueError(

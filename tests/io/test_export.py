@@ -13,7 +13,7 @@ from needs import library
 from torch import nn
 
 import tokengraph as tg
-from tokengraph.io.onnx import _adopt_orphans, _diagonal_scatter, _index_add, _index_put, _kthvalue, to_onnx
+from tokengraph.io.onnx import _adopt_orphans, _diagonal_scatter, _kthvalue, to_onnx
 from tokengraph.select.peaks.orphans import adopt_orphans
 from tokengraph.testing import tiny_vit
 
@@ -64,32 +64,17 @@ def logits(output):
     return getattr(output, "logits", output)
 
 
-def need_onnx():
+def session(model, **options):
+    """What onnxruntime makes of the model, as a function of images."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-
-
-def session(model, x=None, threads=0, **options):
-    """What onnxruntime makes of the model, as a function of images."""
-    need_onnx()
     import onnxruntime
 
-    program = to_onnx(model, images(0) if x is None else x, **options)
-    assert reductions(program) <= {("ScatterElements", "add"), ("ScatterElements", "max")}  # no ScatterND: see below
-    file = program.model_proto.SerializeToString()
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    run = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    file = to_onnx(model, images(0), **options).model_proto.SerializeToString()
+    run = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = run.get_inputs()[0].name
     return lambda x: torch.from_numpy(run.run(None, {name: x.numpy()})[0])
-
-
-def reductions(program):
-    """Kinds of operators that write several values to one place, by the reduction that they name."""
-    nodes = [*program.model_proto.graph.node, *(n for f in program.model_proto.functions for n in f.node)]
-    named = [(n.op_type, a.s.decode()) for n in nodes for a in n.attribute if a.name == "reduction"]
-    return {pair for pair in named if pair[1] not in ("", "none")}
 
 
 def test_every_strategy_is_exported():
@@ -127,52 +112,6 @@ def test_onnx_gives_what_the_model_gives_for_other_images_and_batches(name):
         for seed, count in ((1, 2), (2, 1), (3, 5)):
             x = images(seed, count)
             torch.testing.assert_close(run(x), model(x), atol=1e-5, rtol=1e-4)
-
-
-# The settings that lost updates before, at a real size: wrong in 34 to 49 of 60 runs, logits off by 1e-3 to 1.6e-2.
-REAL = {"dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}), "gtp": (tg.GTP(), 8), "tome": (tg.ToMe(), 16)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_onnx_gives_the_same_in_many_runs_with_several_threads(name):
-    torch.manual_seed(0)
-    model = timm.create_model("deit_tiny_patch16_224", depth=2).eval()
-    x = torch.randn(8, 3, 224, 224)
-    with tg.attach(model, *REAL[name]), torch.no_grad():
-        expected = model(x)
-        run = session(model, x, threads=3)  # ScatterND lost updates in most runs of two threads or more
-    for _ in range(10):
-        torch.testing.assert_close(run(x), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_onnx_file_has_the_names_that_were_given_and_can_be_quantized(tmp_path):
-    need_onnx()
-    import onnxruntime
-    from onnxruntime.quantization import quantize_dynamic
-
-    model, file, small = tiny_vit(), tmp_path / "model.onnx", tmp_path / "int8.onnx"
-    with tg.attach(model, "tome", 3), torch.no_grad():
-        to_onnx(model, images(0), path=file, input_names=["pixels"], output_names=["logits"])
-        expected = model(images(1))
-    run = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    assert [i.name for i in run.get_inputs()] == ["pixels"] and [o.name for o in run.get_outputs()] == ["logits"]
-    (got,) = run.run(["logits"], {"pixels": images(1).numpy()})
-    torch.testing.assert_close(torch.from_numpy(got), expected, atol=1e-5, rtol=1e-4)
-    quantize_dynamic(file, small)
-    run = onnxruntime.InferenceSession(str(small), providers=["CPUExecutionProvider"])
-    (got,) = run.run(None, {"pixels": images(1).numpy()})
-    assert torch.nn.functional.cosine_similarity(torch.from_numpy(got), expected).min() > 0.9
-
-
-@pytest.mark.slow
-def test_onnx_names_are_images_and_output_by_default_and_wrong_ones_are_refused():
-    need_onnx()
-    proto = to_onnx(tiny_vit(), images(0)).model_proto
-    assert [v.name for v in proto.graph.input] == ["images"] and [v.name for v in proto.graph.output] == ["output"]
-    with pytest.raises(ValueError, match=r"Expected 1 different input_names \(got \['a', 'b'\]\)"):
-        to_onnx(tiny_vit(), images(0), input_names=["a", "b"])
 
 
 @pytest.mark.slow
@@ -223,10 +162,3 @@ def test_decompositions_are_what_they_replace():
     for keep in (False, True):
         for got, wanted in zip(_kthvalue(x, 2, 1, keep), torch.kthvalue(x, 2, 1, keep), strict=True):
             assert torch.equal(got, wanted)
-    index, source = torch.tensor([1, 0, 1, 1]), torch.randn(4, 3)
-    assert torch.equal(_index_add(rows, 0, index.clamp_max(1), source), rows.index_add(0, index, source))
-    assert torch.equal(_index_add(rows, 1, index[:3], x[:, 0], alpha=2), rows.index_add(1, index[:3], x[:, 0], alpha=2))
-    assert torch.equal(_index_put(rows, [index], source, True), rows.index_put((index,), source, accumulate=True))
-    assert _index_put(rows, [index], source) is NotImplemented
-    with pytest.raises(ValueError, match=r"Expected sums by one index of rows \(got 2 indices\)"):
-        _index_put(rows, [index, index], source[:, 0], True)

@@ -15,7 +15,6 @@ from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import begin, begins, coarsen, map_edit, restore
 from tokengraph.attention.open_map import OpenMap
-from tokengraph.flat.segment import is_transformed
 
 
 def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
@@ -27,23 +26,7 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
         x: Its tokens.
         mask: The user's attention mask over the uncoarsened sequence, or ``None``.
         side: The block's other inputs.
-
-    Raises:
-        RuntimeError: Where the strategy looks at values and ``torch.func`` (vmap) has none to show.
     """
-    try:
-        return _run(site, block, x, mask, side)
-    except RuntimeError as error:
-        if torch.compiler.is_compiling() or not is_transformed():
-            raise
-        name = type(site.recipe.select).__name__
-        raise RuntimeError(
-            f"Expected a strategy that torch.func can follow (got {name}, under vmap, grad or jvp: {error}). Give the "
-            "model the batch itself and use autograd; for gradients image by image, call it in a loop."
-        ) from error
-
-
-def _run(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
     adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
     x, state = _enter(site, x, mask)
     bias = attention_bias(mask, state, trace.num_prefix, rule=site.recipe.rule, dtype=x.dtype)

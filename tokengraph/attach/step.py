@@ -15,6 +15,7 @@ from tokengraph.attach.state import State
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.flat.layout import pad, spread
+from tokengraph.flat.looks import under_vmap
 from tokengraph.maps.counts import with_counts
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.prefix import with_prefix
@@ -109,11 +110,20 @@ def coarsen(
         assert isinstance(keep, int)
         none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
         return x[:, : site.trace.num_prefix + keep], state.step(none, keep, None)
-    if _alone(select, state):
-        assert state.grids is not None
-        assignment = select_alone(select, tokens, keep, state.grids, not state.coarse)
-    else:
-        assignment = select(tokens, keep)
+    try:
+        if _alone(select, state):
+            assert state.grids is not None
+            assignment = select_alone(select, tokens, keep, state.grids, not state.coarse)
+        else:
+            assignment = select(tokens, keep)
+    except RuntimeError as error:
+        if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage")):
+            raise
+        raise ValueError(
+            f"Expected a strategy that reads no numbers under torch.func.vmap (got {type(select).__name__}, whose "
+            "choice here depends on them, as thresholds and budgets of single images do). Give it a fixed budget, or "
+            "call the model on one image after another."
+        ) from error
     assignment = with_counts(assignment, state.images, state.valid)
     if mask is not None and state.grids is None:
         _keep_padding_out(site, mask, assignment)

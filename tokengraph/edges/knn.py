@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokengraph.edges import knn_extension, knn_torch
 from tokengraph.errors import check_finite, check_positive, check_ptr, check_tokens
+from tokengraph.flat.looks import may_look
 from tokengraph.optional import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
@@ -119,7 +120,7 @@ def _directions(x: Tensor) -> Tensor:
     The axis costs a copy and an odd width, so it is left out where a look, free on CPU, says that nobody needs it.
     """
     unit, zero = directions(x)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(zero.any()):
+    if may_look(x) and not bool(zero.any()):
         return unit
     return torch.cat([unit, zero.to(x.dtype)], dim=1)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokengraph.edges.distance import recentre, squared_norm
 from tokengraph.flat.layout import pad
+from tokengraph.flat.looks import under_vmap
 
 BUDGET = 256 * 2**20  # bytes of the largest block of distances
 
@@ -70,7 +71,7 @@ def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ``torch.topk`` leaves ties open. Rows where the k-th value ties with the next one are looked at again, exactly;
     under ``torch.compile`` all rows are, so that shapes stay fixed.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or under_vmap():
         value, index = score.sort(dim=-1, stable=True)
         return value[..., :k], index[..., :k]
     more = min(k + 1, score.size(-1))

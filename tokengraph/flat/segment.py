@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tokengraph.flat.bags import bag_sums
+from tokengraph.flat.looks import may_look, transforming
 
 BACKENDS = ("auto", "index_add", "segment")
 
@@ -33,7 +33,10 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     if backend == "auto":
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
     if backend == "index_add":
-        return x.new_zeros(rows, *x.shape[1:]).index_add_(0, index, x)
+        zeros = x.new_zeros(rows, *x.shape[1:])
+        if torch.compiler.is_compiling() or transforming():  # vmap may see many indices for the one set of zeros
+            return zeros.index_add(0, index, x)
+        return zeros.index_add_(0, index, x)
     return _sorted_sum(x, index, rows)
 
 
@@ -72,7 +75,7 @@ def weighted_sum(
         backend: As for :func:`segment_sum`.
     """
     x, weight = x.to(wide(x)), weight.to(wide(x))
-    if backend == "auto" and x.device.type == "cpu" and not (torch.compiler.is_compiling() or is_transformed()):
+    if backend == "auto" and may_look(x) and not transforming():
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if x.numel() and index.numel() and (source is not None or not needs_grad):
             return _bags(x, weight, index, rows, source)
@@ -91,42 +94,8 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = torch.arange(x.size(0), device=x.device)
     starts = torch.searchsorted(index, torch.arange(rows, device=x.device))
     flat = x.reshape(x.size(0), -1)
-    if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
-        out: Tensor = _Bags.apply(flat, weight, index, source, starts)  # type: ignore[assignment]
-    else:
-        out = F.embedding_bag(source, flat, starts, mode="sum", per_sample_weights=weight)
+    out = bag_sums(flat, weight, source, index, starts)
     return out.view(rows, *x.shape[1:])
-
-
-class _Bags(torch.autograd.Function):
-    """``embedding_bag`` with gradients that can be differentiated again, which its own cannot.
-
-    The gradient of the rows is the same sum with the ends of each edge exchanged.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, index: Tensor, source: Tensor, starts: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, index, source, starts)
-        return F.embedding_bag(source, x, starts, mode="sum", per_sample_weights=weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
-        x, weight, index, source, starts = ctx.saved_tensors
-        rows = weights = None
-        if ctx.needs_input_grad[0]:
-            rows = weighted_sum(grad, weight, source, x.size(0), source=index)
-        if ctx.needs_input_grad[1]:
-            if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-                weights = (x.index_select(0, source) * grad.index_select(0, index)).sum(dim=1)
-            else:  # what embedding_bag does itself: no copy of the rows for each edge
-                own = torch.ops.aten._embedding_bag_per_sample_weights_backward
-                weights = own(grad.contiguous(), x, source, starts, index, 0)
-        return rows, weights, None, None, None
-
-
-def is_transformed() -> bool:
-    """Whether ``torch.func`` (vmap, grad, jvp) is at work: then no tensor has values to look at."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -2,11 +2,11 @@
 
 import torch
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
-from torch_geometric.data.storage import AttrType, GlobalStorage
+from torch_geometric.data.storage import GlobalStorage
 
 from tokengraph.graph.token_graph import TokenGraph
 
 # torch.load(weights_only=True), as PyG loads data sets, takes the classes that are named here.
-torch.serialization.add_safe_globals([TokenGraph, DataEdgeAttr, DataTensorAttr, GlobalStorage, AttrType])
+torch.serialization.add_safe_globals([TokenGraph, DataEdgeAttr, DataTensorAttr, GlobalStorage])
 
 __all__ = ["TokenGraph"]

@@ -14,7 +14,7 @@ from tokengraph.errors import check_finite, check_sorted
 from tokengraph.graph.fields import Grid
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
-from tokengraph.maps.soft import SoftAssignment
+from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.schedule import tokens_to_keep
 from tokengraph.select.base import Select, resolve
 from tokengraph.select.tokens import Tokens
@@ -170,43 +170,62 @@ def _lay_together(
         assert part.cluster_ptr is not None
         kept[images] = part.cluster_ptr.diff()
     cluster_ptr = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
-    total = int(cluster_ptr[-1])
+    each = tuple(kept.tolist())
+    total, counts = sum(each), each if len(set(each)) > 1 else None
     homes = []  # for each part: the batch-wide number of each of its clusters
     for images, _, part in parts:
         size = part.cluster_ptr.diff()  # type: ignore[union-attr]
         shift = torch.repeat_interleave(cluster_ptr[images] - part.cluster_ptr[:-1], size)  # type: ignore[index]
         homes.append(torch.arange(part.num_clusters, device=device) + shift)
-    if all(isinstance(part, Assignment) for _, _, part in parts):
+    rows, maps = [r for _, r, _ in parts], [p for *_, p in parts]
+    centers = _by_cluster([None if p.centers is None else r[p.centers] for r, p in zip(rows, maps, strict=True)], homes)
+    hard = [p for p in maps if isinstance(p, Assignment)]
+    if len(hard) == len(maps):
         cluster = torch.full((graph.x.size(0),), total, device=device)
-        centers = torch.zeros(total, dtype=torch.long, device=device)
-        for (_, rows, part), home in zip(parts, homes, strict=True):
-            cluster[rows] = torch.cat([home, home.new_full((1,), total)])[part.cluster]
-            if part.centers is not None:  # type: ignore[union-attr]
-                centers[home] = rows[part.centers]  # type: ignore[union-attr]
-        drops = any(part.drops for _, _, part in parts)  # type: ignore[union-attr]
-        known = bool(parts) and all(part.centers is not None for _, _, part in parts)  # type: ignore[union-attr]
-        return Assignment(cluster, total, drops, graph.ptr, cluster_ptr, centers if known else None)
-    soft = [SoftAssignment.from_hard(p) if isinstance(p, Assignment) else p for _, _, p in parts]
-    rows = [r for _, r, _ in parts]
-    down = zip(soft, rows, homes, strict=True)
-    edges = [(r[s.token], h[s.cluster], s.weight) for s, r, h in down]
+        for row, part, home in zip(rows, hard, homes, strict=True):
+            cluster[row] = torch.cat([home, home.new_full((1,), total)])[part.cluster]
+        drops, single = any(p.drops for p in hard), centers is not None and all(p.single for p in hard)
+        return Assignment(cluster, total, drops, graph.ptr, cluster_ptr, centers, single, counts)
+    soft = tuple(SoftAssignment.from_hard(p) if isinstance(p, Assignment) else p for p in maps)
     if len({s.normalize for s in soft}) > 1:
         raise ValueError("Expected every image's map to average, or every one to add up (got a mixture).")
-    token, cluster, weight = (torch.cat(e) for e in zip(*edges, strict=True))
-    back = None
-    if any(s.up is not None for s in soft):
-        ways = ((r, h, s.way_back()) for s, r, h in zip(soft, rows, homes, strict=True))
-        up = [(r[u[0]], h[u[1]], u[2]) for r, h, u in ways]
-        back = tuple(torch.cat(e) for e in zip(*up, strict=True))
     return SoftAssignment(
-        token,
-        cluster,
-        weight,
+        *_joined([(s.token, s.cluster, s.weight) for s in soft], rows, homes),
         graph.x.size(0),
         total,
         soft[0].normalize,
-        back,  # type: ignore[arg-type]
+        _WayUp(soft, tuple(rows), tuple(homes)) if any(s.up is not None for s in soft) else None,
         graph.ptr,
         cluster_ptr,
-        lossless=all(s.lossless for s in soft),
+        centers,
+        _by_cluster([s.centroids for s in soft], homes),
+        all(s.lossless for s in soft),
+        counts,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _WayUp:
+    """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
+
+    parts: tuple[SoftAssignment, ...]
+    rows: tuple[Tensor, ...]
+    homes: tuple[Tensor, ...]
+
+    def __call__(self) -> Edges:
+        return _joined([part.way_back() for part in self.parts], self.rows, self.homes)
+
+
+def _joined(edges: Sequence[Edges], rows: Sequence[Tensor], homes: Sequence[Tensor]) -> Edges:
+    """Edges of groups of images with the flat ids of the batch."""
+    each = [(row[e[0]], home[e[1]], e[2]) for e, row, home in zip(edges, rows, homes, strict=True)]
+    token, cluster, weight = (torch.cat(part) for part in zip(*each, strict=True))
+    return token, cluster, weight
+
+
+def _by_cluster(values: Sequence[Tensor | None], homes: Sequence[Tensor]) -> Tensor | None:
+    """Rows of the clusters of each group, in the order of the batch; ``None`` where a group has none."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return torch.cat(known)[torch.cat(list(homes)).argsort()]

@@ -133,9 +133,8 @@ class TokenGraph(Data):
         """Input patches a node stands for, ``[M]`` float32; one each if unset. Called, it is PyG's ``Data.size()``."""
         stored = self._store.get("size")
         if stored is None:
-            stored = torch.ones(
-                self.num_nodes or 0, dtype=torch.float32, device=None if self.x is None else self.x.device
-            )
+            device = None if self.x is None else self.x.device
+            stored = torch.ones(self.num_nodes or 0, dtype=torch.float32, device=device)
         return stored.as_subclass(Size)
 
     @size.setter
@@ -274,6 +273,11 @@ class TokenGraph(Data):
             return 1
         return super().__inc__(key, value, *args, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out PyG's cache of field kinds, which the safe way of loading refuses."""
+        self._store.__dict__.pop("_cached_attr", None)
+        return super().__getstate__()
+
     def __repr__(self) -> str:
         if self.x is None:  # while PyG fills one field by field
             return super().__repr__()
@@ -290,9 +294,7 @@ class TokenGraph(Data):
     def _full_grids(self) -> list[Grid]:
         if self.grids is None:
             raise ValueError("Expected a graph with a grid (got none). Build it with grid=(H, W), or (T, H, W).")
-        for grid, count in zip(self.grids, self.counts, strict=True):
-            check_grid(grid, count, video=True)
-        return self.grids
+        return [check_grid(grid, count, video=True) for grid, count in zip(self.grids, self.counts, strict=True)]
 
     def _shift(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([e + start for e, start in zip(parts, self.ptr.tolist(), strict=False)], dim=1)

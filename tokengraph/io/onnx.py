@@ -6,13 +6,17 @@ import contextlib
 import copy
 import importlib
 import io
+import os
 from collections.abc import Sequence
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tokengraph.io.onnx_names import input_names as names_of_inputs
+from tokengraph.io.onnx_names import output_names as names_of_outputs
+from tokengraph.io.onnx_sums import index_add, index_put
 from tokengraph.select.peaks.orphans import EPS
 
 if TYPE_CHECKING:
@@ -24,41 +28,73 @@ NEEDS = ("onnx", "onnxscript")
 def to_onnx(
     model: nn.Module,
     *inputs: Tensor,
-    path: str | PathLike[str] | None = None,
+    path: str | os.PathLike[str] | None = None,
     dynamic_batch: bool = False,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> Any:
-    """Translates a model, with the strategy attached to it, for inputs of these shapes.
+    """Translates a model, with the strategy attached to it, to ONNX for inputs of these shapes, and writes the file.
 
-    Sorts become ONNX's ``TopK``, which gives ties in the order of their index, as a stable sort does. AiluRus's search
-    for anchors of tokens that see none is made for every token, as a graph cannot skip it.
+    Sorts become ONNX's ``TopK``, which gives ties in the order of their index, as a stable sort does. Sums by cluster
+    become ``ScatterElements``, which gives the same in every run, with any number of threads. AiluRus's search for
+    anchors of tokens that see none is made for every token, as a graph cannot skip it.
 
     Args:
         model: In eval mode, with a strategy whose budget is fixed.
-        *inputs: Images ``[B, 3, H, W]``, and the model's other positional inputs.
-        path: Where to write the file; ``None``: nowhere.
+        *inputs: Images ``[B, 3, H, W]``, and the other tensors that the model is called with.
+        path: The file to write, in a folder that exists; weights above 2 GB go to a second file beside it. ``None``
+            writes none.
         dynamic_batch: The file takes any B, which every input has in front; give ``B >= 2`` here. Otherwise B is fixed.
-        input_names: Names of the file's inputs, one each; default: ``images``, or ``input_0``, ``input_1``, ...
-        output_names: Names of its outputs; default: ``output``, or ``output_0``, ``output_1``, ...
+        input_names: One an input. ``None``: the names in the model's ``forward``, and ``"images"`` for a first one
+            that is only called ``x`` there.
+        output_names: One an output tensor. ``None``: the fields of the model's output, such as ``"logits"``, and
+            ``"output"`` for a model that returns one tensor.
 
     Returns:
-        An ``ONNXProgram``; its ``.save(path)`` writes the file, too. onnxruntime's ``quantize_dynamic`` takes the file.
+        An ``ONNXProgram``; its ``.save("model.onnx")`` writes the file too, its ``.model_proto`` is what it holds.
 
     Raises:
         ImportError: Without onnx and onnxscript; names the extra.
-        ValueError: For a dynamic batch of fewer than two images, or another number of names than there are inputs or
-            outputs.
+        TypeError: For inputs that are no tensors.
+        ValueError: For a dynamic batch of fewer than two images, a path without a folder, or a wrong number of names.
 
     Cost: seconds. For AiluRus the file computes ``B N K C`` floats more than the model.
 
     Example:
         >>> with tg.attach(model, "tome", 8):  # doctest: +SKIP
-        ...     to_onnx(model, images, path="model.onnx")
+        ...     to_onnx(model, images, path="model.onnx", output_names=["logits"])
     """
+    _check(inputs, path, dynamic_batch)
+    program = _program(model, inputs, dynamic_batch)
+    signature = program.graph_signature
+    names_in = names_of_inputs(input_names, [str(name) for name in signature.user_inputs])
+    names_out = names_of_outputs(output_names, program.call_spec.out_spec, len(signature.user_outputs))
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+        onnx_program: Any = torch.onnx.export(
+            program,
+            inputs,
+            dynamo=True,
+            input_names=names_in,
+            output_names=names_out,
+            dynamic_shapes=({0: "batch"},) * len(inputs) if dynamic_batch else None,
+            custom_translation_table={torch.ops.aten.sort.stable: _sort},
+        )
+    _describe_weights_once(onnx_program)
+    if path is not None:
+        onnx_program.save(path)
+    return onnx_program
+
+
+def _check(inputs: Sequence[Tensor], path: str | os.PathLike[str] | None, dynamic_batch: bool) -> None:
+    """Raises what can be known to fail before the seconds that an export takes."""
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Expected inputs that are tensors (got {type(x).__name__}). Name a file with path=.")
     if dynamic_batch and any(x.dim() == 0 or x.size(0) < 2 for x in inputs):
         sizes = ", ".join(str(list(x.shape)) for x in inputs)
         raise ValueError(f"Expected inputs of B >= 2 images for a dynamic batch (got {sizes}): export would fix B=1.")
+    if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
+        raise ValueError(f"Expected a path to a file in a folder that exists (got {str(path)!r}).")
     for package in NEEDS:
         try:
             __import__(package)
@@ -68,6 +104,19 @@ def to_onnx(
                 "Install it with: pip install 'tokengraph[onnx]'",
                 name=package,
             ) from error
+
+
+def _describe_weights_once(onnx_program: Any) -> None:
+    """Takes out the second description of each weight, beside that in its data.
+
+    onnxruntime's ``quantize_dynamic`` transposes weights, and then stumbles over the second one's old shape.
+    """
+    for weight in onnx_program.model.graph.initializers.values():
+        weight.shape = weight.type = None
+
+
+def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
+    """The model as a program of operators that ONNX has, or that have a translation here."""
     # DYNAMIC finds its own bounds: strategies that measure all distances at once have a largest batch.
     shapes = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if dynamic_batch else None
     # Of parameters that want gradients the decompositions make a backward pass wherever the graph turns gradients on.
@@ -77,35 +126,15 @@ def to_onnx(
         _describe_constants(program)
         program = program.run_decompositions({})  # first, as others expect no writing into views
         aten, own = torch.ops.aten, torch.ops.tokengraph
-        program = program.run_decompositions(
+        return program.run_decompositions(
             {
                 aten.diagonal_scatter.default: _diagonal_scatter,
+                aten.index_add.default: index_add,
+                aten.index_put.default: index_put,
                 aten.kthvalue.default: _kthvalue,
                 own.adopt_orphans.default: _adopt_orphans,
-                aten.index_add.default: _index_add,
-                aten.index_put.default: _index_put,
             }
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
-            made: Any = torch.onnx.export(
-                program, inputs, dynamo=True, custom_translation_table={torch.ops.aten.sort.stable: _sort}
-            )
-    _name(made.model.graph.inputs, input_names, "input", "images")
-    _name(made.model.graph.outputs, output_names, "output", "output")
-    if path is not None:
-        made.save(path)
-    return made
-
-
-def _name(values: Sequence[Any], names: Sequence[str] | None, kind: str, single: str) -> None:
-    """Names the inputs or outputs of a graph."""
-    count = len(values)
-    if names is None:
-        names = [single] if count == 1 else [f"{kind}_{i}" for i in range(count)]
-    if isinstance(names, str) or len(names) != count or len(set(names)) != count:
-        raise ValueError(f"Expected {count} different {kind}_names (got {names!r}).")
-    for value, name in zip(values, names, strict=True):
-        value.name = name
 
 
 def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
@@ -128,27 +157,6 @@ def _diagonal_scatter(x: Tensor, rows: Tensor, offset: int = 0, dim1: int = 0, d
     whole = x.movedim((dim1, dim2), (-2, -1))
     eye = torch.eye(whole.size(-1), dtype=torch.bool, device=x.device)
     return torch.where(eye, rows[..., None], whole).movedim((-2, -1), (dim1, dim2))
-
-
-def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """``aten::index_add`` by ``scatter_add``, which becomes ``ScatterElements``.
-
-    The exporter writes ``ScatterND`` with a reduction, whose kernel in onnxruntime loses updates of one row where
-    several threads add to it.
-    """
-    dim %= max(x.dim(), 1)
-    wide = index.view(*[1] * dim, -1, *[1] * (x.dim() - dim - 1)).expand_as(source)
-    return x.scatter_add(dim, wide, source if alpha == 1 else source * alpha)
-
-
-def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """``aten::index_put`` that accumulates along the first axis, by ``scatter_add``; see :func:`_index_add`."""
-    if not accumulate:
-        return NotImplemented
-    if len(indices) != 1 or indices[0] is None or indices[0].dim() != 1 or indices[0].dtype == torch.bool:
-        raise ValueError(f"Expected sums by one index of rows (got {len(indices)} indices). Use index_add.")
-    rows = values.expand(indices[0].numel(), *x.shape[1:])
-    return _index_add(x, 0, indices[0], rows)
 
 
 def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:

@@ -125,8 +125,7 @@ class Assignment:
         else:
             counts = equal_ptr(images, num_clusters, device)
             start, total = counts[:-1], images * num_clusters
-        if cluster.device.type == "cpu":  # on CUDA a look at the numbers would wait for the device
-            check_clusters(cluster, num_clusters, mask, drops)
+        check_clusters(cluster, num_clusters, mask, drops)
         flat = cluster + start[:, None]
         if drops:
             flat = torch.where(cluster < 0, total, flat)

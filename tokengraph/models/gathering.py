@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.errors import check_grid, check_positive
+from tokengraph.flat.looks import may_look
 from tokengraph.flat.tables import table
 from tokengraph.select.migration.redundancy import take_rows
 
@@ -59,7 +60,7 @@ def make_windows(
         return Windows(token.view(shape), None if regular else filled.view(shape), slot[None])
     slot = slot.index_select(0, ids.flatten()).view(ids.shape)
     filled = torch.zeros(ids.size(0), shape[1] * shape[2], dtype=torch.bool, device=ids.device).scatter(1, slot, True)
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling():  # reads values: elsewhere that would wait
+    if may_look(ids):  # reads values: elsewhere that would wait
         return _compact(slot, filled.view(shape))
     places = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
     return Windows(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite
+from tokengraph.flat.looks import may_look
 from tokengraph.maps.hard import Assignment
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.predictor import TokenPredictor
@@ -164,7 +165,7 @@ class DynamicViT(Select):
         budget = clamp_budget(budget, tokens.x, tokens.mask)
         predictor = self.predictors[self._stage(tokens)]
         logp = predictor(tokens.x, None if tokens.mask is None else tokens.mask.float())
-        if tokens.x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if may_look(tokens.x):
             check_finite(logp if tokens.mask is None else logp[tokens.mask], "scores")
         score = logp[..., 0]
         if self.threshold is not None:

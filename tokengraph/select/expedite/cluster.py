@@ -20,6 +20,7 @@ from tokengraph.edges.cells import (
 )
 from tokengraph.edges.distance import origin
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
+from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
 from tokengraph.select.expedite.forms import FORMS, TINY, Dense, Edges, Tiles
 
@@ -157,7 +158,7 @@ def cluster_tokens(x: Tensor, grid: Sides, clusters: Sides, how: How, mask: Tens
             for _ in range(how.iterations - 1):
                 _, mean, mass = form(s)
                 s = _settle(mean, mass, s, zero, how.empty)
-        if how.detach and torch.is_grad_enabled() and z.requires_grad:
+        if how.detach and may_differentiate(z):
             form = kind(z, grid, clusters, how.window, t, real)  # the last average alone carries gradients
         weight, mean, mass = form(s, detach=how.detach)
         s = _settle(mean, mass, s, zero, how.empty)
@@ -212,7 +213,7 @@ def _temperature(z: Tensor, s: Tensor, grid: Sides, clusters: Sides, mask: Tenso
 def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:
     """The next centres ``[B, M, C]``: means, and what ``empty`` says where there is no ``mass [B, M]``."""
     none = mass < TINY
-    if mean.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(none.any()):
+    if may_look(mean) and not bool(none.any()):
         return mean  # the usual case; elsewhere looking would cost more than the pass
     if empty == "keep":
         return torch.where(none[..., None], before, mean)

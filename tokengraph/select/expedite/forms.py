@@ -37,6 +37,7 @@ class Dense:
             product = torch.bmm(self.z, s.transpose(1, 2))
             q = _softmax(product, _half_norm(s)[:, None], self.t, self.barred)
             q = q if self.real is None else q * self.real
+        q = q.detach() if detach else q  # of tangents too, which go on where gradients are off
         mass = q.sum(dim=1)
         mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(TINY)[..., None]
         return q.flatten(1).index_select(1, self.slot), mean, mass
@@ -62,6 +63,7 @@ class Edges:
             score = (tokens[self.token] - rows[self.cluster]).square().sum(dim=2).mul(-t)
             q = self._by_token(score)
             q = q if self.real is None else q * self.real.flatten()[self.token]
+        q = q.detach() if detach else q
         # Sums run over edges sorted by cluster, so that their order is fixed.
         weight, into = q[:, self.order].flatten(), self.cluster[:, self.order].flatten()
         mass = segment_sum(weight, into, rows.size(0))
@@ -110,6 +112,7 @@ class Tiles:
             product = torch.bmm(self.z, near.transpose(1, 2)).view(self.count, self.images, self.patches, self.cells)
             norm = _half_norm(rows).index_select(0, self.candidate).view(self.count, self.images, 1, self.cells)
             q = _softmax(product, norm, self.t, self.barred) * self.real
+        q = q.detach() if detach else q
         mass = segment_sum(q.sum(dim=2).flatten().index_select(0, self.source), self.into, rows.size(0))
         part = torch.bmm(q.flatten(0, 1).transpose(1, 2), self.z).flatten(0, 1)
         share = 1.0 / mass.clamp_min(TINY).index_select(0, self.into)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.flat.looks import may_look, transforming
 from tokengraph.flat.segment import wide
 
 SCORES = (
@@ -106,7 +107,7 @@ def _unlike_others(stats: AttentionStats, over: str) -> Tensor:
 def _nth_smallest(values: Tensor, n: int) -> Tensor:
     """The n-th smallest of each row, n from 1: ``[..., J]`` to ``[...]``."""
     values = values.to(wide(values))  # NumPy has no bfloat16, and kthvalue no float16
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+    if may_look(values) and not transforming():
         # An order of magnitude faster than kthvalue where NumPy has it vectorised.
         return torch.from_numpy(np.partition(values.numpy(), n - 1, axis=-1)[..., n - 1].copy())
     return values.kthvalue(n, dim=-1).values

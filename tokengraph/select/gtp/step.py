@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.looks import may_look
 from tokengraph.flat.tables import equal_ptr
 from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.select.gtp.graph import PropagationGraph
@@ -98,7 +99,7 @@ def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: fl
         senders, here = flat[leaves], flat[stays]
     cluster_at = here.new_full((graph.x.size(0),), -1)
     cluster_at.scatter_(0, here.flatten(), torch.arange(images * keep, device=here.device))
-    if not torch.compiler.is_compiling() and leaves.device.type == "cpu":
+    if may_look(leaves):
         return _live_edges(leaves.flatten(), senders.flatten(), cluster_at, graph, alpha)
     if graph.near is not None:
         token, cluster, weight = _near_slots(leaves, senders, cluster_at, graph)

@@ -127,7 +127,7 @@ class TokenMigration(Select):
         choice = pick_redundant(features, removed, grid)
         left = count - removed
         place = torch.arange(left, device=tokens.x.device).expand(images, -1)
-        cluster = torch.full((images, count), -1, device=tokens.x.device).scatter_(1, choice.keep, place)
+        cluster = torch.full((images, count), -1, device=tokens.x.device).scatter(1, choice.keep, place)
         if self.replenish in ("identity", "zero"):
             drops = removed > 0
             return Assignment.from_dense(cluster, left, drops=drops, centers=choice.keep, single=True)

@@ -123,7 +123,7 @@ def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, ...] | None = No
         partner = _first_best(cosine, best).gather(1, leaving)
         dropped = 2 * leaving if grid is None else black[leaving]
         twin = 2 * partner + 1 if grid is None else white[partner]
-        gone = torch.zeros(images, count, dtype=torch.uint8, device=keys.device).scatter_(1, dropped, 1)
+        gone = torch.zeros(images, count, dtype=torch.uint8, device=keys.device).scatter(1, dropped, 1)
         keep = gone.argsort(dim=1, stable=True)[:, : count - removed]
     return Redundant(keep, dropped, twin, score)
 

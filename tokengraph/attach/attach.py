@@ -150,7 +150,7 @@ def attach(
             check_mask(adapter, block, adapter.channels(core))
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    recipe = Recipe(adapter, chosen, schedule, rule, lift)
+    recipe = Recipe(adapter, chosen, schedule, rule, lift or adapter.wants_whole(model, core))
     try:
         _swap(model, core, adapter, blocks, recipe, trace)
     except BaseException:

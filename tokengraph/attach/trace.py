@@ -46,6 +46,7 @@ class Trace(Lifting):
         alike: Whether all runs had images of one grid.
         device: Where the run's tokens are; ``None`` before one.
         thread: The thread that runs; 0: not known.
+        whole: Whether the run was called by a head that needs every patch of the output.
     """
 
     num_prefix: int
@@ -65,6 +66,7 @@ class Trace(Lifting):
     alike: bool = field(init=False, default=True, repr=False)
     device: torch.device | None = field(init=False, default=None, repr=False)
     thread: int = field(init=False, default=0, repr=False)
+    whole: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         self.slots = [None] * (self.depth + 1)

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from tokengraph.adapters.base import is_a
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, origin
+from tokengraph.adapters.transformers.callers import called_by_a_grid_head
+from tokengraph.attach.recompute import in_backward
 from tokengraph.attach.site import SITE, Site, ours
+
+FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
 
 POOLED_BEFORE = (  # classifiers that take the class token, or what the model inside them has pooled
     "ViTForImageClassification",
@@ -21,6 +25,7 @@ POOLED_BEFORE = (  # classifiers that take the class token, or what the model in
     "BeitForImageClassification",
     "Data2VecVisionForImageClassification",
 )
+HEADS_READ_STATES = ("DPTModel",)  # inner models whose hidden states go to a head that needs the grid
 
 
 def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
@@ -37,6 +42,9 @@ def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.M
         inner = getattr(head, "attention", None)
         by_mask = isinstance(inner, nn.MultiheadAttention)
         found.append((inner, "input", attend_to_what_is_left) if by_mask else (head, "input", lift_head_input))
+    if origin(core) in HEADS_READ_STATES:
+        found.append((core, "output", lift_hidden_states))
+    found.append((core.embeddings, "input", look_for_a_grid_head))  # type: ignore[arg-type]
     found.append((core, "output", average_output if averages(model, core, channels) else lift_output))
     return found
 
@@ -61,9 +69,22 @@ def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
 
 @ours
 def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of a model: ``last_hidden_state`` at full resolution, where ``lift=True`` said so."""
+    """Forward hook of a model: tokens and hidden states at full resolution, if the user or a head that calls wants so.
+
+    The user says so by ``lift=True``.
+    """
     site: Site = module.__dict__[SITE]
-    return with_tokens(output, site.trace.lift_sequence) if site.recipe.lift else output
+    if not (site.recipe.lift or site.trace.whole):
+        return output
+    return with_tokens(with_whole_states(module, output), site.trace.lift_sequence)
+
+
+@ours
+def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the embedding: notes whether a head that needs every patch has called the model."""
+    site: Site = module.__dict__[SITE]
+    if not torch.compiler.is_compiling() and not in_backward():
+        site.trace.whole = called_by_a_grid_head(module)
 
 
 @ours
@@ -103,15 +124,7 @@ def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
 @ours
 def lift_hidden_states(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of a backbone's encoder: each of ``hidden_states`` at full resolution, for its feature maps."""
-    site: Site = module.__dict__[SITE]
-    if output.hidden_states is not None:
-        trace = site.trace
-        prefix = trace.num_prefix
-        output.hidden_states = tuple(
-            torch.cat([h[:, :prefix], trace.lift(h, layer=layer)], dim=1)
-            for layer, h in enumerate(output.hidden_states)
-        )
-    return output
+    return with_whole_states(module, output)
 
 
 @ours
@@ -120,6 +133,34 @@ def lift_feature_maps(module: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, tuple):
         raise ValueError("Expected return_dict=True of a model with feature maps (got False).")
     return lift_hidden_states(module, args, output)
+
+
+def with_whole_states(module: nn.Module, output: Any) -> Any:
+    """The output of a model, or of its encoder, with each of its ``hidden_states`` at full resolution.
+
+    What a strategy stored comes back with them, as they are from before the final norm. Where transformers puts the
+    last hidden state, behind that norm, in place of the last one, this one is lifted without.
+
+    Cost: one gather of ``[B, N, C]`` for each hidden state.
+    """
+    site: Site = module.__dict__[SITE]
+    trace = site.trace
+    normed = any(isinstance(getattr(module, name, None), nn.Module) for name in FINAL_NORMS)
+
+    def lifted(states: tuple[Tensor | None, ...], last: Tensor) -> tuple[Tensor | None, ...]:
+        whole = list(states)
+        for layer, h in enumerate(states):  # those that were not asked for are None
+            if h is not None and trace.state(layer).count + trace.num_prefix == h.size(1):
+                rows = trace.lift(h, layer=layer, replenish=not (normed and h is last))
+                whole[layer] = torch.cat([h[:, : trace.num_prefix], rows], dim=1)
+        return tuple(whole)
+
+    if isinstance(output, tuple):
+        kinds = [isinstance(part, tuple) and len(part) == trace.depth + 1 for part in output]
+        return tuple(lifted(part, output[0]) if kind else part for part, kind in zip(output, kinds, strict=True))
+    if getattr(output, "hidden_states", None) is not None:
+        output.hidden_states = lifted(output.hidden_states, output.last_hidden_state)
+    return output
 
 
 def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -147,10 +147,10 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
     trace = site.trace
     normed = any(isinstance(getattr(module, name, None), nn.Module) for name in FINAL_NORMS)
 
-    def lifted(states: tuple[Tensor | None, ...], last: Tensor) -> tuple[Tensor | None, ...]:
+    def lifted(states: tuple[Tensor | None, ...], last: Any) -> tuple[Tensor | None, ...]:
         whole = list(states)
         for layer, h in enumerate(states):  # those that were not asked for are None
-            if h is not None and trace.state(layer).count + trace.num_prefix == h.size(1):
+            if h is not None and h.dim() == 3 and trace.state(layer).count + trace.num_prefix == h.size(1):
                 rows = trace.lift(h, layer=layer, replenish=not (normed and h is last))
                 whole[layer] = torch.cat([h[:, : trace.num_prefix], rows], dim=1)
         return tuple(whole)
@@ -159,13 +159,14 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
         kinds = [isinstance(part, tuple) and len(part) == trace.depth + 1 for part in output]
         return tuple(lifted(part, output[0]) if kind else part for part, kind in zip(output, kinds, strict=True))
     if getattr(output, "hidden_states", None) is not None:
-        output.hidden_states = lifted(output.hidden_states, output.last_hidden_state)
+        output.hidden_states = lifted(output.hidden_states, getattr(output, "last_hidden_state", None))
     return output
 
 
 def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A model's output with the function of its ``last_hidden_state``."""
+    """A model's output with the function of its ``last_hidden_state``, where it has one; backbones have none."""
     if isinstance(output, tuple):
-        return (function(output[0]), *output[1:])
-    output.last_hidden_state = function(output.last_hidden_state)
+        return (function(output[0]), *output[1:]) if isinstance(output[0], Tensor) else output
+    if getattr(output, "last_hidden_state", None) is not None:
+        output.last_hidden_state = function(output.last_hidden_state)
     return output

@@ -36,7 +36,7 @@ class OpenClipModel(WithIntermediates):
         """Pools as if every input patch had its cluster's features; with ``lift=True`` its tokens are whole, too."""
         site: Site = getattr(self, SITE)
         attends = self.attn_pool is not None  # type: ignore[attr-defined]
-        if site.recipe.lift:
+        if site.lift:
             x = site.trace.lift_sequence(x)
         elif attends or self.pool_type != "tok":  # type: ignore[attr-defined]
             x, there = pooled_over(site.trace, x)
@@ -71,7 +71,7 @@ class OpenClipModel(WithIntermediates):
         What a strategy stored comes back before the final norm, so this norm then comes after lifting.
         """
         site: Site = getattr(self, SITE)
-        later = normalize_intermediates and site.recipe.select.stores
+        later = normalize_intermediates and site.stores
         norm: Any = self.ln_post if later else None  # type: ignore[attr-defined]
         lift, normalize = lift_for(site.trace, output_fmt, norm), normalize_intermediates and not later
         out = super().forward_intermediates(  # type: ignore[misc]

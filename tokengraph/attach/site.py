@@ -36,6 +36,16 @@ class Site:
     index: int = -1
     original: type | None = None
 
+    @property
+    def lift(self) -> bool:
+        """Whether the model gives every input patch back."""
+        return self.recipe.lift
+
+    @property
+    def stores(self) -> bool:
+        """Whether tokens that leave come back with something of their own."""
+        return self.recipe.select.stores
+
     def plan(self, patches: int) -> list[int]:
         """Patch tokens after each number of blocks, for ``patches`` at the input."""
         if patches == self.trace.patches:

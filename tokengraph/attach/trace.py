@@ -87,6 +87,11 @@ class Trace(Lifting):
         self.recompute.note((self.grid, self.grids, self.present))
         self.grid, self.grids, self.present = before
 
+    def note_caller(self, whole: bool) -> None:
+        """Notes whether a head that needs every patch has called the model. What backward runs again stays as it was."""
+        if not in_backward():
+            self.whole = whole
+
     def begin(self, x: Tensor) -> State:
         """The state of a run's tokens ``x [B, P+N, C]`` as they come to the first attached block.
 

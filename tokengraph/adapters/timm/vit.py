@@ -35,7 +35,7 @@ class TimmModel(WithIntermediates):
         """Tokens after the final norm: ``[B, P+n, C]``, or at full resolution where ``attach(lift=True)`` said so."""
         site: Site = getattr(self, SITE)
         x = super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
-        return site.trace.lift_sequence(x) if site.recipe.lift else x
+        return site.trace.lift_sequence(x) if site.lift else x
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pools as if every input patch had its cluster's features; pruned and dropped patches have no say.
@@ -66,7 +66,7 @@ class TimmModel(WithIntermediates):
         asked = inspect.signature(plain).bind(x, *args, **kwargs)
         asked.apply_defaults()
         norm: bool = asked.arguments["norm"]
-        later = norm and site.recipe.select.stores
+        later = norm and site.stores
         lift = lift_for(site.trace, asked.arguments["output_fmt"], self.norm if later else None)  # type: ignore[attr-defined]
         asked.arguments |= {"output_fmt": "NLC", "norm": norm and not later}
         out = plain(*asked.args, **asked.kwargs)
@@ -82,7 +82,7 @@ class TimmModel(WithIntermediates):
             return lift(tokens, layer=layer, replenish=later or not norm)
 
         def whole(tokens: Tensor) -> Tensor:
-            return site.trace.lift_sequence(tokens) if site.recipe.lift and ran_to_the_end else tokens
+            return site.trace.lift_sequence(tokens) if site.lift and ran_to_the_end else tokens
 
         if isinstance(out, dict):
             out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]

@@ -12,7 +12,6 @@ from tokengraph.adapters.base import is_a
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, origin
 from tokengraph.adapters.transformers.callers import called_by_a_grid_head
-from tokengraph.attach.recompute import in_backward
 from tokengraph.attach.site import SITE, Site, ours
 
 FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
@@ -74,7 +73,7 @@ def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
     The user says so by ``lift=True``.
     """
     site: Site = module.__dict__[SITE]
-    if not (site.recipe.lift or site.trace.whole):
+    if not (site.lift or site.trace.whole):
         return output
     return with_tokens(with_whole_states(module, output), site.trace.lift_sequence)
 
@@ -83,8 +82,8 @@ def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
 def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
     """Forward pre-hook of the embedding: notes whether a head that needs every patch has called the model."""
     site: Site = module.__dict__[SITE]
-    if not torch.compiler.is_compiling() and not in_backward():
-        site.trace.whole = called_by_a_grid_head(module)
+    if not torch.compiler.is_compiling():
+        site.trace.note_caller(called_by_a_grid_head(module))
 
 
 @ours

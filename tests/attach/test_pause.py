@@ -57,7 +57,9 @@ def check(model, attach, run):
                 for a, b in zip(run(), plain, strict=True):
                     assert torch.equal(a, b)
                 assert not any(type(m).__name__.startswith("Coarse") for m in model.modules())
-                assert not any(getattr(h, "of_tokengraph", False) for _, *tables, _ in kept(model) for t in tables for _, h in t)
+                assert not any(
+                    getattr(h, "of_tokengraph", False) for _, *tables, _ in kept(model) for t in tables for _, h in t
+                )
             assert kept(model) == before
             for a, b in zip(run(), coarse, strict=True):
                 assert torch.equal(a, b)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.parts.tracing import refuse_script, refuse_tracing
 from tokengraph.attach.mask import attention_bias, check_shape
 from tokengraph.attach.plan import acts, budget, pairs, plans, restores
 from tokengraph.attach.recompute import in_backward
@@ -25,6 +26,9 @@ class Coarse:
         original = getattr(self, SITE).original
         state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}  # as nn.Module itself does
         return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), state
+
+    def __prepare_scriptable__(self) -> Any:
+        return refuse_script(self)
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
@@ -57,6 +61,7 @@ class CoarseBlock(Coarse):
 
     def coarse(self, x: Tensor, mask: Tensor | None = None, **side: Any) -> Tensor:
         """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``; ``side``: the block's other inputs."""
+        refuse_tracing(x)
         site: Site = getattr(self, SITE)
         adapter, trace, select = site.recipe.adapter, site.trace, site.recipe.select
         x, state = self._enter(site, x, mask)
@@ -152,6 +157,7 @@ def watch(block: nn.Module, adapter: Adapter) -> None:
 @ours
 def note_grid(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of the embedding: notes the shape of the images that come in."""
+    refuse_tracing(*args)
     site: Site = module.__dict__[SITE]
     site.trace.note(lambda: site.recipe.adapter.note(site.trace, module, args, kwargs))
 

@@ -24,7 +24,9 @@ def budget(site: Site, state: State, finished: int) -> int | list[int]:
 
 def acts(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
     """Whether the strategy acts on any image. Before everything comes back, dropping would change nothing."""
-    return not ends_whole(site, finished) and any(site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep))
+    return not ends_whole(site, finished) and any(
+        site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep)
+    )
 
 
 def restores(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:

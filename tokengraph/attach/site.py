@@ -51,7 +51,15 @@ class Site:
         if patches == self.trace.patches:
             return self.trace.plan
         recipe, select = self.recipe, self.recipe.select
-        return tokens_per_layer(recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget)
+        try:
+            return tokens_per_layer(
+                recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget
+            )
+        except ValueError as error:
+            height, width = self.trace.grid
+            dropped = self.trace.grids is None and patches < height * width
+            why = f", of {height} x {width}: the model drops patches in train mode" if dropped else ""
+            raise ValueError(f"{error} This is for an image of {patches} patches, padding not counted{why}.") from error
 
 
 def ours(hook: Callable[..., Any]) -> Callable[..., Any]:

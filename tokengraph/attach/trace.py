@@ -88,7 +88,7 @@ class Trace(Lifting):
         self.grid, self.grids, self.present = before
 
     def note_caller(self, whole: bool) -> None:
-        """Notes whether a head that needs every patch has called the model. What backward runs again stays as it was."""
+        """Notes whether a head that needs every patch has called the model; what backward runs again says nothing."""
         if not in_backward():
             self.whole = whole
 

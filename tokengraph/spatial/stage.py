@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.block import Coarse
 from tokengraph.attach.site import SITE
 from tokengraph.errors import check_finite
@@ -40,6 +41,7 @@ class SpatialStage(Coarse):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's own forward, with decisions between its blocks; a map of its own layout, as before."""
+        refuse_tracing(x)
         x = self.downsample(x)
         site: StageSite = getattr(self, SITE)
         site.record.begin((x.size(2), x.size(3)) if self.channels_first else (x.size(1), x.size(2)))

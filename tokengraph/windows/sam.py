@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.block import Coarse
 from tokengraph.attach.site import SITE, ours
 from tokengraph.windows.clusters import cluster_windows
@@ -48,6 +49,7 @@ class ClusteredSamBlock(SamBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Full maps in at the first such block, and out at the last."""
+        refuse_tracing(x)
         plan, site = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
@@ -69,6 +71,7 @@ class MergedSamBlock(SamBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Full maps in and out."""
+        refuse_tracing(x)
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.block import Coarse
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
@@ -72,6 +73,7 @@ class ClusteredSwinStage(Coarse):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's own forward; full maps in and out."""
+        refuse_tracing(x)
         plan, site = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
@@ -100,6 +102,7 @@ class MergedSwinBlock(SwinBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Full maps in and out. Keys go back to where they were before the shift."""
+        refuse_tracing(x)
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]

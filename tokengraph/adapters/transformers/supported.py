@@ -9,7 +9,7 @@ from torch import nn
 
 from tokengraph.adapters.base import is_a
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, is_naflex, origin
-from tokengraph.adapters.transformers.callers import needs_grid
+from tokengraph.adapters.transformers.callers import LANGUAGE, needs_grid
 
 CORES = ("Model", "Backbone", "VisionTransformer", "ModelWithProjection")
 AROUND = (
@@ -40,7 +40,6 @@ SERVED_WHOLE = (  # heads on the grid that read nothing of the model inside but 
     "ViTMAEForPreTraining",
     "CLIPSegForImageSegmentation",
 )
-LANGUAGE = ("language_model", "text_decoder", "multi_modal_projector", "qformer")  # parts of models that speak
 HINT = "Attach to the vision model inside it with lift=True, which gives it every patch: nothing changed."
 
 

@@ -138,3 +138,22 @@ def test_what_cannot_be_served_is_refused_by_name(images):
     with tg.attach(model, "tome", 3, adapter=OWN), pytest.raises(ValueError, match="is_causal=False"):
         model(images, mask=nn.Transformer.generate_square_subsequent_mask(17))
     assert not any("_tokengraph" in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"grid": None}, TypeError, r"grid of the patches as two ints \(H, W\) \(got None\)"),
+        ({"grid": 14}, TypeError, r"two ints \(H, W\) \(got 14\)"),
+        ({"grid": (4.0, 4.0)}, TypeError, r"two ints"),
+        ({"grid": (4, 4, 4)}, ValueError, r"a grid \(H, W\)"),
+        ({"grid": (0, 4)}, ValueError, r"a grid \(H, W\)"),
+        ({"num_prefix": None}, TypeError, r"num_prefix as an int \(got None\)"),
+        ({"num_prefix": -1}, ValueError, r"num_prefix >= 0"),
+        ({"layers": None}, TypeError, r"paths of layers and embedding as str \(got None"),
+        ({"embedding": torch.nn.Identity()}, TypeError, r"paths of layers and embedding as str"),
+    ],
+)
+def test_encoder_layers_says_what_it_wants(given, error, match):
+    with pytest.raises(error, match=match):
+        tg.adapters.EncoderLayers(**({"layers": "0", "num_prefix": 0, "grid": (4, 4)} | given))

@@ -4,6 +4,7 @@ import pytest
 from needs import library
 from torch import nn
 
+import tokengraph as tg
 from tokengraph import adapters
 from tokengraph.adapters import ADAPTERS, find_adapter
 from tokengraph.adapters.timm.vit import TimmViT
@@ -30,3 +31,22 @@ def test_a_model_that_is_served_comes_before_one_inside_it():
     model = tiny_vit()
     model.teacher = tiny_vit()
     assert find_adapter(model)[0] is model
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "says"),
+    [
+        ("dinov2.models.vision_transformer", "DinoVisionTransformer", "original DINOv2.*vit_small_patch14_dinov2"),
+        ("dinov3.models.vision_transformer", "DinoVisionTransformer", "original DINOv3.*vit_small_patch16_dinov3"),
+        ("clip.model", "CLIP", "openai/CLIP.*open_clip.create_model.*timm.create_model.*transformers.CLIPModel"),
+        ("clip.model", "VisionTransformer", "openai/CLIP"),
+    ],
+)
+def test_original_code_of_published_weights_is_told_where_they_load(module, name, says):
+    original = type(name, (nn.Module,), {"__module__": module})
+    for model in (original(), nn.Sequential(original())):
+        with pytest.raises(ValueError, match=f"got {name} of .*{says}"):
+            tg.attach(model, "tome", 2)
+    mine = type(name, (nn.Module,), {"__module__": "clipping.model"})
+    with pytest.raises(ValueError, match="Supported: timm"):
+        tg.attach(mine(), "tome", 2)

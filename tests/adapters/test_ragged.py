@@ -89,3 +89,21 @@ def test_a_mask_of_the_user_is_refused_where_images_differ(images):
     with tg.attach(model, Uneven(tg.TopK()), {1: 8}):
         with pytest.raises(ValueError, match="no attn_mask while images differ"):
             model.forward_features(images, attn_mask=torch.zeros(1, 1, 17, 17))
+
+
+def test_a_schedule_that_does_not_fit_an_image_says_which_and_counts_no_padding():
+    """Two images of 40 and 20 patches, padded to 64: the error is about one of them."""
+    transformers = library("transformers")
+    if not hasattr(transformers, "Siglip2VisionConfig"):
+        pytest.skip("this transformers has no SigLIP 2")
+    from architectures import from_siglip2
+
+    model, shapes = from_siglip2(), torch.tensor([[5, 8], [4, 5]])
+    mask = torch.zeros(2, 64, dtype=torch.long)
+    mask[0, :40] = mask[1, :20] = 1
+    inputs = {"pixel_values": torch.randn(2, 64, 48), "pixel_attention_mask": mask, "spatial_shapes": shapes}
+    with (
+        tg.attach(model, "tome", {1: 10}),
+        pytest.raises(ValueError, match=r"keep >= 20 of 40 tokens.*for an image of 40 patches, padding not counted\.$"),
+    ):
+        model(**inputs)

@@ -65,6 +65,8 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
     if found:
         names = ", ".join(type(m).__name__ for m, _ in found)
         raise ValueError(f"Expected one supported model (got {len(found)} inside: {names}). Attach to each by itself.")
+    if (elsewhere := _same_weights(model)) is not None:
+        raise ValueError(elsewhere)
     supported = ", ".join(a.family for a in ADAPTERS)
     blocks = sorted({type(m).__name__ for m in model.modules() if "block" in type(m).__name__.lower()})
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
@@ -76,6 +78,40 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
         "model of your own with nn.TransformerEncoder; features of any model can be clustered: see "
         "tg.TokenGraph.from_tokens."
     )
+
+
+ELSEWHERE = {  # modules of original code: what it is called, and where the same weights load
+    "dinov2.models": (
+        "the original DINOv2 of torch.hub",
+        'timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True) (with registers: '
+        '"vit_small_patch14_reg4_dinov2.lvd142m"), or transformers.AutoModel.from_pretrained("facebook/dinov2-small")',
+    ),
+    "dinov3.models": (
+        "the original DINOv3 of torch.hub",
+        'timm.create_model("vit_small_patch16_dinov3.lvd1689m", pretrained=True), or '
+        'transformers.AutoModel.from_pretrained("facebook/dinov3-vits16-pretrain-lvd1689m")',
+    ),
+    "clip.model": (
+        "openai/CLIP",
+        'open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai"), '
+        'timm.create_model("vit_base_patch32_clip_quickgelu_224.openai", pretrained=True), or '
+        'transformers.CLIPModel.from_pretrained("openai/clip-vit-base-patch32")',
+    ),
+}
+
+
+def _same_weights(model: nn.Module) -> str | None:
+    """The message for original code of published models, which says where their weights load; ``None``: it is none."""
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            found = [v for k, v in ELSEWHERE.items() if f"{kind.__module__}.".startswith(f"{k}.")]
+            if found and kind.__name__.endswith(("VisionTransformer", "CLIP")):
+                name, where = found[0]
+                return (
+                    f"Expected a supported model (got {type(module).__name__} of {name}, whose blocks are its own). "
+                    f"The same weights load as {where}; the other sizes go by like names."
+                )
+    return None
 
 
 def _first_to_serve(module: nn.Module) -> Adapter | None:

@@ -120,6 +120,10 @@ class Adapter(ABC):
             ValueError: If not; the message names the class.
         """
 
+    def wants_whole(self, model: Any, core: nn.Module) -> bool:
+        """Whether what lies around ``core`` in ``model`` needs every patch of its output, as with ``lift=True``."""
+        return False
+
     def tokens_to_check(self, block: Any) -> int:
         """How many tokens the attach-time check gives the block; another number where only that one will do."""
         return 8

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from tokengraph.adapters.parts.tracing import refuse_script, refuse_tracing
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.nn.modes import in_backward
@@ -60,6 +61,12 @@ class Record(Protocol):
 
     num_prefix: int
     depth: int
+    whole: bool
+    present: Tensor | None
+
+    def note_caller(self, whole: bool) -> None:
+        """Notes whether a head that needs every patch has called the model."""
+        ...
 
     def state(self, layer: int | None = None) -> Lineage:
         """The tokens after ``layer`` blocks (default: all)."""
@@ -104,6 +111,11 @@ class CoarseSite(Protocol):
         """Whether the model gives every input patch back."""
         ...
 
+    @property
+    def stores(self) -> bool:
+        """Whether tokens that leave come back with something of their own."""
+        ...
+
     def run(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
         """Runs the coarsened block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
         ...
@@ -127,6 +139,9 @@ class Coarse:
         original = getattr(self, SITE).original
         state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}  # as nn.Module itself does
         return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), state
+
+    def __prepare_scriptable__(self) -> Any:
+        return refuse_script(self)
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
@@ -159,6 +174,7 @@ class CoarseBlock(Coarse):
 
     def coarse(self, x: Tensor, mask: Tensor | None = None, **side: Any) -> Tensor:
         """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``; ``side``: the block's other inputs."""
+        refuse_tracing(x)
         return site_of(self).run(self, x, mask, side)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -56,7 +58,8 @@ class EncoderLayers(MultiheadAdapter):
         class_token: Whether the first token is a class token; ``None``: if there are prefix tokens.
 
     Raises:
-        ValueError: If there is no grid, or fewer than no prefix tokens.
+        ValueError: For a grid that is not two numbers of at least 1, or fewer than no prefix tokens.
+        TypeError: For no grid at all, or anything else of another kind.
 
     Example:
         >>> from tokengraph import attach
@@ -80,6 +83,15 @@ class EncoderLayers(MultiheadAdapter):
         embedding: str | None = None,
         class_token: bool | None = None,
     ) -> None:
+        if not isinstance(layers, str) or not isinstance(embedding, str | None):
+            raise TypeError(f"Expected paths of layers and embedding as str (got {layers!r} and {embedding!r}).")
+        if isinstance(num_prefix, bool) or not isinstance(num_prefix, Integral):
+            raise TypeError(f"Expected num_prefix as an int (got {num_prefix!r}).")
+        if not isinstance(grid, Sequence) or not all(isinstance(side, Integral) for side in grid):
+            raise TypeError(
+                f"Expected the grid of the patches as two ints (H, W) (got {grid!r}). For 224 px and patches of 16 px "
+                "it is (14, 14)."
+            )
         if num_prefix < 0 or len(grid) != 2 or min(grid) < 1:
             raise ValueError(f"Expected num_prefix >= 0 and a grid (H, W) (got {num_prefix} and {grid}).")
         self.layers = layers

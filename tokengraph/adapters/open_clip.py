@@ -65,15 +65,22 @@ class OpenClipModel(WithIntermediates):
         output_fmt: str = "NCHW",
         output_extra_tokens: bool = False,
     ) -> dict[str, Any]:
-        """As open_clip's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
+        """As open_clip's, every map at full resolution: each is lifted by the coarsenings up to its layer.
+
+        What a strategy stored comes back before the final norm, so this norm then comes after lifting.
+        """
         site: CoarseSite = getattr(self, SITE)
-        lift = lift_for(site.trace, output_fmt)
+        later = normalize_intermediates and site.stores
+        norm: Any = self.ln_post if later else None  # type: ignore[attr-defined]
+        lift, normalize = lift_for(site.trace, output_fmt, norm), normalize_intermediates and not later
         out = super().forward_intermediates(  # type: ignore[misc]
-            x, indices, stop_early, normalize_intermediates, intermediates_only, "NLC", output_extra_tokens
+            x, indices, stop_early, normalize, intermediates_only, "NLC", output_extra_tokens
         )
         layers = finished_blocks(indices, site.trace.depth)
         pairs = zip(out["image_intermediates"], layers, strict=True)
-        out["image_intermediates"] = [lift(t, layer=i, replenish=not normalize_intermediates) for t, i in pairs]
+        out["image_intermediates"] = [lift(t, layer=i, replenish=not normalize) for t, i in pairs]
+        if later and "image_intermediates_prefix" in out:
+            out["image_intermediates_prefix"] = [norm(t) for t in out["image_intermediates_prefix"]]
         return out
 
 

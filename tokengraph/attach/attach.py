@@ -65,8 +65,9 @@ def attach(
         size_bias: How: ``"mask"``, an additive mask, or ``"fold"``, two more entries in each head, which leaves
             mask-free kernels usable. ``"auto"``: what was measured to be faster on the device: the
             mask on CPU; the mask on CUDA too as long as nobody has measured there.
-        lift: Make ``forward_features`` return every input patch again, ``[B, P+N, C]``; dropped ones as zeros.
-            ``forward_intermediates`` lifts its maps in any case.
+        lift: Make ``forward_features`` (in transformers ``last_hidden_state`` and all ``hidden_states``) return every
+            input patch again, ``[B, P+N, C]``; dropped ones as zeros, or as a strategy stored them, which then brings
+            them back after the last block. ``forward_intermediates`` and heads that need the grid lift in any case.
         adapter: How a model of your own is built, which cannot be found: :class:`tokengraph.adapters.EncoderLayers`.
 
     Returns:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import SITE, STASH, ours
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.mask import attention_bias, check_shape
 from tokengraph.attach.plan import acts, budget, pairs, plans, restores
 from tokengraph.attach.site import Site
@@ -123,5 +124,6 @@ def watch(block: nn.Module, adapter: Adapter) -> None:
 @ours
 def note_grid(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of the embedding: notes the shape of the images that come in."""
+    refuse_tracing(*args)
     site: Site = module.__dict__[SITE]
     site.trace.note(lambda: site.recipe.adapter.input_shape(module, args, kwargs))

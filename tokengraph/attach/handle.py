@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from tokengraph.attach.changes import undo
+from tokengraph.attach.pause import paused
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,6 +32,16 @@ class Handle:
     def remove(self) -> None:
         """Gives the model back as it was. Calling it again does nothing, whoever has attached something since."""
         undo(self.model, self.trace)
+
+    def paused(self) -> AbstractContextManager[nn.Module]:
+        """The plain model for a while, for example for an evaluation inside training.
+
+        ``with handle.paused() as model:`` gives the model with its own classes and without tokengraph's hooks; at the
+        end everything is attached again, and the record of the last run is still there.
+
+        Cost: one look at every module.
+        """
+        return paused(self.model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""

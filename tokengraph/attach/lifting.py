@@ -83,7 +83,10 @@ class Lifting:
             )
         height, width = state.one_grid
         if height * width != full.size(1):
-            raise ValueError(f"Expected {height} x {width} patches (got {full.size(1)}): patches were dropped before.")
+            raise ValueError(
+                f"Expected {height} x {width} patches (got {full.size(1)}): the model dropped some before its blocks, "
+                "as patch dropout does in train mode. Call model.eval(), or make it with patch_drop_rate=0."
+            )
         return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width).contiguous()
 
     def as_maps(

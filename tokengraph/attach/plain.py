@@ -65,7 +65,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
             check_mask(adapter, block, channels)
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    recipe = Recipe(adapter, chosen, schedule, rule, options.lift, run_block)
+    recipe = Recipe(adapter, chosen, schedule, rule, options.lift or adapter.wants_whole(model, core), run_block)
     return Plan(_changes(model, found, recipe, trace), trace, chosen, Attachment)
 
 

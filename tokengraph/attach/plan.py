@@ -23,16 +23,29 @@ def budget(site: Site, state: State, finished: int) -> int | list[int]:
 
 
 def acts(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
-    """Whether the strategy acts on any image."""
-    return any(site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep))
+    """Whether the strategy acts on any image. Before everything comes back, dropping would change nothing."""
+    return not ends_whole(site, finished) and any(
+        site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep)
+    )
 
 
 def restores(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
     """Whether every patch comes back once ``finished`` blocks are done."""
+    if ends_whole(site, finished):
+        return state.coarse
     if not any(k > n for k, n in pairs(state, keep)):
         return False
     plans = (site.plan(state.patches),) if state.plans is None else state.plans
     return any(plan[finished] > plan[finished - 1] for plan in plans)
+
+
+def ends_whole(site: Site, finished: int) -> bool:
+    """Whether this is the last block, all patches are wanted, and the strategy stored those that left.
+
+    They then come back before the final norm: behind it, what was stored would not fit.
+    """
+    wanted = site.recipe.lift or site.trace.whole
+    return wanted and finished == site.trace.depth and site.recipe.select.stores
 
 
 def pairs(state: State, keep: int | list[int]) -> list[tuple[int, int]]:

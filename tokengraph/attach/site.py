@@ -60,9 +60,22 @@ class Site(Mark):
         """Runs the block that carries this site; see :func:`tokengraph.attach.block.run_block`."""
         return self.recipe.run(self, block, x, mask, side)
 
+    @property
+    def stores(self) -> bool:
+        """Whether tokens that leave come back with something of their own."""
+        return self.recipe.select.stores
+
     def plan(self, patches: int) -> list[int]:
         """Patch tokens after each number of blocks, for ``patches`` at the input."""
         if patches == self.trace.patches:
             return self.trace.plan
         recipe, select = self.recipe, self.recipe.select
-        return tokens_per_layer(recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget)
+        try:
+            return tokens_per_layer(
+                recipe.schedule, self.trace.depth, patches, select.fewest, clusters=select.own_budget
+            )
+        except ValueError as error:
+            height, width = self.trace.grid
+            dropped = self.trace.grids is None and patches < height * width
+            why = f", of {height} x {width}: the model drops patches in train mode" if dropped else ""
+            raise ValueError(f"{error} This is for an image of {patches} patches, padding not counted{why}.") from error

@@ -48,6 +48,7 @@ class Trace(Lifting, Record):
         alike: Whether all runs had images of one grid.
         device: Where the run's tokens are; ``None`` before one.
         thread: The thread that runs; 0: not known.
+        whole: Whether the run was called by a head that needs every patch of the output.
     """
 
     num_prefix: int
@@ -67,6 +68,7 @@ class Trace(Lifting, Record):
     alike: bool = field(init=False, default=True, repr=False)
     device: torch.device | None = field(init=False, default=None, repr=False)
     thread: int = field(init=False, default=0, repr=False)
+    whole: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         self.slots = [None] * (self.depth + 1)
@@ -90,6 +92,11 @@ class Trace(Lifting, Record):
     def _take(self, shape: InputShape) -> None:
         self.grid = self.grid if shape.grid is None else shape.grid
         self.grids, self.present, self.ordered = shape.grids, shape.present, shape.ordered
+
+    def note_caller(self, whole: bool) -> None:
+        """Notes whether a head that needs every patch has called the model; what backward runs again says nothing."""
+        if not in_backward():
+            self.whole = whole
 
     def begin(self, x: Tensor) -> State:
         """The state of a run's tokens ``x [B, P+N, C]`` as they come to the first attached block.

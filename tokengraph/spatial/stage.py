@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.coarse import SITE, Coarse
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.site import Mark
 from tokengraph.errors import check_finite
 from tokengraph.flat.looks import may_look
@@ -37,6 +38,7 @@ class SpatialStage(Coarse):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's own forward, with decisions between its blocks; a map of its own layout, as before."""
+        refuse_tracing(x)
         x = self.downsample(x)
         site: StageSite = getattr(self, SITE)
         site.trace.begin((x.size(2), x.size(3)) if self.channels_first else (x.size(1), x.size(2)))

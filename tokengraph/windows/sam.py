@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.coarse import SITE, Coarse, ours
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
@@ -48,6 +49,7 @@ class ClusteredSamBlock(SamBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Full maps in at the first such block, and out at the last."""
+        refuse_tracing(x)
         plan, site = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
@@ -69,6 +71,7 @@ class MergedSamBlock(SamBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Full maps in and out."""
+        refuse_tracing(x)
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.coarse import Coarse
+from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.changes import Change
 from tokengraph.windows.clusters import cluster_windows
 from tokengraph.windows.grid import Pair, cut_of, join, split
@@ -73,6 +74,7 @@ class ClusteredSwinStage(Coarse):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's own forward; full maps in and out."""
+        refuse_tracing(x)
         plan, site = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
@@ -102,6 +104,7 @@ class MergedSwinBlock(SwinBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Full maps in and out. Keys go back to where they were before the shift."""
+        refuse_tracing(x)
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]

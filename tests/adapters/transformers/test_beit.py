@@ -157,3 +157,29 @@ def test_a_users_mask_bars_patches_beside_the_bias(kind, images):
 def test_a_mask_that_is_there_already_stays_when_another_is_added_to_the_shared_bias():
     bias, one, two = torch.randn(3, 1, 2, 5, 5).unbind(0)
     assert_close((SharedBias(bias) + one + two).tensor(), bias + one + two)
+
+
+MAPS = {"tome": ("tome", 3), "topk": ("topk", 3), "gtp": (tg.GTP(sparsity=0.6), {1: 12, 3: 9}), "nothing": ("tome", 0)}
+
+
+@pytest.mark.parametrize("size_bias", ["mask", "fold"])
+@pytest.mark.parametrize("setting", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("kind", ["data2vec_own", "data2vec_shared"])
+def test_data2vec_returns_the_maps_of_its_attention(kind, setting, size_bias, images):
+    eager, fused = (make(kind, attn_implementation=name) for name in ("eager", "sdpa"))
+    fused.load_state_dict(eager.state_dict())
+    with torch.no_grad():
+        plain = eager(images, output_attentions=True).attentions
+        with tg.attach(eager, *setting, size_bias=size_bias) as handle:
+            out = eager(images, output_attentions=True)
+            assert_close(eager(images).last_hidden_state, out.last_hidden_state, rtol=1e-4, atol=1e-4)
+        with tg.attach(fused, *setting, size_bias=size_bias):
+            asked = fused(images, output_attentions=True)
+    assert_close(asked.last_hidden_state, out.last_hidden_state, rtol=1e-4, atol=1e-4)
+    assert asked.attentions == (None, None, None)  # as a fused attention without a strategy
+    acts_inside = [handle.trace.counts[layer] for layer in range(3)]
+    assert [m.size(2) - 1 for m in out.attentions] == acts_inside
+    assert all(torch.allclose(m.sum(3), torch.ones(())) for m in out.attentions if handle.select.name != "gtp")
+    assert_close(out.attentions[0] if handle.select.name != "gtp" else plain[0], plain[0])
+    if handle.trace.counts[-1] == 16:
+        assert all(map(torch.equal, out.attentions, plain))

@@ -18,15 +18,31 @@ class WithIntermediates(Coarse):
         raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
 
 
-def lift_for(trace: Record, output_fmt: str) -> Callable[..., Tensor]:
+def lift_for(trace: Record, output_fmt: str, norm: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Tensor]:
     """What brings a layer's tokens back to full resolution in this format.
 
+    Args:
+        trace: The record of the run.
+        output_fmt: ``"NCHW"`` or ``"NLC"``.
+        norm: Applied to every patch after it was lifted; ``None``: nothing is.
+
     Raises:
-        ValueError: For a format other than ``NCHW`` and ``NLC``.
+        ValueError: For another format.
     """
     if output_fmt not in ("NCHW", "NLC"):
         raise ValueError(f"Expected output_fmt to be NCHW or NLC (got {output_fmt!r}).")
-    return trace.as_map if output_fmt == "NCHW" else trace.lift
+    lift = trace.as_map if output_fmt == "NCHW" else trace.lift
+    if norm is None:
+        return lift
+    axis = 1 if output_fmt == "NCHW" else 2
+
+    def normed(tokens: Tensor, **where: Any) -> Tensor:
+        rows = norm(lift(tokens, **where).movedim(axis, -1))
+        if axis == 2 and trace.present is not None:  # padding stays zero
+            rows = rows * trace.present[..., None]
+        return rows.movedim(-1, axis).contiguous()
+
+    return normed
 
 
 def finished_blocks(indices: int | list[int] | None, depth: int) -> list[int]:

@@ -85,7 +85,10 @@ class TimmEva(GammaBlocks):
         if rope is None:
             return side
         if rope.dim() > 3:
-            raise ValueError("Expected rotary tables of the whole grid (got those of a patch dropout). Turn it off.")
+            raise ValueError(
+                "Expected rotary tables of the whole grid (got those of patch dropout, which acts in train mode). Make "
+                "the model with patch_drop_rate=0, or set model.patch_drop = None."
+            )
         sin, cos = rope.chunk(2, dim=-1)
         cos, sin = coarse_tables((cos, sin), state)
         return {**side, "rope": torch.cat([sin, cos], dim=-1)}

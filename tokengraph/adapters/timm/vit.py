@@ -56,27 +56,37 @@ class TimmModel(WithIntermediates):
         return masked_mean(x[:, trace.num_prefix :], there)
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer."""
+        """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer.
+
+        What a strategy stored comes back before the final norm, so this norm then comes after lifting.
+        """
         site: CoarseSite = getattr(self, SITE)
         plain = super().forward_intermediates  # type: ignore[misc]
         asked = inspect.signature(plain).bind(x, *args, **kwargs)
         asked.apply_defaults()
-        lift = lift_for(site.trace, asked.arguments["output_fmt"])
-        asked.arguments["output_fmt"] = "NLC"
+        norm: bool = asked.arguments["norm"]
+        later = norm and site.stores
+        lift = lift_for(site.trace, asked.arguments["output_fmt"], self.norm if later else None)  # type: ignore[attr-defined]
+        asked.arguments |= {"output_fmt": "NLC", "norm": norm and not later}
         out = plain(*asked.args, **asked.kwargs)
         layers = finished_blocks(asked.arguments["indices"], len(self.blocks))  # type: ignore[attr-defined]
         ran_to_the_end = not asked.arguments["stop_early"] or layers[-1] == site.trace.depth
 
+        def prefix(tokens: Tensor) -> Tensor:
+            return self.norm(tokens) if later else tokens  # type: ignore[attr-defined]
+
         def lifted(tokens: Any, layer: int) -> Any:
             if isinstance(tokens, tuple):
-                return lifted(tokens[0], layer), *tokens[1:]
-            return lift(tokens, layer=layer, replenish=not asked.arguments["norm"])
+                return lifted(tokens[0], layer), *(t if t is None else prefix(t) for t in tokens[1:])
+            return lift(tokens, layer=layer, replenish=later or not norm)
 
         def whole(tokens: Tensor) -> Tensor:
             return site.trace.lift_sequence(tokens) if site.lift and ran_to_the_end else tokens
 
         if isinstance(out, dict):
             out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]
+            if "image_intermediates_prefix" in out:
+                out["image_intermediates_prefix"] = [prefix(t) for t in out["image_intermediates_prefix"]]
             if "image_features" in out:
                 out["image_features"] = whole(out["image_features"])
             return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,12 @@ BEIT = (
 
 def origin(module: nn.Module) -> str | None:
     """Name of the model of transformers that it is, also under a user's own subclass; ``None``: it is none."""
-    names = (c.__name__ for c in type(module).__mro__ if c.__module__.startswith("transformers.models."))
+    return _origin_of(type(module))
+
+
+@lru_cache(maxsize=1024)
+def _origin_of(kind: type) -> str | None:
+    names = (c.__name__ for c in kind.__mro__ if c.__module__.startswith("transformers.models."))
     return next((name for name in names if not name.endswith("PreTrainedModel")), None)
 
 

@@ -39,10 +39,13 @@ class OlderBeitLayer(CoarseBlock):
     """``Data2VecVisionLayer``, and ``BeitLayer`` before transformers 5.9 or so, with a coarsening in it."""
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False, *side: Any, **kwargs: Any) -> Any:
-        """Takes ``[B, P+n, C]``; returns it in a tuple. Maps are not returned."""
+        """Takes ``[B, P+n, C]``; returns it in a tuple, with the attention map where the stock layer has one."""
         kwargs |= dict(zip(("relative_position_bias", "interpolate_pos_encoding", "resolution"), side, strict=False))
-        out = self.coarse(hidden_states, None, **kwargs)
-        return (out, None) if output_attentions else (out,)
+        if not output_attentions:
+            return (self.coarse(hidden_states, None, **kwargs),)
+        maps: list[Tensor | None] = []
+        out = self.coarse(hidden_states, None, **kwargs, maps=maps)
+        return out, maps.pop()
 
 
 class SharedBias:
@@ -166,12 +169,16 @@ class OlderTransformersBeit(BiasFollows, OlderTransformersViT):
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
         """``x + drop_path(lambda_1 * attention(layernorm_before(x)))``."""
-        normed = block.layernorm_before(x)
+        normed, maps = block.layernorm_before(x), side.get("maps")
         if mask is None and side.get("relative") is None:
-            y = block.attention(normed, **{k: v for k, v in side.items() if k in self.side_inputs})[0]
+            known = {k: v for k, v in side.items() if k in self.side_inputs}
+            y, *rest = block.attention(normed, **known, **({} if maps is None else {"output_attentions": True}))
+            if maps is not None:
+                maps.append(rest[0])
         else:
             dropout = block.attention.attention.config.attention_probs_dropout_prob
-            y = attention_under(block.attention, normed, with_bias(mask, _bias(block, side, x.size(1))), dropout)
+            total = with_bias(mask, _bias(block, side, x.size(1)))
+            y = attention_under(block.attention, normed, total, dropout, maps)
         return block.drop_path(y if block.lambda_1 is None else block.lambda_1 * y) + x
 
     def feed(self, block: Any, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,7 +65,9 @@ class OlderTransformersViT(TransformersViT):
         return AttentionStats(project, float(getattr(inner, "scaling", width**-0.5)), num_prefix, bias, keys=keys)
 
 
-def attention_under(attention: Any, normed: Tensor, mask: Any, dropout: float) -> Tensor:
+def attention_under(
+    attention: Any, normed: Tensor, mask: Any, dropout: float, maps: list[Tensor | None] | None = None
+) -> Tensor:
     """What an attention that takes no mask would be with ``mask`` added to its logits.
 
     Args:
@@ -72,6 +75,8 @@ def attention_under(attention: Any, normed: Tensor, mask: Any, dropout: float) -
         normed: ``[B, N, C]``.
         mask: As ``scaled_dot_product_attention`` takes it.
         dropout: Of the weights, while training.
+        maps: Gets the map ``[B, H, N, N]``, after dropout, as the stock attention returns it; ``None`` from a fused
+            attention, which has none. Without a list no map is made.
 
     Returns:
         ``[B, N, C]``.
@@ -84,5 +89,14 @@ def attention_under(attention: Any, normed: Tensor, mask: Any, dropout: float) -
         check_called_alone(module, "it takes no mask")
     q, k, v = (split_heads(project(normed), width=width) for project in (inner.query, inner.key, inner.value))
     dropout = dropout if inner.training else 0.0
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
+    fused = "Sdpa" in type(inner).__name__
+    if maps is None or fused:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
+        weights = None
+    else:
+        weights = F.softmax(torch.matmul(q * width**-0.5, k.transpose(-2, -1)) + mask, dim=-1)
+        weights = F.dropout(weights, dropout).to(v.dtype)
+        y = torch.matmul(weights, v)
+    if maps is not None:
+        maps.append(weights)
     return attention.output(y.transpose(1, 2).flatten(2), normed)

@@ -12,6 +12,9 @@ from tokengraph.adapters.base import is_a
 from tokengraph.adapters.coarse import SITE, CoarseSite, ours
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, origin
+from tokengraph.adapters.transformers.callers import called_by_a_grid_head
+
+FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
 
 POOLED_BEFORE = (  # classifiers that take the class token, or what the model inside them has pooled
     "ViTForImageClassification",
@@ -21,6 +24,7 @@ POOLED_BEFORE = (  # classifiers that take the class token, or what the model in
     "BeitForImageClassification",
     "Data2VecVisionForImageClassification",
 )
+HEADS_READ_STATES = ("DPTModel",)  # inner models whose hidden states go to a head that needs the grid
 
 
 def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
@@ -37,6 +41,9 @@ def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.M
         inner = getattr(head, "attention", None)
         by_mask = isinstance(inner, nn.MultiheadAttention)
         found.append((inner, "input", attend_to_what_is_left) if by_mask else (head, "input", lift_head_input))
+    if origin(core) in HEADS_READ_STATES:
+        found.append((core, "output", lift_hidden_states))
+    found.append((core.embeddings, "input", look_for_a_grid_head))  # type: ignore[arg-type]
     found.append((core, "output", average_output if averages(model, core, channels) else lift_output))
     return found
 
@@ -61,9 +68,22 @@ def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
 
 @ours
 def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of a model: ``last_hidden_state`` at full resolution, where ``lift=True`` said so."""
+    """Forward hook of a model: tokens and hidden states at full resolution, if the user or a head that calls wants so.
+
+    The user says so by ``lift=True``.
+    """
     site: CoarseSite = module.__dict__[SITE]
-    return with_tokens(output, site.trace.lift_sequence) if site.lift else output
+    if not (site.lift or site.trace.whole):
+        return output
+    return with_tokens(with_whole_states(module, output), site.trace.lift_sequence)
+
+
+@ours
+def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the embedding: notes whether a head that needs every patch has called the model."""
+    site: CoarseSite = module.__dict__[SITE]
+    if not torch.compiler.is_compiling():
+        site.trace.note_caller(called_by_a_grid_head(module))
 
 
 @ours
@@ -103,15 +123,7 @@ def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
 @ours
 def lift_hidden_states(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of a backbone's encoder: each of ``hidden_states`` at full resolution, for its feature maps."""
-    site: CoarseSite = module.__dict__[SITE]
-    if output.hidden_states is not None:
-        trace = site.trace
-        prefix = trace.num_prefix
-        output.hidden_states = tuple(
-            torch.cat([h[:, :prefix], trace.lift(h, layer=layer)], dim=1)
-            for layer, h in enumerate(output.hidden_states)
-        )
-    return output
+    return with_whole_states(module, output)
 
 
 @ours
@@ -122,9 +134,38 @@ def lift_feature_maps(module: nn.Module, args: Any, output: Any) -> Any:
     return lift_hidden_states(module, args, output)
 
 
-def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A model's output with the function of its ``last_hidden_state``."""
+def with_whole_states(module: nn.Module, output: Any) -> Any:
+    """The output of a model, or of its encoder, with each of its ``hidden_states`` at full resolution.
+
+    What a strategy stored comes back with them, as they are from before the final norm. Where transformers puts the
+    last hidden state, behind that norm, in place of the last one, this one is lifted without.
+
+    Cost: one gather of ``[B, N, C]`` for each hidden state.
+    """
+    site: CoarseSite = module.__dict__[SITE]
+    trace = site.trace
+    normed = any(isinstance(getattr(module, name, None), nn.Module) for name in FINAL_NORMS)
+
+    def lifted(states: tuple[Tensor | None, ...], last: Any) -> tuple[Tensor | None, ...]:
+        whole = list(states)
+        for layer, h in enumerate(states):  # those that were not asked for are None
+            if h is not None and h.dim() == 3 and trace.state(layer).count + trace.num_prefix == h.size(1):
+                rows = trace.lift(h, layer=layer, replenish=not (normed and h is last))
+                whole[layer] = torch.cat([h[:, : trace.num_prefix], rows], dim=1)
+        return tuple(whole)
+
     if isinstance(output, tuple):
-        return (function(output[0]), *output[1:])
-    output.last_hidden_state = function(output.last_hidden_state)
+        kinds = [isinstance(part, tuple) and len(part) == trace.depth + 1 for part in output]
+        return tuple(lifted(part, output[0]) if kind else part for part, kind in zip(output, kinds, strict=True))
+    if getattr(output, "hidden_states", None) is not None:
+        output.hidden_states = lifted(output.hidden_states, getattr(output, "last_hidden_state", None))
+    return output
+
+
+def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A model's output with the function of its ``last_hidden_state``, where it has one; backbones have none."""
+    if isinstance(output, tuple):
+        return (function(output[0]), *output[1:]) if isinstance(output[0], Tensor) else output
+    if getattr(output, "last_hidden_state", None) is not None:
+        output.last_hidden_state = function(output.last_hidden_state)
     return output

@@ -9,6 +9,7 @@ from torch import nn
 
 from tokengraph.adapters.base import is_a
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, is_naflex, origin
+from tokengraph.adapters.transformers.callers import LANGUAGE, needs_grid
 
 CORES = ("Model", "Backbone", "VisionTransformer", "ModelWithProjection")
 AROUND = (
@@ -30,7 +31,16 @@ BEHIND = (
     "downsample",
 )  # parts that fold a grid
 ATTENTIONS = (None, "eager", "sdpa")
-HINT = "Attach to the vision model inside it, and lift its features by handle.trace.lift: nothing changed."
+SERVED_WHOLE = (  # heads on the grid that read nothing of the model inside but its tokens and hidden states
+    "DPTForDepthEstimation",
+    "DPTForSemanticSegmentation",
+    "ViTForMaskedImageModeling",
+    "DeiTForMaskedImageModeling",
+    "BeitForMaskedImageModeling",
+    "ViTMAEForPreTraining",
+    "CLIPSegForImageSegmentation",
+)
+HINT = "Attach to the vision model inside it with lift=True, which gives it every patch: nothing changed."
 
 
 def check_around(model: nn.Module, core: nn.Module) -> None:
@@ -54,13 +64,26 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
         return  # what is around it gets whole feature maps
     for module in around:
         name = origin(module)
-        pairs = name is not None and name.endswith("Model") and hasattr(module, "logit_scale")
-        if name is None or name.endswith(AROUND) or (pairs and not hasattr(module, "multimodal_model")):
+        if name is None or name in SERVED_WHOLE or _leaves_tokens_alone(module, name):
             continue
         raise ValueError(
             f"Expected a vision model, its classifier, or a dual encoder such as CLIPModel (got {name}, whose head may "
             f"need the tokens on their grid). {HINT}"
         )
+
+
+def _leaves_tokens_alone(module: nn.Module, name: str) -> bool:
+    """Whether it is a tower, a classifier or a dual encoder: no language model, nothing that folds a grid."""
+    if any(isinstance(getattr(module, part, None), nn.Module) for part in (*LANGUAGE, *BEHIND)):
+        return False
+    pairs = name.endswith("Model") and hasattr(module, "logit_scale") and not hasattr(module, "multimodal_model")
+    return pairs or name.endswith(AROUND)
+
+
+def wants_whole(model: nn.Module, core: nn.Module) -> bool:
+    """Whether a head around ``core`` in ``model`` needs every patch."""
+    around = (m for m in model.modules() if m is not core and needs_grid(m))
+    return any(part is core for m in around for part in m.modules())
 
 
 def _check_core(core: nn.Module, name: str) -> None:

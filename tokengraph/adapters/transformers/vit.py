@@ -25,7 +25,7 @@ from tokengraph.adapters.transformers.anatomy import (
     patches_of,
 )
 from tokengraph.adapters.transformers.outputs import outlets
-from tokengraph.adapters.transformers.supported import check_around, check_attention
+from tokengraph.adapters.transformers.supported import check_around, check_attention, wants_whole
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -88,6 +88,10 @@ class TransformersViT(Adapter):
         if not is_older(core):
             for layer in layers_of(core) or ():
                 check_attention(first_part(layer, ATTENTION))
+
+    def wants_whole(self, model: Any, core: nn.Module) -> bool:
+        """Whether a head around the model needs the grid, as that of DPT."""
+        return wants_whole(model, core)
 
     def num_prefix(self, model: Any) -> int:
         """Class, distillation and register tokens of the embeddings."""

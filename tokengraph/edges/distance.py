@@ -33,6 +33,13 @@ def origin(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return x.gather(1, nearest[:, None, None].expand(-1, 1, x.size(2)))
 
 
+def near_origin(x: Tensor) -> Tensor:
+    """As :func:`origin`, of about 64 tokens of each image ``[B, N, C]``: as good a zero, for a fraction of the cost."""
+    if x.size(1) == 0:
+        return x.new_zeros(x.size(0), 1, x.size(2))
+    return origin(x[:, :: max(1, x.size(1) // 64)])
+
+
 def recentre(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """``x [B, N, C]`` minus its :func:`origin`, in float32 or wider; zero where ``mask [B, N]`` is False."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))

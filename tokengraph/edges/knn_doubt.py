@@ -23,46 +23,62 @@ class Doubt:
 
     def __init__(self, x: Tensor, half: Tensor) -> None:
         self.rounding = product_rounding(x)
-        self.norm = (2.0 * half).sqrt_()
-        self.largest = self.norm.amax(dim=1, keepdim=True)
-        self.overflow = ~(self.largest < LARGE**0.5)
-        self.hidden = underflow(x, half)
+        self.half = half
+        self.largest = half.amax(dim=1, keepdim=True)
+        overflow = ~(self.largest < 0.5 * LARGE)
+        self.overflow = overflow if bool(overflow.any()) else None  # [B, 1]
+        self.hidden = underflow(x, half)  # [B, 1], rarely there
 
-    def error(self, squared: Tensor, norm: Tensor, largest: Tensor, hidden: Tensor) -> Tensor:
-        """The bound for squared distances of tokens with ``norm``; all broadcast."""
-        reach = torch.minimum(squared.sqrt().add_(norm), largest).add_(norm)
-        return reach.square_().mul_(self.rounding).add_(hidden)
+    def rows(self, value: Tensor, start: int, loop: bool) -> tuple[Tensor, Tensor]:
+        """Which rows need a second look, ``[B, R]`` bool, and the bound for ``d^2`` up to the last place, ``[B, R]``.
 
-    def places(self, value: Tensor, half: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Which of the nearest a row cannot vouch for: ``[B, R, k + 1]`` bool, and which rows have any, ``[B, R]``.
-
-        A place is certain when it is further from its neighbours in the ranking than both errors, and not so near that
-        ``d^2`` itself loses digits.
+        A row is certain when each of its nearest is further from the next one than both errors, and the first is not
+        so near that ``d^2`` itself loses digits.
 
         Args:
             value: The lowest scores of each row, ascending, ``[B, R, k + 1]``: ``d^2 / 2 - |x_i|^2 / 2``; -inf for the
                 token itself, inf for none.
-            half: ``|x|^2 / 2`` of the rows, ``[B, R, 1]``.
             start: The first token of the rows.
+            loop: Whether each token is its own first neighbour.
         """
-        squared = (value + half).mul_(2.0).clamp_min_(0.0)
-        norm = self.norm[:, start : start + value.size(1), None]
-        error = self.error(squared, norm, self.largest[..., None], self.hidden[:, None, None])
-        gap = squared[..., 1:] - squared[..., :-1] < error[..., 1:] + error[..., :-1]
-        unsure = (error > LOST * squared) & (value.abs() < torch.inf)
-        unsure[..., 1:] |= gap
-        unsure[..., :-1] |= gap
-        return unsure, unsure.any(dim=2) | self.overflow
+        half = self.half[:, start : start + value.size(1)]
+        # (|x_i| + |x_j|)^2 / 2, with |x_j| as of the last place.
+        reach = torch.minimum((value[..., -1] + half).clamp_min_(0.0).sqrt_().add_(half.sqrt()), self.largest.sqrt())
+        error = reach.add_(half.sqrt()).square_().mul_(2.0 * self.rounding)
+        if self.hidden is not None:
+            error = error + self.hidden
+        unsure = (value[..., 1:] - value[..., :-1] < error[..., None]).any(dim=2)
+        if value.size(2) > loop:
+            near = value[..., int(loop)] + half
+            unsure |= (error > 2.0 * LOST * near) & (near < torch.inf)
+        return unsure if self.overflow is None else unsure | self.overflow, error
+
+    def places(self, value: Tensor, half: Tensor, error: Tensor) -> Tensor:
+        """Which places of listed rows are in doubt: ``value [F, k + 1]``, ``half`` and ``error`` ``[F, 1]``."""
+        unsure = (error > 2.0 * LOST * (value + half)) & (value.abs() < torch.inf)
+        gap = value[:, 1:] - value[:, :-1] < error
+        unsure[:, 1:] |= gap
+        unsure[:, :-1] |= gap
+        return unsure
+
+    def limit(self, far: Tensor, half: Tensor, error: Tensor) -> Tensor:
+        """The ``d^2`` by products beyond which no token can be nearer than the k-th, at ``far [F, 1]``.
+
+        From ``(2 |x_i| + d)^2 <= 8 |x_i|^2 + 2 d^2``.
+        """
+        return (far + error + half * (16.0 * self.rounding)) * (1.0 + 4.0 * self.rounding)
 
 
-def underflow(x: Tensor, half: Tensor) -> Tensor:
-    """What vanishing squares may hide in each image, ``[B]``; 0 where all small rows are zeros, and so exact."""
+def underflow(x: Tensor, half: Tensor) -> Tensor | None:
+    """What vanishing squares may hide in each image, ``[B, 1]``; ``None`` where all small rows are zeros, and so exact."""
     small = half < SMALL
     if int(small.sum()) <= x.size(0):  # each image's origin alone
-        return half.new_zeros(x.size(0))
+        return None
     image, token = small.nonzero(as_tuple=True)
     hides = x[image, token].ne(0).any(dim=1)
-    out = half.new_zeros(x.size(0))
+    if not bool(hides.any()):
+        return None
+    out = half.new_zeros(x.size(0), 1)
     out[image[hides]] = SMALL
     return out
 
@@ -73,7 +89,8 @@ def search_again(
     squared: Tensor,
     nearest: Tensor,
     unsure: Tensor,
-    doubt: Doubt,
+    limit: Tensor,
+    overflow: Tensor | None,
     image: Tensor,
     token: Tensor,
     k: int,
@@ -87,7 +104,8 @@ def search_again(
         squared: Squared distances of the rows by products, ``[F, N]``.
         nearest: The k nearest by products, ``[F, k]``.
         unsure: Which of them are in doubt, ``[F, k]``.
-        doubt: The bounds.
+        limit: What ``squared`` must exceed to be ruled out, ``[F, 1]``.
+        overflow: Images whose squares overflow, ``[B, 1]``.
         image: Image of each row, ``[F]``.
         token: Token of each row, ``[F]``.
         k: Neighbours a token.
@@ -100,13 +118,10 @@ def search_again(
         ValueError: If a distance does not fit the dtype of ``x``.
     """
     tokens, at = x.size(1), torch.arange(token.numel(), device=x.device)
-    norm, largest, hidden = doubt.norm[image, token, None], doubt.largest[image], doubt.hidden[image, None]
-    error = doubt.error(squared, norm, largest, hidden)
-    far = squared.gather(1, nearest[:, -1:])
-    limit = far + doubt.error(far, norm, largest, hidden)
-    candidate = ~(squared - error > limit)
+    candidate = ~(squared > limit)
     candidate.scatter_(1, nearest, unsure)  # a certain place needs no second look
-    candidate |= doubt.overflow[image]
+    if overflow is not None:
+        candidate |= overflow[image]
     candidate[at, token] = False
     if mask is not None:
         candidate &= mask[image]
@@ -122,7 +137,10 @@ def search_again(
     value, index = table.sort(dim=1, stable=True)
     index, distance = index[:, :k], value[:, :k].clamp_min(0.0).sqrt()
     narrow = distance.to(x.dtype)
-    if bool((narrow.isinf() & distance.isfinite()).any()):
-        most = float(distance[distance.isfinite()].max())
+    if overflow is None:
+        return index, narrow
+    beyond = (narrow == torch.inf) & (distance < torch.inf)
+    if bool(beyond.any()):
+        most = float(distance[beyond].max())
         raise ValueError(f"Expected distances that fit {x.dtype} (got {most:.3g}). Scale the tokens, or pass float64.")
     return index, narrow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.edges.distance import PIECE, recentre, squared_norm
+from tokengraph.edges.distance import PIECE, near_origin, recentre, squared_norm
 from tokengraph.edges.knn_doubt import Doubt, search_again
 from tokengraph.flat.layout import pad
 
@@ -59,7 +59,7 @@ class _Search:
 
     def __init__(self, dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> None:
         self.dense, self.mask, self.k, self.loop = dense, mask, k, loop
-        self.x = recentre(dense, mask)
+        self.x = recentre(dense, mask) if mask is not None else dense - near_origin(dense)
         self.half = 0.5 * squared_norm(self.x)
         self.barred = self.half if mask is None else self.half.masked_fill(~mask, torch.inf)
         if not torch.compiler.is_compiling():
@@ -71,38 +71,45 @@ class _Search:
         query = x[:, start : start + rows]
         # |x_j|^2 / 2 - x_i x_j ranks as the distance does.
         score = torch.baddbmm(self.barred[:, None, :], query, x.transpose(1, 2), alpha=-1.0)
-        own = torch.arange(query.size(1), device=x.device)
-        score[:, own, own + start] = -torch.inf if self.loop else torch.inf
+        score.diagonal(start, 1, 2).fill_(-torch.inf if self.loop else torch.inf)
         half = self.half[:, start : start + rows]
         if torch.compiler.is_compiling():
             value, index = lowest(score, k)
             distance = (2.0 * (value + half[..., None])).clamp_min_(0.0).sqrt_()
-            return index, distance.masked_fill(index == (own + start)[:, None], 0.0) if self.loop else distance
+            return index, distance.masked_fill(value == -torch.inf, 0.0) if self.loop else distance
         value, index = score.topk(min(k + 1, score.size(2)), dim=2, largest=False, sorted=True)
-        unsure, rows_in_doubt = self.doubt.places(value, half[..., None], start)
+        doubted, error = self.doubt.rows(value, start, self.loop)
         if self.mask is not None:
-            rows_in_doubt &= self.mask[:, start : start + rows]
-        nearest = index[..., :k]
+            doubted &= self.mask[:, start : start + rows]
+        again = self._again(score, value, index, doubted, error, start)
         value, index = _ties(score, value, index, k)
         distance = (2.0 * (value + half[..., None])).clamp_min_(0.0).sqrt_()
         if self.loop:  # a token is at 0 from itself: its score is -inf
             distance = torch.where(value == -torch.inf, 0.0, distance)
-        self._again(score, nearest, unsure[..., :k], rows_in_doubt, start, index, distance)
+        for row, better, exact in again:
+            index.view(-1, k).index_copy_(0, row, better)
+            distance.view(-1, k).index_copy_(0, row, exact)
         return index, distance
 
     def _again(
-        self, score: Tensor, nearest: Tensor, unsure: Tensor, doubted: Tensor, start: int, index: Tensor, out: Tensor
-    ) -> None:
-        """Puts right, in place, the rows ``doubted [B, R]`` of ``index`` and of the distances ``out``."""
-        images, rows = doubted.nonzero(as_tuple=True)
-        piece = max(1, 4 * PIECE // max(1, score.size(2)))
-        for image, row in zip(images.split(piece), rows.split(piece), strict=True):
-            token = start + row
-            squared = (2.0 * (score[image, row] + self.half[image, token][:, None])).clamp_min_(0.0)
-            index[image, row], out[image, row] = search_again(
-                self.dense, self.mask, squared, nearest[image, row], unsure[image, row], self.doubt,
-                image, token, self.k, self.loop,
-            )  # fmt: skip
+        self, score: Tensor, value: Tensor, index: Tensor, doubted: Tensor, error: Tensor, start: int
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The rows ``doubted [B, R]`` of a block, their neighbours and distances; a few rows at a time."""
+        found, width = [], doubted.size(1)
+        value, index = value.flatten(0, 1), index.flatten(0, 1)
+        for row in doubted.flatten().nonzero().squeeze(1).split(max(1, 4 * PIECE // max(1, score.size(2)))):
+            image, token = row // width, row % width + start
+            half = self.half.flatten().index_select(0, image * score.size(2) + token)[:, None]
+            miss = error.flatten().index_select(0, row)[:, None]
+            low, nearest = value.index_select(0, row), index.index_select(0, row)[:, : self.k]
+            squared = score.flatten(0, 1).index_select(0, row).add_(half).mul_(2.0).clamp_min_(0.0)
+            unsure = self.doubt.places(low, half, miss)[:, : self.k]
+            limit = self.doubt.limit(2.0 * (low[:, self.k - 1 : self.k] + half), half, miss)
+            better, exact = search_again(
+                self.dense, self.mask, squared, nearest, unsure, limit, self.doubt.overflow, image, token, self.k, self.loop
+            )
+            found.append((row, better, exact))
+        return found
 
 
 def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -101,43 +101,43 @@ def pair_distance(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.cat(parts) if parts else x.new_zeros(0, dtype=wide)
 
 
-def mend_close(squared: Tensor, x: Tensor, norm: Tensor, start: int = 0, columns: Tensor | None = None) -> Tensor:
+def mend_close(
+    squared: Tensor, x: Tensor, norm: Tensor, start: int = 0, *, rows: Tensor | None = None, columns: Tensor | None = None
+) -> Tensor:
     """Takes again, by differences, the squared distances in which products have lost digits.
 
     Args:
-        squared: ``[B, R, J]`` by products, of tokens ``start : start + R`` with all tokens or with ``columns``. Changed
-            in place.
-        x: The tokens, ``[B, N, C]``, as precise as they came.
+        squared: ``[B, R, J]`` by products. Changed in place.
+        x: The tokens as they came, ``[B, N, C]``, float32 or wider.
         norm: ``|x|^2`` after the origin was moved, ``[B, N]``.
-        start: The first token of the rows.
+        start: The rows are tokens ``start : start + R``.
+        rows: Or these, ``[B, R]``.
         columns: The tokens that each row was measured with, ``[R, J]``; ``None``: all, in their order.
 
     Returns:
-        ``squared``. What is above ``product_rounding / LOST`` of the norms is left as it is, so ordinary tokens pay for
-        one look at each row.
+        ``squared``; what rounding moves by less than ``LOST`` of itself is left as it is, so ordinary tokens pay for one
+        look at each row.
 
     Cost: one pass over ``squared`` and a look at its result (a host synchronisation on CUDA); differences for the rest.
     """
-    rows = norm[:, start : start + squared.size(1)]
-    # |x_j| <= |x_i| + d: no pair nearer than this has norms that add up to more than 2 |x_i| + d.
-    limit = rows * (4.0 * product_rounding(x) / LOST) if x.size(2) else torch.zeros_like(rows)
-    limit = limit.masked_fill(~(rows < LARGE), torch.inf)  # squares that overflow tell nothing
+    token = torch.arange(start, start + squared.size(1), device=x.device).expand(squared.shape[:2]) if rows is None else rows
+    own = norm.gather(1, token)
+    # (|x_i| + |x_j|)^2 <= 8 |x_i|^2 + 2 d^2; 4 |x_i|^2 is what it is for the pairs that are close.
+    limit = own * (4.0 * product_rounding(x) / LOST)
     limit = torch.where(norm.amax(dim=1, keepdim=True) < LARGE, limit, torch.inf)
-    own = torch.arange(squared.size(1), device=x.device)
     if columns is None:
-        squared[:, own, own + start] = torch.inf
-    doubt = squared.amin(dim=2) < limit if squared.size(2) else limit < 0
-    doubt |= limit == torch.inf
+        squared.scatter_(2, token[..., None], torch.inf)
+    doubt = (squared.amin(dim=2) < limit).logical_or_(limit == torch.inf) if squared.size(2) else limit < 0
     image, row = doubt.nonzero(as_tuple=True)
     piece = max(1, PIECE // max(1, squared.size(2)))
     for b, r in zip(image.split(piece), row.split(piece), strict=True):
         values = squared[b, r]
         at, column = (~(values >= limit[b, r, None])).nonzero(as_tuple=True)
-        token = column if columns is None else columns[r[at], column]
-        offset = b[at] * x.size(1)
-        found = pair_distance(x.flatten(0, 1), offset + start + r[at], offset + token)
+        other = column if columns is None else columns[r[at], column]
+        first = b[at] * x.size(1)
+        found = pair_distance(x.flatten(0, 1), first + token[b, r][at], first + other)
         values[at, column] = found.to(values.dtype)
         squared[b, r] = values
     if columns is None:
-        squared[:, own, own + start] = 0.0
+        squared.scatter_(2, token[..., None], 0.0)
     return squared

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CROWD = 256  # rows of one index from which a running float32 sum loses digits that one can see
 BACKENDS = ("auto", "index_add", "segment")
 
 
@@ -21,7 +22,8 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
             CUDA under ``torch.use_deterministic_algorithms(True)``.
 
     Returns:
-        ``[rows, ...]`` in float32, or float64 for float64 input.
+        ``[rows, ...]`` in float32, or float64 for float64 input. On eager CPU, sums of more than ``CROWD`` rows run in
+        float64 inside; on CUDA and compiled they do not.
 
     Cost: one pass over ``x``; ``"segment"`` adds a sort of ``[M]`` and a gathered copy of ``x``.
     """
@@ -30,9 +32,18 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     x = x.to(wide(x))
     if backend == "auto":
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
+    if crowded(x, index):
+        return segment_sum(x.double(), index, rows, backend=backend).to(x.dtype)
     if backend == "index_add":
         return x.new_zeros(rows, *x.shape[1:]).index_add_(0, index, x)
     return _sorted_sum(x, index, rows)
+
+
+def crowded(x: Tensor, index: Tensor) -> bool:
+    """Whether a sum of ``x`` (float32, eager CPU) has more than ``CROWD`` rows of one index; numbers are not counted."""
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu" or index.numel() <= CROWD:
+        return False
+    return x.dim() == 1 or int(torch.bincount(index).max()) > CROWD
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -76,6 +87,10 @@ def weighted_sum(
             return _bags(x, weight, index, rows, source)
     if source is not None:
         x = x.index_select(0, source)
+    if crowded(x, index):
+        x, weight, narrow = x.double(), weight.double(), x.dtype
+        out = segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
+        return out.to(narrow)
     return segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
 
 
@@ -87,10 +102,12 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = order if source is None else source[order]
     elif source is None:
         source = torch.arange(x.size(0), device=x.device)
-    starts = torch.searchsorted(index, torch.arange(rows, device=x.device))
+    bounds = torch.searchsorted(index, torch.arange(rows + 1, device=x.device))
     flat = x.reshape(x.size(0), -1)
-    out = F.embedding_bag(source, flat, starts, mode="sum", per_sample_weights=weight)
-    return out.view(rows, *x.shape[1:])
+    if x.dtype == torch.float32 and index.numel() > CROWD and int(bounds.diff().amax()) > CROWD:
+        flat, weight = flat.double(), weight.double()
+    out = F.embedding_bag(source, flat, bounds[:-1], mode="sum", per_sample_weights=weight)
+    return out.to(x.dtype).view(rows, *x.shape[1:])
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

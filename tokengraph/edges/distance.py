@@ -7,6 +7,7 @@ from torch import Tensor
 
 PIECE = 2**20  # numbers of a gathered copy at a time
 LOST = 1e-4  # a squared distance by products is doubted where rounding may reach this share of it
+BLUR = 0.05  # a softmax of distances is taken by differences where rounding may move its logits by more
 LARGE = 1e36  # squares beyond are near the end of float32
 
 
@@ -141,3 +142,18 @@ def mend_close(
     if columns is None:
         squared.scatter_(2, token[..., None], 0.0)
     return squared
+
+
+def products_blur(a: Tensor, b: Tensor, scale: float | Tensor) -> bool:
+    """Whether products of rows ``a [B, N, C]`` with rows ``b [B, M, C]`` may miss ``scale * d^2`` by ``BLUR`` or more.
+
+    Eager CPU runs look; on CUDA, where looking would stop the stream, and compiled, the answer is False.
+
+    Cost: one pass over the rows.
+    """
+    if a.device.type != "cpu" or torch.compiler.is_compiling() or 0 in (a.numel(), b.numel()):
+        return False
+    with torch.no_grad():
+        longest = [torch.linalg.vector_norm(t.detach(), dim=2).amax(dim=1) for t in (a, b)]
+        error = (longest[0] + longest[1]).square() * product_rounding(a)
+        return not bool((error * (scale.flatten() if isinstance(scale, Tensor) else scale) < BLUR).all())

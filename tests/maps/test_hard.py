@@ -535,3 +535,13 @@ def test_from_select_output_refuses_a_node_in_several_clusters():
     output = SelectOutput(torch.tensor([0, 0, 1]), 3, torch.tensor([0, 1, 1]), 2)
     with pytest.raises(ValueError, match=r"at most one cluster \(got 1 nodes in several\)\. Build a SoftAssignment"):
         Assignment.from_select_output(output)
+
+
+@pytest.mark.parametrize("backend", ["auto", "index_add", "segment"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_reduce_of_many_equal_rows_is_the_row(backend, grad):
+    a = Assignment(torch.zeros(10_000, dtype=torch.long), 1)
+    x = torch.tensor([[1.0, 0.37]]).repeat(10_000, 1).requires_grad_(grad)
+    for map_ in (a, SoftAssignment.from_hard(a)):
+        assert_close(map_.reduce(x, backend=backend)[0], x[:1], rtol=2e-7, atol=0.0)
+    assert_close(a.reduce(x, reduce="sum", backend=backend)[0], 1e4 * x[:1], rtol=2e-7, atol=0.0)

@@ -103,7 +103,13 @@ def pair_distance(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def mend_close(
-    squared: Tensor, x: Tensor, norm: Tensor, start: int = 0, *, rows: Tensor | None = None, columns: Tensor | None = None
+    squared: Tensor,
+    x: Tensor,
+    norm: Tensor,
+    start: int = 0,
+    *,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> Tensor:
     """Takes again, by differences, the squared distances in which products have lost digits.
 
@@ -116,12 +122,16 @@ def mend_close(
         columns: The tokens that each row was measured with, ``[R, J]``; ``None``: all, in their order.
 
     Returns:
-        ``squared``; what rounding moves by less than ``LOST`` of itself is left as it is, so ordinary tokens pay for one
-        look at each row.
+        ``squared``; what rounding moves by less than ``LOST`` of itself is left as it is, so ordinary tokens pay for
+        one look at each row.
 
     Cost: one pass over ``squared`` and a look at its result (a host synchronisation on CUDA); differences for the rest.
     """
-    token = torch.arange(start, start + squared.size(1), device=x.device).expand(squared.shape[:2]) if rows is None else rows
+    token = (
+        torch.arange(start, start + squared.size(1), device=x.device).expand(squared.shape[:2])
+        if rows is None
+        else rows
+    )
     own = norm.gather(1, token)
     # (|x_i| + |x_j|)^2 <= 8 |x_i|^2 + 2 d^2; 4 |x_i|^2 is what it is for the pairs that are close.
     limit = own * (4.0 * product_rounding(x) / LOST)

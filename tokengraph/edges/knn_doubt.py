@@ -1,4 +1,4 @@
-"""Rows of a product search in which rounding may have changed a neighbour or a weight: searched again by differences."""
+"""Rows of a product search in which rounding may have changed a neighbour or a weight, by differences."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SMALL = 1e-30  # below, squares of float32 lose digits or vanish
 class Doubt:
     """How far the products of images ``[B, N, C]`` can be trusted.
 
-    Products give ``d^2`` within ``rounding * (|x_i| + |x_j|)^2``, and ``|x_j|`` is at most ``|x_i| + d`` and at most the
-    largest norm of the image.
+    Products give ``d^2`` within ``rounding * (|x_i| + |x_j|)^2``, and ``|x_j|`` is at most ``|x_i| + d`` and at
+    most the largest norm of the image.
 
     Args:
         x: Tokens after the origin was moved, ``[B, N, C]``.
@@ -70,7 +70,7 @@ class Doubt:
 
 
 def underflow(x: Tensor, half: Tensor) -> Tensor | None:
-    """What vanishing squares may hide in each image, ``[B, 1]``; ``None`` where all small rows are zeros, and so exact."""
+    """What vanishing squares may hide in each image, ``[B, 1]``; ``None`` where small rows are exact zeros."""
     small = half < SMALL
     if int(small.sum()) <= x.size(0):  # each image's origin alone
         return None

@@ -106,7 +106,17 @@ class _Search:
             unsure = self.doubt.places(low, half, miss)[:, : self.k]
             limit = self.doubt.limit(2.0 * (low[:, self.k - 1 : self.k] + half), half, miss)
             better, exact = search_again(
-                self.dense, self.mask, squared, nearest, unsure, limit, self.doubt.overflow, image, token, self.k, self.loop
+                self.dense,
+                self.mask,
+                squared,
+                nearest,
+                unsure,
+                limit,
+                self.doubt.overflow,
+                image,
+                token,
+                self.k,
+                self.loop,
             )
             found.append((row, better, exact))
         return found

@@ -40,7 +40,7 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
 
 
 def crowded(x: Tensor, index: Tensor) -> bool:
-    """Whether a sum of ``x`` (float32, eager CPU) has more than ``CROWD`` rows of one index; numbers are not counted."""
+    """Whether a sum of ``x`` (float32, eager CPU) has more than ``CROWD`` rows of an index; ``[M]`` is not counted."""
     if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu" or index.numel() <= CROWD:
         return False
     return x.dim() == 1 or int(torch.bincount(index).max()) > CROWD

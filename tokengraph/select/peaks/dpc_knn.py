@@ -61,6 +61,9 @@ def dpc_knn(
 
     Cost: ``O(B N^2 C)`` time, ``B N^2`` floats in chunks of at most 256 MB; no host synchronisation without a mask.
 
+    Pairs so close that products lose their digits are measured by differences on eager CPU runs, inside models too. On
+    CUDA and compiled, products alone count.
+
     Example:
         >>> x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
         >>> dpc_knn(x, 2, k=2).cluster.tolist()

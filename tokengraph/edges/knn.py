@@ -43,8 +43,8 @@ def knn_graph(
         first; and ``weight [E]``, distance in feature units or cosine in [-1, 1], float32 or wider.
 
     Raises:
-        ValueError: If ``k >= N`` (``k > N`` with ``loop``), or tokens are not finite, ``ptr`` does not fit, or a distance is
-            beyond the dtype of ``x``.
+        ValueError: If ``k >= N`` (``k > N`` with ``loop``), or tokens are not finite, ``ptr`` does not fit, or a
+            distance is beyond the dtype of ``x``.
         ImportError: If a named backend is not usable; the message says why.
 
     Cost: ``"torch"``: ``O(B N^2 C)`` time and ``B N^2`` floats, in chunks above 256 MB. Nothing is differentiated.

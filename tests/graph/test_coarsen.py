@@ -45,7 +45,7 @@ def part(a: Assignment | SoftAssignment, b: int) -> list[list]:
     first, start, stop = int(a.ptr[b]), int(a.cluster_ptr[b]), int(a.cluster_ptr[b + 1])
     if isinstance(a, Assignment):
         own = a.cluster[first : int(a.ptr[b + 1])]
-        return [torch.where(own == a.num_clusters, stop - start, own - start).tolist()]
+        return [torch.where(own == a.num_clusters, stop - start, own - start).tolist(), []]
     own = (a.token >= first) & (a.token < int(a.ptr[b + 1]))
     order = a.token[own].argsort()
     return [(t[own][order] - shift).tolist() for t, shift in ((a.token, first), (a.cluster, start), (a.weight, 0))]
@@ -88,7 +88,10 @@ def test_coarsen_gives_an_image_the_same_clusters_alone_and_in_any_batch(select)
     coarse, a = coarsen(graph, select, 0.6)
     for b, alone in enumerate(graph.split()):
         single, own = coarsen(alone, select, 0.6)
-        assert part(a, b) == part(own, 0)
+        *mine, weight = part(a, b)
+        *theirs, alone_weight = part(own, 0)
+        assert mine == theirs  # features are far from ties; weights round by the kernel that a batch takes
+        assert_close(torch.tensor(weight), torch.tensor(alone_weight))
         rows = coarse.batch == b
         assert_close(coarse.x[rows], single.x)
         assert_close(coarse.pos[rows], single.pos)

@@ -554,3 +554,13 @@ def test_from_dense_refuses_numbers_that_would_go_to_another_image(cluster, coun
 def test_from_dense_asks_nothing_of_padding():
     mask = torch.tensor([[True, True], [True, False]])
     assert Assignment.from_dense(torch.tensor([[0, 1], [0, 99]]), [2, 1], mask=mask).cluster.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", ["auto", "index_add", "segment"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_reduce_of_many_equal_rows_is_the_row(backend, grad):
+    a = Assignment(torch.zeros(10_000, dtype=torch.long), 1)
+    x = torch.tensor([[1.0, 0.37]]).repeat(10_000, 1).requires_grad_(grad)
+    for map_ in (a, SoftAssignment.from_hard(a)):
+        assert_close(map_.reduce(x, backend=backend)[0], x[:1], rtol=2e-7, atol=0.0)
+    assert_close(a.reduce(x, reduce="sum", backend=backend)[0], 1e4 * x[:1], rtol=2e-7, atol=0.0)

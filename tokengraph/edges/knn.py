@@ -44,13 +44,16 @@ def knn_graph(
         first; and ``weight [E]``, distance in feature units or cosine in [-1, 1], float32 or wider.
 
     Raises:
-        ValueError: If ``k >= N`` (``k > N`` with ``loop``), or tokens are not finite, or ``ptr`` does not fit.
+        ValueError: If ``k >= N`` (``k > N`` with ``loop``), or tokens are not finite, ``ptr`` does not fit, or a
+            distance is beyond the dtype of ``x``.
         ImportError: If a named backend is not usable; the message says why.
 
     Cost: ``"torch"``: ``O(B N^2 C)`` time and ``B N^2`` floats, in chunks above 256 MB. Nothing is differentiated.
 
-    Every backend gives the same edges: self excluded by index, ties to the lower index, images never mixed. Distances
-    closer than float32 rounding may order differently.
+    Every backend gives the same edges: self excluded by index, ties to the lower index, images never mixed. Products
+    find the candidates; rows in which a rounding bound leaves a neighbour or a weight in doubt are measured again by
+    differences, so that equal tokens are at distance 0. Under ``torch.compile`` products alone decide, as shapes must
+    not depend on the data: there, distances below about ``1e-3`` of the tokens' spread are not reliable.
     """
     neighbors, weight = knn_neighbors(x, k, ptr=ptr, cosine=cosine, loop=loop, backend=backend)
     target = torch.arange(neighbors.size(0), device=x.device)[:, None].expand_as(neighbors)

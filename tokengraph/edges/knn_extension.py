@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges import knn_torch
+from tokengraph.edges.distance import pair_distance
 from tokengraph.optional import require
 
+FAINT, VAST = 1e-15, 1e18
 SPARE = 2  # one for the token itself, one to see whether the last place is tied
 
 
@@ -43,7 +45,7 @@ def _canonical(
     x: Tensor, counts: list[int], image: Tensor, row: Tensor, col: Tensor, ask: int, k: int, loop: bool
 ) -> tuple[Tensor, Tensor]:
     """Sorts edges by (target, distance, source), moves or removes self by index, and mends ties at the last place."""
-    distance = torch.linalg.vector_norm(x[row] - x[col], dim=-1)
+    distance = pair_distance(x, row, col).sqrt_()
     distance = torch.where(row == col, -1.0 if loop else torch.inf, distance)
     order = col.argsort(stable=True)
     for key in (distance, row):
@@ -60,12 +62,14 @@ def _canonical(
     count = torch.tensor(counts, device=x.device)[image]
     # Full rows whose last place is tied, or from which duplicates have pushed the token itself out; and rows in which
     # the kernel found too few: it ignores tokens beyond a fixed distance.
-    unsure = (table[:, k] <= table[:, k - 1] * (1 + 1e-6)) & (count - int(not loop) > k)
+    unsure = (table[:, k] <= table[:, k - 1] * (1 + 1e-5)) & (count - int(not loop) > k)
     unsure |= found < count.clamp_max(ask)
     if loop:
         unsure |= neighbors[:, 0] != own
+    # Squares of float32 that vanish or overflow leave the kernel without an order.
+    unsure |= (table[:, k] < FAINT) | (table[:, k - 1] > VAST)
     neighbors = torch.where(table == torch.inf, -1, neighbors)[:, :k].contiguous()
-    table = table[:, :k].clamp_min(0.0)
+    table = table[:, :k].clamp_min(0.0).to(x.dtype)
     if bool(unsure.any()):
         exact, exact_distance = knn_torch.search(x, counts, k, loop=loop)
         neighbors[unsure], table[unsure] = exact[unsure], exact_distance[unsure]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.edges.distance import recentre, squared_norm
+from tokengraph.edges.distance import PIECE, near_origin, recentre, squared_norm
+from tokengraph.edges.knn_doubt import Doubt, search_again
 from tokengraph.flat.layout import pad
 from tokengraph.flat.looks import under_vmap
 
@@ -43,26 +44,84 @@ def search_equal(x: Tensor, k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
 def _nearest(dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> tuple[Tensor, Tensor]:
     """Neighbours within each image ``[B, N, k]``, and their distances; inf where there are too few."""
     images, tokens = dense.shape[:2]
-    centred = recentre(dense, mask)
-    half = 0.5 * squared_norm(centred)
-    barred = half if mask is None else half.masked_fill(~mask, torch.inf)
+    search = _Search(dense, mask, k, loop)
     rows = BUDGET // max(1, tokens * dense.element_size())
     step = max(1, rows // max(1, images)) if isinstance(images, int) else tokens  # a symbolic batch goes in one piece
-    parts = [_block(centred, barred, start, step, k, loop) for start in range(0, tokens, step)]
-    local, score = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
-    return local, (2.0 * (score + half[..., None])).clamp_min_(0.0).sqrt_()
+    parts = [search.block(start, step) for start in range(0, tokens, step)]
+    local, distance = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
+    return local, distance
 
 
-def _block(x: Tensor, half: Tensor, start: int, rows: int, k: int, loop: bool) -> tuple[Tensor, Tensor]:
-    """Neighbours of tokens ``start : start + rows``, and |x_j|^2 / 2 - x_i x_j, which ranks as the distance does."""
-    query = x[:, start : start + rows]
-    score = torch.baddbmm(half[:, None, :], query, x.transpose(1, 2), alpha=-1.0)
-    own = torch.arange(query.size(1), device=x.device)
-    score[:, own, own + start] = -torch.inf if loop else torch.inf
-    value, index = lowest(score, k)
-    if loop:
-        value = torch.where(index == (own + start)[:, None], -half[:, start : start + rows, None], value)
-    return index, value
+class _Search:
+    """One search over images ``[B, N, C]``: products for all rows, differences for rows that rounding may have changed.
+
+    Compiled, shapes must not depend on the data, so all is taken from the products.
+    """
+
+    def __init__(self, dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> None:
+        self.dense, self.mask, self.k, self.loop = dense, mask, k, loop
+        self.x = recentre(dense, mask) if mask is not None else dense - near_origin(dense)
+        self.half = 0.5 * squared_norm(self.x)
+        self.barred = self.half if mask is None else self.half.masked_fill(~mask, torch.inf)
+        self.products_only = torch.compiler.is_compiling() or under_vmap()  # which show no numbers to doubt
+        if not self.products_only:
+            self.doubt = Doubt(self.x, self.half)
+
+    def block(self, start: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Neighbours of tokens ``start : start + rows``, and their distances ``[B, rows, k]``."""
+        x, k = self.x, self.k
+        query = x[:, start : start + rows]
+        # |x_j|^2 / 2 - x_i x_j ranks as the distance does.
+        score = torch.baddbmm(self.barred[:, None, :], query, x.transpose(1, 2), alpha=-1.0)
+        score.diagonal(start, 1, 2).fill_(-torch.inf if self.loop else torch.inf)
+        half = self.half[:, start : start + rows]
+        if self.products_only:
+            value, index = lowest(score, k)
+            distance = (2.0 * (value + half[..., None])).clamp_min_(0.0).sqrt_()
+            return index, distance.masked_fill(value == -torch.inf, 0.0) if self.loop else distance
+        value, index = score.topk(min(k + 1, score.size(2)), dim=2, largest=False, sorted=True)
+        doubted, error = self.doubt.rows(value, start, self.loop)
+        if self.mask is not None:
+            doubted &= self.mask[:, start : start + rows]
+        again = self._again(score, value, index, doubted, error, start)
+        value, index = _ties(score, value, index, k)
+        distance = (2.0 * (value + half[..., None])).clamp_min_(0.0).sqrt_()
+        if self.loop:  # a token is at 0 from itself: its score is -inf
+            distance = torch.where(value == -torch.inf, 0.0, distance)
+        for row, better, exact in again:
+            index.view(-1, k).index_copy_(0, row, better)
+            distance.view(-1, k).index_copy_(0, row, exact)
+        return index, distance
+
+    def _again(
+        self, score: Tensor, value: Tensor, index: Tensor, doubted: Tensor, error: Tensor, start: int
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The rows ``doubted [B, R]`` of a block, their neighbours and distances; a few rows at a time."""
+        found, width = [], doubted.size(1)
+        value, index = value.flatten(0, 1), index.flatten(0, 1)
+        for row in doubted.flatten().nonzero().squeeze(1).split(max(1, 4 * PIECE // max(1, score.size(2)))):
+            image, token = row // width, row % width + start
+            half = self.half.flatten().index_select(0, image * score.size(2) + token)[:, None]
+            miss = error.flatten().index_select(0, row)[:, None]
+            low, nearest = value.index_select(0, row), index.index_select(0, row)[:, : self.k]
+            squared = score.flatten(0, 1).index_select(0, row).add_(half).mul_(2.0).clamp_min_(0.0)
+            unsure = self.doubt.places(low, half, miss)[:, : self.k]
+            limit = self.doubt.limit(2.0 * (low[:, self.k - 1 : self.k] + half), half, miss)
+            better, exact = search_again(
+                self.dense,
+                self.mask,
+                squared,
+                nearest,
+                unsure,
+                limit,
+                self.doubt.overflow,
+                image,
+                token,
+                self.k,
+                self.loop,
+            )
+            found.append((row, better, exact))
+        return found
 
 
 def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -74,9 +133,13 @@ def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling() or under_vmap():
         value, index = score.sort(dim=-1, stable=True)
         return value[..., :k], index[..., :k]
-    more = min(k + 1, score.size(-1))
-    value, index = score.topk(more, dim=-1, largest=False, sorted=True)
-    if more > k:
+    value, index = score.topk(min(k + 1, score.size(-1)), dim=-1, largest=False, sorted=True)
+    return _ties(score, value, index, k)
+
+
+def _ties(score: Tensor, value: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k of ``k + 1`` values and places by top-k, equal ones put in the order of their places."""
+    if value.size(-1) > k:
         tied = (value[..., k] == value[..., k - 1]) & (value[..., k] != torch.inf)
         value, index = value[..., :k].contiguous(), index[..., :k].contiguous()
         if bool(tied.any()):

@@ -8,6 +8,7 @@ from torch import Tensor
 from tokengraph.flat.bags import bag_sums
 from tokengraph.flat.looks import may_look, transforming
 
+CROWD = 256  # rows of one index from which a running float32 sum loses digits that one can see
 BACKENDS = ("auto", "index_add", "segment")
 
 
@@ -23,7 +24,8 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
             CUDA under ``torch.use_deterministic_algorithms(True)``.
 
     Returns:
-        ``[rows, ...]`` in float32, or float64 for float64 input.
+        ``[rows, ...]`` in float32, or float64 for float64 input. On eager CPU, sums of more than ``CROWD`` rows run in
+        float64 inside; on CUDA and compiled they do not.
 
     Cost: one pass over ``x``; ``"segment"`` adds a sort of ``[M]`` and a gathered copy of ``x``.
     """
@@ -32,12 +34,21 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     x = x.to(wide(x))
     if backend == "auto":
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
+    if crowded(x, index):
+        return segment_sum(x.double(), index, rows, backend=backend).to(x.dtype)
     if backend == "index_add":
         zeros = x.new_zeros(rows, *x.shape[1:])
         if torch.compiler.is_compiling() or transforming():  # vmap may see many indices for the one set of zeros
             return zeros.index_add(0, index, x)
         return zeros.index_add_(0, index, x)
     return _sorted_sum(x, index, rows)
+
+
+def crowded(x: Tensor, index: Tensor) -> bool:
+    """Whether a sum of ``x`` (float32, eager CPU) has more than ``CROWD`` rows of an index; ``[M]`` is not counted."""
+    if not may_look(index) or x.dtype != torch.float32 or index.numel() <= CROWD:
+        return False
+    return x.dim() == 1 or int(torch.bincount(index).max()) > CROWD
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -81,6 +92,10 @@ def weighted_sum(
             return _bags(x, weight, index, rows, source)
     if source is not None:
         x = x.index_select(0, source)
+    if crowded(x, index):
+        x, weight, narrow = x.double(), weight.double(), x.dtype
+        out = segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
+        return out.to(narrow)
     return segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
 
 
@@ -92,10 +107,12 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = order if source is None else source[order]
     elif source is None:
         source = torch.arange(x.size(0), device=x.device)
-    starts = torch.searchsorted(index, torch.arange(rows, device=x.device))
+    bounds = torch.searchsorted(index, torch.arange(rows + 1, device=x.device))
     flat = x.reshape(x.size(0), -1)
-    out = bag_sums(flat, weight, source, index, starts)
-    return out.view(rows, *x.shape[1:])
+    if x.dtype == torch.float32 and index.numel() > CROWD and int(bounds.diff().amax()) > CROWD:
+        flat, weight = flat.double(), weight.double()
+    out = bag_sums(flat, weight, source, index, bounds[:-1])
+    return out.to(x.dtype).view(rows, *x.shape[1:])
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -15,6 +15,8 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
+SAME = 1.0 - 2.0**-20  # a cosine from here on is 1 up to rounding: such tokens tie, and the index decides
+
 
 def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Tensor | None = None) -> Assignment:
     r"""Merges the ``N - keep`` most similar pairs between two alternating sets of tokens.
@@ -120,7 +122,10 @@ def _merges(
 def _match(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
     """Tokens of A by falling similarity, ``[B, N/2]``, and the partners in B of the first ``most``, ``[B, most]``."""
     unit = F.normalize(metric.detach().float(), dim=-1)
+    # Products of odd widths round by where a row lies in memory: zeros make the width even for all.
+    unit = F.pad(unit, (0, -unit.size(2) % 16)) if unit.size(2) % 16 else unit
     score = torch.matmul(unit[:, first::2], unit[:, 1 - first :: 2].transpose(1, 2))
+    score.clamp_max_(SAME)
     if mask is not None:
         score = score.masked_fill(~mask[:, None, 1 - first :: 2], -torch.inf)
     best = score.amax(dim=2)

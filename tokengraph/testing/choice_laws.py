@@ -107,7 +107,7 @@ def lifts_back(select: Select) -> None:
 
 
 def treats_images_alone(select: Select) -> None:
-    """An image's choice is the same alone and among any batch mates, bit for bit."""
+    """An image's choice is the same alone and among any batch mates; weights agree within rounding."""
     _check_alone(select, features(4), GRID)
     many = torch.randn(3, 24 * 24, 96, generator=torch.Generator().manual_seed(3))  # where products go by other kernels
     _check_alone(select, many, (24, 24))

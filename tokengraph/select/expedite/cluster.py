@@ -18,7 +18,7 @@ from tokengraph.edges.cells import (
     pool_matrices,
     tile_pairs,
 )
-from tokengraph.edges.distance import origin
+from tokengraph.edges.distance import origin, products_blur
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
@@ -84,7 +84,8 @@ def token_clustering(
         empty: What a cluster becomes that no token is near enough to: ``"keep"``: what it was; ``"zero"``: zeros.
         detach: Let no gradient through the weights: they reach ``x`` through the last average alone.
         form: ``"dense"``, ``"edges"`` or ``"tiles"``, which agree up to rounding; ``"auto"`` takes tiles where they
-            multiply less than half of all pairs.
+            multiply less than half of all pairs. Where tokens lie so far apart that products would blur the softmax,
+            eager CPU runs take edges, which measure by differences; on CUDA and compiled, ask for them.
         mask: ``[B, H*W]`` bool, False for padding, which then has weight 0 in every average, whatever it holds. A cell
             of nothing but padding starts as the average of the image. ``None``: padding counts as tokens, as published.
 
@@ -153,6 +154,8 @@ def cluster_tokens(x: Tensor, grid: Sides, clusters: Sides, how: How, mask: Tens
             weight = z.new_ones(x.size(0), token.numel()) if real is None else real[:, token, 0]
             return Clustering(s, zero, weight, token, cluster, t)
         kind = _choose(how.form, grid, clusters, how.window, z.device)
+        if how.form == "auto" and products_blur(z, s, t):
+            kind = Edges
         with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
             form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real)
             for _ in range(how.iterations - 1):

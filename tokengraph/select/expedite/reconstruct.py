@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.edges.distance import origin, squared_norm
+from tokengraph.edges.distance import origin, products_blur, squared_norm
 from tokengraph.edges.knn_torch import lowest
 from tokengraph.errors import check_finite, check_tokens
+from tokengraph.flat.looks import may_look
 from tokengraph.flat.segment import weighted_sum, wide
 from tokengraph.select.expedite.cluster import check_temperature
 
@@ -106,7 +107,10 @@ def hard_labels(x: Tensor, centers: Tensor) -> Tensor:
     """
     z, s = _recentred(x, centers)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        exact = products_blur(z, s, _sharpness(z, s))
         half = 0.5 * squared_norm(s)
+        if exact:
+            return torch.cat([_differences(block, s).argmin(dim=2) for block in _blocks(z, s)], dim=1)
         return torch.cat([_scores(block, s, half).argmin(dim=2) for block in _blocks(z, s)], dim=1)
 
 
@@ -128,14 +132,16 @@ def make_edges(z: Tensor, s: Tensor, t: float | Tensor, neighbors: int, normaliz
     loose = ties == "released" and mode == "soft" and k < clusters
     with torch.autocast(z.device.type, enabled=False):
         half = 0.5 * squared_norm(s)
+        exact = products_blur(z, s, _sharpness(z, s) if mode == "hard" else t)
         found, weights = [], []
         for block in _blocks(z, s):
-            score = _scores(block, s, half)
+            score = _differences(block, s) if exact else _scores(block, s, half)
             near, kept = _nearest(score, k, loose)
             if mode == "hard":
                 weights.append(torch.ones_like(kept))
             else:
-                weights.append(_weigh(kept, 0.5 * squared_norm(block), t, normalize))
+                own = torch.zeros_like(block[..., 0]) if exact else 0.5 * squared_norm(block)
+                weights.append(_weigh(kept, own, t, normalize))
             found.append(near)
         weight = torch.cat(weights, dim=1)
         first = torch.arange(images, device=z.device)[:, None, None]
@@ -173,6 +179,20 @@ def _weigh(score: Tensor, half: Tensor, t: float | Tensor, normalize: str) -> Te
 def _scores(z: Tensor, s: Tensor, half: Tensor) -> Tensor:
     """``|s_m|^2 / 2 - z_n s_m``, ``[B, R, M]``: ranks as the distance does."""
     return torch.baddbmm(half[:, None], z, s.transpose(1, 2), alpha=-1.0)
+
+
+def _differences(z: Tensor, s: Tensor) -> Tensor:
+    """``|z_n - s_m|^2 / 2`` by differences, ``[B, R, M]``, for rows so far apart that products lose digits."""
+    return 0.5 * torch.cdist(z, s, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _sharpness(z: Tensor, s: Tensor) -> float | Tensor:
+    """One over the smallest squared step between neighbouring tokens, as a scale for the nearest cluster, ``[B]``."""
+    if not may_look(z) or z.size(1) == 0:
+        return 0.0
+    step = (z.detach()[:, 1:] - z.detach()[:, :-1]).square().sum(dim=2).flatten(1)
+    step = torch.where(step > 0, step, torch.inf)
+    return 1.0 / step.amin(dim=1) if step.size(1) else z.new_zeros(z.size(0))
 
 
 def _blocks(z: Tensor, s: Tensor) -> tuple[Tensor, ...]:

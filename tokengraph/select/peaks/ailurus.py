@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
-from tokengraph.edges.distance import origin, squared_norm
+from tokengraph.edges.distance import mend_close, origin, squared_norm
 from tokengraph.edges.window import Tiles, window_graph, window_tiles
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
+from tokengraph.flat.looks import may_look
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.peaks.orphans import EPS, adopt_orphans
@@ -164,7 +165,8 @@ def _ailurus(
 def _window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates.
 
-    Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied.
+    Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied. Where products lose digits,
+    eager CPU runs take differences; on CUDA and compiled, products alone count.
     """
     tiles: Tiles = window_tiles(grid, lam, device=x.device)
     images, _, channels = x.shape
@@ -186,6 +188,8 @@ def _window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     dot = torch.cat(dots, dim=1).flatten(1, 2).index_select(1, tiles.slot)
     window = window_graph(grid, lam, device=x.device)
     squared = (_look_up(norm, window) + norm[..., None]).sub_(dot, alpha=2.0)
+    if may_look(x):
+        mend_close(squared, x.to(wide), norm, columns=window)
     return squared.clamp_min_(0.0).mul_(1.0 / channels).sqrt_()
 
 

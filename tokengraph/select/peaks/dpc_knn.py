@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
-from tokengraph.edges.distance import recentre, squared_distance, squared_norm
+from tokengraph.edges.distance import mend_close, recentre, squared_distance, squared_norm
 from tokengraph.edges.knn_torch import BUDGET
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
+from tokengraph.flat.looks import may_look
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.peaks.dpc_knn_parity import dpc_knn_parity
@@ -60,6 +61,9 @@ def dpc_knn(
         TypeError: If ``keep`` is not whole or ``mask`` is not bool.
 
     Cost: ``O(B N^2 C)`` time, ``B N^2`` floats in chunks of at most 256 MB; no host synchronisation without a mask.
+
+    Pairs so close that products lose their digits are measured by differences on eager CPU runs, inside models too. On
+    CUDA and compiled, products alone count.
 
     Example:
         >>> x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
@@ -141,7 +145,7 @@ def _dpc_knn(
     order: str,
 ) -> Assignment:
     budget = clamp_budget(keep, x, mask)
-    images, tokens, channels = x.shape
+    images, tokens = x.shape[:2]
     most = max(budget, default=0) if isinstance(budget, list) else budget
     if budget == tokens or images == 0 or tokens == 0:
         everyone = torch.arange(tokens, device=x.device).expand(images, tokens)
@@ -150,8 +154,7 @@ def _dpc_knn(
         warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
                       stacklevel=3)  # fmt: skip
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        centred = recentre(x.detach(), mask) * channels**-0.5
-        pairs = _Distances(centred, mask)
+        pairs = _Distances(x.detach(), mask)
         if importance is None:
             score, by_density = _peak_scores(pairs, k, mask, include_self)
         else:
@@ -163,10 +166,18 @@ def _dpc_knn(
 
 
 class _Distances:
-    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time."""
+    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time.
+
+    Not divided by C, so that whole numbers stay whole and ties exact. Where products lose digits, eager CPU runs take
+    differences; on CUDA, where looking would stop the stream, and compiled, products alone count.
+    """
 
     def __init__(self, x: Tensor, mask: Tensor | None) -> None:
-        self.x, self.mask, self.norm = x, mask, squared_norm(x)
+        self.source = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.x = recentre(x, mask)
+        self.mask, self.norm = mask, squared_norm(self.x)
+        self.mend = may_look(x)
+        x = self.x
         images, self.tokens = x.shape[:2]
         self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
         if torch.compiler.is_compiling():  # a step that depends on the batch would fix the batch
@@ -180,6 +191,8 @@ class _Distances:
                 continue
             rows = slice(start, start + self.step)
             block = squared_distance(self.x[:, rows], self.x, self.norm[:, rows], self.norm)
+            if self.mend:
+                mend_close(block, self.source, self.norm, start)
             own = torch.arange(block.size(1), device=block.device)
             block[:, own, own + start] = 0.0
             if self.mask is not None:
@@ -193,7 +206,8 @@ class _Distances:
         if self._whole is not None:
             return self._whole.gather(1, tokens[..., None].expand(-1, -1, self.tokens))
         a = self.x.gather(1, tokens[..., None].expand(-1, -1, self.x.size(2)))
-        return squared_distance(a, self.x, self.norm.gather(1, tokens), self.norm)
+        block = squared_distance(a, self.x, self.norm.gather(1, tokens), self.norm)
+        return mend_close(block, self.source, self.norm, rows=tokens) if self.mend else block
 
 
 def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
@@ -204,7 +218,7 @@ def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: b
     if not include_self:
         lowest = lowest[..., 1:]  # the token itself is at distance 0, the smallest there is
     there = lowest < torch.inf
-    mean = torch.where(there, lowest, 0.0).sum(dim=2) / there.sum(dim=2).clamp_min(1)
+    mean = torch.where(there, lowest, 0.0).sum(dim=2) / (there.sum(dim=2).clamp_min(1) * max(pairs.x.size(2), 1))
     log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)
     order, rank = density_order(log_density)
     deltas, farthest = [], []
@@ -217,7 +231,7 @@ def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: b
     if mask is not None:
         far = far.masked_fill(~mask, 0.0)
     delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
-    score = log_density + 0.5 * delta.clamp_min(TINY).log()
+    score = log_density + 0.5 * (delta / max(pairs.x.size(2), 1)).clamp_min(TINY).log()
     return score, order
 
 

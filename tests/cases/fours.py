@@ -13,8 +13,6 @@ from tokengraph.adapters import find_adapter
 class Fours(tg.Select):
     """Merges patches 0 to 3, 4 to 7, and so on."""
 
-    name = "fours"
-
     def __call__(self, tokens, budget):
         count = tokens.x.size(1)
         cluster = torch.arange(count).expand(tokens.x.size(0), -1) * budget // count

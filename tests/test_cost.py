@@ -81,8 +81,8 @@ def test_vit_cost_of_an_attached_model_holds_the_products_of_its_strategy():
         flops = in_blocks(model)
         cost = vit_cost(coarse.trace.counts, 32, select=tg.ToMe())
     own = flops - cost.attention.flops - cost.mlp.flops
-    # Keys, mean over 4 heads, are 8 wide, and ToMe pads widths to multiples of 16; the cost of the strategy is given for
-    # the full 32 channels.
+    # Keys, mean over 4 heads, are 8 wide, and ToMe pads widths to multiples of 16. The cost of the strategy is given
+    # for the full 32 channels.
     width = 16
     assert own == sum(2 * (n // 2) * (n - n // 2) * width for n in (16, 12, 8))
     assert 0 < own < cost.select.flops

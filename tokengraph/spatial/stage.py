@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tokengraph.attach.block import Coarse
 from tokengraph.attach.site import SITE
-from tokengraph.errors import check_finite
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.slow_fast import Partition, merge, split_by_count, split_by_mask
 from tokengraph.spatial.block import SpatialSite
@@ -58,8 +57,6 @@ class SpatialStage(Coarse):
         select = _asked(site)
         tokens = self._tokens(x)
         logp = select.predictors[stage](tokens)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_finite(logp.detach(), "scores")
         score, count = logp[..., 0], int(tokens.size(1) * select.ratios[stage])
         if select.threshold is not None:
             route = split_by_mask(score.detach().exp() >= select.threshold)

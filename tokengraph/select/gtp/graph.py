@@ -12,6 +12,7 @@ from tokengraph.edges import grid_graph, grid_positions, knn_neighbors
 from tokengraph.edges.knn import directions
 from tokengraph.edges.knn_torch import BUDGET, lowest
 from tokengraph.errors import check_finite, check_grid, check_tokens
+from tokengraph.flat.finite import zero_where_not_finite
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import table
 from tokengraph.graph.fields import batch_layout
@@ -147,21 +148,26 @@ def propagation_graph(
         The graph. Nothing of it is differentiated.
 
     Raises:
-        ValueError: For another ``graph``, a missing grid or one that does not fit, or too many neighbours.
+        ValueError: For another ``graph``, a missing or wrong grid, too many neighbours, or features that are not finite.
 
     Cost: spatial: ``O(B n)``, from tables built once a grid; otherwise one :func:`~tokengraph.knn_graph`,
     ``O(B n^2 C)``, and a sort of ``B n neighbors`` ids.
 
-    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: exactly ``neighbors`` also without a class token and
-    among duplicates, ties to the lower index, zero vectors and patches without neighbours do no harm (published: one
-    more without a class token, more at ties, NaN).
+    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: exactly ``neighbors`` also without a class token
+    (published: one more) and among duplicates (more), ties to the lower index, zero vectors do no harm (NaN).
     """
     check_tokens(x)
     check_graph(graph, neighbors)
+    if graph != "spatial":
+        check_finite(x)
+    return connect_patches(x, grid, graph, neighbors)
+
+
+def connect_patches(x: Tensor, grid: tuple[int, int] | None, graph: str, neighbors: int) -> PropagationGraph:
+    """As :func:`propagation_graph`, but features that are not finite count as zeros: batch mates go on."""
     images, patches, channels = x.shape
-    if grid is not None:
-        grid = check_grid(grid, patches)
-    elif graph != "semantic":
+    grid = None if grid is None else check_grid(grid, patches)
+    if grid is None and graph != "semantic":
         raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got None). Only 'semantic' does without.")
     if graph != "spatial" and neighbors > max(patches - 1, 0):
         raise ValueError(f"Expected 0 <= neighbors < n={patches} (got neighbors={neighbors}).")
@@ -172,10 +178,10 @@ def propagation_graph(
     assert grid is not None
     tables = _spatial(*grid, str(x.device))
     start, slots = _repeat(tables, images, patches)
-    if graph == "spatial":
-        return PropagationGraph(start, *slots, flat, images, grid, *tables[4:])
-    start, slots = _mixed(x, neighbors, grid[1], start, slots)
-    return PropagationGraph(start, *slots, flat, images, grid)
+    near = tables[4:] if graph == "spatial" else ()
+    if graph == "mixed":
+        start, slots = _mixed(x, neighbors, grid[1], start, slots)
+    return PropagationGraph(start, *slots, flat, images, grid, *near)
 
 
 def gtp_graph(
@@ -260,10 +266,10 @@ def _nearest(x: Tensor, k: int) -> Slots:
 def _most_similar(x: Tensor, k: int) -> Tensor:
     """The k others of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
     images, patches, channels = x.shape
+    x = zero_where_not_finite(x)
     if images * patches**2 * 4 > BUDGET:
         return knn_neighbors(x, k, cosine=True)[0]
     # Ranks are all that is wanted, so the products do without the care that distances need: half the time.
-    check_finite(x)
     with torch.autocast(x.device.type, enabled=False):
         unit = directions(x.flatten(0, 1).to(wide(x)))[0].view(images, patches, channels)
         score = torch.bmm(unit, unit.transpose(1, 2)).neg_()

@@ -13,7 +13,7 @@ from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
-from tokengraph.select.gtp.graph import PropagationGraph, check_graph, propagation_graph
+from tokengraph.select.gtp.graph import PropagationGraph, check_graph, connect_patches
 from tokengraph.select.gtp.scores import check_score, gtp_score, sparsify
 from tokengraph.select.gtp.step import MODES, check_patch, kept_as_they_are, propagation
 from tokengraph.select.peaks.peaks import check_order
@@ -218,7 +218,8 @@ class GTP(Select):
             )
         grid = tokens.grid if tokens.full else None
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
-        return propagation_graph(tokens.x, grid, graph=self.graph, neighbors=neighbors)
+        with torch.no_grad():
+            return connect_patches(tokens.x, grid, self.graph, neighbors)
 
     def edit_attention(self, attention: Tensor) -> Tensor:
         """The map with its smallest entries cut, where ``sparsity`` is below 1; see :func:`sparsify`."""

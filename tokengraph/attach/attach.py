@@ -17,7 +17,7 @@ from tokengraph.attach.site import SITE, STASH, Recipe, Site
 from tokengraph.attach.step import begins
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.size_bias import SizeRule
-from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.schedule import Schedule, tokens_per_layer, warn_of_idle
 from tokengraph.select.base import Select, resolve
 from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment, detach_spatial
 from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
@@ -85,7 +85,9 @@ def attach(
             :class:`~tokengraph.windows.WindowCoarsening`, for SAM-style ViTs and Swin.
         schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
             left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
-            ``"reconstruct"`` for every input patch again. A list: removed block by block. See
+            ``"reconstruct"`` for every input patch again. An entry that removes nothing warns;
+            :func:`tokengraph.schedule.relative` takes shares of the tokens that are there. A list: removed block by
+            block. See
             :func:`tokengraph.schedule.tokens_per_layer`. Strategies that know their own (DynamicViT) need none.
         prop_attn: What is added to the logits of keys that stand for s patches: ``"log"`` (True) ``log s``,
             ``"half-log"`` half of it, ``"none"`` (False) nothing, ``"inverse"`` ``-log s``, which makes large clusters
@@ -137,12 +139,14 @@ def attach(
     if len({id(b) for b in blocks}) < len(blocks):
         raise ValueError("Expected blocks that are all their own (got a block that stands in the model twice).")
     prefix, grid = adapter.num_prefix(core), adapter.grid(core)
+    given = schedule
     chosen, schedule = chosen.bind(adapter.channels(core), len(blocks), schedule)
     check_model(chosen, core)
     check_forward(blocks)
     rule = SizeRule.of(chosen.weighs if prop_attn is None else prop_attn, size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core))
+    warn_of_idle(given, plan)
     for block in {_build(b): b for b in blocks}.values():
         adapter.watched(block)  # raises now, before any change, where the attention has no projections to watch
         check_halves(adapter, block, adapter.channels(core))

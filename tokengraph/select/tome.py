@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,7 @@ class ToMe(Select):
     """
 
     name: ClassVar[str] = "tome"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"token-merging": {}}
     order: str = "published"
 
     def __post_init__(self) -> None:

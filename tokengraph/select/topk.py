@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ class TopK(Select):
     """
 
     name: ClassVar[str] = "topk"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"evit": {"fuse": True}, "top-k": {}}
     merges: ClassVar[bool] = False
     score: str = "class"
     fuse: bool = False

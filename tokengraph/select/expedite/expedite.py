@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -114,6 +115,7 @@ class Expedite(Select):
     """
 
     name: ClassVar[str] = "expedite"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"token-clustering": {}}
     alone: ClassVar[bool] = True
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False

@@ -148,7 +148,7 @@ def propagation_graph(
         The graph. Nothing of it is differentiated.
 
     Raises:
-        ValueError: For another ``graph``, a missing or wrong grid, too many neighbours, or features that are not finite.
+        ValueError: For another ``graph``, a missing or wrong grid, too many neighbours, or tokens that are not finite.
 
     Cost: spatial: ``O(B n)``, from tables built once a grid; otherwise one :func:`~tokengraph.knn_graph`,
     ``O(B n^2 C)``, and a sort of ``B n neighbors`` ids.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -151,6 +152,7 @@ class GTP(Select):
     """
 
     name: ClassVar[str] = "gtp"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"gtp-vit": {}}
     alone: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     graph: str = "mixed"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class DPCKNN(Select):
     """
 
     name: ClassVar[str] = "dpc-knn"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tcformer": {}, "ctm": {}}
     reads_attention: ClassVar[bool] = False
     placement: ClassVar[str] = "after"
     k: int = 5

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from needs import library
 
 import tokengraph as tg
 from tokengraph.schedule import constant, linear, ratio, relative, tokens_per_layer
@@ -196,6 +197,7 @@ def test_relative_refuses_what_is_no_share():
     ],
 )
 def test_attach_warns_of_schedule_entries_that_remove_nothing(select, schedule, layers):
+    library("timm")
     with pytest.warns(UserWarning, match=rf"removes nothing at layers {re.escape(str(layers))}.*relative") as seen:
         tg.attach(tiny_vit(), select, schedule)
     assert seen[0].filename == __file__
@@ -206,12 +208,14 @@ def test_attach_warns_of_schedule_entries_that_remove_nothing(select, schedule, 
     [{1: 1.0}, {1: 0.5, 2: 0.25}, relative({1: 0.7, 2: 0.7}), 3, {1: 0.5, 2: "reconstruct", 3: 0.5}],
 )
 def test_attach_does_not_warn_where_every_entry_removes_something(schedule):
+    library("timm")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tg.attach(tiny_vit(), tg.DPCKNN(), schedule)
 
 
 def test_attach_takes_shares_of_the_tokens_that_are_there():
+    library("timm")
     model = tiny_vit()
     with tg.attach(model, tg.DPCKNN(), relative({1: 0.5, 3: 0.5})) as handle:
         model(torch.randn(1, 3, 32, 32))

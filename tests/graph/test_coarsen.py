@@ -1,5 +1,6 @@
 import pytest
 import torch
+from needs import library
 from torch.testing import assert_close
 from torch_geometric.data import Batch
 
@@ -217,6 +218,7 @@ def test_coarsen_and_attach_give_one_answer_to_fewer_tokens_than_a_step_can_leav
         coarsen(graph, select, keep)
     with pytest.raises(ValueError, match=message):
         hierarchy(graph, select, [keep])
+    library("timm")
     with pytest.raises(ValueError, match=message):
         tg.attach(tiny_vit(), select, {2: keep})
     assert hierarchy(graph, "tome", [0.5, 0.5]).graphs[-1].counts == [4, 4]

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from needs import library
 
 from tokengraph import TokenGraph
 from tokengraph.testing import tiny_vit
+
+library("timm")
 
 X = torch.randn(2, 17, 4)
 OUTPUT = SimpleNamespace(last_hidden_state=X)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from needs import library
 
 import tokengraph as tg
 from tokengraph.maps.raster import in_raster_order
@@ -44,6 +45,7 @@ def test_strategies_number_clusters_by_their_first_tokens(select):
 
 @EACH
 def test_attach_gives_an_image_the_same_tokens_in_raster_order_alone_and_in_a_batch(select):
+    library("timm")
     images = torch.randn(2, 3, 32, 32)
     model = tiny_vit(global_pool="avg", class_token=False)
     with torch.no_grad(), tg.attach(model, select, {1: 0.5}) as handle:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from needs import library
 
 import tokengraph as tg
 from tokengraph.select import base
@@ -93,6 +94,7 @@ def test_resolve_takes_names_that_methods_were_published_under(name, strategy):
 
 def test_resolve_takes_dynamicvit_by_name_and_attach_evit():
     assert type(tg.resolve("DynamicViT")) is tg.DynamicViT
+    library("timm")
     with tg.attach(tiny_vit(), "evit", {1: 8}) as handle:
         assert handle.select == tg.TopK(fuse=True)
 

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from needs import library
+from strategies import CLASS, STRATEGIES
 
 import tokengraph as tg
-from tests.cases.strategies import CLASS, STRATEGIES
 from tokengraph.testing import tiny_vit
+
+library("timm")
 
 ALL = STRATEGIES | CLASS
 

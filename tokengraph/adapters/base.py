@@ -130,7 +130,7 @@ class Adapter(ABC):
         """``(H, W)`` of the patches that the embedding makes of ``images``."""
 
     def note(self, trace: Trace, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notes the shape of the images that come in, as ``embedding`` is called; see :class:`tokengraph.Trace`."""
+        """Writes the shape of the images that come in into ``trace``, as ``embedding`` is called."""
         images = args[0] if args else next(iter(kwargs.values()))
         if torch.compiler.is_compiling():  # one graph for each size: budgets of symbolic sizes take minutes to simplify
             for size in images.shape[-2:]:

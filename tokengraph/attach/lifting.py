@@ -10,7 +10,7 @@ from tokengraph.graph.token_graph import TokenGraph
 
 
 class Lifting:
-    """What :class:`tokengraph.Trace` tells of features; it holds the record itself."""
+    """What :class:`tokengraph.attach.trace.Trace` tells of features; it holds the record itself."""
 
     num_prefix: int
     start: int

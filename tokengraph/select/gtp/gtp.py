@@ -132,10 +132,10 @@ def propagate(
 
 @dataclass(frozen=True)
 class GTP(Select):
-    """GTP as a strategy, between attention and MLP; see :func:`gtp`, :func:`propagation_graph` and :func:`gtp_score`.
+    """GTP as a strategy, between attention and MLP; see :func:`gtp` and :func:`gtp_score`.
 
-    The graph is made once a run, from the tokens that come to the first block. Outside a model it is made of the tokens
-    at hand.
+    :func:`~tokengraph.propagation_graph` makes the graph once a run, from the tokens that come to the first block;
+    outside a model, of the tokens at hand.
 
     Args:
         graph: ``"spatial"``, ``"semantic"`` or ``"mixed"``.
@@ -218,10 +218,9 @@ class GTP(Select):
                 f"Expected the full patch grid for graph={self.graph!r} (got tokens that are coarsened or without a "
                 "grid: dropped in train mode, or shuffled as in ViTMAE). Use graph='semantic' there."
             )
-        grid = tokens.grid if tokens.full else None
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
         with torch.no_grad():
-            return connect_patches(tokens.x, grid, self.graph, neighbors)
+            return connect_patches(tokens.x, tokens.grid if tokens.full else None, self.graph, neighbors)
 
     def edit_attention(self, attention: Tensor) -> Tensor:
         """The map with its smallest entries cut, where ``sparsity`` is below 1; see :func:`sparsify`."""

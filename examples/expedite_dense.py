@@ -19,7 +19,7 @@ photo = load_photo(size=512)
 images = normalize(photo, model)
 
 with torch.no_grad():
-    plain, before = model.forward_features(images), tg.TokenGraph.from_model(model, images, layer=3)
+    plain, before = model.forward_features(images), tg.TokenGraph.from_model(model, images, layer=4)
     # After 4 blocks 1,024 tokens become 256 clusters; after 10 every patch is there again, for the last two blocks.
     # The temperature follows the features ("auto"), as these weights are random; released models tune a number each.
     select = tg.Expedite(clusters=CLUSTERS, inv_temperature="auto")

@@ -47,7 +47,7 @@ class KMeans(tg.Select):
 torch.manual_seed(0)
 model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
 images = normalize(load_photo(size=224), model)
-graph = tg.TokenGraph.from_model(model, images, layer=1)
+graph = tg.TokenGraph.from_model(model, images, layer=2)
 full = model.forward_features(images)[:, 1:].detach()
 for name in ("grid-pool", "k-means", "dpc-knn"):
     coarse, assignment = tg.coarsen(graph, name, 49)

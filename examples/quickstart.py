@@ -9,7 +9,7 @@ from tokengraph.io.photo import load_photo, normalize
 model = timm.create_model("vit_small_patch16_224", num_classes=0).eval()  # add pretrained=True for real features
 images = normalize(load_photo(size=224), model)
 
-graph = tg.TokenGraph.from_model(model, images, layer=1).connect_knn(8)  # a PyG Data: 196 tokens, 1568 edges
+graph = tg.TokenGraph.from_model(model, images, layer=2).connect_knn(8)  # a PyG Data: 196 tokens, 1568 edges
 coarse, assignment = tg.coarsen(graph, "dpc-knn", 0.25)  # 49 tokens; assignment.lift goes back to 196
 print(graph, coarse, assignment.lift(coarse.x).shape, sep="\n")
 

@@ -1,9 +1,15 @@
 import pickle
+import re
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from needs import library
 
-from tokengraph.schedule import constant, linear, ratio, tokens_per_layer
+import tokengraph as tg
+from tokengraph.schedule import constant, linear, ratio, relative, tokens_per_layer
+from tokengraph.testing import tiny_vit
 
 
 def half(tokens: int) -> int:
@@ -155,3 +161,62 @@ def test_words_stand_for_the_strategys_own_clusters_and_for_all_tokens():
 def test_words_out_of_place_are_refused(schedule, clusters, message):
     with pytest.raises(ValueError, match=message):
         tokens_per_layer(schedule, 4, 196, clusters=clusters)
+
+
+def test_relative_takes_shares_of_the_tokens_that_are_there():
+    three = relative({3: 0.7, 9: 0.7, 6: 0.7})
+    assert tokens_per_layer(three, 12, 196) == [196] * 3 + [138] * 3 + [97] * 3 + [68] * 4
+    assert tokens_per_layer(three, 12, 0) == [0] * 13
+    assert three(12, 196) == [0, 0, 58, 0, 0, 41, 0, 0, 29, 0, 0, 0]
+    assert pickle.loads(pickle.dumps(three)) == three
+
+
+def test_relative_raises_where_one_step_cannot_leave_so_few():
+    with pytest.raises(ValueError, match=r"Expected keep >= 8 of 16 tokens at layer 2 \(got keep=4\)"):
+        tokens_per_layer(relative({2: 0.25}), 3, 16, tg.ToMe().fewest)
+
+
+def test_relative_refuses_what_is_no_share():
+    with pytest.raises(ValueError, match=r"Expected layers of at least 1 \(got 0\)"):
+        relative({0: 0.5})
+    with pytest.raises(TypeError, match=r"Expected shares as floats in \(0, 1\] \(got 7 at layer 2\)"):
+        relative({2: 7})
+    with pytest.raises(ValueError, match=r"Expected a keep ratio in \(0, 1\]"):
+        relative({2: 1.5})
+    with pytest.raises(ValueError, match=r"Expected layers in \[0, 3\] \(got 4\)"):
+        tokens_per_layer(relative({4: 0.5}), 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("select", "schedule", "layers"),
+    [
+        (tg.TopK(), {1: 0.7, 2: 0.7, 3: 0.7}, [2, 3]),
+        (tg.TopK(), {1: 8, 2: 0.5}, [2]),
+        (tg.TopK(), {1: 400}, [1]),
+        (tg.DynamicViT(), {1: 0.7, 2: 0.7}, [2]),
+    ],
+)
+def test_attach_warns_of_schedule_entries_that_remove_nothing(select, schedule, layers):
+    library("timm")
+    with pytest.warns(UserWarning, match=rf"removes nothing at layers {re.escape(str(layers))}.*relative") as seen:
+        tg.attach(tiny_vit(), select, schedule)
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{1: 1.0}, {1: 0.5, 2: 0.25}, relative({1: 0.7, 2: 0.7}), 3, {1: 0.5, 2: "reconstruct", 3: 0.5}],
+)
+def test_attach_does_not_warn_where_every_entry_removes_something(schedule):
+    library("timm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tg.attach(tiny_vit(), tg.DPCKNN(), schedule)
+
+
+def test_attach_takes_shares_of_the_tokens_that_are_there():
+    library("timm")
+    model = tiny_vit()
+    with tg.attach(model, tg.DPCKNN(), relative({1: 0.5, 3: 0.5})) as handle:
+        model(torch.randn(1, 3, 32, 32))
+        assert handle.trace.counts == [16, 8, 8, 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -29,6 +30,29 @@ def linear(removed: int) -> Rule:
 def ratio(keep: float) -> Rule:
     """Keeps the share ``keep`` of what is left in every block, rounded up."""
     return _Ratio(keep)
+
+
+def relative(keep: Mapping[int, float]) -> Relative:
+    """Keeps shares of the tokens that are there, not of the input: ``{3: 0.7, 6: 0.7}`` leaves 70 %, then 49 %.
+
+    Args:
+        keep: ``{l: share}``: once l blocks are finished, this share in (0, 1] of the tokens stays, rounded up.
+
+    Raises:
+        ValueError: For a layer below 1 or a share out of range.
+        TypeError: If a share is no float.
+
+    Example:
+        >>> tokens_per_layer(relative({1: 0.5, 3: 0.5}), 4, 196)
+        [196, 98, 98, 49, 49]
+    """
+    for layer, share in keep.items():
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 1:
+            raise ValueError(f"Expected layers of at least 1 (got {layer!r}). Layer l means: l blocks are finished.")
+        if isinstance(share, bool) or not isinstance(share, Real) or isinstance(share, Integral):
+            raise TypeError(f"Expected shares as floats in (0, 1] (got {share!r} at layer {layer}).")
+        tokens_to_keep(float(share), 1)
+    return Relative(tuple((int(layer), float(share)) for layer, share in sorted(keep.items())))
 
 
 # Classes, not closures, so that a model holding its schedule can be pickled.
@@ -63,6 +87,50 @@ class _Ratio:
         return removed
 
 
+@dataclass(frozen=True)
+class Relative:
+    """Shares of the tokens that are there, in order of layers; see :func:`relative`."""
+
+    shares: tuple[tuple[int, float], ...]
+
+    def kept(self, num_tokens: int) -> dict[int, int]:
+        """The schedule ``{l: tokens}`` for so many input tokens."""
+        kept = {}
+        for layer, share in self.shares:
+            num_tokens = tokens_to_keep(share, num_tokens)
+            kept[layer] = max(num_tokens, 1)  # an image without tokens has none
+        return kept
+
+    def __call__(self, depth: int, num_tokens: int) -> list[int]:
+        """Tokens removed in each block."""
+        counts = tokens_per_layer(self, depth, num_tokens)
+        return [before - after for before, after in zip(counts[:-1], counts[1:], strict=True)]
+
+
+def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 4) -> None:
+    """Warns of entries of a schedule ``{l: keep}`` that remove nothing, though they seem to; 1.0 says so itself.
+
+    Args:
+        schedule: As the user gave it; other kinds have no entries.
+        plan: Tokens after each number of blocks.
+        stacklevel: Frames up to where the warning points to: the caller of ``attach`` by default.
+    """
+    if not isinstance(schedule, Mapping):
+        return
+    idle = [
+        layer
+        for layer, keep in sorted(schedule.items())
+        if layer and not isinstance(keep, str) and keep != 1.0 and plan[layer] == plan[layer - 1]
+    ]
+    if idle:
+        warnings.warn(
+            f"The schedule removes nothing at layers {idle}: numbers say how many of the input tokens stay "
+            f"(tokens: {list(plan)}). For shares of the tokens that are there: "
+            "tokengraph.schedule.relative({3: 0.7, 6: 0.7, 9: 0.7}).",
+            stacklevel=stacklevel,
+        )
+
+
 def tokens_per_layer(
     schedule: Schedule,
     depth: int,
@@ -78,7 +146,7 @@ def tokens_per_layer(
             ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
             ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
             ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return. ``RECONSTRUCT`` among
-            removals brings all tokens back.
+            removals brings all tokens back. :func:`relative`: shares of the tokens that are there.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
@@ -101,6 +169,8 @@ def tokens_per_layer(
         [196, 64, 64, 196, 196]
     """
     least = fewest or (lambda n: min(1, n))
+    if isinstance(schedule, Relative):
+        schedule = schedule.kept(num_tokens)
     if isinstance(schedule, Mapping):
         return _kept(schedule, depth, num_tokens, least, clusters)
     return _removed(_removals(schedule, depth, num_tokens), num_tokens, least)

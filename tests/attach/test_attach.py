@@ -244,22 +244,37 @@ def test_detach_without_anything_attached_does_nothing():
     assert untouched(model)
 
 
-def test_from_model_takes_the_tokens_that_leave_a_block():
+def test_from_model_takes_the_tokens_once_so_many_blocks_are_finished():
     model = tiny_vit(reg_tokens=2)
-    graph = tg.TokenGraph.from_model(model, IMAGES, layer=1)
+    graph = tg.TokenGraph.from_model(model, IMAGES, layer=2)
     x = model.norm_pre(model._pos_embed(model.patch_embed(IMAGES)))
     expected = model.blocks[1](model.blocks[0](x))
     assert torch.equal(graph.to_tokens(), expected)
     assert graph.grids == [(4, 4)] * 2 and graph.prefix.shape == (2, 3, 32)
-    with pytest.raises(ValueError, match=r"Expected a layer in \[-3, 3\)"):
-        tg.TokenGraph.from_model(model, IMAGES, layer=3)
+    assert torch.equal(tg.TokenGraph.from_model(model, IMAGES, layer=0).to_tokens(), x)
+    last = model.blocks[2](expected)
+    for layer in (3, -1):
+        assert torch.equal(tg.TokenGraph.from_model(model, IMAGES, layer=layer).to_tokens(), last)
+    assert torch.equal(tg.TokenGraph.from_model(model, IMAGES, layer=-4).to_tokens(), x)
+    for layer in (4, -5):
+        with pytest.raises(ValueError, match=r"Expected a layer in \[0, 3\], finished blocks, or \[-4, -1\]"):
+            tg.TokenGraph.from_model(model, IMAGES, layer=layer)
+
+
+def test_from_model_and_trace_mean_the_same_by_a_layer():
+    model = tiny_vit()
+    with torch.no_grad(), tg.attach(model, "tome", 0) as handle:
+        model(IMAGES)
+        for layer in range(4):
+            graph = tg.TokenGraph.from_model(model, IMAGES, layer=layer)
+            assert handle.trace.as_map(graph.to_tokens(), layer=layer).shape == (2, 32, 4, 4)
 
 
 def test_from_model_reads_an_attached_model_at_full_resolution_grid():
     model = tiny_vit()
-    expected = tg.TokenGraph.from_model(model, IMAGES, layer=0).x
+    expected = tg.TokenGraph.from_model(model, IMAGES, layer=1).x
     with tg.attach(model, "dpc-knn", {2: 0.5}):
-        assert torch.equal(tg.TokenGraph.from_model(model, IMAGES, layer=0).x, expected)
+        assert torch.equal(tg.TokenGraph.from_model(model, IMAGES, layer=1).x, expected)
 
 
 def test_a_strategy_by_another_reduction_is_used():

@@ -150,3 +150,24 @@ def test_more_tokens_than_the_grid_has_are_refused():
             model(torch.randn(2, 40, 32))
         assert model(torch.randn(2, 17, 32)).shape == (2, 5, 32)
         assert model(torch.randn(2, 13, 32)).size(1) < 13  # fewer: some patches were left out
+
+
+@pytest.mark.parametrize(("prop_attn", "power"), [(True, 1.0), ("half-log", 0.5), (False, 0.0)])
+def test_trace_tells_who_recomputes_attention_what_the_model_adds_and_brings_it_back_to_patches(prop_attn, power):
+    model, seen = tiny_vit(), {}
+    with torch.no_grad(), tg.attach(model, "tome", 4, prop_attn=prop_attn) as handle:
+        attn = model.blocks[2].attn
+        attn.qkv.register_forward_hook(lambda module, args, out: seen.update(qkv=out))
+        attn.register_forward_hook(lambda module, args, out: seen.update(out=out))
+        model(torch.randn(2, 3, 32, 32))
+        size = handle.trace.size(2)
+        assert size.shape == (2, 8) and size.sum(dim=1).tolist() == [16, 16]
+        q, k, v = seen["qkv"].unflatten(2, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        bias = power * torch.nn.functional.pad(size.log(), (1, 0))
+        attention = (q @ k.transpose(2, 3) * 8**-0.5 + bias[:, None, None]).softmax(dim=3)
+        torch.testing.assert_close(attn.proj((attention @ v).transpose(1, 2).flatten(2)), seen["out"])
+        row = attention[:, :, 0, 1:] / size[:, None]
+        maps = handle.trace.as_map(row.transpose(1, 2), layer=2)
+    assert maps.shape == (2, 4, 4, 4)
+    # Each patch has its share of the cluster's attention: together with the class token's own they are 1.
+    torch.testing.assert_close(maps.sum(dim=(2, 3)) + attention[:, :, 0, 0], torch.ones(2, 4))

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from needs import library
 from torch.testing import assert_close
 from torch_geometric.data import Batch
 
 import tokengraph as tg
 from tokengraph import Assignment, SoftAssignment, TokenGraph, coarsen, hierarchy
+from tokengraph.testing import tiny_vit
 
 STRATEGIES = [
     tg.AiluRus(lam=8),
@@ -206,8 +208,23 @@ def test_coarsen_without_a_grid_serves_strategies_that_need_none():
         coarsen(graph, "ailurus", 5)
 
 
-def test_coarsen_leaves_what_one_step_of_the_strategy_must_leave():
-    assert coarsen(grids((3, 5), (1, 4)), "tome", 1).graph.counts == [8, 2]
+def test_coarsen_leaves_what_one_step_of_the_strategy_must_leave_where_it_is_told_to_clamp():
+    assert coarsen(grids((3, 5), (1, 4)), "tome", 1, clamp=True).graph.counts == [8, 2]
+    assert hierarchy(grids((3, 5)), "tome", [1, 0.25], clamp=True).graphs[-1].counts == [4]
+
+
+@pytest.mark.parametrize(("select", "keep"), [("tome", 0.25), ("tome", 3), ("token-migration", 0.25)])
+def test_coarsen_and_attach_give_one_answer_to_fewer_tokens_than_a_step_can_leave(select, keep):
+    graph = TokenGraph.from_tokens(torch.randn(2, 16, 4), grid=(4, 4))
+    message = r"Expected keep >= 8 of 16 tokens .*\(got keep="
+    with pytest.raises(ValueError, match=message + r".*hierarchy.*clamp=True"):
+        coarsen(graph, select, keep)
+    with pytest.raises(ValueError, match=message):
+        hierarchy(graph, select, [keep])
+    library("timm")
+    with pytest.raises(ValueError, match=message):
+        tg.attach(tiny_vit(), select, {2: keep})
+    assert hierarchy(graph, "tome", [0.5, 0.5]).graphs[-1].counts == [4, 4]
 
 
 def test_coarsen_groups_images_by_grid_as_well_as_by_count():

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from needs import library
 
 import tokengraph as tg
 from tokengraph.schedule import tokens_to_keep
+from tokengraph.select import base
+from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
@@ -71,3 +74,42 @@ def test_tokens_to_keep_takes_numpy_numbers_and_gives_ints():
     assert got == [7, 50, 25] and {type(n) for n in got} == {int}
     with pytest.raises(TypeError, match="Expected keep as an int or a float ratio"):
         tokens_to_keep(np.bool_(True), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        ("evit", tg.TopK(fuse=True)),
+        ("EViT", tg.TopK(fuse=True)),
+        ("tcformer", tg.DPCKNN()),
+        ("GTP-ViT", tg.GTP()),
+        ("token merging", tg.ToMe()),
+        ("fast-itpn", tg.TokenMigration()),
+    ],
+)
+def test_resolve_takes_names_that_methods_were_published_under(name, strategy):
+    assert repr(tg.resolve(name)) == repr(strategy)
+    assert strategy.name in tg.registry() and name not in tg.registry()
+
+
+def test_resolve_takes_dynamicvit_by_name_and_attach_evit():
+    assert type(tg.resolve("DynamicViT")) is tg.DynamicViT
+    library("timm")
+    with tg.attach(tiny_vit(), "evit", {1: 8}) as handle:
+        assert handle.select == tg.TopK(fuse=True)
+
+
+def test_a_strategy_of_ones_own_may_take_a_published_name():
+    class Own(tg.DPCKNN):
+        name = "my-tcformer"
+        aliases = {"tcformer-of-mine": {"k": 3}}  # noqa: RUF012
+
+    assert tg.resolve("tcformer-of-mine") == Own(k=3)
+    for names in (base._REGISTRY, base._ALIASES):
+        for key in [k for k in names if "mytcformer" in k or "ofmine" in k]:
+            del names[key]
+
+
+def test_resolve_lists_what_there_is_behind_its_guess():
+    with pytest.raises(ValueError, match=r"Did you mean 'dynamicvit'\? Known: ailurus, dpc-knn, dynamicvit"):
+        tg.resolve("dynamic vitt")

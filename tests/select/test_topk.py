@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokengraph import TopK, topk
-from tokengraph.select.topk import fuse_rest
+from tokengraph.select.topk import _topk, fuse_rest
 from tokengraph.testing import make_tokens
 
 
@@ -72,3 +72,56 @@ def test_topk_refuses_bad_scores():
         topk(torch.rand(4), 2)
     with pytest.raises(ValueError, match="Expected one budget an image, B=1"):
         topk(torch.rand(1, 4), [1, 2])
+
+
+def test_topk_by_norm_fuses_the_rest_into_a_token_of_their_scale():
+    x = torch.tensor([[[3.0, 4.0], [0.0, 10.0], [0.0, 0.0], [0.0, 2.5]]])
+    y, size = TopK(score="norm", fuse=True)(make_tokens(x, (1, 4)), 2).reduce(x[0])
+    # The rest weighs 5, 0 and 2.5: two thirds, nothing and one third.
+    torch.testing.assert_close(y, torch.tensor([[0.0, 10.0], [2.0, 3.5]]))
+
+
+def test_topk_by_norm_fuses_large_tokens_of_half_precision_without_overflow():
+    torch.manual_seed(0)
+    x = torch.randn(1, 196, 384, dtype=torch.float16) * 4
+    y, _ = TopK(score="norm", fuse=True)(make_tokens(x, (14, 14)), 40).reduce(x[0])
+    assert y.isfinite().all() and y[-1].norm() <= x.norm(dim=2).max()
+
+
+def test_topk_by_norm_fuses_zero_tokens_and_huge_tokens_to_finite_ones():
+    for x in (torch.zeros(1, 4, 2), torch.full((1, 4, 2), 1e18)):
+        y, _ = TopK(score="norm", fuse=True)(make_tokens(x, (1, 4)), 2).reduce(x[0])
+        torch.testing.assert_close(y, x[0, :2])
+
+
+def test_topk_by_norm_fuses_an_image_alike_alone_and_beside_padding():
+    x = torch.rand(2, 4, 3)
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    tokens = make_tokens(x.masked_fill(~mask[..., None], torch.nan), (1, 4))
+    tokens.mask = mask
+    y, _ = TopK(score="norm", fuse=True)(tokens, [2, 2]).reduce(x[mask])
+    alone, _ = TopK(score="norm", fuse=True)(make_tokens(x[1:, :3], (1, 3)), 2).reduce(x[1, :3])
+    torch.testing.assert_close(y[2:], alone)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_fuse_rest_lets_gradients_reach_the_scores_of_the_rest(average):
+    score = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(12, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s: fuse_rest(s.float(), 3, average=average).reduce(x)[0], score, atol=1e-2, eps=1e-3
+    )
+
+
+def test_topk_by_score_gives_an_image_that_keeps_all_the_same_order_alone_and_in_a_batch():
+    score = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.7]])
+    both = _topk(score, [3, 2], None, "score")
+    assert both.cluster.tolist() == [0, 1, 2, 4, 5, 3] and both.centers.tolist() == [0, 1, 2, 5, 3]
+    assert _topk(score[:1], [3], None, "score").cluster.tolist() == [0, 1, 2]
+
+
+def test_topk_by_score_keeps_the_order_of_an_image_behind_padding_in_front():
+    score = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.7]])
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    a = _topk(score, [2, 2], mask, "score")
+    assert a.cluster.tolist() == [0, 1, 3, 4, 2] and a.centers.tolist() == [0, 1, 4, 2]

@@ -115,11 +115,14 @@ def test_export_gives_the_same(tiny, lively):
         assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
-def test_scores_that_are_not_finite_raise(tiny):
-    model = tiny()
-    tg.attach(model, DynamicSpatial(0.7))
-    with pytest.raises(ValueError, match="finite scores"):
-        model(images() * torch.nan)
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_an_image_that_is_not_finite_leaves_its_batch_mates_alone(tiny, lively, threshold):
+    model, x = tiny(), images()
+    lively(tg.attach(model, DynamicSpatial(0.7, threshold=threshold)))
+    with torch.no_grad():
+        expected = model(x)
+        x[0] = torch.nan
+        assert_close(model(x)[1:], expected[1:])
 
 
 def test_feature_maps_of_all_stages_keep_their_shapes(tiny, lively):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -157,28 +157,74 @@ class Adapter(ABC):
         return InputShape(self.image_grid(embedding, images))
 
     def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens ``[B, P+N, C]`` that leave block ``layer`` (0-based, negative from the end), and the grid."""
-        blocks, seen = self.blocks(model), []
-        hook = blocks[block_index(layer, len(blocks))].register_forward_hook(
-            lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
-        )
-        try:
-            with torch.no_grad():
-                model(images)
-        finally:
-            hook.remove()
-        return seen[0], self.image_grid(self.embedding(model), images)
+        """The tokens ``[B, P+N, C]`` once ``layer`` blocks are finished (negative from the end), and the grid."""
+        check_images(images)
+        tokens = tokens_after(self.blocks(model), layer, lambda: model(images))
+        return tokens, self.image_grid(self.embedding(model), images)
 
 
-def block_index(layer: int, depth: int) -> int:
-    """The index of a block from the front; ``layer`` may count from the end.
+def tokens_after(blocks: Sequence[nn.Module], layer: int, run: Callable[[], Any]) -> Tensor:
+    """Runs a model without gradients and takes the tokens ``[B, P+N, C]`` once ``layer`` of its blocks are finished.
+
+    Args:
+        blocks: Of the model.
+        layer: As for :func:`count_finished`.
+        run: Calls the model.
 
     Raises:
-        ValueError: If there is no such block.
+        ValueError: If there is no such layer.
     """
-    if not -depth <= layer < depth:
-        raise ValueError(f"Expected a layer in [-{depth}, {depth}) (got {layer}).")
-    return layer % depth
+    finished, seen = count_finished(layer, len(blocks)), []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else next(iter(kwargs.values())))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    if finished:
+        hook = blocks[finished - 1].register_forward_hook(after)
+    else:
+        hook = blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def count_finished(layer: int, depth: int) -> int:
+    """How many blocks are finished at ``layer``: itself, or counted from the end, -1 for all.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"Expected a layer in [0, {depth}], finished blocks, or [{-depth - 1}, -1] (got {layer}).")
+    return layer % (depth + 1)
+
+
+def check_images(images: Any) -> None:
+    """Raises unless these are images ``[B, C, H, W]`` in floating point.
+
+    Raises:
+        ValueError: For another shape.
+        TypeError: For a mapping or integers.
+    """
+    if isinstance(images, Mapping):
+        raise TypeError(
+            f"Expected images as a Tensor [B, 3, H, W] (got {type(images).__name__}). Of what a processor returns give "
+            'inputs["pixel_values"].'
+        )
+    if images.dim() != 4:
+        hint = " Give one image as images[None]." if images.dim() == 3 else ""
+        raise ValueError(f"Expected images of shape [B, 3, H, W] (got {list(images.shape)}).{hint}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"Expected floating-point images (got {images.dtype}). Scale and normalise them: "
+            "tokengraph.io.photo.normalize(images / 255, model)."
+        )
 
 
 def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:

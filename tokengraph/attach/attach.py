@@ -56,7 +56,9 @@ def attach(
             :class:`~tokengraph.windows.WindowCoarsening`, for SAM-style ViTs and Swin.
         schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
             left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
-            ``"reconstruct"`` for every input patch again. A list: removed block by block. See
+            ``"reconstruct"`` for every input patch again. An entry that removes nothing warns;
+            :func:`tokengraph.schedule.relative` takes shares of the tokens that are there. A list: removed block by
+            block. See
             :func:`tokengraph.schedule.tokens_per_layer`. Strategies that know their own (DynamicViT) need none.
         prop_attn: What is added to the logits of keys that stand for s patches: ``"log"`` (True) ``log s``,
             ``"half-log"`` half of it, ``"none"`` (False) nothing, ``"inverse"`` ``-log s``, which makes large clusters

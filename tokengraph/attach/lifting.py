@@ -11,7 +11,7 @@ from tokengraph.select.gtp.graph import PropagationGraph
 
 
 class Lifting:
-    """What :class:`tokengraph.Trace` tells of features; it holds the record itself."""
+    """What :class:`tokengraph.attach.trace.Trace` tells of features; it holds the record itself."""
 
     num_prefix: int
     start: int

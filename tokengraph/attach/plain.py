@@ -18,7 +18,7 @@ from tokengraph.attach.site import Recipe, Site
 from tokengraph.attach.step import begins
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.size_bias import SizeRule
-from tokengraph.schedule import Schedule, tokens_per_layer
+from tokengraph.schedule import Schedule, tokens_per_layer, warn_of_idle
 from tokengraph.select.base import Select
 
 
@@ -58,6 +58,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     rule = SizeRule.of(chosen.weighs if options.prop_attn is None else options.prop_attn, options.size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core))
+    warn_of_idle(options.schedule, plan)
     for block in {_build(b): b for b in blocks}.values():
         adapter.watched(block)  # raises now, before any change, where the attention has no projections to watch
         check_halves(adapter, block, channels)

@@ -73,7 +73,7 @@ def demo(
     if not loaded.pretrained:
         rows.append(("", "[yellow]Untrained: clusters follow colour and texture, not meaning.[/]"))
     images = normalize(photo, core)
-    graph = TokenGraph.from_model(core, images, layer=layer - 1)
+    graph = TokenGraph.from_model(core, images, layer=layer)
     graph = graph.connect_knn(min(NEIGHBORS, sum(graph.counts) - 1), cosine=True)
     rows += [("graph", f"{graph}"), ("", f"tokens after block {layer}, edges from the {NEIGHBORS} nearest by cosine")]
     _print_facts(console, rows)

@@ -27,21 +27,25 @@ class Coarsening(NamedTuple):
     assignment: Assignment | SoftAssignment
 
 
-def coarsen(graph: TokenGraph, select: str | type[Select] | Select, keep: int | float) -> Coarsening:
+def coarsen(
+    graph: TokenGraph, select: str | type[Select] | Select, keep: int | float, *, clamp: bool = False
+) -> Coarsening:
     """Coarsens every image of a token graph to ``keep`` tokens.
 
     Args:
         graph: Tokens of one image or many, also ragged.
         select: A strategy by name, class or instance. Strategies that need attention need a model: use ``attach``.
-        keep: Tokens an image (int), or a share of each image's tokens (float in (0, 1]); clamped to what there is, and
-            to what one step of the strategy can leave (``select.fewest``; half for ToMe).
+        keep: Tokens an image (int), or a share of each image's tokens (float in (0, 1]); at most what there is.
+        clamp: Leave as few as one step of the strategy can (``select.fewest``; half for ToMe) where ``keep`` asks for
+            fewer, instead of raising as ``attach`` does.
 
     Returns:
         The coarse graph (features and positions averaged by size, sizes added up, edges and their weights summed
         between clusters, loops left out) and the map, whose ``lift`` brings rows back.
 
     Raises:
-        ValueError: If ``keep`` is out of range, tokens are not finite, or the strategy cannot serve the graph.
+        ValueError: If ``keep`` is out of range, or fewer than one step can leave; if tokens are not finite, or the
+            strategy cannot serve the graph.
 
     Cost: the strategy's, one reduction, and a sort of the edges if there are any. Images of equal size go together.
 
@@ -59,8 +63,21 @@ def coarsen(graph: TokenGraph, select: str | type[Select] | Select, keep: int | 
     budgets = [tokens_to_keep(keep, n) if n else 0 for n in counts]
     if not any(counts):
         tokens_to_keep(keep, 1)
+    if not clamp:
+        _check_reach(select, counts, budgets)
     assignment = _assign(graph, select, counts, budgets)
     return Coarsening(apply(graph, assignment, reduction=select.reduction), assignment)
+
+
+def _check_reach(select: Select, counts: list[int], budgets: list[int]) -> None:
+    """Raises where one step of the strategy cannot leave as few tokens as are asked for."""
+    for count, budget in zip(counts, budgets, strict=True):
+        if budget < (fewest := select.fewest(count)):
+            raise ValueError(
+                f"Expected keep >= {fewest} of {count} tokens for {type(select).__name__}, which cannot remove more in "
+                f"one step (got keep={budget}). Go step by step: hierarchy(graph, select, [0.5, 0.5]); or take the "
+                "fewest that one step can leave: clamp=True."
+            )
 
 
 def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reduction: str = "mean") -> TokenGraph:
@@ -108,13 +125,16 @@ class Hierarchy:
         return self.between(level, to).lift(y)
 
 
-def hierarchy(graph: TokenGraph, select: str | type[Select] | Select, schedule: Sequence[int | float]) -> Hierarchy:
+def hierarchy(
+    graph: TokenGraph, select: str | type[Select] | Select, schedule: Sequence[int | float], *, clamp: bool = False
+) -> Hierarchy:
     """Coarsens level by level.
 
     Args:
         graph: The finest graph.
         select: A strategy by name, class or instance.
         schedule: What each level keeps: tokens an image (int), or a share of the level before (float in (0, 1]).
+        clamp: As for :func:`coarsen`.
 
     Returns:
         All graphs and maps.
@@ -127,7 +147,7 @@ def hierarchy(graph: TokenGraph, select: str | type[Select] | Select, schedule: 
     select = resolve(select)
     graphs, assignments = [graph], []
     for keep in schedule:
-        coarse, assignment = coarsen(graphs[-1], select, keep)
+        coarse, assignment = coarsen(graphs[-1], select, keep, clamp=clamp)
         graphs.append(coarse)
         assignments.append(assignment)
     return Hierarchy(graphs, assignments)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
-from tokengraph.errors import check_finite, check_grid, check_sorted, check_tokens
+from tokengraph.errors import check_finite, check_grid, check_sorted
 from tokengraph.flat.layout import pad
 from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
+from tokengraph.graph.inputs import check_images, check_token_sets
 from tokengraph.graph.split import cut
 from tokengraph.select.gtp.graph import PropagationGraph
 
@@ -62,6 +63,7 @@ class TokenGraph(Data):
 
         Raises:
             ValueError: If shapes or grid do not fit, or tokens are not finite.
+            TypeError: If ``tokens`` are no floating-point tensors, or a model's whole output.
 
         Cost: one copy of the tokens.
 
@@ -69,12 +71,7 @@ class TokenGraph(Data):
             >>> TokenGraph.from_tokens(torch.randn(2, 1 + 12, 8), grid=(3, 4), num_prefix=1)
             TokenGraph(images=2, nodes=24, edges=0, channels=8, grid=(3, 4), prefix=1)
         """
-        ragged = not isinstance(tokens, Tensor)
-        sets = list(tokens)
-        for t in sets if ragged else [tokens]:
-            check_tokens(t, dims=(2,) if ragged else (3,), name="tokens")
-        if not sets:
-            raise ValueError("Expected at least one image (got none).")
+        sets = check_token_sets(tokens)
         if not 0 <= num_prefix <= min(t.size(0) for t in sets):
             raise ValueError(f"Expected 0 <= num_prefix <= tokens an image (got num_prefix={num_prefix}).")
         if len({t.size(1) for t in sets}) > 1:
@@ -108,22 +105,25 @@ class TokenGraph(Data):
 
     @classmethod
     def from_model(cls, model: nn.Module, images: Tensor | Mapping[str, Tensor], *, layer: int = -1) -> TokenGraph:
-        """Runs a supported vision transformer and takes the tokens that leave one of its blocks.
+        """Runs a supported vision transformer and takes its tokens as they are after some of its blocks.
 
         Args:
             model: A model that :func:`tokengraph.attach` supports; it is not changed.
             images: ``[B, 3, H, W]``, normalised as the model wants them; for models of images of any shape (NaFlex)
                 their inputs by name.
-            layer: Index of the block, 0-based; negative from the end. Before the final norm.
+            layer: Finished blocks, as in schedules and ``trace``: 0 for the tokens that come to the first block, the
+                depth for those that leave the last one; negative from the end, -1 for the last. Before the final norm.
 
         Returns:
             A graph of the patch tokens, without padding, with ``grid``, ``pos`` and ``prefix``.
 
         Raises:
-            ValueError: If the model is not supported or has no such block.
+            ValueError: If the model is not supported or has no such layer, or ``images`` are no batch.
+            TypeError: If ``images`` are no floating-point tensor (NumPy, uint8, a model's output).
         """
         from tokengraph.adapters import find_adapter
 
+        check_images(images)
         model, adapter = find_adapter(model)
         tokens, grid = adapter.features(model, images, layer)  # type: ignore[arg-type]
         return cls.from_tokens(tokens, grid, num_prefix=adapter.num_prefix(model))

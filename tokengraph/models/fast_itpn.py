@@ -26,7 +26,7 @@ CONFIGS = {  # width, blocks of the three stages, heads
 
 
 class FastITPNTrunk(nn.Module):
-    """Stem and main stage, without a head; see :class:`FastITPN` and :class:`FastITPNPyramid`.
+    """Stem and main stage, without a head; see :class:`FastITPN` and :mod:`tokengraph.models.pyramid`.
 
     Args:
         width: C of stage 3, a multiple of 4 and of ``heads``.

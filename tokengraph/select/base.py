@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tokengraph.schedule import Schedule
 
 _REGISTRY: dict[str, type[Select]] = {}
+_ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
 
 class Select(ABC):
@@ -28,6 +30,7 @@ class Select(ABC):
 
     Attributes:
         name: What ``resolve`` and ``attach(model, "name")`` find it by.
+        aliases: Other names that it was published under, and the settings that each stands for.
         placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
         merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"`` or ``"mlerp"``.
@@ -38,6 +41,7 @@ class Select(ABC):
     """
 
     name: ClassVar[str] = ""
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     placement: ClassVar[str] = "inside"
     merges: ClassVar[bool] = True
     reduction: ClassVar[str] = "mean"
@@ -56,6 +60,8 @@ class Select(ABC):
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"Expected a new strategy name (got {cls.name!r}, which is {known.__name__}'s).")
         _REGISTRY[_key(cls.name)] = cls  # the same class again: a reloaded module
+        for alias, settings in cls.__dict__.get("aliases", {}).items():
+            _ALIASES[_key(alias)] = cls, settings
 
     @abstractmethod
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
@@ -190,6 +196,8 @@ def registry() -> dict[str, type[Select]]:
 def resolve(select: str | type[Select] | Select) -> Select:
     """Takes a strategy by name, class or instance and returns an instance.
 
+    Names that a method was published under work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN()``.
+
     Raises:
         ValueError: For an unknown name; the message gives the nearest known one.
         TypeError: For anything else.
@@ -204,9 +212,13 @@ def resolve(select: str | type[Select] | Select) -> Select:
         return select()
     if not isinstance(select, str):
         raise TypeError(f"Expected a strategy as name, class or instance (got {type(select).__name__}).")
-    found = _REGISTRY.get(_key(select))
-    if found is None:
-        near = difflib.get_close_matches(_key(select), _REGISTRY, n=1, cutoff=0.4)
-        hint = f"Did you mean {_REGISTRY[near[0]].name!r}?" if near else f"Known: {', '.join(sorted(registry()))}."
-        raise ValueError(f"Expected a strategy name (got {select!r}). {hint}")
-    return found()
+    key = _key(select)
+    if key in _REGISTRY:
+        return _REGISTRY[key]()
+    if key in _ALIASES:
+        cls, settings = _ALIASES[key]
+        return cls(**settings)
+    names = {**{k: cls.name for k, cls in _REGISTRY.items()}, **{k: k for k in _ALIASES}}
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    hint = f"Did you mean {names[near[0]]!r}? " if near else ""
+    raise ValueError(f"Expected a strategy name (got {select!r}). {hint}Known: {', '.join(sorted(registry()))}.")

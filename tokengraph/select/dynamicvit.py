@@ -12,8 +12,6 @@ from torch import Tensor
 
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost
-from tokengraph.errors import check_finite
-from tokengraph.flat.looks import may_look
 from tokengraph.maps.hard import Assignment
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.predictor import TokenPredictor
@@ -45,7 +43,8 @@ class DynamicViT(Select):
         threshold: Keep the tokens whose probability is at least this, instead of a fixed number: images then differ.
         min_keep: Tokens that each image keeps at least.
         at_least_one: In training, an image that would lose its last token keeps the best one.
-        order: ``"index"``: kept tokens stay in order; ``"score"``: highest first, as in the published code.
+        order: ``"index"``: kept tokens stay in order; ``"score"``: highest first, as in the published code. An
+            image that keeps all its tokens leaves them in order.
         official: The published masked softmax, for parity; see :func:`tokengraph.nn.masked_softmax`.
         gradient_cap: Bound on the weight of a dropped token's edge in the gradient, that of the best kept one being 1.
             The default is the published form's. Where attention is sharp, gradients of decisions reach it and the
@@ -165,8 +164,6 @@ class DynamicViT(Select):
         budget = clamp_budget(budget, tokens.x, tokens.mask)
         predictor = self.predictors[self._stage(tokens)]
         logp = predictor(tokens.x, None if tokens.mask is None else tokens.mask.float())
-        if may_look(tokens.x):
-            check_finite(logp if tokens.mask is None else logp[tokens.mask], "scores")
         score = logp[..., 0]
         if self.threshold is not None:
             likely = score.exp() >= self.threshold

@@ -38,7 +38,10 @@ def random_prune(
     mask: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Assignment:
-    """Keeps ``keep`` random tokens an image, in order; the same places in every image. Arguments as :func:`topk`."""
+    """Keeps ``keep`` random tokens an image, in order; the same places in every image.
+
+    Arguments as :func:`tokengraph.topk`.
+    """
     score = random_score(num_tokens, seed, device=device).expand(num_images, -1)
     check_mask(mask, score)
     return _topk(score, keep, mask)

@@ -23,7 +23,8 @@ class Tokens:
         grid: ``(H, W)`` of the input patches, ``(T, H, W)`` of a video's; ``None`` when unknown.
         full: Whether token i still is patch i of the grid, nothing coarsened so far.
         mask: ``[B, N]`` bool, True where there is a token (ragged batches); ``None`` means everywhere.
-        layer: Index of the block, 0-based; -1 outside a model.
+        layer: Index of the block, 0-based; -1 outside a model. Once it is done, ``layer + 1`` blocks are finished,
+            which is what schedules and ``trace`` call a layer.
         num_prefix: Prefix tokens in front of the sequence inside the model.
         attention: Statistics of the block's attention; ``None`` outside a model and before a block.
         locate: Makes ``pos`` when it is asked for.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,21 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.raster import in_raster_order
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 SAME = 1.0 - 2.0**-20  # a cosine from here on is 1 up to rounding: such tokens tie, and the index decides
 
 
-def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Tensor | None = None) -> Assignment:
+def tome(
+    metric: Tensor,
+    keep: int | list[int],
+    *,
+    num_prefix: int = 0,
+    mask: Tensor | None = None,
+    order: str = "published",
+) -> Assignment:
     r"""Merges the ``N - keep`` most similar pairs between two alternating sets of tokens.
 
     Tokens at even places of the sequence (prefix tokens counted) form A, those at odd places B. Each token of A keeps
@@ -30,6 +39,7 @@ def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Te
             result then has as few as possible.
         num_prefix: Prefix tokens in front of the sequence: they take part in the alternation, never in a merge.
         mask: ``[B, N]`` bool, True where there is a token; real tokens first.
+        order: ``"published"``, or ``"raster"``: clusters as their first tokens follow.
 
     Returns:
         The map over ``B*N`` tokens (the True ones of ``mask``). Clusters come in the published order: unmerged tokens
@@ -51,18 +61,30 @@ def tome(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Te
     check_tokens(metric)
     check_mask(mask, metric, leading=True)
     check_finite(metric if mask is None else metric[mask])
-    return _tome(metric, keep, num_prefix, mask)
+    _check_order(order)
+    return _tome(metric, keep, num_prefix, mask, order)
 
 
 @dataclass(frozen=True)
 class ToMe(Select):
-    """ToMe as a strategy, between attention and MLP, on the attention keys; see :func:`tome`."""
+    """ToMe as a strategy, between attention and MLP, on the attention keys; see :func:`tome`.
+
+    Args:
+        order: ``"published"``, or ``"raster"`` for what reads tokens as a sequence behind the model. The next layer
+            alternates over the order, so from the second merge on ``"raster"`` merges other pairs than the published
+            method: neighbours in a row then lie in different sets.
+    """
 
     name: ClassVar[str] = "tome"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"token-merging": {}}
+    order: str = "published"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
-        return _tome(tokens.keys, budget, tokens.num_prefix, tokens.mask)
+        return _tome(tokens.keys, budget, tokens.num_prefix, tokens.mask, self.order)
 
     def fewest(self, num_tokens: int) -> int:
         """A round leaves at least one set: ``ceil(N / 2)``."""
@@ -75,7 +97,19 @@ class ToMe(Select):
         return keys + distance_cost(half, num_tokens - half, head_width) + Cost(half * half, 4 * half * half)
 
 
-def _tome(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
+def _check_order(order: str) -> None:
+    if order not in ("published", "raster"):
+        raise ValueError(f"Expected order to be 'published' or 'raster' (got {order!r}).")
+
+
+def _tome(
+    metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None, order: str = "published"
+) -> Assignment:
+    assignment = _merge(metric, keep, num_prefix, mask)
+    return in_raster_order(assignment) if order == "raster" else assignment
+
+
+def _merge(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
     images, tokens = metric.shape[:2]
     first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
     merged, kept = _merges(metric, keep, first, mask)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
+
+TINY = torch.finfo(torch.float32).tiny
 
 
 def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> Assignment:
@@ -41,7 +44,9 @@ def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) ->
     return _topk(score, keep, mask)
 
 
-def fuse_rest(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> SoftAssignment:
+def fuse_rest(
+    score: Tensor, keep: int | list[int], *, mask: Tensor | None = None, average: bool = False
+) -> SoftAssignment:
     """Keeps the ``keep - 1`` highest-scored tokens, and adds up the others, weighted by score, in one last cluster.
 
     The weights are the scores themselves, not divided by their sum, as in EViT's code; gradients reach them. On the way
@@ -51,6 +56,8 @@ def fuse_rest(score: Tensor, keep: int | list[int], *, mask: Tensor | None = Non
         score: ``[B, N]``.
         keep: Clusters an image, the fused one among them; at least 1.
         mask: ``[B, N]`` bool, True where there is a token.
+        average: Divide the weights of the others by their sum. Scores that are no shares of attention need it: lengths
+            of features would make a token far longer than any other.
 
     Cost: one sort of ``[B, N]``; no host synchronisation without a mask.
 
@@ -59,7 +66,7 @@ def fuse_rest(score: Tensor, keep: int | list[int], *, mask: Tensor | None = Non
     _check_score(score)
     check_mask(mask, score)
     check_finite(score if mask is None else score[mask])
-    return _fuse_rest(score, keep, mask)
+    return _fuse_rest(score, keep, mask, average)
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,12 @@ class TopK(Select):
 
     Args:
         score: ``"class"``: attention that the class token pays, mean over heads; ``"norm"``: length of the features.
-        fuse: Keep what is pruned as one fused token (EViT); see :func:`fuse_rest`.
+        fuse: Keep what is pruned as one fused token (EViT); see :func:`fuse_rest`. Class attention weighs it as
+            published; by ``"norm"`` it is the average of the pruned tokens, weighted by their lengths.
     """
 
     name: ClassVar[str] = "topk"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"evit": {"fuse": True}, "top-k": {}}
     merges: ClassVar[bool] = False
     score: str = "class"
     fuse: bool = False
@@ -91,7 +100,9 @@ class TopK(Select):
             score = tokens.class_attention()
         else:
             score = torch.linalg.vector_norm(tokens.x.float(), dim=2)
-        return (_fuse_rest if self.fuse else _topk)(score, budget, tokens.mask)
+        if self.fuse:
+            return _fuse_rest(score, budget, tokens.mask, average=self.score == "norm")
+        return _topk(score, budget, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """One row of the attention map, or one norm a token."""
@@ -112,12 +123,17 @@ def _kept(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Tensor:
 
 
 def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str = "index") -> Assignment:
+    """The map; by ``order="score"`` the best token comes first, but an image that keeps all stays in order."""
     budget = clamp_budget(keep, score, mask)
     most = max(budget, default=0) if isinstance(budget, list) else budget
-    if order == "score" and (isinstance(budget, list) or budget < score.size(1)):  # all tokens stay as they are
+    if order == "score" and (isinstance(budget, list) or budget < score.size(1)):
         score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
         index = score.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(score.size(1), device=score.device).expand_as(index)
+        if isinstance(budget, list):
+            whole = [k >= n for k, n in zip(budget, valid_counts(score, mask), strict=True)]
+            behind = (~mask).long().argsort(dim=1, stable=True) if mask is not None else place
+            index = torch.where(torch.tensor(whole, device=score.device)[:, None], behind, index)
         rank = torch.empty_like(index).scatter_(1, index, place)
         cluster = torch.where(below(rank, budget), rank, -1)
         index = index[:, :most]
@@ -129,7 +145,7 @@ def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str 
     return Assignment.from_dense(cluster, budget, mask=mask, drops=drops, centers=index, single=True)
 
 
-def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None) -> SoftAssignment:
+def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None, average: bool) -> SoftAssignment:
     budget = clamp_budget(keep, score, mask)
     if isinstance(budget, list):
         counts = valid_counts(score, mask)
@@ -140,7 +156,12 @@ def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Sof
         single, last = (budget if whole else budget - 1), budget - 1
     kept = _kept(score, single, mask)
     hard = Assignment.from_dense(torch.where(kept, kept.cumsum(dim=1) - 1, last), budget, mask=mask)
-    weight = torch.where(kept, 1.0, score.float())
+    share = score.float()
+    if average:  # divided by the largest first: the sum of many may be infinite
+        others = share.masked_fill(kept if mask is None else kept | ~mask, 0.0)
+        others = others / others.detach().amax(dim=1, keepdim=True).clamp_min(TINY)
+        share = others / others.sum(dim=1, keepdim=True).clamp_min(TINY)
+    weight = torch.where(kept, 1.0, share)
     weight = weight.flatten() if mask is None else weight[mask]
     token = torch.arange(hard.num_tokens, device=score.device)
     up = (token, hard.cluster, torch.ones_like(weight, requires_grad=False))

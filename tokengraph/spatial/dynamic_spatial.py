@@ -37,8 +37,9 @@ class DynamicSpatial(Standalone[SpatialAttachment]):
     Spatial mixing stays dense, the map stays H x W, and a fast position may become slow again.
 
     In train mode both paths run at every position and decisions are drawn (Gumbel, straight-through);
-    ``handle.trace.decisions`` has them for :class:`DynamicSpatialLoss`. ``attach(model, DynamicSpatial(0.7))`` puts
-    predictors and fast paths into the model under their published names, and ``remove()`` takes them out.
+    ``handle.trace.decisions`` has them for :class:`~tokengraph.spatial.DynamicSpatialLoss`.
+    ``attach(model, DynamicSpatial(0.7))`` puts predictors and fast paths into the model under their published names,
+    and ``remove()`` takes them out.
 
     Args:
         keep: Shares are ``keep``, ``keep - 0.2`` and ``keep - 0.4`` of the positions.

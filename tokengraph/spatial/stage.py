@@ -12,8 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from tokengraph.adapters.coarse import SITE, Coarse
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.site import Mark
-from tokengraph.errors import check_finite
-from tokengraph.flat.looks import may_look
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.slow_fast import Partition, merge, split_by_count, split_by_mask
 from tokengraph.spatial.record import SpatialRecord
@@ -57,8 +55,6 @@ class SpatialStage(Coarse):
         select = site.select
         tokens = self._tokens(x)
         logp = select.predictors[stage](tokens)
-        if may_look(x):
-            check_finite(logp.detach(), "scores")
         score, count = logp[..., 0], int(tokens.size(1) * select.ratios[stage])
         if select.threshold is not None:
             route = split_by_mask(score.detach().exp() >= select.threshold)

@@ -111,9 +111,9 @@ def test_learned_pruning_trains_on_what_is_there():
 
 def test_a_graph_is_made_of_images_of_their_own_shapes():
     model = make()
-    graph = tg.TokenGraph.from_model(model, batch(), layer=1)
+    graph = tg.TokenGraph.from_model(model, batch(), layer=2)
     assert graph.counts == [16, 10, 9, 7] and graph.grids == SHAPES
-    alone = tg.TokenGraph.from_model(model, batch(SHAPES[1:2], 30), layer=1)
+    alone = tg.TokenGraph.from_model(model, batch(SHAPES[1:2], 30), layer=2)
     assert_close(graph.split()[1].x, alone.x, rtol=1e-4, atol=1e-4)
     assert graph.connect_grid(4).split()[1].edge_index.size(1) == 2 * (5 + 2 * 4)
     with pytest.raises(TypeError, match="Expected a mapping with pixel_values"):

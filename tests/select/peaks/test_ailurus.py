@@ -119,7 +119,7 @@ def test_ailurus_order_by_score_only_renumbers():
         ({"lam": 0}, "Expected lam >= 1"),
         ({"alpha": 1.5}, r"Expected alpha in \[0, 1\] \(got alpha=1.5\)"),
         ({"grid": (3, 5)}, r"Expected a grid of N=16 patches \(got 3 x 5 = 15\)"),
-        ({"order": "size"}, "Expected order to be 'index' or 'score'"),
+        ({"order": "size"}, "Expected order to be 'index', 'score' or 'raster'"),
     ],
 )
 def test_ailurus_refuses(change, message):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import block_index
+from tokengraph.adapters.base import tokens_after
 
 Grids = tuple[tuple[int, int], ...]
 
@@ -51,25 +51,17 @@ def image_shapes(width: int, mask: Tensor | None, shapes: Tensor | None) -> tupl
 def tokens_of_each(
     blocks: Sequence[nn.Module], layer: int, run: Callable[[], Any], grids: Grids, num_prefix: int
 ) -> list[Tensor]:
-    """Runs a model and takes the tokens ``[P+N_b, C]`` of each image that leave one of its blocks, without padding.
+    """Runs a model and takes the tokens ``[P+N_b, C]`` of each image, without padding, after some of its blocks.
 
     Args:
         blocks: Of the model.
-        layer: Index of the block, negative from the end.
+        layer: Finished blocks, negative from the end.
         run: Calls the model.
         grids: ``(H, W)`` of each image.
         num_prefix: P.
 
     Raises:
-        ValueError: If there is no such block.
+        ValueError: If there is no such layer.
     """
-    seen: list[Any] = []
-    hook = blocks[block_index(layer, len(blocks))].register_forward_hook(
-        lambda module, args, output: seen.append(output)
-    )
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        hook.remove()
-    return [rows[: num_prefix + h * w] for rows, (h, w) in zip(seen[0], grids, strict=True)]
+    tokens = tokens_after(blocks, layer, run)
+    return [rows[: num_prefix + h * w] for rows, (h, w) in zip(tokens, grids, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter, block_index, is_a
+from tokengraph.adapters.base import Adapter, check_images, count_finished, is_a
 from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite
 from tokengraph.adapters.parts.heads import split_qkv
 from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
@@ -172,13 +172,15 @@ class TimmViT(Adapter):
         return height, width
 
     def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
-        """By ``forward_intermediates``, before the final norm."""
-        depth = len(model.blocks)
-        index = block_index(layer, depth)
+        """By ``forward_intermediates``, before the final norm; in front of the first block by a hook."""
+        check_images(images)
+        finished = count_finished(layer, len(model.blocks))
+        if finished == 0:
+            return super().features(model, images, 0)
         with torch.no_grad():
             out = model.forward_intermediates(
                 images,
-                indices=[index],
+                indices=[finished - 1],
                 return_prefix_tokens=True,
                 output_fmt="NLC",
                 intermediates_only=True,

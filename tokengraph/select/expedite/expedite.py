@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -43,8 +44,9 @@ def expedite(
 ) -> SoftAssignment:
     """Clusters the tokens of a grid into a smaller grid, and knows how to reconstruct tokens from clusters.
 
-    The way down is :func:`token_clustering`, whose last soft assignment are the edges; the way up is
-    :func:`token_reconstruction`, whose edges are made at the first ``lift``.
+    The edges on the way down are the last soft assignment of
+    :func:`~tokengraph.select.expedite.cluster.token_clustering`; those on the way up are made by
+    :func:`~tokengraph.select.expedite.reconstruct.token_reconstruction`, at the first ``lift``.
 
     Args:
         x: Tokens of the full grid in row-major order, ``[B, H*W, C]``. Attention windows count as images.
@@ -116,6 +118,7 @@ class Expedite(Select):
     """
 
     name: ClassVar[str] = "expedite"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"token-clustering": {}}
     alone: ClassVar[bool] = True
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False

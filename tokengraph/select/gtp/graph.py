@@ -12,6 +12,7 @@ from tokengraph.edges import grid_graph, grid_positions, knn_neighbors
 from tokengraph.edges.knn import directions
 from tokengraph.edges.knn_torch import BUDGET, lowest
 from tokengraph.errors import check_finite, check_grid, check_tokens
+from tokengraph.flat.finite import zero_where_not_finite
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import table
 
@@ -75,9 +76,7 @@ class PropagationGraph:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
         image = edge_index.div(max(patches, 1), rounding_mode="floor")
         if not bool(((image[0] == image[1]) & (image[0] >= 0) & (image[0] < images)).all()):
-            raise ValueError(
-                f"Expected edges within an image of n={patches} patches, B={images} (got one that leads out of it)."
-            )
+            raise ValueError(f"Expected edges within an image of n={patches} patches, B={images} (got one out of it).")
         sender, order = edge_index[0].sort(stable=True)
         receiver, rows = edge_index[1][order], images * patches
         weight = torch.ones_like(receiver) if edge_weight is None else edge_weight.detach()[order].float()
@@ -94,8 +93,7 @@ class PropagationGraph:
         """The surviving patches as fields of a graph: features before block 0, and their edges with unchanged weights.
 
         Args:
-            patch: Patches that survive, ``[B, n']`` int64 in ``[0, n)``, in the order that nodes shall have; ``None``:
-                all.
+            patch: Patches that survive, ``[B, n']`` int64 in the order that nodes shall have; ``None``: all.
             size: Their token scales, ``[B, n']``; ``None``: one each.
 
         Returns:
@@ -149,26 +147,28 @@ def propagation_graph(
         The graph. Nothing of it is differentiated.
 
     Raises:
-        ValueError: For another ``graph``, a missing grid or one that does not fit, or too many neighbours.
+        ValueError: For another ``graph``, a missing or wrong grid, too many neighbours, or tokens that are not finite.
 
     Cost: spatial: ``O(B n)``, from tables built once a grid; otherwise one :func:`~tokengraph.knn_graph`,
     ``O(B n^2 C)``, and a sort of ``B n neighbors`` ids.
 
-    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: exactly ``neighbors`` also without a class token and
-    among duplicates, ties to the lower index, zero vectors and patches without neighbours do no harm (published: one
-    more without a class token, more at ties, NaN).
+    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: exactly ``neighbors`` also without a class token
+    (published: one more) and among duplicates, ties to the lower index, zero vectors do no harm (NaN).
     """
     check_tokens(x)
     check_graph(graph, neighbors)
+    if graph != "spatial":
+        check_finite(x)
+    return connect_patches(x, grid, graph, neighbors)
+
+
+def connect_patches(x: Tensor, grid: tuple[int, ...] | None, graph: str, neighbors: int) -> PropagationGraph:
+    """As :func:`propagation_graph`, but features that are not finite count as zeros: batch mates go on."""
     images, patches, channels = x.shape
-    if grid is not None and len(grid) == 3 and graph != "semantic":
-        raise ValueError(
-            f"Expected grid as (H, W) for graph={graph!r} (got {tuple(grid)}). Use graph='semantic' for videos."
-        )
-    if grid is not None:
-        grid = check_grid(grid, patches, video=True)
-    elif graph != "semantic":
-        raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got None). Only 'semantic' does without.")
+    if graph != "semantic" and (grid is None or len(grid) == 3):
+        hint = "Only 'semantic' does without." if grid is None else "Use graph='semantic' for videos."
+        raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got {grid and tuple(grid)}). {hint}")
+    grid = grid and check_grid(grid, patches, video=True)
     if graph != "spatial" and neighbors > max(patches - 1, 0):
         raise ValueError(f"Expected 0 <= neighbors < n={patches} (got neighbors={neighbors}).")
     flat = x.detach().reshape(images * patches, channels)
@@ -178,10 +178,10 @@ def propagation_graph(
     assert grid is not None
     tables = _spatial(*grid, str(x.device))
     start, slots = _repeat(tables, images, patches)
-    if graph == "spatial":
-        return PropagationGraph(start, *slots, flat, images, grid, *tables[4:])
-    start, slots = _mixed(x, neighbors, grid[1], start, slots)
-    return PropagationGraph(start, *slots, flat, images, grid)
+    near = tables[4:] if graph == "spatial" else ()
+    if graph == "mixed":
+        start, slots = _mixed(x, neighbors, grid[1], start, slots)
+    return PropagationGraph(start, *slots, flat, images, grid, *near)
 
 
 def gtp_graph(
@@ -266,10 +266,10 @@ def _nearest(x: Tensor, k: int) -> Slots:
 def _most_similar(x: Tensor, k: int) -> Tensor:
     """The k others of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
     images, patches, channels = x.shape
+    x = zero_where_not_finite(x)
     if images * patches**2 * 4 > BUDGET:
         return knn_neighbors(x, k, cosine=True)[0]
     # Ranks are all that is wanted, so the products do without the care that distances need: half the time.
-    check_finite(x)
     with torch.autocast(x.device.type, enabled=False):
         unit = directions(x.flatten(0, 1).to(wide(x)))[0].view(images, patches, channels)
         score = torch.bmm(unit, unit.transpose(1, 2)).neg_()

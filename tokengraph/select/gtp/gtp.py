@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
-from tokengraph.select.gtp.graph import PropagationGraph, check_graph, propagation_graph
+from tokengraph.select.gtp.graph import PropagationGraph, check_graph, connect_patches
 from tokengraph.select.gtp.scores import check_score, gtp_score, sparsify
 from tokengraph.select.gtp.step import MODES, check_patch, kept_as_they_are, propagation
 from tokengraph.select.peaks.peaks import check_order
@@ -131,10 +132,10 @@ def propagate(
 
 @dataclass(frozen=True)
 class GTP(Select):
-    """GTP as a strategy, between attention and MLP; see :func:`gtp`, :func:`propagation_graph` and :func:`gtp_score`.
+    """GTP as a strategy, between attention and MLP; see :func:`gtp` and :func:`gtp_score`.
 
-    The graph is made once a run, from the tokens that come to the first block. Outside a model it is made of the tokens
-    at hand.
+    :func:`~tokengraph.propagation_graph` makes the graph once a run, from the tokens that come to the first block;
+    outside a model, of the tokens at hand.
 
     Args:
         graph: ``"spatial"``, ``"semantic"`` or ``"mixed"``.
@@ -151,6 +152,7 @@ class GTP(Select):
     """
 
     name: ClassVar[str] = "gtp"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"gtp-vit": {}}
     alone: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     graph: str = "mixed"
@@ -216,9 +218,9 @@ class GTP(Select):
                 f"Expected the full patch grid for graph={self.graph!r} (got tokens that are coarsened or without a "
                 "grid: dropped in train mode, or shuffled as in ViTMAE). Use graph='semantic' there."
             )
-        grid = tokens.grid if tokens.full else None
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
-        return propagation_graph(tokens.x, grid, graph=self.graph, neighbors=neighbors)
+        with torch.no_grad():
+            return connect_patches(tokens.x, tokens.grid if tokens.full else None, self.graph, neighbors)
 
     def edit_attention(self, attention: Tensor) -> Tensor:
         """The map with its smallest entries cut, where ``sparsity`` is below 1; see :func:`sparsify`."""

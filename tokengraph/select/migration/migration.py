@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class TokenMigration(Select):
     """
 
     name: ClassVar[str] = "token-migration"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fast-itpn": {}}
     alone: ClassVar[bool] = True
     placement: ClassVar[str] = "after"
     merges: ClassVar[bool] = False

@@ -54,7 +54,8 @@ def ailurus(
         lam: Patches in a window.
         alpha: Factor at rank 0, in [0, 1]. 1 leaves only the window, 0 makes the factor proportional to the rank.
         include_self: Count the token itself among its k nearest.
-        order: ``"index"``: clusters follow their anchors' order in the grid; ``"score"``: best anchor first.
+        order: ``"index"``: clusters follow their anchors' order in the grid; ``"score"``: best anchor first;
+            ``"raster"``: as their first patches follow. The method itself does not depend on it.
 
     Returns:
         The map over ``B*N`` tokens, with ``centers``. Every cluster has its anchor.
@@ -91,7 +92,7 @@ class AiluRus(Select):
         lam: Patches in a window.
         alpha: Spatial factor at rank 0.
         include_self: Count the token itself among its k nearest.
-        order: ``"index"`` or ``"score"``.
+        order: ``"index"``, ``"score"`` or ``"raster"``, as for :func:`ailurus`.
     """
 
     name: ClassVar[str] = "ailurus"
@@ -130,7 +131,7 @@ def _check(k: int, lam: int, alpha: float, order: str) -> None:
     check_positive(k=k, lam=lam)
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected alpha in [0, 1] (got alpha={alpha}).")
-    check_order(order)
+    check_order(order, "raster")
 
 
 def _ailurus(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ def dpc_knn(
             batch mates meet. Zeros give its noise-free form. The mask may then be numeric: > 0 where there is a token.
         include_self: Count the token itself among its k nearest, as published.
         importance: ``[B, N]``; the ``keep`` highest become centres instead of the density peaks.
-        order: ``"index"``: clusters follow their centres' order in the sequence; ``"score"``: best centre first.
+        order: ``"index"``: clusters follow their centres' order in the sequence; ``"score"``: best centre first;
+            ``"raster"``: as their first tokens follow. The method itself does not depend on it.
 
     Returns:
         The map over ``B*N`` tokens (over the True ones of ``mask``), with ``centers``. Every cluster has its centre.
@@ -75,7 +76,7 @@ def dpc_knn(
     """
     check_tokens(x)
     check_positive(k=k)
-    check_order(order)
+    check_order(order, "raster")
     if noise is not None and isinstance(mask, Tensor):
         mask = mask > 0
     check_mask(mask, x)
@@ -95,10 +96,12 @@ class DPCKNN(Select):
     Args:
         k: Tokens that make the density.
         include_self: Count the token itself among them.
-        order: ``"index"`` or ``"score"``: how clusters are numbered.
+        order: ``"index"``, ``"score"`` or ``"raster"``: how clusters are numbered. What reads tokens as a sequence
+            behind the model wants ``"raster"``.
     """
 
     name: ClassVar[str] = "dpc-knn"
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tcformer": {}, "ctm": {}}
     reads_attention: ClassVar[bool] = False
     placement: ClassVar[str] = "after"
     k: int = 5
@@ -107,7 +110,7 @@ class DPCKNN(Select):
 
     def __post_init__(self) -> None:
         check_positive(k=self.k)
-        check_order(self.order)
+        check_order(self.order, "raster")
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""

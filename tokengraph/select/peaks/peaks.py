@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.raster import in_raster_order
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-def check_order(order: str) -> None:
-    """Raises unless ``order`` is a known way to number clusters."""
-    if order not in ("index", "score"):
-        raise ValueError(f"Expected order to be 'index' or 'score' (got {order!r}).")
+def check_order(order: str, *also: str) -> None:
+    """Raises unless ``order`` is a known way to number clusters: ``"index"``, ``"score"`` or one of ``also``."""
+    known = ("index", "score", *also)
+    if order not in known:
+        words = ", ".join(repr(k) for k in known[:-1])
+        raise ValueError(f"Expected order to be {words} or {known[-1]!r} (got {order!r}).")
 
 
 def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,14 +46,20 @@ def assign_to_centers(
         centers: The centres, best first, ``[B, K]``; those past an image's own budget are ignored.
         keep: Clusters of each image.
         mask: ``[B, N]`` bool of real tokens, or ``None``.
-        order: ``"index"``: number clusters as their centres follow in the sequence; ``"score"``: best first.
+        order: ``"index"``: number clusters as their centres follow in the sequence; ``"score"``: best first, but for
+            images that keep all their tokens, which leave them in order; ``"raster"``: as their first tokens follow.
     """
     tokens = center.size(1)
     place = torch.arange(centers.size(1), device=centers.device).expand_as(centers)
     if isinstance(keep, list):  # places past an image's budget go to a spare column behind the tokens
         centers = centers.masked_fill(place >= torch.tensor(keep, device=centers.device)[:, None], tokens)
-    if order == "index":
+    if order != "score":
         centers = centers.sort(dim=1).values
+    elif isinstance(keep, list):
+        counts = tokens if mask is None else mask.sum(dim=1)
+        whole = torch.tensor(keep, device=centers.device) >= counts
+        centers = torch.where(whole[:, None], centers.sort(dim=1).values, centers)
     number = center.new_zeros(center.size(0), tokens + 1).scatter_(1, centers, place)
     centers = centers.clamp_max(max(tokens - 1, 0))
-    return Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers)
+    assignment = Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers)
+    return in_raster_order(assignment) if order == "raster" else assignment

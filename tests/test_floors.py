@@ -8,6 +8,7 @@ import tokengraph
 ROOT = Path(tokengraph.__file__).parent
 # From the ground up; rooms of one line do not import each other. The face (__init__) may import everything.
 FLOORS = [
+    ["moved"],
     ["optional"],
     ["compat"],
     ["flat"],

@@ -15,6 +15,7 @@ from tokengraph.graph.coarsen import coarsen, hierarchy
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
+from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
@@ -33,6 +34,8 @@ from tokengraph.spatial import DynamicSpatial
 from tokengraph.windows import WindowCoarsening
 
 __version__ = "0.1.0"
+
+_find_moved_modules()
 
 __all__ = [
     "AiluRus",

@@ -55,10 +55,6 @@ def tome(
         >>> tome(torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.5]]]), 3).cluster.tolist()
         [1, 1, 0, 2]
 
-    Ties: cosines from ``1 - 2**-20`` on count as equal and the lower index decides, so equal tokens merge alike alone, in
-    any batch and beside padding, as long as float32 products of unit vectors are right within that: measured up to
-    ``D = 1024`` on CPU, not where TF32 is allowed. Other cosines that rounding alone tells apart may fall either way.
-
     Ties: cosines from ``1 - 2**-20`` on count as equal, and the lower index decides. Equal tokens therefore merge alike
     alone, in any batch and beside padding, where float32 products of unit vectors stay within that: measured on CPU up
     to ``D = 1024``; not where TF32 is allowed. Other cosines that only rounding tells apart may go either way.

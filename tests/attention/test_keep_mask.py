@@ -100,10 +100,10 @@ def test_masked_attention_of_a_full_mask_is_plain_attention():
 def test_masked_attention_without_gradient_of_keep_gives_the_same_and_takes_bool():
     q, k, v, keep = make()
     want = masked_attention(q, k, v, keep)
-    assert torch.equal(masked_attention(q, k, v, keep.detach()), want)
-    assert torch.equal(masked_attention(q, k, v, keep > 0), want)
+    assert_close(masked_attention(q, k, v, keep.detach()), want)  # other kernels, so up to rounding
+    assert_close(masked_attention(q, k, v, keep > 0), want)
     with torch.no_grad():
-        assert torch.equal(masked_attention(q, k, v, keep), want)
+        assert_close(masked_attention(q, k, v, keep), want)
 
 
 def test_features_of_a_dropped_token_reach_no_other_token():

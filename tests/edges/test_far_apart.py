@@ -112,7 +112,7 @@ def test_dpc_knn_of_whole_numbers_gives_exact_ties_to_the_lower_index(width, dty
     assert seen >= 5
 
 
-@pytest.mark.parametrize("width", [7, 33, 64, 65])
+@pytest.mark.parametrize("width", [7, 33, 64, 65, 384])
 def test_tome_of_equal_tokens_chooses_alike_alone_in_a_batch_and_padded(width):
     for seed, tokens in enumerate((9, 20, 33, 47)):
         one = seeded(1, 1, width, seed=seed).expand(1, tokens, width)

@@ -422,3 +422,15 @@ def test_knn_graph_refuses_other_kinds():
 def test_knn_graph_by_default_needs_no_extension(monkeypatch):
     monkeypatch.setattr(probe, "_probe", lambda name: (None, "not installed"))
     assert knn_graph(torch.tensor([[0.0], [1.0], [5.0]]), 1)[0].tolist() == [[1, 0, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("width", [64, 67, 196, 1027])
+def test_lowest_of_long_rows_is_a_stable_sort(width):
+    torch.manual_seed(0)
+    score = torch.randint(0, 40, (2, 5, width)).float()
+    score[0, 0, 3:] = torch.inf
+    score[1, 1] = 1.0
+    value, index = knn_torch.lowest(score, 3)
+    exact, place = score.sort(dim=-1, stable=True)
+    assert torch.equal(value, exact[..., :3])
+    assert torch.equal(index, place[..., :3])

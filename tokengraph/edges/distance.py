@@ -37,10 +37,12 @@ def origin(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def near_origin(x: Tensor) -> Tensor:
-    """As :func:`origin`, of about 64 tokens of each image ``[B, N, C]``: as good a zero, for a fraction of the cost."""
+    """As :func:`origin`, of about 32 tokens of each image ``[B, N, C]``: as good a zero, for a fraction of the cost."""
     if x.size(1) == 0:
         return x.new_zeros(x.size(0), 1, x.size(2))
-    return origin(x[:, :: max(1, x.size(1) // 64)])
+    some = x[:, :: max(1, x.size(1) // 32)]
+    nearest = (some - some.mean(dim=1, keepdim=True)).square_().sum(dim=-1).argmin(dim=1)
+    return some.gather(1, nearest[:, None, None].expand(-1, 1, x.size(2)))
 
 
 def recentre(x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.flat.looks import may_differentiate
+
 SUM = 0  # embedding_bag's number of this mode
 
 
@@ -23,6 +25,8 @@ def bag_sums(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: T
 
     Cost: that of ``embedding_bag``, also of its first gradient; with ``create_graph=True`` two copies ``[E, C]``.
     """
+    if not may_differentiate(x) and not may_differentiate(weight):
+        return F.embedding_bag(source, x, starts, mode="sum", per_sample_weights=weight)
     out: Any = _Bags.apply(x, weight, source, index, starts)
     return out
 

@@ -32,16 +32,21 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     if backend not in BACKENDS:
         raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
     x = x.to(wide(x))
+    if crowded(x, index):
+        return _add(x.double(), index, rows, backend).to(x.dtype)
+    return _add(x, index, rows, backend)
+
+
+def _add(x: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
+    """:func:`segment_sum` in the dtype of ``x``."""
     if backend == "auto":
         backend = "segment" if x.is_cuda and torch.are_deterministic_algorithms_enabled() else "index_add"
-    if crowded(x, index):
-        return segment_sum(x.double(), index, rows, backend=backend).to(x.dtype)
-    if backend == "index_add":
-        zeros = x.new_zeros(rows, *x.shape[1:])
-        if torch.compiler.is_compiling() or transforming():  # vmap may see many indices for the one set of zeros
-            return zeros.index_add(0, index, x)
-        return zeros.index_add_(0, index, x)
-    return _sorted_sum(x, index, rows)
+    if backend == "segment":
+        return _sorted_sum(x, index, rows)
+    zeros = x.new_zeros(rows, *x.shape[1:])
+    if torch.compiler.is_compiling() or transforming():  # vmap may see many indices for the one set of zeros
+        return zeros.index_add(0, index, x)
+    return zeros.index_add_(0, index, x)
 
 
 def crowded(x: Tensor, index: Tensor) -> bool:
@@ -92,11 +97,10 @@ def weighted_sum(
             return _bags(x, weight, index, rows, source)
     if source is not None:
         x = x.index_select(0, source)
+    narrow = x.dtype
     if crowded(x, index):
-        x, weight, narrow = x.double(), weight.double(), x.dtype
-        out = segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
-        return out.to(narrow)
-    return segment_sum(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend=backend)
+        x, weight = x.double(), weight.double()
+    return _add(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend).to(narrow)
 
 
 def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | None) -> Tensor:
@@ -107,11 +111,11 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = order if source is None else source[order]
     elif source is None:
         source = torch.arange(x.size(0), device=x.device)
-    bounds = torch.searchsorted(index, torch.arange(rows + 1, device=x.device))
+    count = torch.bincount(index, minlength=rows)
     flat = x.reshape(x.size(0), -1)
-    if x.dtype == torch.float32 and index.numel() > CROWD and int(bounds.diff().amax()) > CROWD:
+    if x.dtype == torch.float32 and index.numel() > CROWD and int(count.max()) > CROWD:
         flat, weight = flat.double(), weight.double()
-    out = bag_sums(flat, weight, source, index, bounds[:-1])
+    out = bag_sums(flat, weight, source, index, count.cumsum(0) - count)
     return out.to(x.dtype).view(rows, *x.shape[1:])
 
 

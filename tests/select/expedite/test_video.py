@@ -176,3 +176,59 @@ def test_expedite_as_a_strategy_takes_videos():
         given(Tokens(x, grid=(16, 8)), 16)
     with pytest.raises(TypeError, match=r"Expected clusters as a tuple \(h, w\), or \(t, h, w\) for videos"):
         Expedite(clusters=(1, 2, 3, 4))
+
+
+def trilinear(x, grid, clusters, *, iterations, t, window):
+    """Token clustering in float64 over the candidates of a fractional cell number, token by token."""
+    from torch.nn.functional import adaptive_avg_pool3d, interpolate
+
+    cells = torch.tensor(list(itertools.product(*map(range, clusters))))
+    number = torch.arange(len(cells)).float().view(1, 1, *clusters)
+    label = interpolate(number, size=grid, mode="trilinear").flatten()
+    plane, width = clusters[1] * clusters[2], clusters[2]
+    own = torch.stack([(label / plane).trunc(), (label % plane / width).trunc(), label % width], dim=1)
+    near = ((own[:, None] - cells).abs() <= window // 2).all(dim=2)
+    x = x.double()
+    s = adaptive_avg_pool3d(x.T.reshape(1, -1, *grid), clusters).flatten(2)[0].T
+    for _ in range(iterations):
+        q = (-t * torch.cdist(x, s).square()).masked_fill(~near, -torch.inf).softmax(dim=1)
+        s = q.T @ x / q.sum(dim=0)[:, None].clamp_min(1e-16)
+    return s, near
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "edges"])
+def test_token_clustering_with_a_trilinear_label_map_follows_the_formula(form):
+    grid, clusters = (3, 4, 6), (3, 2, 3)
+    x = torch.randn(2, 72, 5)
+    centers, token, cluster, weight = token_clustering(
+        x, grid, clusters, iterations=2, inv_temperature=0.5, window=3, label_map="trilinear", form=form
+    )
+    for image in range(2):
+        s, near = trilinear(x[image], grid, clusters, iterations=2, t=0.5, window=3)
+        torch.testing.assert_close(centers[image].double(), s, atol=1e-5, rtol=1e-5)
+        assert near.nonzero().tolist() == torch.stack([token, cluster], dim=1).tolist()
+        total = torch.zeros(72).index_add_(0, token, weight[image])
+        torch.testing.assert_close(total, torch.ones(72))
+
+
+def test_expedite_with_a_trilinear_label_map_makes_other_clusters_and_lifts():
+    x = torch.randn(1, 72, 5)
+    a, b = (
+        expedite(x, (3, 4, 6), (3, 2, 3), inv_temperature=0.5, window=3, label_map=name)
+        for name in ("nearest", "trilinear")
+    )
+    assert not torch.allclose(a.centroids, b.centroids, atol=1e-3)
+    assert b.lift(b.centroids).shape == (72, 5)
+    tokens = Tokens(x=x, grid=(3, 4, 6))
+    of_strategy = Expedite(inv_temperature=0.5, window=3, label_map="trilinear", clusters=(3, 2, 3))(tokens, 18)
+    assert torch.equal(of_strategy.centroids, b.centroids)
+
+
+def test_a_trilinear_label_map_refuses_what_it_has_not():
+    x = torch.randn(1, 16, 5)
+    with pytest.raises(ValueError, match=r"Expected a grid \(T, H, W\) for label_map='trilinear' \(got \(4, 4\)\)"):
+        token_clustering(x, (4, 4), (2, 2), label_map="trilinear")
+    with pytest.raises(ValueError, match=r"Expected form 'dense' or 'edges' with label_map='trilinear' \(got 'tiles'"):
+        token_clustering(x, (1, 4, 4), (1, 2, 2), label_map="trilinear", form="tiles")
+    with pytest.raises(ValueError, match=r"Expected label_map to be one of nearest, trilinear \(got 'cubic'\)"):
+        Expedite(label_map="cubic")

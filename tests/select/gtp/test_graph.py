@@ -198,8 +198,8 @@ def test_an_image_has_the_same_graph_alone_and_in_any_batch():
         many = propagation_graph(x, (4, 5), graph=kind, neighbors=3)
         alone = propagation_graph(x[1:2], (4, 5), graph=kind, neighbors=3)
         slots = slice(int(many.start[20]), int(many.start[40]))
-        assert torch.equal(many.receiver[slots] - 20, alone.receiver)
-        assert torch.equal(many.weight[slots], alone.weight)
+        assert torch.equal(many.receiver[slots] - 20, alone.receiver)  # choices away from ties
+        torch.testing.assert_close(many.weight[slots], alone.weight)  # products of another batch may round otherwise
 
 
 def test_bad_graphs_are_refused():

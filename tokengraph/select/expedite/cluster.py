@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tokengraph.edges.cells import (
     Sides,
-    cell_edges,
     check_cells,
     check_window,
     label_map,
@@ -22,7 +21,7 @@ from tokengraph.edges.distance import origin, products_blur
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
-from tokengraph.select.expedite.forms import FORMS, TINY, Dense, Edges, Tiles
+from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, TINY, Dense, Edges, Tiles
 
 EMPTY = ("keep", "zero")
 
@@ -36,6 +35,7 @@ class How(NamedTuple):
     empty: str
     detach: bool
     form: str
+    label_map: str = "nearest"
 
 
 class Clustering(NamedTuple):
@@ -64,6 +64,7 @@ def token_clustering(
     detach: bool = True,
     form: str = "auto",
     mask: Tensor | None = None,
+    label_map: str = "nearest",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Turns a token grid into a smaller grid of clusters by soft k-means with fixed candidates.
 
@@ -88,6 +89,8 @@ def token_clustering(
             eager CPU runs take edges, which measure by differences; on CUDA and compiled, ask for them.
         mask: ``[B, H*W]`` bool, False for padding, which then has weight 0 in every average, whatever it holds. A cell
             of nothing but padding starts as the average of the image. ``None``: padding counts as tokens, as published.
+        label_map: What a patch's own cell is: ``"nearest"``; or ``"trilinear"``, for videos and ``window >= 3``: cell
+            numbers interpolated between cells, as released for Video-Swin. It has no tiles, so it is dense.
 
     Returns:
         ``centers [B, h*w, C]`` in the dtype of ``x``; the last q as edges: ``token [E]``, ``cluster [E]``, ids within
@@ -103,15 +106,21 @@ def token_clustering(
     NeurIPS 2022. Differs: float32 inside; empty clusters keep their place (published: ``empty="zero"``).
     """
     check_tokens(x)
-    check_clustering(iterations, inv_temperature, window, empty, form)
+    check_clustering(iterations, inv_temperature, window, empty, form, label_map)
     check_finite(x)
     check_mask(mask, x)
-    made = cluster_tokens(x, grid, clusters, How(iterations, inv_temperature, window, empty, detach, form), mask)
+    how = How(iterations, inv_temperature, window, empty, detach, form, label_map)
+    made = cluster_tokens(x, grid, clusters, how, mask)
     return (made.centers + made.origin).to(x.dtype), made.token, made.cluster, made.weight
 
 
 def check_clustering(
-    iterations: int, inv_temperature: float | str, window: int, empty: str = "keep", form: str = "auto"
+    iterations: int,
+    inv_temperature: float | str,
+    window: int,
+    empty: str = "keep",
+    form: str = "auto",
+    label_map: str = "nearest",
 ) -> None:
     """Raises unless every option has a value that :func:`token_clustering` knows."""
     if isinstance(iterations, bool) or not isinstance(iterations, int):
@@ -120,9 +129,12 @@ def check_clustering(
         raise ValueError(f"Expected iterations >= 0 (got iterations={iterations}).")
     check_temperature(inv_temperature)
     check_window(window)
-    for name, value, known in (("empty", empty, EMPTY), ("form", form, FORMS)):
+    options = (("empty", empty, EMPTY), ("form", form, FORMS), ("label_map", label_map, tuple(LABEL_MAPS)))
+    for name, value, known in options:
         if value not in known:
             raise ValueError(f"Expected {name} to be one of {', '.join(known)} (got {value!r}).")
+    if label_map != "nearest" and form == "tiles":
+        raise ValueError(f"Expected form 'dense' or 'edges' with label_map={label_map!r} (got 'tiles').")
 
 
 def check_temperature(inv_temperature: float | str | Tensor) -> None:
@@ -153,28 +165,29 @@ def cluster_tokens(x: Tensor, grid: Sides, clusters: Sides, how: How, mask: Tens
             token, cluster = pool_edges(grid, clusters, device=x.device)
             weight = z.new_ones(x.size(0), token.numel()) if real is None else real[:, token, 0]
             return Clustering(s, zero, weight, token, cluster, t)
-        kind = _choose(how.form, grid, clusters, how.window, z.device)
+        kind = _choose(how, grid, clusters, z.device)
         if how.form == "auto" and products_blur(z, s, t):
             kind = Edges
         with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
-            form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real)
+            form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real, how.label_map)
             for _ in range(how.iterations - 1):
                 _, mean, mass = form(s)
                 s = _settle(mean, mass, s, zero, how.empty)
         if how.detach and may_differentiate(z):
-            form = kind(z, grid, clusters, how.window, t, real)  # the last average alone carries gradients
+            form = kind(z, grid, clusters, how.window, t, real, how.label_map)  # only the last average has gradients
         weight, mean, mass = form(s, detach=how.detach)
         s = _settle(mean, mass, s, zero, how.empty)
-        token, cluster, _ = cell_edges(grid, clusters, how.window, device=x.device)
+        token, cluster, _ = LABEL_MAPS[how.label_map](grid, clusters, how.window, device=x.device)
         return Clustering(s, zero, weight, token, cluster, t)
 
 
-def _choose(
-    form: str, grid: Sides, clusters: Sides, window: int, device: torch.device
-) -> type[Dense] | type[Edges] | type[Tiles]:
+def _choose(how: How, grid: Sides, clusters: Sides, device: torch.device) -> type[Dense] | type[Edges] | type[Tiles]:
+    form = how.form
+    if form == "auto" and how.label_map != "nearest":
+        form = "dense"
     if form == "auto":
         pairs = math.prod(grid) * math.prod(clusters)
-        form = "tiles" if 2 * tile_pairs(grid, clusters, window, device=device) < pairs else "dense"
+        form = "tiles" if 2 * tile_pairs(grid, clusters, how.window, device=device) < pairs else "dense"
     return {"dense": Dense, "edges": Edges, "tiles": Tiles}[form]
 
 

@@ -41,6 +41,7 @@ def expedite(
     detach: bool = True,
     form: str = "auto",
     mask: Tensor | None = None,
+    label_map: str = "nearest",
 ) -> SoftAssignment:
     """Clusters the tokens of a grid into a smaller grid, and knows how to reconstruct tokens from clusters.
 
@@ -66,6 +67,8 @@ def expedite(
         form: ``"auto"``, ``"dense"``, ``"edges"`` or ``"tiles"``: how the clustering computes.
         mask: ``[B, H*W]`` bool, False for padding, which then feeds no cluster; ``None``: it counts, as released. What
             comes back in its place means nothing: crop it.
+        label_map: What a patch's own cell is: ``"nearest"``; or ``"trilinear"``, for videos, as released; see
+            :func:`~tokengraph.select.expedite.cluster.token_clustering`.
 
     Returns:
         The map over ``B*N`` tokens. ``centroids`` are the clusters, in the dtype of ``x``; ``reduce`` gives the same
@@ -85,14 +88,14 @@ def expedite(
 
     Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
     NeurIPS 2022. Differs: softmax weights on the way up, exactly k neighbours, float32 inside, empty clusters keep
-    their place; in a video the nearest cell is a patch's own (released: cell numbers interpolated between cells). The
-    released behaviour in images: ``normalize="l2", ties="released", empty="zero"``.
+    their place; in a video the nearest cell is a patch's own. The released behaviour: ``normalize="l2",
+    ties="released", empty="zero"``, and in videos ``label_map="trilinear"``.
     """
     check_tokens(x)
     how = Expedite(
-        None, iterations, inv_temperature, tau, window, neighbors, normalize, ties, mode, empty, detach
+        None, iterations, inv_temperature, tau, window, neighbors, normalize, ties, mode, empty, detach, label_map
     )  # checks
-    check_clustering(iterations, how.temperature, window, empty, form)
+    check_clustering(iterations, how.temperature, window, empty, form, label_map)
     check_finite(x)
     check_mask(mask, x)
     return _expedite(x, check_grid(grid, x.size(1), video=True), clusters, how, form, mask)
@@ -115,6 +118,7 @@ class Expedite(Select):
         mode: ``"soft"`` or ``"hard"``.
         empty: ``"keep"`` or ``"zero"``.
         detach: Let no gradient through the weights of the clustering.
+        label_map: ``"nearest"``, or ``"trilinear"`` for videos.
     """
 
     name: ClassVar[str] = "expedite"
@@ -135,6 +139,7 @@ class Expedite(Select):
     mode: str = "soft"
     empty: str = "keep"
     detach: bool = True
+    label_map: str = "nearest"
 
     def __post_init__(self) -> None:
         if self.tau is not None and self.inv_temperature != INV_TEMPERATURE:
@@ -143,7 +148,7 @@ class Expedite(Select):
             )
         if self.tau is not None and not 0 < self.tau < math.inf:
             raise ValueError(f"Expected tau > 0 (got tau={self.tau}).")
-        check_clustering(self.iterations, self.temperature, self.window, self.empty)
+        check_clustering(self.iterations, self.temperature, self.window, self.empty, label_map=self.label_map)
         check_reconstruction(self.neighbors, self.normalize, self.ties, self.mode)
         if self.clusters is not None:
             if not isinstance(self.clusters, tuple) or len(self.clusters) not in (2, 3):
@@ -201,7 +206,9 @@ class Expedite(Select):
         side = max(math.isqrt(patches), 1)
         grid = (*frames, side, max(patches // side, 1))
         clusters = self.clusters or cluster_grid(grid, keep)
-        pairs = min(tile_pairs(grid, clusters, self.window), math.prod(grid) * math.prod(clusters))
+        pairs = math.prod(grid) * math.prod(clusters)
+        if self.label_map == "nearest":
+            pairs = min(tile_pairs(grid, clusters, self.window), pairs)
         passes = 4 * (num_tokens + keep) * channels
         step = Cost(4 * pairs * channels + 6 * pairs, 2 * passes + 24 * pairs)
         distances = Cost(2 * num_tokens * keep * channels, passes + 4 * num_tokens * keep)
@@ -243,7 +250,7 @@ def _expedite(
     x: Tensor, grid: Sides, clusters: Sides, how: Expedite, form: str, mask: Tensor | None = None
 ) -> SoftAssignment:
     images, tokens = x.shape[:2]
-    way_down = How(how.iterations, how.temperature, how.window, how.empty, how.detach, form)
+    way_down = How(how.iterations, how.temperature, how.window, how.empty, how.detach, form, how.label_map)
     made = cluster_tokens(x, grid, clusters, way_down, mask)
     count = made.centers.size(1)
     ptr, cluster_ptr = equal_ptr(images, tokens, x.device), equal_ptr(images, count, x.device)

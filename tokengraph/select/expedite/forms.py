@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges.cells import Sides, cell_edges, cell_tiles
+from tokengraph.edges.fractional import fractional_edges
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
+LABEL_MAPS = {"nearest": cell_edges, "trilinear": fractional_edges}  # candidates of each patch
 TINY = 1e-16  # a cluster with less weight is empty: its mean is its sum over this
 
 
@@ -23,9 +25,16 @@ class Dense:
     """All N x M products, then a mask."""
 
     def __init__(
-        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
+        self,
+        z: Tensor,
+        grid: Sides,
+        clusters: Sides,
+        window: int,
+        t: float | Tensor,
+        real: Tensor | None = None,
+        label_map: str = "nearest",
     ) -> None:
-        token, cluster, _ = cell_edges(grid, clusters, window, device=z.device)
+        token, cluster, _ = LABEL_MAPS[label_map](grid, clusters, window, device=z.device)
         count = math.prod(clusters)
         self.z, self.t, self.real, self.slot = z, t, real, token * count + cluster
         barred = z.new_full((z.size(1) * count,), -torch.inf)
@@ -47,10 +56,17 @@ class Edges:
     """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
 
     def __init__(
-        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
+        self,
+        z: Tensor,
+        grid: Sides,
+        clusters: Sides,
+        window: int,
+        t: float | Tensor,
+        real: Tensor | None = None,
+        label_map: str = "nearest",
     ) -> None:
         self.z, self.t, self.real = z, t, real
-        token, cluster, self.order = cell_edges(grid, clusters, window, device=z.device)
+        token, cluster, self.order = LABEL_MAPS[label_map](grid, clusters, window, device=z.device)
         images = torch.arange(z.size(0), device=z.device)[:, None]
         self.token = token + images * z.size(1)  # [B, E]
         self.cluster = cluster + images * math.prod(clusters)
@@ -87,8 +103,16 @@ class Tiles:
     """
 
     def __init__(
-        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
+        self,
+        z: Tensor,
+        grid: Sides,
+        clusters: Sides,
+        window: int,
+        t: float | Tensor,
+        real: Tensor | None = None,
+        label_map: str = "nearest",
     ) -> None:
+        assert label_map == "nearest"  # the other one has no tiles
         self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
         self.images, self.t = z.size(0), t
         self.count, self.patches, self.cells = tiles.barred.shape

@@ -36,7 +36,8 @@ def select_alone(
     images = tokens_alone(tokens, grids, full)
     budgets = budget if isinstance(budget, list) else [budget] * len(images)
     parts = [select(image, min(keep, image.x.size(1))) for image, keep in zip(images, budgets, strict=True)]
-    return join(parts, [image.x[0] for image in images])
+    sizes = None if tokens.size is None else [image.size[0] for image in images if image.size is not None]
+    return join(parts, [image.x[0] for image in images], sizes)
 
 
 def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:

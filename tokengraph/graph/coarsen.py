@@ -66,7 +66,7 @@ def coarsen(
     if not clamp:
         _check_reach(select, counts, budgets)
     assignment = _assign(graph, select, counts, budgets)
-    return Coarsening(apply(graph, assignment, reduction=select.reduction), assignment)
+    return Coarsening(apply(graph, assignment, reduction=select.reduction_at(-1)), assignment)
 
 
 def _check_reach(select: Select, counts: list[int], budgets: list[int]) -> None:

@@ -60,7 +60,7 @@ class DynamicViT(Select):
     name: ClassVar[str] = "dynamicvit"
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     learns: ClassVar[bool] = True
 
     def __init__(

@@ -56,7 +56,7 @@ class GridPool(Select):
 
     name: ClassVar[str] = "grid-pool"
     alone: ClassVar[bool] = True
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:

@@ -56,7 +56,7 @@ class Random(Select):
     """
 
     name: ClassVar[str] = "random"
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     merges: ClassVar[bool] = False
     seed: int = 0
 

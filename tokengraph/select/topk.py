@@ -90,9 +90,9 @@ class TopK(Select):
             raise ValueError(f"Expected score to be 'class' or 'norm' (got {self.score!r}).")
 
     @property
-    def needs_class_token(self) -> bool:
-        """True for ``score="class"``."""
-        return self.score == "class"
+    def reads(self) -> str:  # type: ignore[override]
+        """``"class"`` or, for ``score="norm"``, ``"nothing"``."""
+        return "class" if self.score == "class" else "nothing"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""

@@ -123,7 +123,7 @@ class Expedite(Select):
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = True
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     clusters: Sides | None = None
     iterations: int = 5
     inv_temperature: float | str = INV_TEMPERATURE

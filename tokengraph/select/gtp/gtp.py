@@ -195,9 +195,11 @@ class GTP(Select):
         return self.score.startswith("cls")
 
     @property
-    def needs_map(self) -> bool:
-        """True but for cls and random scores without sparsification."""
-        return self.sparsity < 1 or not (self.score == "random" or self.needs_class_token)
+    def reads(self) -> str:  # type: ignore[override]
+        """``"map"`` but for cls and random scores without sparsification."""
+        if self.sparsity < 1:
+            return "map"
+        return "nothing" if self.score == "random" else "class" if self.score.startswith("cls") else "map"
 
     @property
     def edits_attention(self) -> bool:

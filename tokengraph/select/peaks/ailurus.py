@@ -97,7 +97,7 @@ class AiluRus(Select):
 
     name: ClassVar[str] = "ailurus"
     alone: ClassVar[bool] = True
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
     needs_grid: ClassVar[bool] = True
     k: int = 5

@@ -102,7 +102,7 @@ class DPCKNN(Select):
 
     name: ClassVar[str] = "dpc-knn"
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tcformer": {}, "ctm": {}}
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
     k: int = 5
     include_self: bool = True

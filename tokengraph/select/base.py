@@ -61,7 +61,7 @@ class Select(ABC):
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
             cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
-        elif isinstance(own.get("reads", "keys"), str) and cls.reads not in READS:
+        elif isinstance(cls.reads, str) and cls.reads not in READS:
             raise ValueError(f"Expected reads to be one of {', '.join(READS)} (got {cls.reads!r}).")
         if not cls.__dict__.get("name"):  # an inherited name stays with the class that has it
             return

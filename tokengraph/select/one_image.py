@@ -77,6 +77,7 @@ class _Images:
     def __init__(self, stats: AttentionStats) -> None:
         self.stats = stats
         self.keys = cache(stats.heads_of_keys)
+        self.values = cache(stats.values)
 
     def of(self, b: int, count: int) -> AttentionStats:
         """Of image b and its first ``count`` patch tokens."""
@@ -92,4 +93,11 @@ class _Images:
             q, k = stats._queries_keys()
             return q[one, :, rows], k[one, :, rows]
 
-        return AttentionStats(project, stats.scale, stats.num_prefix, bias, keys=lambda: self.keys()[one, :, rows])
+        return AttentionStats(
+            project,
+            stats.scale,
+            stats.num_prefix,
+            bias,
+            keys=lambda: self.keys()[one, :, rows],
+            values=lambda: self.values()[one, :, rows],
+        )

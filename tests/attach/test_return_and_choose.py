@@ -176,7 +176,7 @@ def test_a_threshold_method_acts_at_its_layers_alone():
     model = tiny_vit(depth=5)
     with tg.attach(model, Alike()) as handle:
         both = model(IMAGES)
-        counts = [torch.as_tensor(handle.trace.valid(l).sum(dim=1)).tolist() for l in range(6)]
+        counts = [torch.as_tensor(handle.trace.valid(layer).sum(dim=1)).tolist() for layer in range(6)]
         assert counts[0] == [16, 16] and counts[1] == counts[2] and counts[3] == counts[4] == counts[5]
         assert counts[1] != [16, 16] and all(b < a for a, b in zip(counts[2], counts[3], strict=True))
         alone = torch.cat([model(image[None]) for image in IMAGES])

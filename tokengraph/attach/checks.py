@@ -130,7 +130,9 @@ def check_plan(
     if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
         changes[0] = -1
     # Once on the full grid: as many reductions as there were reconstructions, and one.
-    steps = [s for l, c in enumerate(changes) for s in ((False, True) if l in again else (c < 0,) if c else ())]
+    steps = []
+    for layer, change in enumerate(changes):
+        steps += [False, True] if layer in again else [change < 0] if change else []
     if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
         raise ValueError(
             f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "

@@ -276,9 +276,7 @@ class Assignment:
         return replace(self, steps=tuple(step.to(device) for step in self.steps), **moved)
 
     def to_select_output(self) -> SelectOutput:
-        """The map as PyG's ``SelectOutput``; dropped tokens are left out of it. It takes ``weight`` along, and
-        ``mass`` as an attribute of its own.
-        """
+        """The map as PyG's ``SelectOutput``, with ``weight``, and ``mass`` beside it; dropped tokens are left out."""
         return select_output(self.cluster, self.num_clusters, self.drops, self.weight, self.mass)
 
     @classmethod

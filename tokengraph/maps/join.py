@@ -53,7 +53,17 @@ def join(
         weight = _own([p.weight for p in hard], parts, sizes)
         flat = torch.cat(cluster)
         return Assignment(
-            flat, clusters[-1], drops, ptr, cluster_ptr, centers, single, counts, weight, mass, steps  # type: ignore[arg-type]
+            flat,
+            clusters[-1],
+            drops,
+            ptr,
+            cluster_ptr,
+            centers,
+            single,
+            counts,
+            weight,
+            mass,
+            steps,  # type: ignore[arg-type]
         )
     _check_mixture(parts)
     soft = [SoftAssignment.from_hard(p) if isinstance(p, Assignment) else p for p in parts]

@@ -29,7 +29,10 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
     device = assignment.cluster.device
     image = torch.arange(images, device=device)[:, None]
     ahead = torch.arange(num_prefix, device=device)
-    moreover: dict[str, Any] = {"mass": _ahead(assignment.mass, images, num_prefix), "steps": _steps(assignment, images, num_prefix)}
+    moreover: dict[str, Any] = {
+        "mass": _ahead(assignment.mass, images, num_prefix),
+        "steps": _steps(assignment, images, num_prefix),
+    }
     if isinstance(assignment, Assignment):
         moreover["weight"] = _ahead(assignment.weight, images, num_prefix)
         total = images * (num_prefix + clusters)

@@ -16,9 +16,9 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.predictor import TokenPredictor
 from tokengraph.select.base import Select
-from tokengraph.select.peaks.peaks import check_order
+from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.parts.choices.peaks import check_order
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
-from tokengraph.select.topk import _topk
 
 if TYPE_CHECKING:
     from tokengraph.schedule import Schedule
@@ -170,7 +170,7 @@ class DynamicViT(Select):
             likely = likely if tokens.mask is None else likely & tokens.mask
             counts = zip(likely.sum(dim=1).tolist(), valid_counts(tokens.x, tokens.mask), strict=True)
             budget = [min(max(k, self.min_keep), n) for k, n in counts]
-        return _topk(score, budget, tokens.mask, self.order)
+        return keep_best(score, budget, tokens.mask, self.order)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """One predictor."""

@@ -17,8 +17,8 @@ from tokengraph.attention.stats import AttentionStats
 class MultiheadAdapter(Adapter):
     """Pre-norm blocks whose attention is an ``nn.MultiheadAttention``.
 
-    Queries, keys and values are made inside that module, by parameters. Where a strategy asks for them they are made again
-    from its input, which :meth:`attend` leaves with the block: a forward hook inside a torch layer would turn its
+    Queries, keys and values are made inside that module, by parameters. Where a strategy asks for them they are made
+    again from its input, which :meth:`attend` leaves with the block: a forward hook inside a torch layer would turn its
     inference fast path off and change last bits.
 
     Attributes:

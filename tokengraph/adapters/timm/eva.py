@@ -80,9 +80,7 @@ class TimmEva(GammaBlocks):
         def heads_of_values() -> Tensor:
             return split_heads(values(attn, seen), heads=shared).repeat_interleave(attn.num_heads // shared, dim=1)
 
-        return AttentionStats(
-            project, float(attn.scale), num_prefix, bias, keys=heads_of_keys, values=heads_of_values
-        )
+        return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=heads_of_keys, values=heads_of_values)
 
     def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""

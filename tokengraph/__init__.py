@@ -26,6 +26,7 @@ from tokengraph.select.migration.migration import TokenMigration
 from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
+from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
@@ -44,6 +45,7 @@ __all__ = [
     "Expedite",
     "GTP",
     "GridPool",
+    "PiToMe",
     "PropagationGraph",
     "Random",
     "Select",
@@ -68,6 +70,7 @@ __all__ = [
     "knn_graph",
     "knn_neighbors",
     "models",
+    "pitome",
     "propagation_graph",
     "registry",
     "resolve",

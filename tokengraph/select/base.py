@@ -183,8 +183,16 @@ class Select(ABC):
 
     @property
     def weighs(self) -> bool:
-        """Whether attention should weigh keys by the sizes that the maps make; where it merges, usually."""
+        """Whether the sizes that the maps make go on to attention and to later means; where it merges, usually."""
         return self.merges
+
+    @property
+    def prop_attn(self) -> bool | str:
+        """What ``attach`` takes for ``prop_attn`` where the user gives none: by sizes where it :attr:`weighs`.
+
+        ``"none"`` beside ``weighs`` keeps sizes for later means, and attention does not see them.
+        """
+        return self.weighs
 
     @property
     def restores(self) -> bool:

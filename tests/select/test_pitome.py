@@ -14,6 +14,14 @@ def test_equal_tokens_merge_by_index():
     assert pitome(torch.ones(1, 6, 2), 4, margin=0.5).cluster.tolist() == [2, 2, 2, 3, 0, 1]
 
 
+@MODES
+def test_ties_go_to_the_lower_index(vectors, mode):
+    v = vectors("merging", "ties")
+    for kind in ("signs", "ones"):
+        a = pitome(v[kind][None].float(), 24 - 7, margin=-1.0, mode=mode)
+        assert a.cluster.tolist() == v[f"pitome_{mode}_{kind}"].tolist()
+
+
 def test_tokens_that_stand_alone_are_protected_bit_for_bit():
     x = torch.randn(2, 30, 8)
     a = pitome(x, 24, margin=0.3)

@@ -68,7 +68,8 @@ class Assignment:
                 f"Expected cluster of shape [M] and dtype int64 (got {list(self.cluster.shape)}, "
                 f"{self.cluster.dtype}). Build one from [B, N] with Assignment.from_dense."
             )
-        check_each(self.cluster.shape, weight=self.weight, mass=self.mass)
+        if self.weight is not None or self.mass is not None:
+            check_each(self.cluster.shape, weight=self.weight, mass=self.mass)
 
     @property
     def num_tokens(self) -> int:
@@ -120,8 +121,9 @@ class Assignment:
         Cost: a few passes over ``[B, N]`` ints; with a ragged count one host synchronisation on CUDA.
         """
         fields, each = flatten_clusters(cluster, num_clusters, mask, drops, centers)
-        check_each(cluster.shape, weight=weight, mass=mass)
-        weight, mass = (t if t is None else t.flatten() if mask is None else t[mask] for t in (weight, mass))
+        if weight is not None or mass is not None:
+            check_each(cluster.shape, weight=weight, mass=mass)
+            weight, mass = (t if t is None else t.flatten() if mask is None else t[mask] for t in (weight, mass))
         return cls(*fields, single, each, weight, mass)
 
     def reduce(

@@ -102,6 +102,17 @@ class DynamicViT(Select):
         self.predictors: torch.nn.ModuleList | None = None
         self.noise: list[Tensor] | None = None  # Gumbel noise of each stage, [B, N, 2], instead of drawing it
 
+    @classmethod
+    def published(cls, keep: float = 0.7) -> DynamicViT:
+        """The released behaviour: its masked softmax in training, kept tokens by falling score in evaluation.
+
+        Args:
+            keep: Shares are its powers; released for 0.5 to 0.9.
+
+        Source: the code of Rao et al., NeurIPS 2021.
+        """
+        return cls(keep, order="score", official=True)
+
     def __repr__(self) -> str:
         stages = "" if self.layers is None else f", layers={list(self.layers)}, ratios={list(self.ratios or ())}"
         return f"DynamicViT(keep={self.keep}{stages})"

@@ -76,6 +76,14 @@ class ToMe(Select):
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"token-merging": {}}
     order: str = "published"
 
+    @classmethod
+    def published(cls) -> ToMe:
+        """The released behaviour, which is the default: clusters in the published order.
+
+        Source: the code of Bolya et al., ICLR 2023.
+        """
+        return cls()
+
     def __post_init__(self) -> None:
         _check_order(self.order)
 

@@ -85,6 +85,14 @@ class TopK(Select):
     score: str = "class"
     fuse: bool = False
 
+    @classmethod
+    def published(cls) -> TopK:
+        """EViT: class attention, and what is pruned fused by it; shares of 0.7 at its stages are the schedule's.
+
+        Source: the code of Liang et al., ICLR 2022. Kept tokens stay in order, which changes no output of a block.
+        """
+        return cls("class", fuse=True)
+
     def __post_init__(self) -> None:
         if self.score not in ("class", "norm"):
             raise ValueError(f"Expected score to be 'class' or 'norm' (got {self.score!r}).")

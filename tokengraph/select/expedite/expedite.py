@@ -152,6 +152,17 @@ class Expedite(Select):
                 )
             check_positive(**dict(zip("wht", reversed(self.clusters), strict=False)))
 
+    @classmethod
+    def published(cls, clusters: Sides | None = None) -> Expedite:
+        """The released behaviour in images: L2 weights on the way up, all clusters that tie, empty clusters at zero.
+
+        Args:
+            clusters: ``(h, w)``; ``None``: the budget decides, which the released code leaves to the caller.
+
+        Source: the code of Liang et al., NeurIPS 2022.
+        """
+        return cls(clusters, normalize="l2", ties="released", empty="zero")
+
     @property
     def temperature(self) -> float | str:
         """t, however it was given."""

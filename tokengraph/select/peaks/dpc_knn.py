@@ -107,6 +107,14 @@ class DPCKNN(Select):
     include_self: bool = True
     order: str = "index"
 
+    @classmethod
+    def published(cls) -> DPCKNN:
+        """TCFormer's settings: 5 tokens, itself among them, best centre first. :func:`dpc_knn` takes its noise.
+
+        Source: the code of Zeng et al., CVPR 2022.
+        """
+        return cls(5, include_self=True, order="score")
+
     def __post_init__(self) -> None:
         check_positive(k=self.k)
         check_order(self.order, "raster")

@@ -22,11 +22,12 @@ from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
-from tokengraph.select.gtp.graph import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.migration.migration import TokenMigration
+from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
+from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
@@ -47,6 +48,7 @@ __all__ = [
     "Expedite",
     "GTP",
     "GridPool",
+    "PiToMe",
     "PropagationGraph",
     "Random",
     "Select",
@@ -71,6 +73,7 @@ __all__ = [
     "knn_graph",
     "knn_neighbors",
     "models",
+    "pitome",
     "propagation_graph",
     "registry",
     "resolve",

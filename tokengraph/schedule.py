@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-Rule = Callable[[int, int], Sequence[int]]
-Schedule = int | Sequence[int] | Mapping[int, int | float | str] | Rule
+Removal = int | tuple[int, int]
+Keep = int | float | str | tuple[str, int | float | str]
+Rule = Callable[[int, int], Sequence[Removal]]
+Schedule = int | Sequence[Removal] | Mapping[int, Keep] | Rule
 WORDS = ("cluster", "reconstruct")
 RECONSTRUCT = -1  # in a list of removals: every token is there again
 
@@ -120,7 +122,7 @@ def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 4) 
     idle = [
         layer
         for layer, keep in sorted(schedule.items())
-        if layer and not isinstance(keep, str) and keep != 1.0 and plan[layer] == plan[layer - 1]
+        if layer and not isinstance(keep, str | tuple) and keep != 1.0 and plan[layer] == plan[layer - 1]
     ]
     if idle:
         warnings.warn(
@@ -146,7 +148,9 @@ def tokens_per_layer(
             ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
             ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
             ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return. ``RECONSTRUCT`` among
-            removals brings all tokens back. :func:`relative`: shares of the tokens that are there.
+            removals brings all tokens back. :func:`relative`: shares of the tokens that are there. Where all come back
+            and some leave at once, the entry is a pair: ``("reconstruct", keep)``, or ``(RECONSTRUCT, removed)`` among
+            removals.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
@@ -167,6 +171,8 @@ def tokens_per_layer(
         [196, 146, 96, 46, 1]
         >>> tokens_per_layer({1: "cluster", 3: "reconstruct"}, 4, 196, clusters=64)
         [196, 64, 64, 196, 196]
+        >>> tokens_per_layer({1: 0.5, 2: ("reconstruct", 0.75), 4: "reconstruct"}, 4, 196)
+        [196, 98, 147, 147, 196]
     """
     least = fewest or (lambda n: min(1, n))
     if isinstance(schedule, Relative):
@@ -176,7 +182,15 @@ def tokens_per_layer(
     return _removed(_removals(schedule, depth, num_tokens), num_tokens, least)
 
 
-def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
+def returning(schedule: Schedule, depth: int, num_tokens: int) -> frozenset[int]:
+    """Layers at which every token comes back before some leave again; arguments as for :func:`tokens_per_layer`."""
+    if isinstance(schedule, Mapping):
+        return frozenset(int(layer) for layer, keep in schedule.items() if isinstance(keep, tuple))
+    removed = _removals(schedule, depth, num_tokens)
+    return frozenset(layer for layer, r in enumerate(removed, 1) if isinstance(r, tuple))
+
+
+def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[Removal]:
     if isinstance(schedule, bool | str) or (isinstance(schedule, Real) and not isinstance(schedule, Integral)):
         raise TypeError(
             f"Expected a schedule: int removed a layer, list, or dict {{layer: keep}} (got {schedule!r}). "
@@ -185,7 +199,7 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
     if isinstance(schedule, Integral):
         if schedule < 0:
             raise ValueError(f"Expected removals >= 0 (got {schedule}).")
-        removed: Sequence[int] = [int(schedule)] * depth
+        removed: Sequence[Removal] = [int(schedule)] * depth
     elif callable(schedule):
         removed = schedule(depth, num_tokens)
     elif isinstance(schedule, Sequence):
@@ -195,22 +209,24 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[int]:
     if len(removed) != depth:
         raise ValueError(f"Expected one removal for each of {depth} blocks (got {len(removed)}).")
     for r in removed:
+        r = r[1] if isinstance(r, tuple) and len(r) == 2 and r[0] == RECONSTRUCT else r
         if isinstance(r, bool) or not isinstance(r, Integral):
             raise TypeError(f"Expected removals as ints (got {r!r}). For shares write a dict {{layer: keep}}.")
         if r < 0 and r != RECONSTRUCT:
             raise ValueError(f"Expected removals >= 0 (got {r}).")
-    return [int(r) for r in removed]
+    return [r if isinstance(r, tuple) else int(r) for r in removed]
 
 
-def _removed(removed: Sequence[int], num_tokens: int, least: Callable[[int], int]) -> list[int]:
+def _removed(removed: Sequence[Removal], num_tokens: int, least: Callable[[int], int]) -> list[int]:
     counts = [num_tokens]
     for r in removed:
-        counts.append(num_tokens if r == RECONSTRUCT else max(counts[-1] - r, least(counts[-1])))
+        left, r = (num_tokens, r[1]) if isinstance(r, tuple) else (counts[-1], r)
+        counts.append(num_tokens if r == RECONSTRUCT else max(left - r, least(left)))
     return counts
 
 
 def _kept(
-    schedule: Mapping[int, int | float | str],
+    schedule: Mapping[int, Keep],
     depth: int,
     num_tokens: int,
     least: Callable[[int], int],
@@ -222,13 +238,23 @@ def _kept(
     counts, left, asked = [], num_tokens, False
     for layer in range(depth + 1):
         if layer in schedule:
-            again = schedule[layer] == "reconstruct"
-            if again and not asked:  # by what was asked, not by counts: a small image may have nothing to reduce
+            wanted = schedule[layer]
+            back = isinstance(wanted, tuple) or wanted == "reconstruct"
+            if back and not asked:  # by what was asked, not by counts: a small image may have nothing to reduce
                 raise ValueError(f"Expected something to reconstruct at layer {layer} (got all {left} tokens).")
-            asked = not again
-            left = _left(schedule[layer], layer, left, num_tokens, least, clusters)
+            if isinstance(wanted, tuple):
+                wanted, left = _after_return(wanted, layer), num_tokens
+            asked = wanted != "reconstruct"
+            left = _left(wanted, layer, left, num_tokens, least, clusters)
         counts.append(left)
     return counts
+
+
+def _after_return(pair: tuple[str, int | float | str], layer: int) -> int | float | str:
+    """What stays of all tokens by a pair ``("reconstruct", keep)``."""
+    if len(pair) != 2 or pair[0] != "reconstruct" or pair[1] == "reconstruct":
+        raise ValueError(f'Expected a pair ("reconstruct", keep) (got {pair!r} at layer {layer}).')
+    return pair[1]
 
 
 def _left(

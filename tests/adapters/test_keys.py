@@ -1,4 +1,4 @@
-"""What strategies compare tokens by, in every architecture: keys in float32 or wider, whatever the model's dtype."""
+"""What strategies compare tokens by, in every architecture: keys in float32 or wider, values as they were mixed."""
 
 import pytest
 import torch
@@ -38,3 +38,30 @@ def test_keys_are_float32_or_wider(name):
     assert plain.shape == half.shape and plain.shape[:2] == (2, 16)
     assert (half - plain).norm() < 0.05 * plain.norm()
     assert (double - plain).norm() < 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize("name", CASES, ids="/".join)
+def test_values_are_those_that_the_attention_mixes(name, monkeypatch):
+    case, mixed, seen = CASES[name], [], []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def recording(query, key, value, *args, **kwargs):
+        mixed.append(value)
+        return attention(query, key, value, *args, **kwargs)
+
+    class Sees(tg.ToMe):
+        def __call__(self, tokens, budget):
+            stats = tokens.attention
+            seen.append((stats.values(), stats.value_norms(), stats.heads_of_keys().size(2)))
+            return super().__call__(tokens, budget)
+
+    model = made(case)
+    with tg.attach(model, Sees(), {1: 0.5}, adapter=case.adapter):  # gradients keep torch off its inference fast path
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
+        ModelCase(case.make, case.inputs, case.named).run(model)
+    (values, norms, tokens), used = seen[0], mixed[0]
+    if used.size(1) < values.size(1):  # values that serve several heads
+        used = used.repeat_interleave(values.size(1) // used.size(1), dim=1)
+    torch.testing.assert_close(values, used, rtol=1e-4, atol=1e-5)
+    assert values.size(2) == tokens and norms.dtype == torch.float32
+    torch.testing.assert_close(norms, used.square().sum(dim=(1, 3)).sqrt(), rtol=1e-4, atol=1e-5)

@@ -48,3 +48,16 @@ def test_a_map_alone_has_no_keys():
 def test_statistics_of_a_half_precision_map_are_float32():
     stats = AttentionStats.from_map(torch.rand(1, 2, 5, 5).half(), 1)
     assert {t.dtype for t in (stats.class_row(), stats.column_sums(), stats.diagonal())} == {torch.float32}
+
+
+def test_value_norms_are_over_all_heads_together():
+    values = torch.zeros(1, 2, 3, 2)
+    values[0, :, 1] = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+    stats = AttentionStats(None, 1.0, 1, values=lambda: values.half())
+    assert stats.values().shape == (1, 2, 3, 2)
+    assert stats.value_norms().tolist() == [[0.0, 5.0, 0.0]] and stats.value_norms().dtype == torch.float32
+
+
+def test_a_map_alone_has_no_values():
+    with pytest.raises(ValueError, match="attention with values"):
+        AttentionStats.from_map(torch.ones(1, 1, 2, 2)).value_norms()

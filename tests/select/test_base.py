@@ -11,7 +11,7 @@ from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
-    published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "tome", "topk"}
+    published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "pitome", "tome", "topk"}
     assert set(tg.registry()) == published | {"grid-pool", "random", "token-migration"}
 
 
@@ -113,3 +113,62 @@ def test_a_strategy_of_ones_own_may_take_a_published_name():
 def test_resolve_lists_what_there_is_behind_its_guess():
     with pytest.raises(ValueError, match=r"Did you mean 'dynamicvit'\? Known: ailurus, dpc-knn, dynamicvit"):
         tg.resolve("dynamic vitt")
+
+
+@pytest.mark.parametrize(
+    ("preset", "same"),
+    [
+        (tg.Expedite.published((2, 3)), tg.Expedite((2, 3), normalize="l2", ties="released", empty="zero")),
+        (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score")),
+        (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
+        (tg.ToMe.published(), tg.ToMe(order="published")),
+        (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_published_is_one_name_for_the_released_behaviour(preset, same):
+    assert preset == same
+
+
+def test_published_of_strategies_that_learn():
+    select = tg.DynamicViT.published(0.8)
+    assert (select.keep, select.order, select.official) == (0.8, "score", True)
+    assert tg.DynamicSpatial.published().remerge is False
+
+
+@pytest.mark.parametrize(
+    ("select", "reads", "flags"),  # flags: reads_attention, needs_class_token, needs_map
+    [
+        (tg.ToMe(), "keys", (True, False, False)),
+        (tg.DPCKNN(), "nothing", (False, False, False)),
+        (tg.TopK(), "class", (True, True, False)),
+        (tg.TopK(score="norm"), "nothing", (False, False, False)),
+        (tg.GTP(), "map", (True, False, True)),
+        (tg.GTP(score="cls-max"), "class", (True, True, False)),
+        (tg.GTP(score="cls-max", sparsity=0.5), "map", (True, True, True)),
+        (tg.TokenMigration(similarity="tokens"), "nothing", (False, False, False)),
+    ],
+    ids=repr,
+)
+def test_reads_says_what_the_older_attributes_say(select, reads, flags):
+    assert select.reads == reads
+    assert (select.reads_attention, select.needs_class_token, select.needs_map) == flags
+
+
+def test_reads_follows_the_older_attributes_of_a_strategy_that_has_them():
+    class Blind(tg.ToMe):
+        name, reads_attention = "", False
+
+    class Open(tg.ToMe):
+        name = ""
+
+        @property
+        def needs_map(self):
+            return self.order == "raster"
+
+    class Sees(Open):
+        name, reads = "", "class"
+
+    assert (Blind().reads, Open().reads, Open("raster").reads, Sees().reads) == ("nothing", "keys", "map", "class")
+    with pytest.raises(ValueError, match="Expected reads to be one of nothing, keys, class, map .got 'queries'"):
+        type("Wrong", (tg.ToMe,), {"name": "", "reads": "queries"})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, dpc_knn, grid_pool, tome, topk
+from tokengraph import ailurus, dpc_knn, grid_pool, pitome, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -14,6 +14,8 @@ METHODS = {
     "dpc_knn importance": lambda x, keep, mask: dpc_knn(x, keep, mask=mask, importance=x[..., 0]),
     "dpc_knn parity": lambda x, keep, mask: dpc_knn(x, keep, k=2, mask=mask, noise=torch.zeros(x.shape[:2])),
     "tome": lambda x, keep, mask: tome(x, keep, mask=mask),
+    "pitome": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5),
+    "pitome bsm": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5, mode="bsm"),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
     "grid_pool": lambda x, keep, mask: grid_pool(x[..., :2], keep, (1, x.size(1)), mask=mask),

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tokengraph import TopK, topk
-from tokengraph.select.topk import _topk, fuse_rest
+from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.topk import fuse_rest
 from tokengraph.testing import make_tokens
 
 
@@ -115,13 +116,13 @@ def test_fuse_rest_lets_gradients_reach_the_scores_of_the_rest(average):
 
 def test_topk_by_score_gives_an_image_that_keeps_all_the_same_order_alone_and_in_a_batch():
     score = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.7]])
-    both = _topk(score, [3, 2], None, "score")
+    both = keep_best(score, [3, 2], None, "score")
     assert both.cluster.tolist() == [0, 1, 2, 4, 5, 3] and both.centers.tolist() == [0, 1, 2, 5, 3]
-    assert _topk(score[:1], [3], None, "score").cluster.tolist() == [0, 1, 2]
+    assert keep_best(score[:1], [3], None, "score").cluster.tolist() == [0, 1, 2]
 
 
 def test_topk_by_score_keeps_the_order_of_an_image_behind_padding_in_front():
     score = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.7]])
     mask = torch.tensor([[False, True, True], [True, True, True]])
-    a = _topk(score, [2, 2], mask, "score")
+    a = keep_best(score, [2, 2], mask, "score")
     assert a.cluster.tolist() == [0, 1, 3, 4, 2] and a.centers.tolist() == [0, 1, 4, 2]

@@ -11,7 +11,7 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import SITE, STASH, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.mask import attention_bias, check_shape
-from tokengraph.attach.plan import acts, budget, pairs, plans, restores
+from tokengraph.attach.plan import acts, budget, comes_again, plans, restores
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import begin, begins, coarsen, map_edit, restore
@@ -33,15 +33,16 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     bias = attention_bias(mask, state, trace.num_prefix, rule=site.recipe.rule, dtype=x.dtype)
     side = adapter.carry(side, state, block) if state.coarse else side
     keep = budget(site, state, site.index + 1)
-    active = acts(site, state, site.index + 1, keep)
+    again = comes_again(site, state, site.index + 1)
+    active = acts(site, state.restored() if again else state, site.index + 1, keep)
     if active:
         x = _attend(site, block, x, _watched_mask(site, block, state, bias), side)
         x = x if select.placement == "inside" else adapter.feed(block, x)
     else:
         x = adapter.whole(block, x, bias, **side)  # type: ignore[arg-type]
-    if restores(site, state, site.index + 1, keep):
+    if again or restores(site, state, site.index + 1, keep):
         x, state = restore(trace, state, x)
-    elif active:
+    if active:
         x, state = coarsen(site, state, x, keep, mask, block, bias, side)
         if select.placement == "inside":  # before the next block is after this one
             x = adapter.feed(block, x)
@@ -52,12 +53,12 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
 def _watched_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
     """The mask under which the strategy sees what it reads; only what is left in the stash keeps a map alive."""
     select = site.recipe.select
-    if not select.reads_attention:
+    if select.reads == "nothing":
         return bias
-    if not (select.needs_map or torch.compiler.is_compiling()):
+    if not (select.reads == "map" or torch.compiler.is_compiling()):
         watch(block, site.recipe.adapter)
     seen = block.__dict__[STASH] = {}  # where hooks and masks leave what they see
-    return OpenMap(seen, map_edit(site, state), bias) if select.needs_map else bias
+    return OpenMap(seen, map_edit(site, state), bias) if select.reads == "map" else bias
 
 
 def _attend(site: Site, block: Any, x: Tensor, mask: Any, side: dict[str, Any]) -> Tensor:
@@ -87,8 +88,10 @@ def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
                 state.memory = begin(site, state, x.detach())
         trace.write(site.index, state)
     trace.remember(site.index, x, state)
-    first = budget(site, state, 0) if site.index == 0 and not state.coarse else state.count
-    if any(keep < count for keep, count in pairs(state, first)):
+    if site.index or state.coarse:
+        return x, state
+    first = budget(site, state, 0)
+    if acts(site, state, 0, first):
         x, state = coarsen(site, state, x, first, mask)
         if state.coarse:
             trace.write(0, state)

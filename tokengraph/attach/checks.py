@@ -114,13 +114,25 @@ def check_model(select: Select, core: nn.Module) -> None:
         )
 
 
-def check_plan(select: Select, schedule: Schedule, plan: list[int], class_token: bool) -> None:
-    """Raises unless the strategy can do what the schedule asks, in this model."""
+def check_plan(
+    select: Select, schedule: Schedule, plan: list[int], class_token: bool, again: frozenset[int] = frozenset()
+) -> None:
+    """Raises unless the strategy can do what the schedule asks, in this model.
+
+    Args:
+        select: The strategy.
+        schedule: As it was bound.
+        plan: Tokens after each number of blocks.
+        class_token: Whether the model has one.
+        again: Where tokens return before the strategy chooses again.
+    """
     changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]
     if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
         changes[0] = -1
     # Once on the full grid: as many reductions as there were reconstructions, and one.
-    steps = [change < 0 for change in changes if change]
+    steps = []
+    for layer, change in enumerate(changes):
+        steps += [False, True] if layer in again else [change < 0] if change else []
     if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
         raise ValueError(
             f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
@@ -133,13 +145,20 @@ def check_plan(select: Select, schedule: Schedule, plan: list[int], class_token:
             f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
             "(got layer 0)."
         )
-    if any(change > 0 for change in changes) and not select.restores:
+    if (again or any(change > 0 for change in changes)) and not select.restores:
         raise ValueError(
             f"Expected a strategy that can reconstruct (got {type(select).__name__}, whose dropped tokens are gone). "
             "Leave 'reconstruct' out of the schedule."
         )
+    if again and select.reads != "nothing":
+        raise ValueError(
+            f"Expected a strategy that reads nothing of attention where tokens return before it chooses again (got "
+            f"{type(select).__name__}, which reads {select.reads}): tokens that were away took no part in it. Use one "
+            "that reads features alone, or let a block run between 'reconstruct' and the next choice."
+        )
     own = select.own_budget
-    wrong = [left for change, left in zip(changes[1:], plan[1:], strict=True) if change < 0 and left != own]
+    falls = [layer for layer in range(1, len(plan)) if changes[layer] < 0 or layer in again]
+    wrong = [plan[layer] for layer in falls if plan[layer] != own]
     if own is not None and wrong:
         raise ValueError(
             f"Expected a schedule that leaves the {own} tokens that {type(select).__name__} is set to make "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokengraph.attach.state import State
 from tokengraph.graph.token_graph import TokenGraph
-from tokengraph.select.gtp.graph import PropagationGraph
+from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
 
 class Lifting:

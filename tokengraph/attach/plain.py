@@ -18,7 +18,7 @@ from tokengraph.attach.site import Recipe, Site
 from tokengraph.attach.step import begins
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.size_bias import SizeRule
-from tokengraph.schedule import Schedule, tokens_per_layer, warn_of_idle
+from tokengraph.schedule import Schedule, returning, tokens_per_layer, warn_of_idle
 from tokengraph.select.base import Select
 
 
@@ -55,9 +55,10 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     prefix, grid, channels = adapter.num_prefix(core), adapter.grid(core), adapter.channels(core)
     chosen, schedule = select.bind(channels, len(blocks), options.schedule)
     check_model(chosen, core)
-    rule = SizeRule.of(chosen.weighs if options.prop_attn is None else options.prop_attn, options.size_bias)
+    rule = SizeRule.of(chosen.prop_attn if options.prop_attn is None else options.prop_attn, options.size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
-    check_plan(chosen, schedule, plan, adapter.has_class_token(core))
+    again = returning(schedule, len(blocks), grid[0] * grid[1])
+    check_plan(chosen, schedule, plan, adapter.has_class_token(core), again)
     warn_of_idle(options.schedule, plan)
     for block in {_build(b): b for b in blocks}.values():
         adapter.watched(block)  # raises now, before any change, where the attention has no projections to watch
@@ -66,7 +67,8 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
             check_mask(adapter, block, channels)
     start = 0 if begins(chosen) else _first_block(schedule)
     trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
-    recipe = Recipe(adapter, chosen, schedule, rule, options.lift or adapter.wants_whole(model, core), run_block)
+    whole = options.lift or adapter.wants_whole(model, core)
+    recipe = Recipe(adapter, chosen, schedule, rule, whole, run_block, again)
     return Plan(_changes(model, found, recipe, trace), trace, chosen, Attachment)
 
 
@@ -85,7 +87,7 @@ def _first_block(schedule: Schedule) -> int:
 def _changes(model: nn.Module, found: Found, recipe: Recipe, trace: Trace) -> list[Change]:
     core, select = found.core, recipe.select
     adapter: Adapter = recipe.adapter
-    reads = select.reads_attention and not select.needs_map
+    reads = select.reads in ("keys", "class")
     changes = []
     for index, block in list(enumerate(found.blocks))[trace.start :]:
         watched = adapter.watched(block) if reads else {}

@@ -33,10 +33,15 @@ def restores(site: Site, state: State, finished: int, keep: int | list[int]) -> 
     """Whether every patch comes back once ``finished`` blocks are done."""
     if ends_whole(site, finished):
         return state.coarse
-    if not any(k > n for k, n in pairs(state, keep)):
+    if finished in site.recipe.again or not any(k > n for k, n in pairs(state, keep)):
         return False
     plans = (site.plan(state.patches),) if state.plans is None else state.plans
     return any(plan[finished] > plan[finished - 1] for plan in plans)
+
+
+def comes_again(site: Site, state: State, finished: int) -> bool:
+    """Whether every patch comes back once ``finished`` blocks are done, before the strategy chooses again."""
+    return finished in site.recipe.again and state.coarse and not ends_whole(site, finished)
 
 
 def ends_whole(site: Site, finished: int) -> bool:

@@ -25,6 +25,7 @@ class Recipe:
     rule: SizeRule
     lift: bool
     run: Callable[..., Tensor]  # the block's body; see tokengraph.attach.block.run_block
+    again: frozenset[int] = frozenset()  # where every patch comes back before the strategy chooses again
 
 
 @dataclass

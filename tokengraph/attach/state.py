@@ -147,8 +147,7 @@ class State:
         """Rows ``[M, ...]`` of the input patches, averaged over the patches in each token: ``[B, count, ...]``."""
         size = None
         for step in self.maps:
-            step = replace(step, normalize=True) if isinstance(step, SoftAssignment) else step
-            rows, size = step.reduce(rows, size)
+            rows, size = step.by_size().reduce(rows, size)
         return self.padded(rows)
 
     def locate(self, device: torch.device) -> Tensor:
@@ -167,7 +166,7 @@ class State:
             return ones if self.valid is None else self.valid.float()
         size = torch.ones(self.maps[0].num_tokens, dtype=torch.float32, device=device)
         for step in self.maps:
-            size = step.reduce(size[:, None], size)[1]
+            size = step.by_size().reduce(size[:, None], size)[1]
         return self.padded(size)
 
     def decided(self, decision: KeepMask, num_prefix: int) -> State:

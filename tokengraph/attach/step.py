@@ -163,7 +163,7 @@ def _equal(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAss
         rows = assignment.centroids.view(state.images, count, -1)  # choosing has made them
         return torch.cat([x[:, :prefix], rows], dim=1), state.step(assignment, count, None)
     whole = with_prefix(assignment, state.images, prefix)
-    rows, size = _reduce(select, whole, x.reshape(-1, x.size(2)), state.size)
+    rows, size = _reduce(site, whole, x.reshape(-1, x.size(2)), state.size)
     residue = select.residue(x[:, prefix:].flatten(0, 1), assignment) if select.stores else None
     new = state.step(assignment, count, size if select.weighs else None, residue=residue)
     return rows.view(state.images, prefix + count, -1), new
@@ -177,7 +177,7 @@ def _ragged(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAs
     if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
         rows = assignment.centroids  # choosing has made them
     else:
-        rows, size = _reduce(select, assignment, before, size)
+        rows, size = _reduce(site, assignment, before, size)
     residue = select.residue(before, assignment) if select.stores else None
     counts = assignment.counts or (assignment.num_clusters // state.images,) * state.images
     padded, valid = pad(rows, list(counts))
@@ -192,10 +192,10 @@ def _ragged(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAs
 
 
 def _reduce(
-    select: Select, assignment: Assignment | SoftAssignment, rows: Tensor, size: Tensor | None
+    site: Site, assignment: Assignment | SoftAssignment, rows: Tensor, size: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if isinstance(assignment, Assignment):
-        return assignment.reduce(rows, size, reduce=select.reduction)
+        return assignment.reduce(rows, size, reduce=site.recipe.select.reduction_at(site.index))
     return assignment.reduce(rows, size)
 
 

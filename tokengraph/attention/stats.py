@@ -24,6 +24,7 @@ class AttentionStats:
         bias: Additive mask that the layer used, broadcastable to ``[B, H, P+N, P+N]``, or ``None``.
         attention: The map that the layer has used, ``[B, H, P+N, P+N]``: after softmax, as edited.
         keys: Returns what :meth:`heads_of_keys` gives, where there is a cheaper way than through ``project``.
+        values: Returns values ``[B, H, P+N, D]``; ``None``: nobody knows them.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class AttentionStats:
         *,
         attention: Tensor | None = None,
         keys: Callable[[], Tensor] | None = None,
+        values: Callable[[], Tensor] | None = None,
     ) -> None:
         self._project = project
         self._qk: tuple[Tensor, Tensor] | None = None
@@ -44,6 +46,7 @@ class AttentionStats:
         self._bias: Tensor | Callable[[], Tensor | None] | None = bias
         self.attention = attention
         self._keys = keys
+        self._values = values
 
     @classmethod
     def from_map(cls, attention: Tensor, num_prefix: int = 0) -> AttentionStats:
@@ -82,6 +85,29 @@ class AttentionStats:
         """Keys of the patch tokens, mean over heads, ``[B, N, D]`` in float32 or wider."""
         keys = self.heads_of_keys()[:, :, self.num_prefix :]
         return keys.mean(dim=1, dtype=torch.promote_types(keys.dtype, torch.float32))
+
+    def values(self) -> Tensor:
+        """Values of all tokens, prefix tokens in front, as the attention has mixed them, ``[B, H, P+N, D]``.
+
+        Cost: none where the block projects them by a module of its own; blocks over ``nn.MultiheadAttention`` project
+        the input of the attention again, ``C^2`` a token.
+
+        Raises:
+            ValueError: For an attention map alone, which has none.
+        """
+        if self._values is None:
+            raise ValueError("Expected attention with values (got a map alone).")
+        return self._values()
+
+    def value_norms(self) -> Tensor:
+        r"""How long each token's values are, all heads together, ``[B, P+N]`` in float32 or wider.
+
+        .. math:: \nu_j = \big(\textstyle\sum_h \lVert V^h_j \rVert^2\big)^{1/2}
+        """
+        values = self.values()
+        with torch.autocast(values.device.type, enabled=False):
+            rows = values.transpose(1, 2).flatten(2)
+            return torch.linalg.vector_norm(rows, dim=2, dtype=torch.promote_types(rows.dtype, torch.float32))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start : stop`` of the softmaxed map, ``[B, H, stop - start, P+N]``; nothing else is made."""

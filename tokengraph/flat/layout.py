@@ -33,3 +33,10 @@ def flat_ids(index: Tensor, tokens: int, mask: Tensor | None, counts: Tensor | N
     if counts is not None:
         flat = flat[torch.arange(width, device=index.device) < counts[:, None]]
     return flat.flatten()
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``x[b, index[b]]``: ``[B, n, C]`` and ``[B, k]`` to ``[B, k, C]``; on flat rows, much faster than gather."""
+    images, count = x.shape[:2]
+    shift = torch.arange(images, device=x.device)[:, None] * count
+    return x.flatten(0, 1).index_select(0, (index + shift).flatten()).view(images, index.size(1), *x.shape[2:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ def coarsen(
     if not clamp:
         _check_reach(select, counts, budgets)
     assignment = _assign(graph, select, counts, budgets)
-    return Coarsening(apply(graph, assignment, reduction=select.reduction), assignment)
+    return Coarsening(apply(graph, assignment, reduction=select.reduction_at(-1)), assignment)
 
 
 def _check_reach(select: Select, counts: list[int], budgets: list[int]) -> None:
@@ -84,16 +84,14 @@ def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reducti
     """The coarse graph that a map makes of a graph; fields as :func:`coarsen` says."""
     if isinstance(assignment, Assignment):
         x, size = assignment.reduce(graph.x, graph.size, reduce=reduction)
-        where = assignment
     else:
         x, size = assignment.reduce(graph.x, graph.size)
-        where = replace(assignment, normalize=True)
     # What else stands at nodes or edges does not fit the coarse graph; what stands at the graph does.
     others = set(graph.keys()) - {"x", "size", "pos", "batch", "ptr", "grid", "prefix"}
     coarse = graph.without(*(k for k in others if graph.is_edge_attr(k) or graph.is_node_attr(k)))
     coarse.x, coarse.size = x, size
     if "pos" in graph:
-        coarse.pos = where.reduce(graph.pos, graph.size)[0]
+        coarse.pos = assignment.by_size().reduce(graph.pos, graph.size)[0]
     assert assignment.cluster_ptr is not None  # every strategy says where an image's clusters begin
     coarse.ptr = assignment.cluster_ptr
     image = torch.arange(graph.num_images, device=x.device)
@@ -199,13 +197,20 @@ def _lay_together(
         homes.append(torch.arange(part.num_clusters, device=device) + shift)
     rows, maps = [r for _, r, _ in parts], [p for *_, p in parts]
     centers = _by_cluster([None if p.centers is None else r[p.centers] for r, p in zip(rows, maps, strict=True)], homes)
+    if any(p.steps for p in maps):
+        raise ValueError(
+            "Expected maps that reduce in one step (got a composition with weights of its own, for images of different "
+            "numbers of tokens). Coarsen step by step: hierarchy(graph, select, [0.5, 0.5])."
+        )
+    mass = _by_token([p.mass for p in maps], rows, graph.size)
     hard = [p for p in maps if isinstance(p, Assignment)]
     if len(hard) == len(maps):
         cluster = torch.full((graph.x.size(0),), total, device=device)
         for row, part, home in zip(rows, hard, homes, strict=True):
             cluster[row] = torch.cat([home, home.new_full((1,), total)])[part.cluster]
         drops, single = any(p.drops for p in hard), centers is not None and all(p.single for p in hard)
-        return Assignment(cluster, total, drops, graph.ptr, cluster_ptr, centers, single, counts)
+        weight = _by_token([p.weight for p in hard], rows, graph.size)
+        return Assignment(cluster, total, drops, graph.ptr, cluster_ptr, centers, single, counts, weight, mass)
     soft = tuple(SoftAssignment.from_hard(p) if isinstance(p, Assignment) else p for p in maps)
     if len({s.normalize for s in soft}) > 1:
         raise ValueError("Expected every image's map to average, or every one to add up (got a mixture).")
@@ -221,6 +226,7 @@ def _lay_together(
         _by_cluster([s.centroids for s in soft], homes),
         all(s.lossless for s in soft),
         counts,
+        mass,
     )
 
 
@@ -241,6 +247,14 @@ def _joined(edges: Sequence[Edges], rows: Sequence[Tensor], homes: Sequence[Tens
     each = [(row[e[0]], home[e[1]], e[2]) for e, row, home in zip(edges, rows, homes, strict=True)]
     token, cluster, weight = (torch.cat(part) for part in zip(*each, strict=True))
     return token, cluster, weight
+
+
+def _by_token(values: Sequence[Tensor | None], rows: Sequence[Tensor], size: Tensor) -> Tensor | None:
+    """Weights or masses of each group's tokens in the order of the batch, sizes where a group has none."""
+    if all(value is None for value in values):
+        return None
+    known = [size[row] if value is None else value for value, row in zip(values, rows, strict=True)]
+    return torch.cat(known)[torch.cat(list(rows)).argsort()]
 
 
 def _by_cluster(values: Sequence[Tensor | None], homes: Sequence[Tensor]) -> Tensor | None:

@@ -15,7 +15,7 @@ from tokengraph.flat.layout import pad
 from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
 from tokengraph.graph.inputs import check_images, check_token_sets
 from tokengraph.graph.split import cut
-from tokengraph.select.gtp.graph import PropagationGraph
+from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
 
 class TokenGraph(Data):

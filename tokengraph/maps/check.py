@@ -34,3 +34,19 @@ def check_clusters(cluster: Tensor, num_clusters: int | list[int], mask: Tensor 
         lowest, highest = (int(end) for end in cluster.aminmax())
         hint = "" if drops or lowest >= 0 else " Give drops=True where -1 stands for a dropped token."
         raise ValueError(f"Expected clusters in [0, K={num_clusters}) in each image (got {lowest} to {highest}).{hint}")
+
+
+def check_each(shape: torch.Size, **named: Tensor | None) -> None:
+    """Raises ValueError unless each tensor that is there has this shape, one number a token."""
+    for name, value in named.items():
+        if value is not None and value.shape != shape:
+            raise ValueError(f"Expected {name} of shape {list(shape)}, one a token (got {list(value.shape)}).")
+
+
+def check_rows(x: Tensor, rows: int, name: str) -> None:
+    """Raises ValueError unless ``x`` has this many rows, flat over the batch."""
+    if x.dim() < 1 or x.size(0) != rows:
+        raise ValueError(
+            f"Expected {name} with {rows} rows (got shape {list(x.shape)}). "
+            "Rows are flat over the batch: flatten [B, N, C] with .flatten(0, 1)."
+        )

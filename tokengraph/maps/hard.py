@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tokengraph.flat.layout import flat_ids
-from tokengraph.flat.segment import row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
-from tokengraph.flat.tables import equal_ptr
-from tokengraph.maps.check import check_clusters
+from tokengraph.flat.segment import wide
+from tokengraph.maps.check import check_each, check_rows
+from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
+from tokengraph.maps.pool import REDUCTIONS, Bins, counted, pool
 from tokengraph.maps.pyg import clusters_of, select_output
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
-
-REDUCTIONS = ("mean", "sum", "max", "mlerp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +36,10 @@ class Assignment:
         centers: Token that represents each cluster, ``[K]`` flat ids, where the method has one.
         single: Promises that each cluster is one token, its center: then ``reduce`` only picks rows.
         counts: Clusters of each image, where they differ (ragged); ``None``: all have the same number, or nobody knows.
+        weight: How much each token's row counts in a mean, ``[M]``; ``None``: its size. Sizes add up as ever.
+        mass: What each token adds to its cluster's size, ``[M]``; ``None``: its size.
+        steps: The maps that this one is composed of, where weight or mass keep one pass from reducing as they do in
+            turn; ``reduce`` then goes through them.
 
     Example:
         >>> a = Assignment(torch.tensor([0, 0, 1]), 2)
@@ -54,6 +56,9 @@ class Assignment:
     centers: Tensor | None = None
     single: bool = False
     counts: tuple[int, ...] | None = None
+    weight: Tensor | None = None
+    mass: Tensor | None = None
+    steps: tuple[Assignment, ...] = ()
 
     def __post_init__(self) -> None:
         if self.single and self.centers is None:
@@ -63,6 +68,8 @@ class Assignment:
                 f"Expected cluster of shape [M] and dtype int64 (got {list(self.cluster.shape)}, "
                 f"{self.cluster.dtype}). Build one from [B, N] with Assignment.from_dense."
             )
+        if self.weight is not None or self.mass is not None:
+            check_each(self.cluster.shape, weight=self.weight, mass=self.mass)
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +97,8 @@ class Assignment:
         drops: bool = False,
         centers: Tensor | None = None,
         single: bool = False,
+        weight: Tensor | None = None,
+        mass: Tensor | None = None,
     ) -> Assignment:
         """Builds the flat map from cluster numbers within each image.
 
@@ -100,6 +109,8 @@ class Assignment:
             drops: Whether ``cluster`` may hold -1.
             centers: ``[B, K]`` token within the image that represents each cluster (rows past K_b are ignored).
             single: Promises that each cluster is its center alone.
+            weight: ``[B, N]`` how much each token's row counts in a mean.
+            mass: ``[B, N]`` what each token adds to its cluster's size.
 
         Returns:
             A map over the ``B*N`` tokens, or over the True ones of ``mask`` in order.
@@ -109,88 +120,74 @@ class Assignment:
 
         Cost: a few passes over ``[B, N]`` ints; with a ragged count one host synchronisation on CUDA.
         """
-        if cluster.dim() != 2:
-            raise ValueError(f"Expected cluster of shape [B, N] (got {list(cluster.shape)}).")
-        images, tokens = cluster.shape
-        device = cluster.device
-        if isinstance(num_clusters, list) and len(num_clusters) != images:
-            raise ValueError(f"Expected one number of clusters an image, B={images} (got {len(num_clusters)}).")
-        if mask is not None and (mask.shape != cluster.shape or mask.dtype != torch.bool):
-            raise ValueError(
-                f"Expected mask of shape {[images, tokens]} and dtype bool (got {list(mask.shape)}, {mask.dtype})."
-            )
-        if isinstance(num_clusters, list):
-            counts = torch.tensor([0, *num_clusters], device=device).cumsum(0)
-            start, total = counts[:-1], sum(num_clusters)
-        else:
-            counts = equal_ptr(images, num_clusters, device)
-            start, total = counts[:-1], images * num_clusters
-        check_clusters(cluster, num_clusters, mask, drops)
-        flat = cluster + start[:, None]
-        if drops:
-            flat = torch.where(cluster < 0, total, flat)
-        ptr = equal_ptr(images, tokens, device)
-        if mask is not None:
-            flat = flat[mask]
-            ptr = torch.cat([ptr.new_zeros(1), mask.sum(1).cumsum(0)])
-        if centers is not None:
-            centers = flat_ids(centers, tokens, mask, counts.diff() if isinstance(num_clusters, list) else None)
-        each = tuple(num_clusters) if isinstance(num_clusters, list) and len(set(num_clusters)) > 1 else None
-        return cls(flat.flatten(), total, drops, ptr, counts, centers, single, each)
+        fields, each = flatten_clusters(cluster, num_clusters, mask, drops, centers)
+        if weight is not None or mass is not None:
+            check_each(cluster.shape, weight=weight, mass=mass)
+            weight, mass = (t if t is None else t.flatten() if mask is None else t[mask] for t in (weight, mass))
+        return cls(*fields, single, each, weight, mass)
 
     def reduce(
         self, x: Tensor, size: Tensor | None = None, *, reduce: str = "mean", backend: str = "auto"
     ) -> tuple[Tensor, Tensor]:
         r"""Pools token rows into cluster rows.
 
-        .. math:: x'_m = \sum_{c(i)=m} s_i x_i \,/\, s'_m, \qquad s'_m = \sum_{c(i)=m} s_i
+        .. math:: x'_m = \sum_{c(i)=m} w_i x_i \,/\, \sum_{c(i)=m} w_i, \qquad s'_m = \sum_{c(i)=m} s_i
+
+        with the size as weight, :math:`w = s`, unless the map brings a ``weight``. Sizes are summed of ``mass`` where
+        the map brings one.
 
         Args:
             x: Token rows, ``[M, C]`` (or ``[M]``).
             size: Input patches each token stands for, ``[M]`` float32; ``None`` means one each.
-            reduce: ``"mean"`` (weighted by size), ``"sum"`` (of the rows, sizes ignored), ``"max"``, or ``"mlerp"``
-                (the mean's direction with the largest member's norm).
+            reduce: ``"mean"`` (weighted), ``"sum"`` (of the rows, weights ignored), ``"max"``, ``"mlerp"`` (the mean's
+                direction with the largest member's norm) or ``"center"`` (the row of the cluster's center).
             backend: ``"index_add"``, ``"segment"`` (sorted segments, by torch-scatter where it is installed), or
                 ``"auto"``: index_add, and segments on CUDA when deterministic algorithms are asked for.
 
         Returns:
             Cluster rows ``[K, C]`` in the dtype of ``x``, summed in float32 or wider, and sizes ``[K]`` float32. A
-            cluster without tokens gets zeros.
+            cluster without tokens gets zeros; one whose weights sum to zero takes the plain mean.
 
         Raises:
-            ValueError: On a wrong number of rows or an unknown name.
+            ValueError: On a wrong number of rows, an unknown name, or ``"center"`` without centers.
             TypeError: On rows without fractions for a mean or mlerp.
 
-        Cost: ``O(M C)``, one weighted copy of ``x``; no host synchronisation.
+        Cost: ``O(M C)``, one weighted copy of ``x``, none for ``"center"``; no host synchronisation.
 
         Source: size-weighted mean: Bolya et al., *Token Merging*, ICLR 2023. MLERP: Kim et al., *Token Fusion*,
         WACV 2024.
         """
-        self._check_rows(x, self.num_tokens, "x")
+        check_rows(x, self.num_tokens, "x")
         if reduce not in REDUCTIONS:
             raise ValueError(f"Expected reduce to be one of {', '.join(REDUCTIONS)} (got {reduce!r}).")
         if reduce in ("mean", "mlerp") and not (x.is_floating_point() or x.is_complex()):
             raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
+        if reduce == "center" and self.centers is None:
+            raise ValueError("Expected a map with centers to reduce by 'center' (got none). Say them, or take 'mean'.")
         if size is None:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
         size = size.to(wide(size))
+        for step in self.steps:
+            x, size = step.reduce(x, size, reduce=reduce, backend=backend)
+        return (x, size) if self.steps else self._reduce(x, size, reduce, backend)
+
+    def _reduce(self, x: Tensor, size: Tensor, reduce: str, backend: str) -> tuple[Tensor, Tensor]:
+        mass = size if self.mass is None else self.mass.to(wide(self.mass))
         if self.single:
             assert self.centers is not None
-            return x.index_select(0, self.centers), size.index_select(0, self.centers)
-        new_size = self._sum(size, backend)
-        if reduce == "sum":
-            return self._sum(x, backend), new_size
-        if reduce == "max":
-            return self._trim(segment_max(x, self.cluster, self._rows)), new_size
-        # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
-        total = self._padded(new_size, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
-        weight = size / total.index_select(0, self.cluster)
-        mean = self._trim(weighted_sum(x, weight, self.cluster, self._rows, backend=backend)).to(x.dtype)
-        if reduce == "mlerp":
-            mean = with_norm(mean, self._trim(segment_max(row_norm(x), self.cluster, self._rows)))
-        return mean, new_size
+            return x.index_select(0, self.centers), mass.index_select(0, self.centers)
+        bins = self._bins
+        new_size = bins.sum(mass, backend)
+        if reduce == "center":
+            assert self.centers is not None
+            return x.index_select(0, self.centers), new_size
+        if self.weight is not None:
+            weight, total = counted(self.weight, bins, backend)
+        else:
+            weight, total = size, new_size if self.mass is None else bins.sum(size, backend)
+        return pool(x, bins, weight, total, reduce, backend), new_size
 
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
@@ -228,13 +225,11 @@ class Assignment:
 
         Cost: one gather of ``[M, C]``; one more copy when tokens may have been dropped.
         """
-        self._check_rows(y, self.num_clusters, "y")
-        if not self.drops:
-            return y.index_select(0, self.cluster)
-        out = self._padded(y).index_select(0, self.cluster)
-        if fill is None:
+        check_rows(y, self.num_clusters, "y")
+        out = self._bins.lift(y)
+        if fill is None or not self.drops:
             return out
-        self._check_rows(fill, self.num_tokens, "fill")
+        check_rows(fill, self.num_tokens, "fill")
         kept = (self.cluster < self.num_clusters).view(-1, *[1] * (y.dim() - 1))
         return torch.where(kept, out, fill.to(out.dtype))
 
@@ -260,39 +255,41 @@ class Assignment:
             centers,
             self.single and other.single,
             other.counts,
+            steps=self.in_turn + other.in_turn if self.counts_apart or other.counts_apart else (),
         )
+
+    @property
+    def counts_apart(self) -> bool:
+        """Whether rows or sizes count by anything but sizes: weight, mass, or steps that have them."""
+        return self.weight is not None or self.mass is not None or len(self.steps) > 0
+
+    @property
+    def in_turn(self) -> tuple[Assignment, ...]:
+        """The maps that ``reduce`` goes through."""
+        return self.steps or (self,)
+
+    def by_size(self) -> Assignment:
+        """The same map without weight and mass: every input patch counts alike, as positions and masks want it."""
+        return replace(self, weight=None, mass=None, steps=()) if self.counts_apart else self
 
     def to(self, device: torch.device | str) -> Assignment:
         """The same map on another device."""
-        moved = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        return replace(self, steps=tuple(step.to(device) for step in self.steps), **moved)
 
     def to_select_output(self) -> SelectOutput:
-        """The map as PyG's ``SelectOutput``; dropped tokens are left out of it."""
-        return select_output(self.cluster, self.num_clusters, self.drops)
+        """The map as PyG's ``SelectOutput``, with ``weight``, and ``mass`` beside it; dropped tokens are left out."""
+        return select_output(self.cluster, self.num_clusters, self.drops, self.weight, self.mass)
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
-        """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped. Its weights are not kept."""
-        return cls(*clusters_of(output))
+        """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped.
+
+        Its weights are scores of nodes in PyG, and not kept, unless :meth:`to_select_output` has made it.
+        """
+        cluster, count, drops, weight, mass = clusters_of(output)
+        return cls(cluster, count, drops, weight=weight, mass=mass)
 
     @property
-    def _rows(self) -> int:
-        return self.num_clusters + 1 if self.drops else self.num_clusters
-
-    def _trim(self, rows: Tensor) -> Tensor:
-        return rows[: self.num_clusters] if self.drops else rows
-
-    def _padded(self, rows: Tensor, bin_row: float = 0.0) -> Tensor:
-        return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), bin_row)]) if self.drops else rows
-
-    def _sum(self, x: Tensor, backend: str) -> Tensor:
-        return self._trim(segment_sum(x, self.cluster, self._rows, backend=backend)).to(x.dtype)
-
-    @staticmethod
-    def _check_rows(x: Tensor, rows: int, name: str) -> None:
-        if x.dim() < 1 or x.size(0) != rows:
-            raise ValueError(
-                f"Expected {name} with {rows} rows (got shape {list(x.shape)}). "
-                "Rows are flat over the batch: flatten [B, N, C] with .flatten(0, 1)."
-            )
+    def _bins(self) -> Bins:
+        return Bins(self.cluster, self.num_clusters, self.drops)

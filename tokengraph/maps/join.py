@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,19 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
 
 
-def join(parts: Sequence[Assignment | SoftAssignment], rows: Sequence[Tensor]) -> Assignment | SoftAssignment:
+def join(
+    parts: Sequence[Assignment | SoftAssignment],
+    rows: Sequence[Tensor] | None,
+    sizes: Sequence[Tensor] | None = None,
+) -> Assignment | SoftAssignment:
     """Joins maps of one image each into the map of the batch.
 
     Args:
         parts: B maps, image by image; at least one.
         rows: The features that each was made for, ``[n_b, C]``: where some maps bring ``centroids``, the others'
-            are made of them.
+            are made of them. ``None``: there are no centroids.
+        sizes: The sizes of their tokens, ``[n_b]``, which stand in for the weight and mass of maps that have none
+            among maps that have; ``None``: ones.
 
     Returns:
         The map over ``sum n_b`` tokens: an :class:`Assignment` where all are, otherwise a :class:`SoftAssignment`. Hard
@@ -29,12 +36,13 @@ def join(parts: Sequence[Assignment | SoftAssignment], rows: Sequence[Tensor]) -
     tokens = _ends([p.num_tokens for p in parts])
     clusters = _ends([p.num_clusters for p in parts])
     each = tuple(p.num_clusters for p in parts)
-    device = rows[0].device
+    device = parts[0].cluster.device
     centers = None
     if all(p.centers is not None for p in parts):
         centers = torch.cat([p.centers + t for p, t in zip(parts, tokens, strict=False)])  # type: ignore[operator]
     ptr, cluster_ptr = torch.tensor(tokens, device=device), torch.tensor(clusters, device=device)
     counts = each if len(set(each)) > 1 else None
+    steps, mass = _joined_steps(parts, sizes), _own([p.mass for p in parts], parts, sizes)
     hard = [p for p in parts if isinstance(p, Assignment)]
     if len(hard) == len(parts):
         cluster = [
@@ -42,11 +50,26 @@ def join(parts: Sequence[Assignment | SoftAssignment], rows: Sequence[Tensor]) -
             for p, c in zip(hard, clusters, strict=False)
         ]
         drops, single = any(p.drops for p in hard), all(p.single for p in hard)
-        return Assignment(torch.cat(cluster), clusters[-1], drops, ptr, cluster_ptr, centers, single, counts)
+        weight = _own([p.weight for p in hard], parts, sizes)
+        flat = torch.cat(cluster)
+        return Assignment(
+            flat,
+            clusters[-1],
+            drops,
+            ptr,
+            cluster_ptr,
+            centers,
+            single,
+            counts,
+            weight,
+            mass,
+            steps,  # type: ignore[arg-type]
+        )
+    _check_mixture(parts)
     soft = [SoftAssignment.from_hard(p) if isinstance(p, Assignment) else p for p in parts]
     down = _shifted([(p.token, p.cluster, p.weight) for p in soft], tokens, clusters)
     centroids = None
-    if any(p.centroids is not None for p in soft):
+    if rows is not None and any(p.centroids is not None for p in soft):
         centroids = torch.cat(
             [p.reduce(x)[0] if p.centroids is None else p.centroids for p, x in zip(soft, rows, strict=True)]
         )
@@ -62,7 +85,48 @@ def join(parts: Sequence[Assignment | SoftAssignment], rows: Sequence[Tensor]) -
         centroids,
         all(p.lossless for p in soft),
         counts,
+        mass,
+        steps,
     )
+
+
+def _own(
+    values: Sequence[Tensor | None], parts: Sequence[Assignment | SoftAssignment], sizes: Sequence[Tensor] | None
+) -> Tensor | None:
+    """Weights or masses of all maps, the sizes for maps without; ``None`` where none has any, or steps have them."""
+    if all(v is None for v in values) or any(p.steps for p in parts):
+        return None
+    sizes = _ones(parts) if sizes is None else sizes
+    return torch.cat([s if v is None else v for v, s in zip(values, sizes, strict=True)])
+
+
+def _ones(parts: Sequence[Assignment | SoftAssignment]) -> list[Tensor]:
+    return [torch.ones(p.num_tokens, dtype=torch.float32, device=p.cluster.device) for p in parts]
+
+
+def _joined_steps(parts: Sequence[Assignment | SoftAssignment], sizes: Sequence[Tensor] | None) -> tuple[Any, ...]:
+    """The maps that reduce in turn, joined one by one; maps of fewer steps go on as the identity."""
+    if not any(p.steps for p in parts):
+        return ()
+    steps, sizes = [], _ones(parts) if sizes is None else list(sizes)
+    for k in range(max(len(p.in_turn) for p in parts)):
+        now = [p.in_turn[k] if k < len(p.in_turn) else _same(p) for p in parts]
+        steps.append(join(now, None, sizes))
+        sizes = [step.reduce(s[:, None], s)[1] for step, s in zip(now, sizes, strict=True)]
+    return tuple(steps)
+
+
+def _same(part: Assignment | SoftAssignment) -> Assignment:
+    return Assignment.identity(part.num_clusters, device=part.cluster.device)
+
+
+def _check_mixture(parts: Sequence[Assignment | SoftAssignment]) -> None:
+    """Raises where weighted edges would have to say what weights of hard clusters say."""
+    if any(isinstance(p, Assignment) and p.weight is not None for p in parts):
+        raise ValueError(
+            "Expected hard clusters with weights in all images, or in none (got weighted edges in some). Give edges in "
+            "all: SoftAssignment."
+        )
 
 
 @dataclass(frozen=True, eq=False)

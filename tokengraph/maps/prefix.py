@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,19 +29,23 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
     device = assignment.cluster.device
     image = torch.arange(images, device=device)[:, None]
     ahead = torch.arange(num_prefix, device=device)
+    moreover: dict[str, Any] = {
+        "mass": _ahead(assignment.mass, images, num_prefix),
+        "steps": _steps(assignment, images, num_prefix),
+    }
     if isinstance(assignment, Assignment):
+        moreover["weight"] = _ahead(assignment.weight, images, num_prefix)
         total = images * (num_prefix + clusters)
         rows = assignment.cluster.view(images, tokens) + (image + 1) * num_prefix
         if assignment.drops:
             rows = torch.where(assignment.cluster.view(images, tokens) == assignment.num_clusters, total, rows)
         first = image * (num_prefix + clusters) + ahead
         cluster = torch.cat([first, rows], dim=1).flatten()
-        if not assignment.single:
-            return Assignment(cluster, total, assignment.drops)
-        assert assignment.centers is not None
+        if assignment.centers is None:
+            return Assignment(cluster, total, assignment.drops, **moreover)
         own = assignment.centers.view(images, clusters) + (image + 1) * num_prefix
         centers = torch.cat([image * (num_prefix + tokens) + ahead, own], dim=1).flatten()
-        return Assignment(cluster, total, assignment.drops, centers=centers, single=True)
+        return Assignment(cluster, total, assignment.drops, centers=centers, single=assignment.single, **moreover)
 
     def moved(ids: Tensor, each: int) -> Tensor:
         return ids + (ids // each + 1) * num_prefix
@@ -62,4 +68,17 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
         images * (num_prefix + clusters),
         assignment.normalize,
         None if up is None else (lambda: ahead_of(up())) if callable(up) else ahead_of(up),
+        **moreover,
     )
+
+
+def _ahead(values: Tensor | None, images: int, num_prefix: int) -> Tensor | None:
+    """Values ``[B*N]`` of the tokens, with ones for prefix tokens in front of each image."""
+    if values is None:
+        return None
+    rows = values.view(images, -1)
+    return torch.cat([rows.new_ones(images, num_prefix), rows], dim=1).flatten()
+
+
+def _steps(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> tuple[Any, ...]:
+    return tuple(with_prefix(step, images, num_prefix) for step in assignment.steps)

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
 
 
-def select_output(cluster: Tensor, num_clusters: int, drops: bool) -> SelectOutput:
+def select_output(
+    cluster: Tensor, num_clusters: int, drops: bool, weight: Tensor | None = None, mass: Tensor | None = None
+) -> SelectOutput:
     """A map's fields as PyG's ``SelectOutput``; see :meth:`tokengraph.Assignment.to_select_output`.
 
     Args:
         cluster: ``[M]`` int64 in ``[0, K]``; K: dropped.
         num_clusters: K.
         drops: Whether any token may be dropped.
+        weight: ``[M]`` or ``None``.
+        mass: ``[M]`` or ``None``.
     """
     from torch_geometric.nn.pool.select import SelectOutput
 
@@ -26,10 +30,15 @@ def select_output(cluster: Tensor, num_clusters: int, drops: bool) -> SelectOutp
     if drops:
         kept = cluster < num_clusters
         node, cluster = node[kept], cluster[kept]
-    return SelectOutput(node, tokens, cluster, num_clusters)
+    output = SelectOutput(node, tokens, cluster, num_clusters)
+    if weight is not None:
+        output.weight = weight[node]
+    if weight is not None or mass is not None:  # tells these weights from the scores that PyG's classes leave there
+        output.mass = mass  # type: ignore[attr-defined]
+    return output
 
 
-def clusters_of(output: SelectOutput) -> tuple[Tensor, int, bool]:
+def clusters_of(output: SelectOutput) -> tuple[Tensor, int, bool, Tensor | None, Tensor | None]:
     """The fields of a hard map, as :func:`select_output` takes them; see ``Assignment.from_select_output``.
 
     Raises:
@@ -43,4 +52,9 @@ def clusters_of(output: SelectOutput) -> tuple[Tensor, int, bool]:
         )
     cluster = output.node_index.new_full((output.num_nodes,), output.num_clusters)
     cluster[output.node_index] = output.cluster_index
-    return cluster, output.num_clusters, output.node_index.numel() < output.num_nodes
+    weight, mass = None, None
+    if hasattr(output, "mass"):
+        mass = output.mass
+        if output.weight is not None:
+            weight = output.weight.new_ones(output.num_nodes).index_copy(0, output.node_index, output.weight)
+    return cluster, output.num_clusters, output.node_index.numel() < output.num_nodes, weight, mass

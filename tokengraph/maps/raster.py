@@ -30,5 +30,10 @@ def in_raster_order(assignment: Assignment) -> Assignment:
     order = first.argsort(stable=True)
     number = torch.empty_like(order).scatter_(0, order, torch.arange(total, device=order.device))
     number = torch.cat([number, number.new_full((1,), total)])  # the bin of dropped tokens stays what it is
-    centers = None if assignment.centers is None else assignment.centers.index_select(0, order)
-    return replace(assignment, cluster=number.index_select(0, cluster), centers=centers)
+
+    def renumbered(last: Assignment) -> Assignment:
+        centers = None if last.centers is None else last.centers.index_select(0, order)
+        steps = (*last.steps[:-1], renumbered(last.steps[-1])) if last.steps else ()
+        return replace(last, cluster=number.index_select(0, last.cluster), centers=centers, steps=steps)
+
+    return renumbered(assignment)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.utils import coalesce
 
 from tokengraph.flat.segment import segment_sum, weighted_sum
+from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
 
 Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
@@ -39,6 +40,10 @@ class SoftAssignment:
             has made it already.
         lossless: Promises that each token's weights sum to one, so that no mass is lost.
         counts: Clusters of each image, where they differ; ``None``: all have the same number, or nobody knows.
+        mass: What a token adds, times its weights, to the sizes of its clusters, ``[M]``; ``None``: its size. Rows do
+            not depend on it.
+        steps: The maps that this one is composed of, where weights or masses of their own keep one pass from reducing
+            as they do in turn; ``reduce`` then goes through them.
     """
 
     token: Tensor
@@ -54,6 +59,8 @@ class SoftAssignment:
     centroids: Tensor | None = None
     lossless: bool = False
     counts: tuple[int, ...] | None = None
+    mass: Tensor | None = None
+    steps: tuple[Assignment | SoftAssignment, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -61,6 +68,7 @@ class SoftAssignment:
                 "Expected token, cluster and weight of one shape [E] "
                 f"(got {list(self.token.shape)}, {list(self.cluster.shape)}, {list(self.weight.shape)})."
             )
+        check_each(torch.Size((self.num_tokens,)), mass=self.mass)
 
     @property
     def lossy(self) -> bool:
@@ -71,6 +79,7 @@ class SoftAssignment:
     def from_hard(cls, hard: Assignment) -> SoftAssignment:
         """The same map as edges of weight one; dropped tokens have none."""
         output = hard.to_select_output()
+        weighed = hard.weight is not None or len(hard.steps) > 0  # which edges cannot say
         weight = torch.ones(output.node_index.numel(), dtype=torch.float32, device=hard.cluster.device)
         return cls(
             output.node_index,
@@ -83,6 +92,8 @@ class SoftAssignment:
             centers=hard.centers,
             lossless=not hard.lossy,
             counts=hard.counts,
+            mass=None if weighed else hard.mass,
+            steps=hard.in_turn if weighed else (),
         )
 
     def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -91,14 +102,15 @@ class SoftAssignment:
         .. math:: x'_m = \sum_i w_{im} s_i x_i \,/\, \sum_i w_{im} s_i \;\text{(normalize)}, \qquad
                   s'_m = \sum_i w_{im} s_i
 
-        Without ``normalize`` the rows are :math:`\sum_i w_{im} x_i`. Sums run in float32 or wider; the dtype of ``x``
+        Without ``normalize`` the rows are :math:`\sum_i w_{im} x_i`; with a ``mass`` the sizes are
+        :math:`\sum_i w_{im} \mu_i`. Sums run in float32 or wider; the dtype of ``x``
         comes back. Cost: ``O(E C)`` time and one copy of the edges' rows.
 
         Raises:
             ValueError: On a wrong number of rows, or for a composition of maps of which some normalize.
         """
-        Assignment._check_rows(x, self.num_tokens, "x")
-        if self.normalize is None:
+        check_rows(x, self.num_tokens, "x")
+        if self.normalize is None and not self.steps:
             raise ValueError(
                 "Expected a map that averages or one that adds up (got a composition of both kinds). "
                 "Reduce by each map in turn."
@@ -107,11 +119,18 @@ class SoftAssignment:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
+        for step in self.steps:
+            x, size = step.reduce(x, size, backend=backend)
+        if self.steps:
+            return x, size
         mass = self.weight * size.index_select(0, self.token)
-        new_size = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
-        weight = self.weight
+        total = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
+        new_size, weight = total, self.weight
+        if self.mass is not None:
+            own = self.weight * self.mass.index_select(0, self.token)
+            new_size = segment_sum(own, self.cluster, self.num_clusters, backend=backend)
         if self.normalize:
-            weight = mass / new_size.clamp_min(torch.finfo(torch.float32).tiny).index_select(0, self.cluster)
+            weight = mass / total.clamp_min(torch.finfo(torch.float32).tiny).index_select(0, self.cluster)
         return self._propagate(x, self.token, self.cluster, weight, self.num_clusters, backend), new_size
 
     def connect(
@@ -140,12 +159,12 @@ class SoftAssignment:
 
         Tokens without an edge get zeros, or their row of ``fill [M, C]``.
         """
-        Assignment._check_rows(y, self.num_clusters, "y")
+        check_rows(y, self.num_clusters, "y")
         token, cluster, weight = self.way_back()
         out = self._propagate(y, cluster, token, weight, self.num_tokens, "auto")
         if fill is None:
             return out
-        Assignment._check_rows(fill, self.num_tokens, "fill")
+        check_rows(fill, self.num_tokens, "fill")
         reached = segment_sum((weight != 0).float(), token, self.num_tokens) > 0
         return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
 
@@ -174,14 +193,29 @@ class SoftAssignment:
             None if self.centers is None or other.centers is None else self.centers[other.centers],
             lossless=self.lossless and other.lossless,
             counts=other.counts,
+            steps=self.in_turn + other.in_turn if self.counts_apart or other.counts_apart else (),
         )
+
+    @property
+    def counts_apart(self) -> bool:
+        """Whether sizes count by anything but sizes: mass, or steps that have one."""
+        return self.mass is not None or len(self.steps) > 0
+
+    @property
+    def in_turn(self) -> tuple[Assignment | SoftAssignment, ...]:
+        """The maps that ``reduce`` goes through."""
+        return self.steps or (self,)
+
+    def by_size(self) -> SoftAssignment:
+        """The same map as a mean by weights and sizes alone, as positions and masks want it."""
+        return replace(self, normalize=True, mass=None, steps=())
 
     def to(self, device: torch.device | str) -> SoftAssignment:
         """The same map on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
         up = None if self.up is None else tuple(t.to(device) for t in self.way_back())
-        return replace(self, up=up, **moved)
+        return replace(self, up=up, steps=tuple(step.to(device) for step in self.steps), **moved)
 
     def way_back(self) -> Edges:
         """The edges ``(token, cluster, weight)`` that :meth:`lift` follows."""

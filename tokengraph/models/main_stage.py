@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tokengraph.flat.layout import take_rows
 from tokengraph.models.gathering import Attend, TokenGathering, Windows, full_attention, make_windows
 from tokengraph.models.main_block import MainBlock
 from tokengraph.select.migration.migration import TokenMigration
@@ -20,7 +21,6 @@ from tokengraph.select.migration.redundancy import (
     departures,
     pick_redundant,
     replenish,
-    take_rows,
 )
 
 

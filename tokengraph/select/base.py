@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
     from tokengraph.schedule import Schedule
 
+READS = ("nothing", "keys", "class", "map")
+FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # what subclasses said before there was ``reads``
 _REGISTRY: dict[str, type[Select]] = {}
 _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
@@ -33,9 +35,11 @@ class Select(ABC):
         aliases: Other names that it was published under, and the settings that each stands for.
         placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
         merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
-        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"`` or ``"mlerp"``.
+        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"mlerp"`` or ``"center"``.
         needs_grid: Whether it works on the full patch grid only, so once a model.
-        reads_attention: Whether it may ask for keys or attention; if not, none are kept for it.
+        reads: The most that it reads of the attention of its block: ``"nothing"``; ``"keys"``: keys and values, or
+            attention by rows; ``"class"``: what a class token pays, which the model must have; ``"map"``: the whole
+            map, so that layers that reduce leave their fused kernel.
         learns: Whether it has parameters to train.
         alone: Whether images of their own shapes in one batch come to it one at a time: it takes no mask, or one grid.
     """
@@ -46,7 +50,7 @@ class Select(ABC):
     merges: ClassVar[bool] = True
     reduction: ClassVar[str] = "mean"
     needs_grid: ClassVar[bool] = False
-    reads_attention: ClassVar[bool] = True
+    reads: ClassVar[str] = "keys"
     learns: ClassVar[bool] = False
     alone: ClassVar[bool] = False
 
@@ -54,6 +58,11 @@ class Select(ABC):
         super().__init_subclass__(**kwargs)
         if cls.placement not in ("before", "inside", "after"):
             raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}).")
+        own = cls.__dict__
+        if "reads" not in own and any(flag in own for flag in FLAGS):
+            cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
+        elif isinstance(cls.reads, str) and cls.reads not in READS:
+            raise ValueError(f"Expected reads to be one of {', '.join(READS)} (got {cls.reads!r}).")
         if not cls.__dict__.get("name"):  # an inherited name stays with the class that has it
             return
         known = _REGISTRY.setdefault(_key(cls.name), cls)
@@ -105,7 +114,18 @@ class Select(ABC):
         return {}
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
-        """Whether it acts once ``finished`` blocks are done, with ``keep`` of ``count`` tokens planned to stay."""
+        """Whether it acts once ``finished`` blocks are done, with ``keep`` of ``count`` tokens planned to stay.
+
+        A method whose threshold says how many stay overrides it: more than the planned tokens are left then, and by
+        this rule it would act again in every later block. It gives its layers by :meth:`bind`, with the fewest tokens
+        that may be left, as ``{l: 1}``::
+
+            def bind(self, channels, depth, schedule=None):
+                return self, {layer: 1 for layer in self.layers}
+
+            def acts(self, finished, keep, count):
+                return finished in self.layers and count > 1
+        """
         return keep < count
 
     def decide(self, tokens: Tokens) -> KeepMask | None:
@@ -134,15 +154,27 @@ class Select(ABC):
         """
         return attention
 
+    def reduction_at(self, layer: int) -> str:
+        """How maps made at block ``layer`` (0-based; -1: outside a model) pool, for methods that change with depth.
+
+        L, the depth, is what :meth:`bind` is told.
+        """
+        return self.reduction
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it may ask for keys or attention; if not, none are kept for it. See ``reads``."""
+        return self.reads != "nothing"
+
     @property
     def needs_class_token(self) -> bool:
-        """Whether it reads the attention of a class token."""
-        return False
+        """Whether it reads the attention of a class token. See ``reads``."""
+        return self.reads == "class"
 
     @property
     def needs_map(self) -> bool:
-        """Whether it reads a whole attention map: layers that reduce then leave their fused kernel."""
-        return False
+        """Whether it reads a whole attention map: layers that reduce then leave their fused kernel. See ``reads``."""
+        return self.reads == "map"
 
     @property
     def edits_attention(self) -> bool:
@@ -151,8 +183,16 @@ class Select(ABC):
 
     @property
     def weighs(self) -> bool:
-        """Whether attention should weigh keys by the sizes that the maps make; where it merges, usually."""
+        """Whether the sizes that the maps make go on to attention and to later means; where it merges, usually."""
         return self.merges
+
+    @property
+    def prop_attn(self) -> bool | str:
+        """What ``attach`` takes for ``prop_attn`` where the user gives none: by sizes where it :attr:`weighs`.
+
+        ``"none"`` beside ``weighs`` keeps sizes for later means, and attention does not see them.
+        """
+        return self.weighs
 
     @property
     def restores(self) -> bool:
@@ -182,6 +222,19 @@ class Select(ABC):
             head_width: D of one attention head, for strategies that work on keys.
         """
         return None
+
+
+def _reads_by_flags(select: Select) -> str:
+    """``reads`` of a strategy that says it by the older attributes."""
+
+    def says(flag: str, default: bool) -> bool:
+        return default if getattr(type(select), flag) is getattr(Select, flag) else getattr(select, flag)
+
+    if says("needs_map", False):
+        return "map"
+    if not says("reads_attention", True):
+        return "nothing"
+    return "class" if says("needs_class_token", False) else "keys"
 
 
 def _key(name: str) -> str:

@@ -16,9 +16,9 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.nn.decisions import gumbel_keep
 from tokengraph.nn.predictor import TokenPredictor
 from tokengraph.select.base import Select
-from tokengraph.select.peaks.peaks import check_order
+from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.parts.choices.peaks import check_order
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
-from tokengraph.select.topk import _topk
 
 if TYPE_CHECKING:
     from tokengraph.schedule import Schedule
@@ -60,7 +60,7 @@ class DynamicViT(Select):
     name: ClassVar[str] = "dynamicvit"
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     learns: ClassVar[bool] = True
 
     def __init__(
@@ -101,6 +101,17 @@ class DynamicViT(Select):
         self.gradient_cap = gradient_cap
         self.predictors: torch.nn.ModuleList | None = None
         self.noise: list[Tensor] | None = None  # Gumbel noise of each stage, [B, N, 2], instead of drawing it
+
+    @classmethod
+    def published(cls, keep: float = 0.7) -> DynamicViT:
+        """The released behaviour: its masked softmax in training, kept tokens by falling score in evaluation.
+
+        Args:
+            keep: Shares are its powers; released for 0.5 to 0.9.
+
+        Source: the code of Rao et al., NeurIPS 2021.
+        """
+        return cls(keep, order="score", official=True)
 
     def __repr__(self) -> str:
         stages = "" if self.layers is None else f", layers={list(self.layers)}, ratios={list(self.ratios or ())}"
@@ -170,7 +181,7 @@ class DynamicViT(Select):
             likely = likely if tokens.mask is None else likely & tokens.mask
             counts = zip(likely.sum(dim=1).tolist(), valid_counts(tokens.x, tokens.mask), strict=True)
             budget = [min(max(k, self.min_keep), n) for k, n in counts]
-        return _topk(score, budget, tokens.mask, self.order)
+        return keep_best(score, budget, tokens.mask, self.order)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """One predictor."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
-from tokengraph.flat.tables import table
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
+from tokengraph.select.parts.choices.cells import pack_cells
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
@@ -56,7 +56,7 @@ class GridPool(Select):
 
     name: ClassVar[str] = "grid-pool"
     alone: ClassVar[bool] = True
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
@@ -73,83 +73,10 @@ class GridPool(Select):
 def _grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, ...], mask: Tensor | None) -> Assignment:
     budget = clamp_budget(keep, pos, mask)
     if not isinstance(budget, list):
-        return Assignment.from_dense(_cells(pos, budget, grid), budget)
+        return Assignment.from_dense(pack_cells(pos, budget, grid), budget)
     counts = valid_counts(pos, mask)
     cluster = torch.zeros(pos.shape[:2], dtype=torch.long, device=pos.device)
     for b, (count, cells) in enumerate(zip(counts, budget, strict=True)):
         if count:
-            cluster[b, :count] = _cells(pos[b : b + 1, :count], cells, grid)[0]
+            cluster[b, :count] = pack_cells(pos[b : b + 1, :count], cells, grid)[0]
     return Assignment.from_dense(cluster, budget, mask=mask)
-
-
-def _cells(pos: Tensor, keep: int, grid: tuple[int, ...]) -> Tensor:
-    """Cell of each token, ``[B, N]`` in ``[0, keep)``, each cell with at least one token."""
-    tokens = pos.size(1)
-    if tokens == 0:
-        return torch.zeros(pos.shape[:2], dtype=torch.long, device=pos.device)
-    if len(grid) == 3:
-        return _video_cells(pos, keep, grid)
-    band, number = (t.to(pos.device) for t in _plan(tokens, keep, int(grid[0]), int(grid[1])))
-    y, x = pos.unbind(dim=2)
-    order = _refine(x.argsort(dim=1, stable=True), y)
-    by_x = x.gather(1, order).argsort(dim=1, stable=True)
-    in_band = band[by_x].argsort(dim=1, stable=True)
-    order = order.gather(1, by_x.gather(1, in_band))
-    return torch.empty_like(order).scatter_(1, order, number.expand_as(order))
-
-
-def _video_cells(pos: Tensor, keep: int, grid: tuple[int, ...]) -> Tensor:
-    """:func:`_cells` for positions (t, y, x): spans of time, cut into bands, cut into cells."""
-    span, band, number = (t.to(pos.device) for t in _video_plan(pos.size(1), keep, *map(int, grid)))
-    t, y, x = pos.unbind(dim=2)
-    order = _refine(_refine(x.argsort(dim=1, stable=True), y), t)
-    order = _regroup(_refine(_refine(_refine(order, t), x), y), order, span)
-    order = _regroup(_refine(_refine(_refine(order, t), y), x), order, band)
-    return torch.empty_like(order).scatter_(1, order, number.expand_as(order))
-
-
-def _regroup(wanted: Tensor, order: Tensor, group: Tensor) -> Tensor:
-    """Sorts as ``wanted`` does within each group; ``group`` says which one each place of ``order`` is in."""
-    mine = torch.empty_like(order).scatter_(1, order, group.expand_as(order))
-    return _refine(wanted, mine)
-
-
-def _refine(order: Tensor, key: Tensor) -> Tensor:
-    """Sorts by ``key``, ties as in ``order``."""
-    return order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
-
-
-@table(256)
-def _plan(tokens: int, keep: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Band of each place in reading order, and cell of each place once bands are sorted from left to right."""
-    ideal = (keep * height / max(width, 1)) ** 0.5
-    fitting = [h for h in range(1, keep + 1) if keep % h == 0 and ideal / 1.5 <= h <= ideal * 1.5]
-    bands = min(fitting, key=lambda h: abs(h - ideal)) if fitting else min(max(round(ideal), 1), keep)
-    first = torch.arange(bands + 1) * keep // bands  # first cell of each band
-    edge = first * tokens // keep  # first place of each band
-    place = torch.arange(tokens)
-    band = torch.searchsorted(edge, place, right=True) - 1
-    cells, size = first.diff()[band], edge.diff()[band]
-    return band, first[band] + (place - edge[band]) * cells // size
-
-
-@table(256)
-def _video_plan(tokens: int, keep: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Span of each place in order of time, band once spans are sorted by rows, cell once bands are by columns.
-
-    As many spans as make the cells about cubes; a number that divides ``keep`` is taken where it is near enough.
-    """
-    ideal = (keep * frames * frames / max(height * width, 1)) ** (1 / 3)
-    fitting = [s for s in range(1, keep + 1) if keep % s == 0 and ideal / 1.5 <= s <= ideal * 1.5]
-    spans = min(fitting, key=lambda s: abs(s - ideal)) if fitting else min(max(round(ideal), 1), keep)
-    first = (torch.arange(spans + 1) * keep // spans).tolist()
-    edge = [cell * tokens // keep for cell in first]
-    span, band, number, bands = [], [], [], 0
-    for i in range(spans):
-        count, cells = edge[i + 1] - edge[i], first[i + 1] - first[i]
-        rows, cell = _plan(count, cells, height, width)
-        span.append(torch.full((count,), i))
-        band.append(rows + bands)
-        number.append(cell + first[i])
-        bands += cells  # more numbers than there are bands: only their order matters
-    return torch.cat(span), torch.cat(band), torch.cat(number)

@@ -36,7 +36,8 @@ def select_alone(
     images = tokens_alone(tokens, grids, full)
     budgets = budget if isinstance(budget, list) else [budget] * len(images)
     parts = [select(image, min(keep, image.x.size(1))) for image, keep in zip(images, budgets, strict=True)]
-    return join(parts, [image.x[0] for image in images])
+    sizes = None if tokens.size is None else [image.size[0] for image in images if image.size is not None]
+    return join(parts, [image.x[0] for image in images], sizes)
 
 
 def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:
@@ -76,6 +77,7 @@ class _Images:
     def __init__(self, stats: AttentionStats) -> None:
         self.stats = stats
         self.keys = cache(stats.heads_of_keys)
+        self.values = cache(stats.values)
 
     def of(self, b: int, count: int) -> AttentionStats:
         """Of image b and its first ``count`` patch tokens."""
@@ -91,4 +93,11 @@ class _Images:
             q, k = stats._queries_keys()
             return q[one, :, rows], k[one, :, rows]
 
-        return AttentionStats(project, stats.scale, stats.num_prefix, bias, keys=lambda: self.keys()[one, :, rows])
+        return AttentionStats(
+            project,
+            stats.scale,
+            stats.num_prefix,
+            bias,
+            keys=lambda: self.keys()[one, :, rows],
+            values=lambda: self.values()[one, :, rows],
+        )

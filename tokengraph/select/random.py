@@ -12,21 +12,9 @@ from tokengraph.cost import Cost
 from tokengraph.errors import check_mask
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
+from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.parts.scores.random import random_score
 from tokengraph.select.tokens import Tokens
-from tokengraph.select.topk import _topk
-
-
-def random_score(num_tokens: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Pseudo-random numbers in [0, 1), ``[N]`` float32: a hash of (seed, index).
-
-    The same on every device, for any batch and any N, under compilation and export; no generator is touched.
-    """
-    n = torch.arange(num_tokens, device=device, dtype=torch.int64)
-    # Lowbias32 (Wellons), in 64 bits cut to 32 after each product.
-    h = (n * 0x9E3779B1 + (seed * 0x85EBCA77 + 0x27D4EB2F) % 2**32) % 2**32
-    h = ((h ^ (h >> 16)) * 0x7FEB352D) % 2**32
-    h = ((h ^ (h >> 15)) * 0x46C7EB45) % 2**32
-    return ((h ^ (h >> 16)) >> 8).float() / 2**24
 
 
 def random_prune(
@@ -44,7 +32,7 @@ def random_prune(
     """
     score = random_score(num_tokens, seed, device=device).expand(num_images, -1)
     check_mask(mask, score)
-    return _topk(score, keep, mask)
+    return keep_best(score, keep, mask)
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Random(Select):
     """
 
     name: ClassVar[str] = "random"
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     merges: ClassVar[bool] = False
     seed: int = 0
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
@@ -15,9 +13,8 @@ from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.raster import in_raster_order
 from tokengraph.select.base import Select
-from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
-
-SAME = 1.0 - 2.0**-20  # a cosine from here on is 1 up to rounding: such tokens tie, and the index decides
+from tokengraph.select.parts.choices.edges import merge_halves
+from tokengraph.select.tokens import Tokens
 
 
 def tome(
@@ -83,6 +80,14 @@ class ToMe(Select):
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"token-merging": {}}
     order: str = "published"
 
+    @classmethod
+    def published(cls) -> ToMe:
+        """The released behaviour, which is the default: clusters in the published order.
+
+        Source: the code of Bolya et al., ICLR 2023.
+        """
+        return cls()
+
     def __post_init__(self) -> None:
         _check_order(self.order)
 
@@ -109,74 +114,5 @@ def _check_order(order: str) -> None:
 def _tome(
     metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None, order: str = "published"
 ) -> Assignment:
-    assignment = _merge(metric, keep, num_prefix, mask)
+    assignment = merge_halves(metric, keep, num_prefix, mask)
     return in_raster_order(assignment) if order == "raster" else assignment
-
-
-def _merge(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
-    images, tokens = metric.shape[:2]
-    first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
-    merged, kept = _merges(metric, keep, first, mask)
-    if merged == 0 or tokens < 2 or images == 0:
-        return Assignment.from_dense(torch.arange(tokens, device=metric.device).expand(images, -1), kept, mask=mask)
-    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        order, partner = _match(metric, first, mask, merged if isinstance(merged, int) else max(merged, default=0))
-        sources = order[:, : partner.size(1)]
-        # Columns, one row an image, where images differ.
-        removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
-        in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
-        leaves = torch.arange(sources.size(1), device=order.device) < removed
-        if num_prefix:  # unmerged tokens of A follow their index
-            gone = torch.zeros_like(order, dtype=torch.bool).scatter_(1, sources, leaves.expand_as(sources))
-            number = (~gone).cumsum(dim=1) - 1
-        else:  # or their similarity
-            place = torch.arange(order.size(1), device=order.device) - removed
-            number = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
-        target = in_a - removed + partner
-        if isinstance(removed, Tensor):
-            target = torch.where(leaves, target, number.gather(1, sources))
-        cluster_b = in_a - removed + torch.arange(tokens - order.size(1), device=order.device)
-        cluster = _interleave(number.scatter(1, sources, target), cluster_b.expand(images, -1), first)
-        if isinstance(removed, Tensor):  # an image that loses nothing keeps its order
-            cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
-        return Assignment.from_dense(cluster, kept, mask=mask)
-
-
-def _merges(
-    metric: Tensor, keep: int | list[int], first: int, mask: Tensor | None
-) -> tuple[int, int] | tuple[list[int], list[int]]:
-    """How many tokens each image loses, at most its smaller set, and how many clusters it keeps."""
-    budget = clamp_budget(keep, metric, mask)
-    if isinstance(budget, int) and mask is None:
-        merged = min(metric.size(1) - budget, metric.size(1) // 2)
-        return merged, metric.size(1) - merged
-    counts = valid_counts(metric, mask)
-    budgets = budget if isinstance(budget, list) else [budget] * len(counts)
-    in_a = [(n + 1 - first) // 2 for n in counts]
-    lost = [min(n - k, a, n - a) for n, k, a in zip(counts, budgets, in_a, strict=True)]
-    return lost, [n - m for n, m in zip(counts, lost, strict=True)]
-
-
-def _match(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-    """Tokens of A by falling similarity, ``[B, N/2]``, and the partners in B of the first ``most``, ``[B, most]``."""
-    unit = F.normalize(metric.detach().float(), dim=-1)
-    # Products of odd widths round by where a row lies in memory: zeros make the width even for all.
-    unit = F.pad(unit, (0, -unit.size(2) % 16)) if unit.size(2) % 16 else unit
-    score = torch.matmul(unit[:, first::2], unit[:, 1 - first :: 2].transpose(1, 2))
-    score.clamp_max_(SAME)
-    if mask is not None:
-        score = score.masked_fill(~mask[:, None, 1 - first :: 2], -torch.inf)
-    best = score.amax(dim=2)
-    if mask is not None:
-        best = best.masked_fill(~mask[:, first::2], -torch.inf)
-    order = best.argsort(dim=1, descending=True, stable=True)
-    # argmax is slow, so only for the tokens that may merge.
-    return order, score.gather(1, order[:, :most, None].expand(-1, -1, score.size(2))).argmax(dim=2)
-
-
-def _interleave(a: Tensor, b: Tensor, first: int) -> Tensor:
-    """Puts A at places ``first, first + 2, ...`` and B at the others: ``[B, N]``."""
-    out = a.new_empty(a.size(0), a.size(1) + b.size(1))
-    out[:, first::2] = a
-    out[:, 1 - first :: 2] = b
-    return out

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from tokengraph.cost import Cost
@@ -14,9 +13,10 @@ from tokengraph.errors import check_finite, check_mask
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
-from tokengraph.select.tokens import Tokens, below, clamp_budget, valid_counts
-
-TINY = torch.finfo(torch.float32).tiny
+from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.parts.reductions.fuse import keep_and_fuse
+from tokengraph.select.parts.scores.norm import feature_norm
+from tokengraph.select.tokens import Tokens
 
 
 def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> Assignment:
@@ -41,7 +41,7 @@ def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) ->
     _check_score(score)
     check_mask(mask, score)
     check_finite(score if mask is None else score[mask])
-    return _topk(score, keep, mask)
+    return keep_best(score, keep, mask)
 
 
 def fuse_rest(
@@ -66,7 +66,7 @@ def fuse_rest(
     _check_score(score)
     check_mask(mask, score)
     check_finite(score if mask is None else score[mask])
-    return _fuse_rest(score, keep, mask, average)
+    return keep_and_fuse(score, keep, mask, average)
 
 
 @dataclass(frozen=True)
@@ -85,24 +85,32 @@ class TopK(Select):
     score: str = "class"
     fuse: bool = False
 
+    @classmethod
+    def published(cls) -> TopK:
+        """EViT: class attention, and what is pruned fused by it; shares of 0.7 at its stages are the schedule's.
+
+        Source: the code of Liang et al., ICLR 2022. Kept tokens stay in order, which changes no output of a block.
+        """
+        return cls("class", fuse=True)
+
     def __post_init__(self) -> None:
         if self.score not in ("class", "norm"):
             raise ValueError(f"Expected score to be 'class' or 'norm' (got {self.score!r}).")
 
     @property
-    def needs_class_token(self) -> bool:
-        """True for ``score="class"``."""
-        return self.score == "class"
+    def reads(self) -> str:  # type: ignore[override]
+        """``"class"`` or, for ``score="norm"``, ``"nothing"``."""
+        return "class" if self.score == "class" else "nothing"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         if self.score == "class":
             score = tokens.class_attention()
         else:
-            score = torch.linalg.vector_norm(tokens.x.float(), dim=2)
+            score = feature_norm(tokens.x)
         if self.fuse:
-            return _fuse_rest(score, budget, tokens.mask, average=self.score == "norm")
-        return _topk(score, budget, tokens.mask)
+            return keep_and_fuse(score, budget, tokens.mask, average=self.score == "norm")
+        return keep_best(score, budget, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """One row of the attention map, or one norm a token."""
@@ -113,67 +121,3 @@ def _check_score(score: Tensor) -> None:
     if not isinstance(score, Tensor) or score.dim() != 2:
         got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise ValueError(f"Expected score of shape [B, N] (got {got}).")
-
-
-def _kept(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Tensor:
-    score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
-    order = score.argsort(dim=1, descending=True, stable=True)
-    place = torch.arange(score.size(1), device=score.device).expand_as(order)
-    return below(torch.empty_like(order).scatter_(1, order, place), keep)
-
-
-def _topk(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str = "index") -> Assignment:
-    """The map; by ``order="score"`` the best token comes first, but an image that keeps all stays in order."""
-    budget = clamp_budget(keep, score, mask)
-    most = max(budget, default=0) if isinstance(budget, list) else budget
-    if order == "score" and (isinstance(budget, list) or budget < score.size(1)):
-        score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
-        index = score.argsort(dim=1, descending=True, stable=True)
-        place = torch.arange(score.size(1), device=score.device).expand_as(index)
-        if isinstance(budget, list):
-            whole = [k >= n for k, n in zip(budget, valid_counts(score, mask), strict=True)]
-            behind = (~mask).long().argsort(dim=1, stable=True) if mask is not None else place
-            index = torch.where(torch.tensor(whole, device=score.device)[:, None], behind, index)
-        rank = torch.empty_like(index).scatter_(1, index, place)
-        cluster = torch.where(below(rank, budget), rank, -1)
-        index = index[:, :most]
-    else:
-        kept = _kept(score, budget, mask)
-        cluster = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
-        index = (~kept).argsort(dim=1, stable=True)[:, :most]
-    drops = isinstance(budget, list) or budget < score.size(1)
-    return Assignment.from_dense(cluster, budget, mask=mask, drops=drops, centers=index, single=True)
-
-
-def _fuse_rest(score: Tensor, keep: int | list[int], mask: Tensor | None, average: bool) -> SoftAssignment:
-    budget = clamp_budget(keep, score, mask)
-    if isinstance(budget, list):
-        counts = valid_counts(score, mask)
-        single: int | list[int] = [k if k >= n else k - 1 for k, n in zip(budget, counts, strict=True)]
-        last = torch.tensor(budget, dtype=torch.long, device=score.device)[:, None] - 1
-    else:
-        whole = budget >= score.size(1)
-        single, last = (budget if whole else budget - 1), budget - 1
-    kept = _kept(score, single, mask)
-    hard = Assignment.from_dense(torch.where(kept, kept.cumsum(dim=1) - 1, last), budget, mask=mask)
-    share = score.float()
-    if average:  # divided by the largest first: the sum of many may be infinite
-        others = share.masked_fill(kept if mask is None else kept | ~mask, 0.0)
-        others = others / others.detach().amax(dim=1, keepdim=True).clamp_min(TINY)
-        share = others / others.sum(dim=1, keepdim=True).clamp_min(TINY)
-    weight = torch.where(kept, 1.0, share)
-    weight = weight.flatten() if mask is None else weight[mask]
-    token = torch.arange(hard.num_tokens, device=score.device)
-    up = (token, hard.cluster, torch.ones_like(weight, requires_grad=False))
-    return SoftAssignment(
-        token,
-        hard.cluster,
-        weight,
-        hard.num_tokens,
-        hard.num_clusters,
-        False,
-        up,
-        hard.ptr,
-        hard.cluster_ptr,
-        counts=hard.counts,
-    )

@@ -93,5 +93,13 @@ class DynamicSpatial(Standalone[SpatialAttachment]):
         self.fast: list[dict[str, nn.Module | nn.Parameter]] = []  # of each sparsified block, by name
         self.noise: list[Tensor] | None = None  # Gumbel noise of each stage, [B, N, 2], instead of drawing it
 
+    @classmethod
+    def published(cls, keep: float = 0.7) -> DynamicSpatial:
+        """The released behaviour: two streams through all of training.
+
+        Source: the code of Rao et al., TPAMI 2023.
+        """
+        return cls(keep, remerge=False)
+
     def __repr__(self) -> str:
         return f"DynamicSpatial(ratios={[round(r, 4) for r in self.ratios]}, layers={self.layers})"

@@ -33,7 +33,7 @@ class Groups(Select):
     The maps are weighted ones, of weight 1, so that the two steps stay two maps.
     """
 
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
         """Maps the tokens to groups; the budget is not asked."""
@@ -132,8 +132,8 @@ class _Reader(Select):
     seen: list[Any] = field(default_factory=list, compare=False)
 
     @property
-    def needs_map(self) -> bool:
-        return self.open
+    def reads(self) -> str:  # type: ignore[override]
+        return "map" if self.open else "keys"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
         self.seen.append((tokens.attention, tokens.mask))

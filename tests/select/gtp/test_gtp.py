@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import registry
-from tokengraph.select.gtp.graph import PropagationGraph, propagation_graph
 from tokengraph.select.gtp.gtp import DEIT_B, GTP, gtp, propagate
-from tokengraph.select.gtp.scores import SCORES
+from tokengraph.select.parts.graphs.propagation import PropagationGraph, propagation_graph
+from tokengraph.select.parts.scores.attention import SCORES
 from tokengraph.select.tokens import Tokens
 from tokengraph.testing import SELECT_LAWS, make_tokens
 

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from tokengraph import TokenGraph
 from tokengraph.attention.stats import AttentionStats
-from tokengraph.select.gtp.graph import PropagationGraph, propagation_graph
 from tokengraph.select.gtp.gtp import gtp, propagate
-from tokengraph.select.gtp.scores import gtp_score, sparsify
+from tokengraph.select.parts.graphs.propagation import PropagationGraph, propagation_graph
+from tokengraph.select.parts.scores.attention import gtp_score, sparsify
 
 HERE = Path(__file__).parents[2] / "reference" / "gtp"
 SHARED = Path(__file__).parents[4] / "shared" / "reference" / "gtp"  # files too large for the repository

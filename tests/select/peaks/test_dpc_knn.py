@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokengraph import dpc_knn
-from tokengraph.select.peaks import dpc_knn as module
+from tokengraph.select.parts.graphs import complete as module
 
 
 def test_dpc_knn_ranks_features_that_underflow_exp_like_float64_logs():

@@ -17,8 +17,8 @@ from tokengraph.attention.stats import AttentionStats
 class MultiheadAdapter(Adapter):
     """Pre-norm blocks whose attention is an ``nn.MultiheadAttention``.
 
-    Queries and keys are made inside that module, by parameters. Where a strategy asks for them they are made again
-    from its input, which :meth:`attend` leaves with the block: a forward hook inside a torch layer would turn its
+    Queries, keys and values are made inside that module, by parameters. Where a strategy asks for them they are made
+    again from its input, which :meth:`attend` leaves with the block: a forward hook inside a torch layer would turn its
     inference fast path off and change last bits.
 
     Attributes:
@@ -48,7 +48,7 @@ class MultiheadAdapter(Adapter):
     def statistics(
         self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
-        """Queries and keys made again from the input of the attention."""
+        """Queries, keys and values made again from the input of the attention."""
         attention = getattr(block, self.attention)
         heads, width, normed = attention.num_heads, attention.head_dim, seen["normed"]
         weights, offset = attention.in_proj_weight.chunk(3), attention.in_proj_bias
@@ -62,7 +62,10 @@ class MultiheadAdapter(Adapter):
             weight = weights[1].unflatten(0, (heads, width)).mean(0)
             return F.linear(normed, weight, _mean(biases[1], heads))[:, None]
 
-        return AttentionStats(project, width**-0.5, num_prefix, bias, keys=keys)
+        def values() -> Tensor:
+            return split_heads(F.linear(normed, weights[2], biases[2]), heads=heads)
+
+        return AttentionStats(project, width**-0.5, num_prefix, bias, keys=keys, values=values)
 
     def stock(self, kind: type[nn.Module], block: Any, x: Tensor, **side: Any) -> Tensor:
         """The block's own forward on ``x [B, P+N, C]``, in its own order of batch and sequence."""

@@ -14,7 +14,7 @@ from tokengraph.adapters.parts.heads import split_heads, split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone
 from tokengraph.adapters.parts.pooling import for_mean
 from tokengraph.adapters.parts.relative import coarse_bias, with_bias
-from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries
+from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries, values
 from tokengraph.adapters.timm.vit import TimmModel
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
@@ -98,7 +98,10 @@ class TimmBeit(GammaBlocks):
         def heads_of_keys() -> Tensor:
             return split_heads(keys(attn, seen), heads=attn.num_heads)
 
-        plain = AttentionStats(project, float(attn.scale), num_prefix, keys=heads_of_keys)
+        def heads_of_values() -> Tensor:
+            return split_heads(values(attn, seen), heads=attn.num_heads)
+
+        plain = AttentionStats(project, float(attn.scale), num_prefix, keys=heads_of_keys, values=heads_of_values)
         return plain.with_bias(lambda: with_bias(bias, _bias(attn, side)))
 
 

@@ -12,7 +12,7 @@ from tokengraph.adapters.base import is_a
 from tokengraph.adapters.coarse import CoarseBlock, Lineage
 from tokengraph.adapters.parts.heads import split_heads
 from tokengraph.adapters.parts.rotary import coarse_tables
-from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries
+from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries, values
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -77,7 +77,10 @@ class TimmEva(GammaBlocks):
                 )
             return q, k.repeat_interleave(q.size(1) // k.size(1), dim=1)
 
-        return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=heads_of_keys)
+        def heads_of_values() -> Tensor:
+            return split_heads(values(attn, seen), heads=shared).repeat_interleave(attn.num_heads // shared, dim=1)
+
+        return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=heads_of_keys, values=heads_of_values)
 
     def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""

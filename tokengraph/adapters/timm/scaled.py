@@ -22,7 +22,7 @@ class GammaBlocks(TimmViT):
         """The projections; ``norm1`` where attention reads their weights, and calls no module."""
         attn = block.attn
         if getattr(attn, "qkv", None) is None:
-            return {"q": attn.q_proj, "k": attn.k_proj}
+            return {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
         return {"qkv": attn.qkv} if getattr(attn, "q_bias", None) is None else {"normed": block.norm1}
 
 
@@ -36,9 +36,14 @@ def keys(attn: Any, seen: dict[str, Tensor]) -> Tensor:
     return _rows(attn, seen, 1)
 
 
+def values(attn: Any, seen: dict[str, Tensor]) -> Tensor:
+    """Rows of values, ``[B, P+N, C]``."""
+    return _rows(attn, seen, 2)
+
+
 def _rows(attn: Any, seen: dict[str, Tensor], which: int) -> Tensor:
-    if (name := "qk"[which]) in seen:
+    if (name := "qkv"[which]) in seen:
         return seen[name]
     if "qkv" in seen:
         return seen["qkv"].chunk(3, dim=2)[which]
-    return F.linear(seen["normed"], attn.qkv.weight.chunk(3)[which], (attn.q_bias, attn.k_bias)[which])
+    return F.linear(seen["normed"], attn.qkv.weight.chunk(3)[which], (attn.q_bias, attn.k_bias, attn.v_bias)[which])

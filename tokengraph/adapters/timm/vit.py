@@ -160,7 +160,10 @@ class TimmViT(Adapter):
             q, k, _ = split_qkv(seen["qkv"], attn.num_heads)
             return attn.q_norm(q), attn.k_norm(k)
 
-        return AttentionStats(project, float(attn.scale), num_prefix, bias)
+        def values() -> Tensor:
+            return split_qkv(seen["qkv"], attn.num_heads)[2]
+
+        return AttentionStats(project, float(attn.scale), num_prefix, bias, values=values)
 
     def embedding(self, model: Any) -> nn.Module:
         """``model.patch_embed``."""

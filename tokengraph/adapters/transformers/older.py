@@ -46,13 +46,14 @@ class OlderTransformersViT(TransformersViT):
         return apply_parts(block, ("layer_scale2", "drop_path"), block.mlp(y)) + x
 
     def watched(self, block: Any) -> dict[str, nn.Module]:
-        """The projections of queries and keys."""
-        return {"q": block.attention.attention.query, "k": block.attention.attention.key}
+        """The projections."""
+        inner = block.attention.attention
+        return {"q": inner.query, "k": inner.key, "v": inner.value}
 
     def statistics(
         self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
-        """From the outputs of both projections."""
+        """From the outputs of the projections."""
         inner = block.attention.attention
         width = inner.attention_head_size
 
@@ -62,7 +63,11 @@ class OlderTransformersViT(TransformersViT):
         def keys() -> Tensor:
             return split_heads(seen["k"], width=width)
 
-        return AttentionStats(project, float(getattr(inner, "scaling", width**-0.5)), num_prefix, bias, keys=keys)
+        def values() -> Tensor:
+            return split_heads(seen["v"], width=width)
+
+        scale = float(getattr(inner, "scaling", width**-0.5))
+        return AttentionStats(project, scale, num_prefix, bias, keys=keys, values=values)
 
 
 def attention_under(

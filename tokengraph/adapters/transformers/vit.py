@@ -125,19 +125,19 @@ class TransformersViT(Adapter):
         return apply_parts(block, AFTER_MLP, first_part(block, ("mlp",))(first_part(block, SECOND_NORM)(x))) + x
 
     def watched(self, block: Any) -> dict[str, nn.Module]:
-        """The projections of queries and keys."""
+        """The projections."""
         attention = first_part(block, ATTENTION)
-        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj")):
+        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")):
             parts = ", ".join(name for name, _ in attention.named_children())
             raise ValueError(
-                f"Expected an attention with q_proj and k_proj (got {type(attention).__name__} with {parts})."
+                f"Expected an attention with q_proj, k_proj and v_proj (got {type(attention).__name__} with {parts})."
             )
-        return {"q": attention.q_proj, "k": attention.k_proj}
+        return {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
 
     def statistics(
         self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
-        """From the outputs of both projections; keys before, attention after the rotary embedding."""
+        """From the outputs of the projections; keys before, attention after the rotary embedding."""
         attention = first_part(block, ATTENTION)
         width, tables = int(attention.head_dim), side.get("position_embeddings")
 
@@ -154,7 +154,11 @@ class TransformersViT(Adapter):
             return heads("k")
 
         scale = getattr(attention, "scaling", getattr(attention, "scale", width**-0.5))
-        return AttentionStats(project, float(scale), num_prefix, bias, keys=keys)
+
+        def values() -> Tensor:
+            return heads("v")
+
+        return AttentionStats(project, float(scale), num_prefix, bias, keys=keys, values=values)
 
     def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""

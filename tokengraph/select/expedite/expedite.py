@@ -127,7 +127,7 @@ class Expedite(Select):
     placement: ClassVar[str] = "before"
     merges: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = True
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     clusters: Sides | None = None
     iterations: int = 5
     inv_temperature: float | str = INV_TEMPERATURE
@@ -156,6 +156,17 @@ class Expedite(Select):
                     f"Expected clusters as a tuple (h, w), or (t, h, w) for videos (got {self.clusters!r})."
                 )
             check_positive(**dict(zip("wht", reversed(self.clusters), strict=False)))
+
+    @classmethod
+    def published(cls, clusters: Sides | None = None) -> Expedite:
+        """The released behaviour in images: L2 weights on the way up, all clusters that tie, empty clusters at zero.
+
+        Args:
+            clusters: ``(h, w)``; ``None``: the budget decides, which the released code leaves to the caller.
+
+        Source: the code of Liang et al., NeurIPS 2022.
+        """
+        return cls(clusters, normalize="l2", ties="released", empty="zero")
 
     @property
     def temperature(self) -> float | str:

@@ -14,11 +14,11 @@ from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
-from tokengraph.select.gtp.graph import PropagationGraph, check_graph, connect_patches
-from tokengraph.select.gtp.scores import check_score, gtp_score, sparsify
-from tokengraph.select.gtp.step import MODES, check_patch, kept_as_they_are, propagation
-from tokengraph.select.peaks.peaks import check_order
-from tokengraph.select.random import random_score
+from tokengraph.select.parts.choices.peaks import check_order
+from tokengraph.select.parts.graphs.propagation import PropagationGraph, check_graph, connect_patches
+from tokengraph.select.parts.reductions.propagate import MODES, check_patch, kept_as_they_are, propagation
+from tokengraph.select.parts.scores.attention import check_score, gtp_score, sparsify
+from tokengraph.select.parts.scores.random import random_score
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 # Tokens removed in each layer: density of the attention maps and alpha, as the authors tuned them for DeiT-B.
@@ -195,9 +195,11 @@ class GTP(Select):
         return self.score.startswith("cls")
 
     @property
-    def needs_map(self) -> bool:
-        """True but for cls and random scores without sparsification."""
-        return self.sparsity < 1 or not (self.score == "random" or self.needs_class_token)
+    def reads(self) -> str:  # type: ignore[override]
+        """``"map"`` but for cls and random scores without sparsification."""
+        if self.sparsity < 1:
+            return "map"
+        return "nothing" if self.score == "random" else "class" if self.score.startswith("cls") else "map"
 
     @property
     def edits_attention(self) -> bool:

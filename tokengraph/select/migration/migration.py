@@ -97,6 +97,11 @@ class TokenMigration(Select):
         return leave
 
     @property
+    def reads(self) -> str:  # type: ignore[override]
+        """``"keys"`` where they tell who resembles whom."""
+        return "keys" if self.similarity == "keys" else "nothing"
+
+    @property
     def restores(self) -> bool:
         """True: that is its second half."""
         return True

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.errors import check_finite, check_tokens
+from tokengraph.flat.layout import take_rows
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import table
 
@@ -143,13 +144,6 @@ def _first_best(rows: Tensor, best: Tensor) -> Tensor:
 def _checkerboard(device: str, *sides: int) -> tuple[Tensor, Tensor]:
     white = (torch.cartesian_prod(*map(torch.arange, sides)).sum(dim=1) % 2).bool()
     return (~white).nonzero().flatten().to(device), white.nonzero().flatten().to(device)
-
-
-def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``x[b, index[b]]``: ``[B, n, C]`` and ``[B, k]`` to ``[B, k, C]``; on flat rows, much faster than gather."""
-    images, count = x.shape[:2]
-    shift = torch.arange(images, device=x.device)[:, None] * count
-    return x.flatten(0, 1).index_select(0, (index + shift).flatten()).view(images, index.size(1), *x.shape[2:])
 
 
 def replenish(tokens: Tensor, ids: Tensor, steps: Sequence[Departure], rule: str = "identity") -> Tensor:

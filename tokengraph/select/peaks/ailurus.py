@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
-from tokengraph.edges.distance import mend_close, origin, squared_norm
-from tokengraph.edges.window import Tiles, window_graph, window_tiles
+from tokengraph.edges.window import window_graph, window_tiles
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
-from tokengraph.flat.looks import may_look
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
+from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers
+from tokengraph.select.parts.graphs.window import look_up, window_distances
+from tokengraph.select.parts.scores.density import window_peaks
 from tokengraph.select.peaks.orphans import EPS, adopt_orphans
-from tokengraph.select.peaks.peaks import TINY, assign_to_centers, check_order, choose_centers, density_order
 from tokengraph.select.tokens import Tokens, clamp_budget
-
-BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about what a core's cache holds
 
 
 def ailurus(
@@ -97,7 +95,7 @@ class AiluRus(Select):
 
     name: ClassVar[str] = "ailurus"
     alone: ClassVar[bool] = True
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
     needs_grid: ClassVar[bool] = True
     k: int = 5
@@ -147,12 +145,12 @@ def _ailurus(
         window = window_graph(grid, lam, device=x.device)
         rank = torch.arange(1, window.size(1) + 1, device=x.device, dtype=torch.float32)
         factor = alpha + (1 - alpha) * rank / lam
-        sigma = _window_distances(x, grid, lam).add_(EPS).mul_(factor)
-        score, by_density = _peak_scores(sigma, window, k, include_self)
+        sigma = window_distances(x, grid, lam).add_(EPS).mul_(factor)
+        score, by_density = window_peaks(sigma, window, k, include_self)
         anchors = choose_centers(score, by_density, keep)
         anchored = torch.zeros_like(score, dtype=torch.bool).scatter_(1, anchors, True)
         # The nearest anchor of the window; window columns run by rank, and argmin takes the first of equals.
-        reachable = torch.where(_look_up(anchored, window), sigma, torch.inf)
+        reachable = torch.where(look_up(anchored, window), sigma, torch.inf)
         best = reachable.argmin(dim=2)
         orphan = reachable.gather(2, best[..., None]).squeeze(2) == torch.inf
         center = window.expand(images, -1, -1).gather(2, best[..., None]).squeeze(2)
@@ -161,54 +159,3 @@ def _ailurus(
         frames = grid[:1] if len(grid) == 3 else ()
         center = adopt_orphans(center, orphan & ~anchored, x, anchors, grid[-2], grid[-1], lam, alpha, *frames)
         return assign_to_centers(center, anchors, keep, mask=None, order=order)
-
-
-def _window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
-    """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates.
-
-    Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied. Where products lose digits,
-    eager CPU runs take differences; on CUDA and compiled, products alone count.
-    """
-    tiles: Tiles = window_tiles(grid, lam, device=x.device)
-    images, _, channels = x.shape
-    count, queries = tiles.queries.shape
-    wide = torch.promote_types(x.dtype, torch.float32)
-    zero = origin(x.to(wide)).unsqueeze(1) if x.size(1) else x.new_zeros(images, 1, 1, channels)
-    step = max(1, BLOCK // max(1, tiles.candidates.size(1) * channels * 4))
-    if x.is_cuda or torch.compiler.is_compiling():
-        step = max(count, 1)
-    dots, norms = [], []
-    for start in range(0, count, step):
-        query, candidate, local = (t[start : start + step] for t in tiles[:3])
-        a = x.index_select(1, query.flatten()).to(wide).view(images, -1, queries, channels).sub_(zero)
-        b = x.index_select(1, candidate.flatten()).to(wide).view(images, -1, candidate.size(1), channels).sub_(zero)
-        product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(images, -1, queries, b.size(2))
-        dots.append(product.gather(3, local.expand(images, -1, -1, -1)))
-        norms.append(squared_norm(a))
-    norm = torch.cat(norms, dim=1).flatten(1, 2).index_select(1, tiles.slot)
-    dot = torch.cat(dots, dim=1).flatten(1, 2).index_select(1, tiles.slot)
-    window = window_graph(grid, lam, device=x.device)
-    squared = (_look_up(norm, window) + norm[..., None]).sub_(dot, alpha=2.0)
-    if may_look(x):
-        mend_close(squared, x.to(wide), norm, columns=window)
-    return squared.clamp_min_(0.0).mul_(1.0 / channels).sqrt_()
-
-
-def _peak_scores(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> tuple[Tensor, Tensor]:
-    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
-    near = min(k - include_self, sigma.size(2))
-    lowest = sigma.topk(near, dim=2, largest=False).values if near else sigma[..., :0]
-    used = max(near + include_self, 1)
-    order, rank = density_order(log_density := -lowest.square().sum(dim=2) / used)
-    denser = _look_up(rank, window) < rank[..., None]
-    delta = (
-        torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
-    )
-    farthest = sigma.flatten(1).amax(dim=1, keepdim=True) if sigma.numel() else sigma.new_ones(rank.size(0), 1)
-    delta = torch.where(delta < torch.inf, delta, farthest)
-    return log_density + delta.clamp_min(TINY).log(), order
-
-
-def _look_up(values: Tensor, window: Tensor) -> Tensor:
-    """``values[b, window[i, r]]``, ``[B, N, L]``; several times faster than advanced indexing."""
-    return values.index_select(1, window.flatten()).view(values.size(0), window.size(0), window.size(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
-from tokengraph.edges.distance import mend_close, recentre, squared_distance, squared_norm
-from tokengraph.edges.knn_torch import BUDGET
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
-from tokengraph.flat.looks import may_look
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
+from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers, nearest_center
+from tokengraph.select.parts.graphs.complete import Distances
+from tokengraph.select.parts.scores.density import density_peaks
 from tokengraph.select.peaks.dpc_knn_parity import dpc_knn_parity
-from tokengraph.select.peaks.peaks import TINY, assign_to_centers, check_order, choose_centers, density_order
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 
@@ -102,11 +101,19 @@ class DPCKNN(Select):
 
     name: ClassVar[str] = "dpc-knn"
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tcformer": {}, "ctm": {}}
-    reads_attention: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
     k: int = 5
     include_self: bool = True
     order: str = "index"
+
+    @classmethod
+    def published(cls) -> DPCKNN:
+        """TCFormer's settings: 5 tokens, itself among them, best centre first. :func:`dpc_knn` takes its noise.
+
+        Source: the code of Zeng et al., CVPR 2022.
+        """
+        return cls(5, include_self=True, order="score")
 
     def __post_init__(self) -> None:
         check_positive(k=self.k)
@@ -157,95 +164,12 @@ def _dpc_knn(
         warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
                       stacklevel=3)  # fmt: skip
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        pairs = _Distances(x.detach(), mask)
+        pairs = Distances(x.detach(), mask)
         if importance is None:
-            score, by_density = _peak_scores(pairs, k, mask, include_self)
+            score, by_density = density_peaks(pairs, k, mask, include_self)
         else:
             score = importance.float() if mask is None else importance.float().masked_fill(~mask, -torch.inf)
             by_density = score.argsort(dim=1, descending=True, stable=True)
         centers = choose_centers(score, by_density, most)
-        center = _nearest_center(pairs, centers, budget, mask)
+        center = nearest_center(pairs, centers, budget, mask)
         return assign_to_centers(center, centers, budget, mask=mask, order=order)
-
-
-class _Distances:
-    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time.
-
-    Not divided by C, so that whole numbers stay whole and ties exact. Where products lose digits, eager CPU runs take
-    differences; on CUDA, where looking would stop the stream, and compiled, products alone count.
-    """
-
-    def __init__(self, x: Tensor, mask: Tensor | None) -> None:
-        self.source = x.to(torch.promote_types(x.dtype, torch.float32))
-        self.x = recentre(x, mask)
-        self.mask, self.norm = mask, squared_norm(self.x)
-        self.mend = may_look(x)
-        x = self.x
-        images, self.tokens = x.shape[:2]
-        self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
-        if torch.compiler.is_compiling():  # a step that depends on the batch would fix the batch
-            self.step = max(1, self.tokens)
-        self._whole: Tensor | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, self.tokens, self.step):
-            if self._whole is not None:
-                yield start, self._whole
-                continue
-            rows = slice(start, start + self.step)
-            block = squared_distance(self.x[:, rows], self.x, self.norm[:, rows], self.norm)
-            if self.mend:
-                mend_close(block, self.source, self.norm, start)
-            own = torch.arange(block.size(1), device=block.device)
-            block[:, own, own + start] = 0.0
-            if self.mask is not None:
-                block = block.masked_fill(~self.mask[:, None, :], torch.inf)
-            if self.step >= self.tokens:
-                self._whole = block
-            yield start, block
-
-    def rows(self, tokens: Tensor) -> Tensor:
-        """The rows of these tokens ``[B, K]``: ``[B, K, N]``, read again where all are kept."""
-        if self._whole is not None:
-            return self._whole.gather(1, tokens[..., None].expand(-1, -1, self.tokens))
-        a = self.x.gather(1, tokens[..., None].expand(-1, -1, self.x.size(2)))
-        block = squared_distance(a, self.x, self.norm.gather(1, tokens), self.norm)
-        return mend_close(block, self.source, self.norm, rows=tokens) if self.mend else block
-
-
-def _peak_scores(pairs: _Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
-    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
-    tokens = pairs.tokens
-    near = min(k + (not include_self), tokens)
-    lowest = torch.cat([b.topk(near, dim=2, largest=False).values for _, b in pairs], dim=1)
-    if not include_self:
-        lowest = lowest[..., 1:]  # the token itself is at distance 0, the smallest there is
-    there = lowest < torch.inf
-    mean = torch.where(there, lowest, 0.0).sum(dim=2) / (there.sum(dim=2).clamp_min(1) * max(pairs.x.size(2), 1))
-    log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)
-    order, rank = density_order(log_density)
-    deltas, farthest = [], []
-    for start, block in pairs:
-        denser = rank[:, None, :] < rank[:, start : start + block.size(1), None]
-        deltas.append(torch.where(denser, block, torch.inf).amin(dim=2))
-        row = block if mask is None else torch.where(block < torch.inf, block, 0.0)
-        farthest.append(row.amax(dim=2))
-    delta, far = torch.cat(deltas, dim=1), torch.cat(farthest, dim=1)
-    if mask is not None:
-        far = far.masked_fill(~mask, 0.0)
-    delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
-    score = log_density + 0.5 * (delta / max(pairs.x.size(2), 1)).clamp_min(TINY).log()
-    return score, order
-
-
-def _nearest_center(pairs: _Distances, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
-    """The nearest centre of each token, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
-    x, distance = pairs.x, pairs.rows(centers)
-    if isinstance(budget, list):
-        place = torch.arange(centers.size(1), device=x.device)
-        spare = place >= torch.tensor(budget, device=x.device)[:, None]
-        distance = distance.masked_fill(spare[..., None], torch.inf)
-        centers = centers.masked_fill(spare, x.size(1))
-    nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
-    own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
-    return own if mask is None else own.clamp_max(x.size(1) - 1)

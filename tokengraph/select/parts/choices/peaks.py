@@ -1,4 +1,4 @@
-"""Density peaks: the parts that DPC-KNN and AiluRus share once densities and distances are there."""
+"""Peaks of a score become centres; every token goes to one of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from torch import Tensor
 
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.raster import in_raster_order
-
-TINY = torch.finfo(torch.float32).tiny
+from tokengraph.select.parts.graphs.complete import Distances
 
 
 def check_order(order: str, *also: str) -> None:
@@ -17,17 +16,6 @@ def check_order(order: str, *also: str) -> None:
     if order not in known:
         words = ", ".join(repr(k) for k in known[:-1])
         raise ValueError(f"Expected order to be {words} or {known[-1]!r} (got {order!r}).")
-
-
-def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks tokens by falling density, ties to the lower index, a total order.
-
-    Returns:
-        ``order [B, N]``, the tokens from densest on, and ``rank [B, N]``, each token's place in it.
-    """
-    order = log_density.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
-    return order, rank
 
 
 def choose_centers(score: Tensor, order: Tensor, keep: int) -> Tensor:
@@ -63,3 +51,16 @@ def assign_to_centers(
     centers = centers.clamp_max(max(tokens - 1, 0))
     assignment = Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers)
     return in_raster_order(assignment) if order == "raster" else assignment
+
+
+def nearest_center(pairs: Distances, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
+    """The nearest centre of each token, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
+    x, distance = pairs.x, pairs.rows(centers)
+    if isinstance(budget, list):
+        place = torch.arange(centers.size(1), device=x.device)
+        spare = place >= torch.tensor(budget, device=x.device)[:, None]
+        distance = distance.masked_fill(spare[..., None], torch.inf)
+        centers = centers.masked_fill(spare, x.size(1))
+    nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
+    own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
+    return own if mask is None else own.clamp_max(x.size(1) - 1)

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tokengraph.attention.stats import AttentionStats
-from tokengraph.select.gtp.scores import SCORES, gtp_score, sparsify
+from tokengraph.select.parts.scores.attention import SCORES, gtp_score, sparsify
 
 # One image, two heads, a class token and two patches; rows are queries.
 MAP = torch.tensor(

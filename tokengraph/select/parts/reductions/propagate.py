@@ -8,7 +8,7 @@ from torch import Tensor
 from tokengraph.flat.looks import may_look
 from tokengraph.flat.tables import equal_ptr
 from tokengraph.maps.soft import Edges, SoftAssignment
-from tokengraph.select.gtp.graph import PropagationGraph
+from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
 MODES = ("propagate", "none", "mean")
 

@@ -9,7 +9,7 @@ from torch_geometric.utils import grid as pyg_grid
 from torch_geometric.utils import remove_self_loops, to_dense_adj
 
 from tokengraph import TokenGraph
-from tokengraph.select.gtp.graph import PropagationGraph, gtp_graph, propagation_graph
+from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 
 KINDS = ["spatial", "semantic", "mixed"]
 

@@ -1,0 +1,1 @@
+"""Which tokens become one cluster."""

@@ -1,0 +1,58 @@
+"""The complete graph of an image: all distances, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges.distance import mend_close, recentre, squared_distance, squared_norm
+from tokengraph.edges.knn_torch import BUDGET
+from tokengraph.flat.looks import may_look
+
+
+class Distances:
+    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time.
+
+    Not divided by C, so that whole numbers stay whole and ties exact. Where products lose digits, eager CPU runs take
+    differences; on CUDA, where looking would stop the stream, and compiled, products alone count.
+    """
+
+    def __init__(self, x: Tensor, mask: Tensor | None) -> None:
+        self.source = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.x = recentre(x, mask)
+        self.mask, self.norm = mask, squared_norm(self.x)
+        self.mend = may_look(x)
+        x = self.x
+        images, self.tokens = x.shape[:2]
+        self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
+        if torch.compiler.is_compiling():  # a step that depends on the batch would fix the batch
+            self.step = max(1, self.tokens)
+        self._whole: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row of each block, and the block ``[B, rows, N]``."""
+        for start in range(0, self.tokens, self.step):
+            if self._whole is not None:
+                yield start, self._whole
+                continue
+            rows = slice(start, start + self.step)
+            block = squared_distance(self.x[:, rows], self.x, self.norm[:, rows], self.norm)
+            if self.mend:
+                mend_close(block, self.source, self.norm, start)
+            own = torch.arange(block.size(1), device=block.device)
+            block[:, own, own + start] = 0.0
+            if self.mask is not None:
+                block = block.masked_fill(~self.mask[:, None, :], torch.inf)
+            if self.step >= self.tokens:
+                self._whole = block
+            yield start, block
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """The rows of these tokens ``[B, K]``: ``[B, K, N]``, read again where all are kept."""
+        if self._whole is not None:
+            return self._whole.gather(1, tokens[..., None].expand(-1, -1, self.tokens))
+        a = self.x.gather(1, tokens[..., None].expand(-1, -1, self.x.size(2)))
+        block = squared_distance(a, self.x, self.norm.gather(1, tokens), self.norm)
+        return mend_close(block, self.source, self.norm, rows=tokens) if self.mend else block

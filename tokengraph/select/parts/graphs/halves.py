@@ -1,0 +1,38 @@
+"""Two alternating sets of tokens, A and B; each token of A may merge with the one of B that resembles it most."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SAME = 1.0 - 2.0**-20  # a cosine from here on is 1 up to rounding: such tokens tie, and the index decides
+
+
+def unit_rows(metric: Tensor) -> Tensor:
+    """Directions of the rows ``[B, N, D]`` in float32, without gradient, zeros for zero rows.
+
+    Products of odd widths round by where a row lies in memory: zeros make the width even for all.
+    """
+    unit = F.normalize(metric.detach().float(), dim=-1)
+    return F.pad(unit, (0, -unit.size(2) % 16)) if unit.size(2) % 16 else unit
+
+
+def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> Tensor:
+    """Edges of A to B, ``[B, n_a, n_b]``: cosines of unit rows, equal where they are 1 up to rounding.
+
+    Args:
+        a: ``[B, n_a, D]``.
+        b: ``[B, n_b, D]``.
+        mask_b: ``[B, n_b]`` bool, True where B has a token.
+    """
+    score = torch.matmul(a, b.transpose(1, 2)).clamp_max_(SAME)
+    return score if mask_b is None else score.masked_fill(~mask_b[:, None], -torch.inf)
+
+
+def interleave(a: Tensor, b: Tensor, first: int) -> Tensor:
+    """Puts A at places ``first, first + 2, ...`` and B at the others: ``[B, N]``."""
+    out = a.new_empty(a.size(0), a.size(1) + b.size(1))
+    out[:, first::2] = a
+    out[:, 1 - first :: 2] = b
+    return out

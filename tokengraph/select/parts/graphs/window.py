@@ -1,0 +1,48 @@
+"""Each token with its nearest patches: distances along the window graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.edges.distance import mend_close, origin, squared_norm
+from tokengraph.edges.window import Tiles, window_graph, window_tiles
+from tokengraph.flat.looks import may_look
+
+BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about what a core's cache holds
+
+
+def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
+    """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates.
+
+    Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied. Where products lose digits,
+    eager CPU runs take differences; on CUDA and compiled, products alone count.
+    """
+    tiles: Tiles = window_tiles(grid, lam, device=x.device)
+    images, _, channels = x.shape
+    count, queries = tiles.queries.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
+    zero = origin(x.to(wide)).unsqueeze(1) if x.size(1) else x.new_zeros(images, 1, 1, channels)
+    step = max(1, BLOCK // max(1, tiles.candidates.size(1) * channels * 4))
+    if x.is_cuda or torch.compiler.is_compiling():
+        step = max(count, 1)
+    dots, norms = [], []
+    for start in range(0, count, step):
+        query, candidate, local = (t[start : start + step] for t in tiles[:3])
+        a = x.index_select(1, query.flatten()).to(wide).view(images, -1, queries, channels).sub_(zero)
+        b = x.index_select(1, candidate.flatten()).to(wide).view(images, -1, candidate.size(1), channels).sub_(zero)
+        product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(images, -1, queries, b.size(2))
+        dots.append(product.gather(3, local.expand(images, -1, -1, -1)))
+        norms.append(squared_norm(a))
+    norm = torch.cat(norms, dim=1).flatten(1, 2).index_select(1, tiles.slot)
+    dot = torch.cat(dots, dim=1).flatten(1, 2).index_select(1, tiles.slot)
+    window = window_graph(grid, lam, device=x.device)
+    squared = (look_up(norm, window) + norm[..., None]).sub_(dot, alpha=2.0)
+    if may_look(x):
+        mend_close(squared, x.to(wide), norm, columns=window)
+    return squared.clamp_min_(0.0).mul_(1.0 / channels).sqrt_()
+
+
+def look_up(values: Tensor, window: Tensor) -> Tensor:
+    """``values[b, window[i, r]]``, ``[B, N, L]``; several times faster than advanced indexing."""
+    return values.index_select(1, window.flatten()).view(values.size(0), window.size(0), window.size(1))

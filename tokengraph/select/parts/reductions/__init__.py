@@ -1,0 +1,1 @@
+"""What a cluster becomes, where that is more than ``Assignment.reduce`` does."""

@@ -1,0 +1,1 @@
+"""How much a token, or an edge, matters."""

@@ -1,0 +1,62 @@
+"""Density peaks: how dense a token lies, and how far from any denser one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.select.parts.graphs.complete import Distances
+from tokengraph.select.parts.graphs.window import look_up
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks tokens by falling density, ties to the lower index, a total order.
+
+    Returns:
+        ``order [B, N]``, the tokens from densest on, and ``rank [B, N]``, each token's place in it.
+    """
+    order = log_density.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
+    return order, rank
+
+
+def density_peaks(pairs: Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
+    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
+    tokens = pairs.tokens
+    near = min(k + (not include_self), tokens)
+    lowest = torch.cat([b.topk(near, dim=2, largest=False).values for _, b in pairs], dim=1)
+    if not include_self:
+        lowest = lowest[..., 1:]  # the token itself is at distance 0, the smallest there is
+    there = lowest < torch.inf
+    mean = torch.where(there, lowest, 0.0).sum(dim=2) / (there.sum(dim=2).clamp_min(1) * max(pairs.x.size(2), 1))
+    log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)
+    order, rank = density_order(log_density)
+    deltas, farthest = [], []
+    for start, block in pairs:
+        denser = rank[:, None, :] < rank[:, start : start + block.size(1), None]
+        deltas.append(torch.where(denser, block, torch.inf).amin(dim=2))
+        row = block if mask is None else torch.where(block < torch.inf, block, 0.0)
+        farthest.append(row.amax(dim=2))
+    delta, far = torch.cat(deltas, dim=1), torch.cat(farthest, dim=1)
+    if mask is not None:
+        far = far.masked_fill(~mask, 0.0)
+    delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
+    score = log_density + 0.5 * (delta / max(pairs.x.size(2), 1)).clamp_min(TINY).log()
+    return score, order
+
+
+def window_peaks(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> tuple[Tensor, Tensor]:
+    """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
+    near = min(k - include_self, sigma.size(2))
+    lowest = sigma.topk(near, dim=2, largest=False).values if near else sigma[..., :0]
+    used = max(near + include_self, 1)
+    order, rank = density_order(log_density := -lowest.square().sum(dim=2) / used)
+    denser = look_up(rank, window) < rank[..., None]
+    delta = (
+        torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
+    )
+    farthest = sigma.flatten(1).amax(dim=1, keepdim=True) if sigma.numel() else sigma.new_ones(rank.size(0), 1)
+    delta = torch.where(delta < torch.inf, delta, farthest)
+    return log_density + delta.clamp_min(TINY).log(), order

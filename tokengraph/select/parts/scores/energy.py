@@ -1,0 +1,44 @@
+"""PiToMe's energy: how many tokens of the image resemble a token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = 2**24  # cosines at a time
+
+
+@torch.no_grad()
+def energy(metric: Tensor, *, margin: float, alpha: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    r"""Scores tokens by how many others resemble them.
+
+    .. math:: E_i = \frac1N \sum_j f(\cos(k_i, k_j) - m), \qquad f(z) = z \text{ if } z > 0, \text{ else }
+              \alpha (e^z - 1)
+
+    Args:
+        metric: What is compared, ``[B, N, D]``.
+        margin: m: a cosine above it speaks for a crowd.
+        alpha: Weight of what lies below the margin.
+        mask: ``[B, N]`` bool, True where there is a token.
+
+    Returns:
+        ``[B, N]`` float32; j = i counts. Zero vectors have cosine 0 with all. ``-inf`` where there is no token.
+
+    Cost: ``O(B N^2 D)`` time, at most 16M cosines at a time.
+
+    Source: Tran et al., *PiToMe*, NeurIPS 2024, and its code.
+    """
+    with torch.autocast(metric.device.type, enabled=False):
+        unit = F.normalize(metric.detach().float(), dim=2)
+        if mask is not None:
+            unit = unit.masked_fill(~mask[..., None], 0.0)
+        images = 1 if torch.compiler.is_compiling() else max(unit.size(0), 1)
+        rows = []
+        for block in unit.split(max(1, ROWS // max(1, images * unit.size(1))), dim=1):
+            above = F.elu(torch.bmm(block, unit.transpose(1, 2)).sub_(margin), alpha)
+            rows.append(above.sum(dim=2) if mask is None else (above * mask[:, None]).sum(dim=2))
+        total = torch.cat(rows, dim=1)
+        if mask is None:
+            return total / max(unit.size(1), 1)
+        return (total / mask.sum(dim=1, keepdim=True).clamp_min(1)).masked_fill(~mask, -torch.inf)

@@ -1,0 +1,11 @@
+"""The length of a token's features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def feature_norm(x: Tensor) -> Tensor:
+    """Length of each token of ``x [B, N, C]``, ``[B, N]`` float32."""
+    return torch.linalg.vector_norm(x.float(), dim=2)

@@ -103,7 +103,7 @@ def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
         )
 
 
-def check_model(select: Select, core: nn.Module) -> None:
+def check_modules(select: Select, core: nn.Module) -> None:
     """Raises unless the strategy's own modules have a place in the model."""
     if taken := [name for name in select.modules if name in core._modules]:
         raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")

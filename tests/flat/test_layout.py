@@ -1,6 +1,6 @@
 import torch
 
-from tokengraph.flat.layout import Layout, pad
+from tokengraph.flat.layout import Layout, pad, spread
 
 RAGGED = Layout.of(2, 3, (2, 1), torch.device("cpu"))
 
@@ -61,3 +61,13 @@ def test_pairs_are_one_where_all_images_are_alike():
     assert list(Layout(3, 5).pairs(2)) == [(2, 5)]
     assert list(Layout(2, 5).pairs([2, 3])) == [(2, 5), (3, 5)]
     assert list(RAGGED.pairs(1)) == [(1, 2), (1, 1)]
+
+
+def test_spread_gives_rows_and_numbers_their_places_and_gradients_back():
+    valid = torch.tensor([[True, False], [True, True]])
+    for rows in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]])):
+        rows.requires_grad_()
+        out = spread(rows, valid)
+        assert torch.equal(out[valid], rows) and (out[~valid] == 0).all()
+        (out * 2).sum().backward()
+        assert (rows.grad == 2).all()

@@ -70,7 +70,7 @@ def check_equal(block: nn.Module, wanted: Tensor, got: Tensor, what: str) -> Non
         )
 
 
-def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
+def check_takes_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     """Raises unless a mask of ``log 16`` at a token does what fifteen more copies of that token do.
 
     A block that leaves its mask out, or takes it for a bool one, would weigh merged tokens wrongly without a word. Not

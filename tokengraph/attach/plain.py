@@ -11,7 +11,7 @@ from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter, InputShape
 from tokengraph.attach.block import KeptOutput, note_grid, run_block
 from tokengraph.attach.changes import Change, Hook
-from tokengraph.attach.checks import check_halves, check_mask, check_modules, check_plan
+from tokengraph.attach.checks import check_halves, check_modules, check_plan, check_takes_mask
 from tokengraph.attach.handle import Handle
 from tokengraph.attach.plan import Plans
 from tokengraph.attach.planner import Found, Options, Plan, planner
@@ -66,7 +66,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
         adapter.kept(block)  # raises now, before any change, where the attention has no projections to read
         check_halves(adapter, block, channels)
         if rule.power:
-            check_mask(adapter, block, channels)
+            check_takes_mask(adapter, block, channels)
     start = 0 if begins(chosen) else _first_block(schedule)
     request = Request(adapter, chosen, schedule, rule, options.lift or adapter.wants_whole(model, core), run_block)
     plans = Plans(request, plan, grid[0] * grid[1], grid)

@@ -111,13 +111,20 @@ def act(
         assert isinstance(keep, int)
         none = Assignment.from_dense(x.new_zeros(0, lineage.now.width, dtype=torch.long), keep)
         return x[:, : run.num_prefix + keep], replace(state, lineage=lineage.step(none, Layout(0, keep)), size=None)
-    shape = state.asked.shape
+    assignment = with_counts(_choose(select, state, tokens, keep), lineage.now.images, lineage.now.valid)
+    if mask is not None and state.asked.shape.grids is None:
+        _keep_padding_out(site, mask, assignment)
+    return _reduced(select, run.num_prefix, state, x, assignment)
+
+
+def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int]) -> Assignment | SoftAssignment:
+    """The strategy's map, of all images together or one after another."""
     try:
         if _alone(select, state):
-            assert shape.grids is not None
-            assignment = select_alone(select, tokens, keep, shape.grids, not lineage.coarse)
-        else:
-            assignment = select(tokens, keep)
+            grids = state.asked.shape.grids
+            assert grids is not None
+            return select_alone(select, tokens, keep, grids, not state.lineage.coarse)
+        return select(tokens, keep)
     except RuntimeError as error:
         if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage")):
             raise
@@ -126,10 +133,6 @@ def act(
             "choice here depends on them, as thresholds and budgets of single images do). Give it a fixed budget, or "
             "call the model on one image after another."
         ) from error
-    assignment = with_counts(assignment, lineage.now.images, lineage.now.valid)
-    if mask is not None and shape.grids is None:
-        _keep_padding_out(site, mask, assignment)
-    return _reduced(select, run.num_prefix, state, x, assignment)
 
 
 def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAssignment) -> None:

@@ -43,7 +43,7 @@ def test_user_masks_are_carried():
         masks = {"src_key_padding_mask": padding, "mask": square > 1}
         masks["mask"][:, 0] = False
         out = run(model, images, **masks)
-        patch = handle.trace.state(1).patch
+        patch = handle.trace.lineage(1).ancestor
     x = []
     hook = model.encoder.layers[0].register_forward_hook(lambda m, args, o: x.append(o))
     run(model, images, **masks)

@@ -93,7 +93,7 @@ def test_pruned_tokens_are_gone_for_the_stock_layers_behind(kind, images):
     model = make(kind)
     with attach(model, kind, tg.TopK(score="norm"), {1: 7}) as handle:
         out = run(model, images)
-        patch = handle.trace.state(1).patch
+        patch = handle.trace.lineage(1).ancestor
     held = []
     hook = blocks(model)[0].register_forward_hook(lambda m, args, o: held.append(o))
     run(model, images)

@@ -79,7 +79,7 @@ def test_a_budget_that_all_images_reach_ends_the_padding(images):
     model = tiny_vit()
     with tg.attach(model, Uneven(tg.TopK()), {1: 8, 2: 6}) as handle, torch.no_grad():
         model(images)
-        assert handle.trace.state(1).valid is not None
+        assert handle.trace.lineage(1).now.valid is not None
     with tg.attach(model, Uneven(tg.Random()), {1: 8, 3: 1}) as handle, torch.no_grad():
         assert model(images).isfinite().all()
 

@@ -9,7 +9,7 @@ from needs import library
 from torch import nn
 
 import tokengraph as tg
-from tokengraph.adapters.coarse import STASH
+from tokengraph.adapters.coarse import KEPT
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.testing import tiny_vit
 
@@ -137,9 +137,9 @@ def test_attachment_is_called_like_the_model():
         assert torch.equal(coarse(IMAGES), model(IMAGES))
 
 
-def stashes(model: nn.Module) -> list[dict]:
+def kept_outputs(model: nn.Module) -> list[dict]:
     """What hooks have left on blocks."""
-    return [m.__dict__[STASH] for m in model.modules() if STASH in m.__dict__]
+    return [m.__dict__[KEPT] for m in model.modules() if KEPT in m.__dict__]
 
 
 def test_attached_model_keeps_no_projection_between_runs():
@@ -148,19 +148,19 @@ def test_attached_model_keeps_no_projection_between_runs():
             raise RuntimeError("in the strategy")
 
     model, during = tiny_vit(), []
-    model.blocks[0].attn.proj.register_forward_hook(lambda *_: during.extend(stashes(model)))
+    model.blocks[0].attn.proj.register_forward_hook(lambda *_: during.extend(kept_outputs(model)))
     with tg.attach(model, "tome", 2):
         model(IMAGES)
-        assert len(during) == 1 and "qkv" in during[0] and stashes(model) == []
+        assert len(during) == 1 and "qkv" in during[0] and kept_outputs(model) == []
     with tg.attach(model, Raises(), 2):
         with pytest.raises(RuntimeError, match="in the strategy"):
             model(IMAGES)
-        assert stashes(model) == []
+        assert kept_outputs(model) == []
     with tg.attach(model, "tome", 2):
         model.blocks[1].attn.proj.register_forward_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(IMAGES)
-        assert stashes(model) == []
+        assert kept_outputs(model) == []
 
 
 def test_attach_leaves_blocks_before_the_first_coarsening_alone():

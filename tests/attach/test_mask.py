@@ -5,9 +5,12 @@ import torch
 from needs import library
 
 import tokengraph as tg
+from tokengraph.adapters.base import InputShape
 from tokengraph.attach.mask import attention_bias, coarse_mask
-from tokengraph.attach.state import State
+from tokengraph.attach.state import Asked, State
 from tokengraph.attention.size_bias import SizeBias, SizeRule
+from tokengraph.flat.layout import Layout
+from tokengraph.maps.lineage import Lineage
 from tokengraph.testing import tiny_vit
 
 library("timm")
@@ -19,8 +22,9 @@ def state(cluster, count, drops=False):
     source = tg.Assignment.from_dense(torch.tensor(cluster), count, drops=drops)
     images, patches = torch.tensor(cluster).shape
     size = source.reduce(torch.zeros(images * patches, 1))[1].view(images, -1)
-    size = torch.cat([torch.ones(images, 1), size], dim=1).flatten()
-    return State(images, patches, count, (1, patches), size, (source,))
+    size = torch.cat([torch.ones(images, 1), size], dim=1)
+    lineage = Lineage(Layout(images, patches), Layout(images, count), (source,))
+    return State(lineage, Asked(InputShape((1, patches))), size)
 
 
 def test_bias_without_a_mask_is_the_log_size():
@@ -54,13 +58,18 @@ def test_folded_bias_stands_for_the_mask():
 
 def test_mask_is_passed_on_as_it_is_while_nothing_is_coarsened():
     mask = torch.rand(1, 1, 1, 4) > 0.5
-    assert attention_bias(mask, State(2, 3, 3, (1, 3)), 1, rule=SizeRule.of(True), dtype=torch.float32) is mask
+    assert (
+        attention_bias(
+            mask, State.at_input(2, 3, Asked(InputShape((1, 3)))), 1, rule=SizeRule.of(True), dtype=torch.float32
+        )
+        is mask
+    )
 
 
 def test_key_entries_add_up_like_the_members_themselves():
     s = state([[0, 0, 1], [0, 1, 1]], 2)
     mask = torch.randn(2, 1, 1, 4)
-    got = coarse_mask(mask, s, 1, power=1.0).exp()
+    got = coarse_mask(mask, s.lineage, 1, power=1.0).exp()
     e = mask.exp()[:, 0, 0]
     expected = torch.stack([torch.stack([e[0, 0], e[0, 1] + e[0, 2], e[0, 3]]),
                             torch.stack([e[1, 0], e[1, 1], e[1, 2] + e[1, 3]])])  # fmt: skip
@@ -70,16 +79,16 @@ def test_key_entries_add_up_like_the_members_themselves():
 def test_bool_mask_counts_members_that_may_be_attended():
     s = state([[0, 0, 1]], 2)
     mask = torch.tensor([[[[True, True, False, False]]]])
-    assert coarse_mask(mask, s, 1, power=1.0).exp().tolist() == [[[[1.0, 1.0, 0.0]]]]
+    assert coarse_mask(mask, s.lineage, 1, power=1.0).exp().tolist() == [[[[1.0, 1.0, 0.0]]]]
     both = torch.tensor([[[[True, True, True, False]]]])
-    torch.testing.assert_close(coarse_mask(both, s, 1, power=1.0).exp(), torch.tensor([[[[1.0, 2.0, 0.0]]]]))
-    torch.testing.assert_close(coarse_mask(both, s, 1, power=0.0).exp(), torch.tensor([[[[1.0, 1.0, 0.0]]]]))
+    torch.testing.assert_close(coarse_mask(both, s.lineage, 1, power=1.0).exp(), torch.tensor([[[[1.0, 2.0, 0.0]]]]))
+    torch.testing.assert_close(coarse_mask(both, s.lineage, 1, power=0.0).exp(), torch.tensor([[[[1.0, 1.0, 0.0]]]]))
 
 
 def test_square_mask_shrinks_on_both_sides_and_forgets_dropped_tokens():
     s = state([[0, -1, 1]], 2, drops=True)
     mask = torch.randn(1, 2, 4, 4)
-    got = coarse_mask(mask, s, 1, power=1.0)
+    got = coarse_mask(mask, s.lineage, 1, power=1.0)
     keep = torch.tensor([0, 1, 3])
     torch.testing.assert_close(got, mask[:, :, keep][..., keep])
 
@@ -119,6 +128,6 @@ def test_causal_attention_is_refused():
 def test_gradient_of_a_learned_mask_is_finite_where_nothing_may_be_attended():
     s = state([[0, 0, 1]], 2)
     mask = torch.tensor([[[[0.5, -torch.inf, -torch.inf, 0.1]]]], requires_grad=True)
-    out = coarse_mask(mask, s, 1, power=1.0)
+    out = coarse_mask(mask, s.lineage, 1, power=1.0)
     out[out > -torch.inf].sum().backward()
     assert mask.grad.tolist() == [[[[1.0, 0.0, 0.0, 1.0]]]]

@@ -94,7 +94,7 @@ def test_memory_that_is_used_again_is_not_taken_for_the_tokens_that_lay_there():
     model = exact_vit(depth=2)
     with tg.attach(model, "tome", 3) as handle:
         model(SOME)
-        recompute = handle.trace.recompute
+        recompute = handle.trace.run.recompute
         assert len(recompute._entered) == 2
         model(SOME)  # the first run's tokens are gone, and with them what was kept of them
         assert len(recompute._entered) == 2

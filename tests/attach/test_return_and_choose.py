@@ -76,7 +76,7 @@ def test_rows_that_were_held_return_and_are_chosen_from_anew():
     with tg.attach(model, Hold(), SCHEDULE) as handle:
         assert_close(model(IMAGES), wanted, rtol=1e-4, atol=1e-5)
         assert list(handle.trace.counts) == [16, 10, 12, 6, 16, 16]
-        assert handle.trace.state(4).maps == () and len(handle.trace.state(2).maps) == 1
+        assert handle.trace.state(4).lineage.maps == () and len(handle.trace.state(2).lineage.maps) == 1
         model.train()
         model(IMAGES).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.blocks.parameters())

@@ -41,7 +41,7 @@ def test_evaluation_of_the_published_code_is_reproduced(vectors, order):
     trace = handle.trace
     assert trace.counts == [64, 44, 44, 32, 32, 32, 32]
     for stage, layer in enumerate((1, 3)):
-        patch, theirs = trace.state(layer).patch, v[f"keep_abs_{stage}"]
+        patch, theirs = trace.lineage(layer).ancestor, v[f"keep_abs_{stage}"]
         assert torch.equal(patch.sort(1)[0], theirs.sort(1)[0])
         if order == "score":
             assert torch.equal(patch, theirs)
@@ -119,7 +119,7 @@ def test_training_and_evaluation_agree_for_the_same_decisions(images):
         pruned = model(images)
         noise = []
         for layer in (1, 2):  # noise that draws the tokens that evaluation has kept
-            kept = torch.zeros(2, 16).scatter_(1, handle.trace.state(layer).patch, 1.0)
+            kept = torch.zeros(2, 16).scatter_(1, handle.trace.lineage(layer).ancestor, 1.0)
             noise.append(torch.stack([kept, 1 - kept], dim=2) * 1e4)
         handle.select.noise = noise
         masked = model.train()(images)
@@ -132,7 +132,7 @@ def test_pooled_and_registered_models_agree_too(images, options):
     handle = tg.attach(model, tg.DynamicViT(layers=[1], ratios=[0.5]))
     with torch.no_grad():
         pruned = model(images)
-        kept = torch.zeros(2, 16).scatter_(1, handle.trace.state(1).patch, 1.0)
+        kept = torch.zeros(2, 16).scatter_(1, handle.trace.lineage(1).ancestor, 1.0)
         handle.select.noise = [torch.stack([kept, 1 - kept], dim=2) * 1e4]
         assert_close(model.train()(images), pruned, rtol=1e-5, atol=1e-5)
 

@@ -41,16 +41,16 @@ def test_models_of_the_published_code_are_reproduced(vectors, name, order):
         logits = model(v["image"])
         trace = handle.trace
         for i in range(4):
-            state = trace.state(i + 1)
+            ancestor = trace.lineage(i + 1).ancestor
             kept = v[f"l{i}_orig_kept"].long()
-            assert torch.equal(state.patch.sort(1)[0], kept.sort(1)[0])
+            assert torch.equal(ancestor.sort(1)[0], kept.sort(1)[0])
             if order == "score":
-                assert torch.equal(state.patch, kept)
+                assert torch.equal(ancestor, kept)
             ours, theirs = seen[i], v[f"l{i}_x_after_prop"]
             assert_close(ours[:, 0], theirs[:, 0], rtol=0, atol=2e-5)
-            assert_close(_by_patch(ours[:, 1:], state.patch), _by_patch(theirs[:, 1:], kept), rtol=0, atol=2e-5)
+            assert_close(_by_patch(ours[:, 1:], ancestor), _by_patch(theirs[:, 1:], kept), rtol=0, atol=2e-5)
             if f"l{i}_scales" in v:
-                assert_close(_by_patch(trace.size(i + 1), state.patch), _by_patch(v[f"l{i}_scales"][:, 1:], kept))
+                assert_close(_by_patch(trace.size(i + 1), ancestor), _by_patch(v[f"l{i}_scales"][:, 1:], kept))
         for layer, wanted in ((0, v["graph0"]), (1, v["l0_graph"]), (4, v["l3_graph"])):
             kept = torch.arange(64).expand(2, -1) if layer == 0 else v[f"l{layer - 1}_orig_kept"].long()
             _check_graph(trace, layer, wanted, kept)
@@ -59,7 +59,7 @@ def test_models_of_the_published_code_are_reproduced(vectors, name, order):
 
 def _check_graph(trace, layer, wanted, kept):
     graph, count = trace.graph(layer), wanted.size(1)
-    patch = trace.state(layer).patch
+    patch = trace.lineage(layer).ancestor
     patch = torch.arange(count).expand(2, -1) if patch is None else patch
     image = graph.edge_index[0] // count
     sender, receiver = (patch.flatten()[graph.edge_index[i]] for i in (0, 1))
@@ -83,7 +83,7 @@ def test_block_of_the_published_code_is_reproduced(vectors):
     model.norm.register_forward_pre_hook(lambda m, args: seen.update(out=args[0]))
     with tg.attach(model, tg.GTP(graph="spatial", scales=False), 8) as handle, torch.no_grad():
         model(torch.zeros(2, 3, 56, 56))
-        patch = handle.trace.state(1).patch
+        patch = handle.trace.lineage(1).ancestor
     kept = v["index_kept"].long() - 1
     assert torch.equal(patch.sort(1)[0], kept.sort(1)[0])
     assert_close(seen["out"][:, 0], v["x_out"][:, 0], rtol=0, atol=1e-5)
@@ -160,7 +160,7 @@ def test_any_number_of_prefix_tokens_pass_propagation_bit_for_bit(images, option
     assert coarse.size(1) == prefix + 12 and torch.equal(coarse[:, :prefix], plain[:, :prefix])
     assert handle.trace.counts == [16, 12, 8, 4]
     for layer in (1, 2, 3):
-        sizes = handle.trace.state(layer).size.view(2, -1)
+        sizes = handle.trace.state(layer).size
         assert (sizes[:, :prefix] == 1).all() and (sizes[:, prefix:] >= 1).all()
         assert (sizes[:, prefix:] > 1).any()
 
@@ -300,7 +300,7 @@ def test_nodes_of_the_graph_have_the_tokens_scales(images):
     with tg.attach(model, tg.GTP(), 4) as handle, torch.no_grad():
         model(images)
         graph = handle.trace.graph(2)
-        assert torch.equal(graph.size.view(2, -1), handle.trace.size(2)) and graph.size.max() > 1
+        assert torch.equal(graph.size, handle.trace.size(2)) and graph.size.max() > 1
 
 
 def test_a_mask_of_the_user_behind_a_reduction_is_refused_with_a_way_out(images):

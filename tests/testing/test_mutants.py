@@ -8,8 +8,8 @@ from needs import library
 
 import tokengraph as tg
 from tokengraph.adapters.timm.vit import TimmModel, TimmViT
-from tokengraph.attach.state import State
 from tokengraph.attention.size_bias import SizeRule
+from tokengraph.maps.lineage import Lineage
 from tokengraph.testing import SELECT_LAWS, check_model, check_select, tiny_vit
 
 library("timm")
@@ -134,13 +134,13 @@ def no_proportional_attention(patch):
 
 
 def lifts_in_reverse(patch):
-    own = State.lift
-    patch.setattr(State, "lift", lambda self, rows, *args, **kw: own(self, rows.flip(1), *args, **kw))
+    own = Lineage.lift
+    patch.setattr(Lineage, "lift", lambda self, rows, *args, **kw: own(self, rows.flip(1), *args, **kw))
 
 
 def lifts_maps_in_reverse(patch):
-    own = State._lift
-    patch.setattr(State, "_lift", lambda self, *args: own(replace(self, maps=self.maps[::-1]), *args))
+    own = Lineage._lift
+    patch.setattr(Lineage, "_lift", lambda self, *args: own(replace(self, maps=self.maps[::-1]), *args))
 
 
 MODEL_MUTANTS = {

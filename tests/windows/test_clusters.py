@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.windows import cluster_windows
-from tokengraph.windows.grid import join, split
+from tokengraph.windows.grid import split, stitch
 
 SHARED = Path(__file__).parents[3] / "shared" / "reference" / "expedite"  # files too large for the repository
 RELEASED = {"normalize": "l2", "ties": "released", "empty": "zero"}
@@ -20,11 +20,11 @@ def test_windows_are_clustered_as_images_are():
     got = cluster_windows(x, (4, 4), (3, 3), Expedite(inv_temperature=0.5))
     windows, cut = split(x, (4, 4))
     alone = expedite(windows, (4, 4), (3, 3), inv_temperature=0.5)
-    assert torch.equal(got.map, join(alone.centroids.view(12, 9, 6), cut, window=(3, 3)))
+    assert torch.equal(got.map, stitch(alone.centroids.view(12, 9, 6), cut, window=(3, 3)))
     assert got.grid == (6, 9) and got.map.shape == (2, 6, 9, 6)
     y = torch.randn(12 * 9, 5)
-    wanted = join(alone.lift(y).view(12, 16, 5), cut)
-    assert_close(got.restore(join(y.view(12, 9, 5), cut, window=(3, 3))), wanted)
+    wanted = stitch(alone.lift(y).view(12, 16, 5), cut)
+    assert_close(got.restore(stitch(y.view(12, 9, 5), cut, window=(3, 3))), wanted)
 
 
 def test_as_many_clusters_as_tokens_without_iterations_are_the_tokens():
@@ -75,5 +75,5 @@ def test_the_released_windows_of_swin_are_reproduced():
         window=int(case["window_size"]),
         **RELEASED,
     )
-    got = cluster_windows(join(windows, cut), (12, 12), (8, 8), how)
+    got = cluster_windows(stitch(windows, cut), (12, 12), (8, 8), how)
     assert_close(split(got.map, (8, 8))[0], case["centres_final"], atol=1e-5, rtol=0)

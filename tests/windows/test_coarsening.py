@@ -107,6 +107,39 @@ def test_the_record_has_the_stitched_grid(sam, swin):
     assert (handle.trace.grid, handle.trace.coarse_grid) == ((8, 8), (6, 6))
 
 
+@pytest.mark.parametrize("until", [3, None])
+def test_the_record_counts_tokens_after_each_block(tiny, until):
+    model = tiny()
+    with tg.attach(model, WindowCoarsening(SMALL, before=1, until=until)) as handle:
+        with pytest.raises(RuntimeError, match="Expected a run of the model that makes clusters"):
+            _ = handle.trace.counts
+        handle(torch.randn(2, 3, 80, 80) if hasattr(model, "neck") else torch.randn(2, 3, 64, 64))
+        (h, w), (a, b), depth = handle.trace.grid, handle.trace.coarse_grid, handle.trace.depth
+        last = until or depth
+        assert handle.trace.counts == [h * w] * 2 + [a * b] * (last - 2) + [h * w] * (depth + 1 - last)
+
+
+def test_the_record_lays_maps_of_clusters_out_at_full_resolution(sam):
+    model, made = sam(), []
+    model.blocks[2].register_forward_hook(lambda m, args, out: made.append(out))
+    with tg.attach(model, WindowCoarsening(SMALL, before=1, until=5)) as handle:
+        maps = model.forward_intermediates(torch.randn(1, 3, 80, 80), indices=[2], intermediates_only=True)
+        record = handle.trace
+        assert made[0].shape == (1, 9, 9, 24) and torch.equal(record.as_map(made[0]), maps[0])
+        full = torch.randn(1, 10, 10, 24)
+        assert torch.equal(record.as_map(full), full.permute(0, 3, 1, 2))
+        assert torch.equal(record.as_map(full.flatten(1, 2)), full.permute(0, 3, 1, 2))
+        with pytest.raises(ValueError, match=r"Expected maps of \(9, 9\) clusters or \(10, 10\) tokens"):
+            record.as_map(full[:, 1:])
+
+
+def test_a_record_of_tome_has_no_clusters_to_tell_of(sam):
+    with tg.attach(sam(), KINDS["tome"]) as handle:
+        handle(torch.randn(1, 3, 80, 80))
+        with pytest.raises(RuntimeError, match="ToMe in windows merges within each block"):
+            _ = handle.trace.counts
+
+
 @pytest.mark.parametrize("index", [0, 2, 5])
 def test_global_blocks_see_the_stitched_grid_and_blocks_outside_see_the_map(sam, index):
     model, shapes = sam(), []

@@ -2,7 +2,7 @@
 
 import torch
 
-from tokengraph.windows.grid import join, real, split
+from tokengraph.windows.grid import real, split, stitch
 
 
 def test_split_puts_the_windows_of_an_image_in_row_major_order():
@@ -20,12 +20,12 @@ def test_split_pads_at_the_bottom_and_on_the_right():
 
 def test_join_undoes_split():
     x = torch.randn(3, 5, 7, 2)
-    assert torch.equal(join(*split(x, (2, 3))), x)
+    assert torch.equal(stitch(*split(x, (2, 3))), x)
 
 
 def test_join_with_another_window_makes_a_smaller_map():
     _, cut = split(torch.zeros(1, 4, 4, 1), (2, 2))
-    assert join(torch.arange(4.0).view(4, 1, 1), cut, window=(1, 1))[0, ..., 0].tolist() == [[0, 1], [2, 3]]
+    assert stitch(torch.arange(4.0).view(4, 1, 1), cut, window=(1, 1))[0, ..., 0].tolist() == [[0, 1], [2, 3]]
 
 
 def test_windows_that_fit_have_no_padding():

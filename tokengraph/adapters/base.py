@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.coarse import Lineage
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.maps.lineage import Lineage
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,18 @@ class InputShape:
     grids: tuple[tuple[int, int], ...] | None = None
     present: Tensor | None = None
     ordered: bool = True
+
+    @property
+    def one_grid(self) -> tuple[int, int] | None:
+        """``(H, W)`` of the patches of every image; ``None``: images differ, or are padded."""
+        if self.grids is None:
+            return self.grid
+        return self.grids[0] if self.present is None and len(set(self.grids)) == 1 else None
+
+    @property
+    def counts(self) -> tuple[int, ...] | None:
+        """Patches of each image, where images are padded; ``None``: all have as many."""
+        return None if self.present is None else tuple(h * w for h, w in self.grids or ())
 
 
 class Adapter(ABC):
@@ -98,23 +110,23 @@ class Adapter(ABC):
         return kind.forward(block, x, **side)
 
     @abstractmethod
-    def watched(self, block: Any) -> dict[str, nn.Module]:
+    def kept(self, block: Any) -> dict[str, nn.Module]:
         """Modules whose outputs :meth:`statistics` wants, by name; they are kept where the strategy reads attention."""
 
     @abstractmethod
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
-        """Lazy statistics of the attention that the block has just computed, from what :meth:`watched` gave."""
+        """Lazy statistics of the attention that the block has just computed, from what :meth:`kept` gave."""
 
-    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
-        """The block's other inputs for the tokens of now: whatever has a row for each token is coarsened with them."""
+    def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
+        """Coarsens the block's other per-token inputs (RoPE tables, biases) by the maps that the tokens came by."""
         return side
 
     def check_around(  # noqa: B027  # nothing to check is what most need
         self, model: Any, core: nn.Module
     ) -> None:
-        """Raises unless what lies around ``core`` in ``model``, and ``core`` itself, can do with fewer tokens.
+        """Raises if the model, or a head around it, needs a fixed number of tokens.
 
         Raises:
             ValueError: If not; the message names the class.
@@ -132,7 +144,7 @@ class Adapter(ABC):
         """Other inputs that the block needs to run on ``count`` tokens by itself."""
         return {}
 
-    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
 
         Each is a module, ``"output"`` or ``"input"``, and a module-level function marked with

@@ -1,7 +1,8 @@
 """Classes that stand in front of a model's own: what a swapped module needs, and what a family may ask of a run.
 
 A family knows no run. Its blocks hand their input to the site that ``attach`` left on them; its heads read the record
-of the run through :class:`Record`, and its per-token inputs follow the tokens through :class:`Lineage`.
+of the run through :class:`Reader`, and its per-token inputs follow the tokens through a
+:class:`~tokengraph.maps.lineage.Lineage`.
 """
 
 from __future__ import annotations
@@ -13,67 +14,57 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tokengraph.adapters.parts.tracing import refuse_script, refuse_tracing
-from tokengraph.maps.hard import Assignment
-from tokengraph.maps.soft import SoftAssignment
+from tokengraph.maps.lineage import Lineage
 from tokengraph.nn.modes import in_backward
 
 SITE = "_tokengraph"  # attribute that an attached module carries
-STASH = "_tokengraph_seen"  # what hooks leave on a block that is going to read it
+KEPT = "_tokengraph_kept"  # outputs of parts of a block, which hooks keep for it to read
 
 
-class Lineage(Protocol):
-    """The tokens between two blocks: where they come from and how they lie; see ``attach.state.State``."""
+class Writer(Protocol):
+    """What families ask of the run that is going on; see :class:`tokengraph.attach.run.Run`."""
 
-    images: int
-    patches: int
-    count: int
-    maps: tuple[Assignment | SoftAssignment, ...]
-    patch: Tensor | None
-    valid: Tensor | None
-    decisions: tuple[Tensor, ...]
-    present: Tensor | None
-
-    @property
-    def coarse(self) -> bool:
-        """Whether anything was coarsened."""
-        ...
-
-    @property
-    def merged(self) -> bool:
-        """Whether tokens were merged and none dropped."""
-        ...
-
-    def flat(self, rows: Tensor) -> Tensor:
-        """Rows ``[B, count, ...]`` as flat tokens, without padding."""
-        ...
-
-    def averaged(self, rows: Tensor) -> Tensor:
-        """Rows ``[M, ...]`` of the input patches, averaged over the patches in each token: ``[B, count, ...]``."""
-        ...
-
-    def lift(self, rows: Tensor, fill: Tensor | None = None, *, replenish: bool = False) -> Tensor:
-        """Rows ``[B, count, C]`` expanded to one row per input patch, ``[B*patches, C]``."""
-        ...
-
-
-class Record(Protocol):
-    """What heads and poolings read of the last run; see :class:`tokengraph.attach.trace.Trace`."""
-
-    num_prefix: int
-    depth: int
     whole: bool
-    present: Tensor | None
 
     def note_caller(self, whole: bool) -> None:
         """Notes whether a head that needs every patch has called the model."""
         ...
 
-    def state(self, layer: int | None = None) -> Lineage:
-        """The tokens after ``layer`` blocks (default: all)."""
+    def lineage_at(self, index: int, x: Tensor) -> Lineage | None:
+        """Where the tokens ``x [B, P+n, C]`` that come to block ``index`` are from."""
         ...
 
-    def enter(self, index: int, x: Tensor) -> Lineage | None:
-        """The tokens that come to block ``index``."""
+
+class Reader(Protocol):
+    """What heads and poolings read of the last run; see :class:`tokengraph.attach.trace.Trace`."""
+
+    @property
+    def run(self) -> Writer:
+        """What the blocks write."""
+        ...
+
+    @property
+    def num_prefix(self) -> int:
+        """P, the prefix tokens in front of the sequence."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Blocks in the model."""
+        ...
+
+    @property
+    def present(self) -> Tensor | None:
+        """``[B, N]`` bool, True where the input has a patch; ``None``: everywhere."""
+        ...
+
+    @property
+    def decisions(self) -> list[Tensor]:
+        """Cumulative keep masks ``[B, N]`` of a strategy that trains, stage by stage."""
+        ...
+
+    def lineage(self, layer: int | None = None) -> Lineage:
+        """Where the tokens after ``layer`` blocks (default: all) come from, and how they lie."""
         ...
 
     def valid(self, layer: int | None = None) -> Tensor:
@@ -102,7 +93,7 @@ class CoarseSite(Protocol):
     original: type | None
 
     @property
-    def trace(self) -> Record:
+    def trace(self) -> Reader:
         """The record of the model's last run."""
         ...
 
@@ -116,7 +107,7 @@ class CoarseSite(Protocol):
         """Whether tokens that leave come back with something of their own."""
         ...
 
-    def run(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
+    def run_block(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
         """Runs the coarsened block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``."""
         ...
 
@@ -175,7 +166,7 @@ class CoarseBlock(Coarse):
     def coarse(self, x: Tensor, mask: Tensor | None = None, **side: Any) -> Tensor:
         """Runs the block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``; ``side``: the block's other inputs."""
         refuse_tracing(x)
-        return site_of(self).run(self, x, mask, side)  # type: ignore[arg-type]
+        return site_of(self).run_block(self, x, mask, side)  # type: ignore[arg-type]
 
 
 @cache

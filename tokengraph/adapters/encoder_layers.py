@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import strided_grid
-from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, Lineage
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite
 from tokengraph.adapters.parts.multihead import MultiheadAdapter, swap_unless_batch_first
+from tokengraph.maps.lineage import Lineage
 
 
 class EncoderLayer(CoarseBlock):
@@ -150,7 +151,7 @@ class EncoderLayers(MultiheadAdapter):
             return self.stock(kind, block, x, **(stock or {}))
         return super().whole(block, x, mask, **side)
 
-    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Nothing: the masks come as one, which follows the tokens."""
         return {}
 
@@ -188,9 +189,10 @@ def _additive(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def _lifted(site: CoarseSite, x: Tensor) -> Tensor:
-    """``x`` at full resolution, by the state that its own run left: checkpoints may compute it again later."""
-    state, prefix = site.trace.enter(site.index + 1, x), site.trace.num_prefix
-    if state is None or not state.coarse:
+    """``x`` at full resolution, by the lineage that its own run left: checkpoints may compute it again later."""
+    lineage, prefix = site.trace.run.lineage_at(site.index + 1, x), site.trace.num_prefix
+    if lineage is None or not lineage.coarse:
         return x
-    rows = state.lift(x[:, prefix:], replenish=True).view(state.images, state.patches, x.size(2))
+    start = lineage.start
+    rows = lineage.lift(x[:, prefix:], replenish=True).view(start.images, start.width, x.size(2))
     return torch.cat([x[:, :prefix], rows], dim=1)

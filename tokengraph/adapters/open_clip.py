@@ -49,9 +49,9 @@ class OpenClipModel(WithIntermediates):
         pooled, tokens = super()._global_pool(x)  # type: ignore[misc]
         if self.pool_type != "avg":  # type: ignore[attr-defined]
             return pooled, tokens
-        state = site.trace.state()
-        there = state.decisions[-1] if state.decisions else state.valid
-        if there is None or state.merged or there.shape != tokens.shape[:2]:  # which were lifted
+        lineage, decisions = site.trace.lineage(), site.trace.decisions
+        there = decisions[-1] if decisions else lineage.now.valid
+        if there is None or lineage.merged or there.shape != tokens.shape[:2]:  # which were lifted
             return pooled, tokens
         return masked_mean(tokens, there), tokens
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tokengraph.adapters.coarse import SITE, STASH, Coarse, coarse_class
+from tokengraph.adapters.coarse import KEPT, SITE, Coarse, coarse_class
 from tokengraph.attach.site import Mark
 
 HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
@@ -87,7 +87,7 @@ def undo(model: nn.Module, trace: object = None) -> None:
     _unhook(model.modules(), {id(module) for module, _ in found})
     for module, site in found:
         module.__dict__.pop(SITE)
-        module.__dict__.pop(STASH, None)
+        module.__dict__.pop(KEPT, None)
         if site.original is not None:
             module.__class__ = site.original
         for name in site.parts:

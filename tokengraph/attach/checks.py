@@ -70,7 +70,7 @@ def check_equal(block: nn.Module, wanted: Tensor, got: Tensor, what: str) -> Non
         )
 
 
-def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
+def check_takes_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     """Raises unless a mask of ``log 16`` at a token does what fifteen more copies of that token do.
 
     A block that leaves its mask out, or takes it for a bool one, would weigh merged tokens wrongly without a word. Not
@@ -103,7 +103,7 @@ def check_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
         )
 
 
-def check_model(select: Select, core: nn.Module) -> None:
+def check_modules(select: Select, core: nn.Module) -> None:
     """Raises unless the strategy's own modules have a place in the model."""
     if taken := [name for name in select.modules if name in core._modules]:
         raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.attach.state import State
+from tokengraph.adapters.base import InputShape
+from tokengraph.attach.record import Record
+from tokengraph.attach.run import Run
+from tokengraph.attach.state import Asked, State
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
 
-class Lifting:
-    """What :class:`tokengraph.attach.trace.Trace` tells of features; it holds the record itself."""
+class Lifting(Record):
+    """What :class:`tokengraph.attach.trace.Trace` tells of features."""
 
-    num_prefix: int
-    start: int
-    grid: tuple[int, int]
-    grids: tuple[tuple[int, int], ...] | None
-    ordered: bool
-    present: Tensor | None
-    output: Tensor | None
+    run: Run
 
     def state(self, layer: int | None = None) -> State:
         """The tokens after ``layer`` blocks (default: all) in the last run."""
@@ -50,20 +47,21 @@ class Lifting:
 
         Cost: one gather of ``[B, N, C]``; with Expedite the first time its reconstruction edges, too.
         """
-        state = self._state_of(tokens, layer)
-        if tokens.dim() != 3 or tokens.size(0) != state.images:
-            raise ValueError(f"Expected tokens of shape [B={state.images}, n, C] (got {list(tokens.shape)}).")
-        if tokens.size(1) == state.count + self.num_prefix:
-            tokens = tokens[:, self.num_prefix :]
-        elif tokens.size(1) != state.count:
+        lineage, prefix = self._state_of(tokens, layer).lineage, self.run.num_prefix
+        now = lineage.now
+        if tokens.dim() != 3 or tokens.size(0) != now.images:
+            raise ValueError(f"Expected tokens of shape [B={now.images}, n, C] (got {list(tokens.shape)}).")
+        if tokens.size(1) == now.width + prefix:
+            tokens = tokens[:, prefix:]
+        elif tokens.size(1) != now.width:
             raise ValueError(
-                f"Expected {state.count} tokens an image, or {state.count + self.num_prefix} with prefix tokens "
+                f"Expected {now.width} tokens an image, or {now.width + prefix} with prefix tokens "
                 f"(got {tokens.size(1)}). Give the layer that they come from."
             )
-        if not state.coarse:
+        if not lineage.coarse:
             return tokens
-        lifted = state.lift(tokens, None if fill is None else fill.flatten(0, 1), replenish=replenish)
-        return lifted.view(state.images, state.patches, tokens.size(2))
+        lifted = lineage.lift(tokens, None if fill is None else fill.flatten(0, 1), replenish=replenish)
+        return lifted.view(now.images, lineage.start.width, tokens.size(2))
 
     def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False) -> Tensor:
         """A feature map at full resolution, ``[B, C, H, W]``.
@@ -73,15 +71,15 @@ class Lifting:
             layer: Finished blocks; all by default.
             replenish: As for :meth:`lift`; what left the last block is replenished in any case.
         """
-        full, state = self._full(tokens, layer, replenish)
-        if state.one_grid is None:
+        full, shape = self._full(tokens, layer, replenish)
+        if shape.one_grid is None:
             raise ValueError("Expected images of one patch grid (got images of any shape). Use trace.as_maps().")
-        if not self.ordered:
+        if not shape.ordered:
             raise ValueError(
                 "Expected patches in reading order (got those of a model that shuffles them, as ViTMAE does). Give it "
                 "noise=torch.arange(N).expand(B, N), or restore the order of trace.lift(...) by its ids_restore."
             )
-        height, width = state.one_grid
+        height, width = shape.one_grid
         if height * width != full.size(1):
             raise ValueError(
                 f"Expected {height} x {width} patches (got {full.size(1)}): the model dropped some before its blocks, "
@@ -93,32 +91,35 @@ class Lifting:
         self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False
     ) -> list[Tensor]:
         """A feature map of each image at its own resolution, ``[C, H_b, W_b]``; arguments as for :meth:`as_map`."""
-        full, state = self._full(tokens, layer, replenish)
-        if state.grids is None:
+        full, shape = self._full(tokens, layer, replenish)
+        if shape.grids is None:
             return list(self.as_map(tokens, layer=layer, replenish=replenish))
-        pairs = zip(full, state.grids, strict=True)
+        pairs = zip(full, shape.grids, strict=True)
         return [rows[: h * w].t().reshape(-1, h, w).contiguous() for rows, (h, w) in pairs]
 
-    def _full(self, tokens: Tensor | None, layer: int | None, replenish: bool) -> tuple[Tensor, State]:
-        """Rows ``[B, N, C]`` of every input patch, and the state that they come from."""
+    def _full(self, tokens: Tensor | None, layer: int | None, replenish: bool) -> tuple[Tensor, InputShape]:
+        """Rows ``[B, N, C]`` of every input patch, and the shape of the images that they are of."""
         if tokens is None:
             self.state()  # says so when there was no run yet
-            tokens, replenish = self.output, True
+            tokens, replenish = self.run.output, True
             assert tokens is not None
-        return self.lift(tokens, layer=layer, replenish=replenish), self._state_of(tokens, layer)
+        full = self.lift(tokens, layer=layer, replenish=replenish)
+        return full, self._state_of(tokens, layer).asked.shape
 
     def _state_of(self, tokens: Tensor, layer: int | None) -> State:
         """As :meth:`state`; in front of the first attached block, which may not have run, nothing is coarsened."""
-        if layer is None or not 0 < layer <= self.start:
+        if layer is None or not 0 < layer <= self.run.start:
             return self.state(layer)
-        patches = self.grid[0] * self.grid[1] if self.grids is None else tokens.size(1) - self.num_prefix
-        return State(tokens.size(0), patches, patches, self.grid, grids=self.grids, present=self.present).at_input()
+        shape = self.run.shape
+        assert shape.grid is not None
+        patches = shape.grid[0] * shape.grid[1] if shape.grids is None else tokens.size(1) - self.run.num_prefix
+        return State.at_input(tokens.size(0), patches, Asked(shape))
 
     def lift_sequence(self, tokens: Tensor) -> Tensor:
         """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``, prefix tokens in front."""
-        if not self.state().coarse:
+        if not self.state().lineage.coarse:
             return tokens
-        return torch.cat([tokens[:, : self.num_prefix], self.lift(tokens)], dim=1)
+        return torch.cat([tokens[:, : self.run.num_prefix], self.lift(tokens)], dim=1)
 
     def graph(self, layer: int | None = None) -> TokenGraph:
         """The graph that the strategy works on, as it is after ``layer`` blocks of the last run.
@@ -127,17 +128,18 @@ class Lifting:
             layer: Finished blocks; all by default.
 
         Returns:
-            The tokens that are left, with edges and weights, positions in patch units, and their scales as ``size``.
+            The current tokens, with edges and weights, positions in patch units, and their scales as ``size``.
             ``x`` are the features that the graph was built from.
 
         Raises:
             ValueError: If the strategy keeps no graph.
         """
         state = self.state(layer)
-        if not isinstance(state.memory, PropagationGraph):
+        memory = state.asked.memory
+        if not isinstance(memory, PropagationGraph):
             raise ValueError(
                 "Expected a strategy that keeps a graph, as GTP(mode='propagate') on images of one shape (got none). "
                 "Build one from features: tg.TokenGraph.from_model(model, images, layer=l).connect_knn(8)."
             )
         size = None if state.size is None else self.size(layer)
-        return TokenGraph.from_propagation(state.memory, state.patch, size)
+        return TokenGraph.from_propagation(memory, state.lineage.ancestor, size)

@@ -8,8 +8,10 @@ from torch import Tensor
 from tokengraph.attach.state import State
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.size_bias import SizeBias, SizeRule
+from tokengraph.flat.layout import Layout
 from tokengraph.flat.segment import segment_max, segment_sum
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.lineage import Lineage
 
 
 def attention_bias(
@@ -32,33 +34,35 @@ def attention_bias(
     Raises:
         ValueError: For a mask of another shape, or one that comes together with decisions or padding.
     """
-    check_shape(mask, state, num_prefix)
-    if state.grids is not None and (state.coarse or state.keep_mask is not None):
+    lineage, shape = state.lineage, state.asked.shape
+    check_shape(mask, lineage, num_prefix)
+    valid = lineage.now.valid
+    if shape.grids is not None and (lineage.coarse or state.keep_mask is not None):
         mask = None  # it is the model's own and says where padding is, which the state knows, too
-    if mask is not None and state.grids is None and (state.keep_mask is not None or state.valid is not None):
+    if mask is not None and shape.grids is None and (state.keep_mask is not None or valid is not None):
         what = "images differ in their number of tokens" if state.keep_mask is None else "the strategy trains"
         raise ValueError(f"Expected no attn_mask while {what} (got one).")
     if state.keep_mask is not None:
         return state.keep_mask
-    if not state.coarse:
+    if not lineage.coarse:
         return mask
     if mask is not None:
-        return coarse_mask(mask, state, num_prefix, power=rule.power).to(dtype)
+        return coarse_mask(mask, lineage, num_prefix, power=rule.power).to(dtype)
     if not rule.power or state.size is None:
-        return None if state.valid is None else _padding(state.valid, num_prefix, dtype)
-    bias = rule.bias(state.size).view(state.images, 1, 1, -1)
+        return None if valid is None else _padding(valid, num_prefix, dtype)
+    bias = rule.bias(state.size)[:, None, None]
     return SizeBias(bias, dtype) if rule.folds(bias.device) else bias.to(dtype)
 
 
-def check_shape(mask: Tensor | None, state: State, num_prefix: int) -> None:
+def check_shape(mask: Tensor | None, lineage: Lineage, num_prefix: int) -> None:
     """Raises ValueError unless a user's mask is ``[..., 1 or P+N, P+N]`` for B images."""
     if mask is None:
         return
-    length, shape = num_prefix + state.patches, list(mask.shape)
+    length, shape, images = num_prefix + lineage.start.width, list(mask.shape), lineage.start.images
     fits = 2 <= len(shape) <= 4 and shape[-1] == length and shape[-2] in (1, length)
-    if not fits or (len(shape) == 4 and shape[0] not in (1, state.images)):
+    if not fits or (len(shape) == 4 and shape[0] not in (1, images)):
         raise ValueError(
-            f"Expected attn_mask of shape [1 or {state.images}, 1 or heads, 1 or {length}, {length}] (got {shape}). "
+            f"Expected attn_mask of shape [1 or {images}, 1 or heads, 1 or {length}, {length}] (got {shape}). "
             "One entry a token of each image goes in as mask[:, None, None, :]."
         )
 
@@ -77,7 +81,7 @@ def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([barred.new_zeros(valid.size(0), num_prefix), barred], dim=1)[:, None, None, :]
 
 
-def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float) -> Tensor:
+def coarse_mask(mask: Tensor, lineage: Lineage, num_prefix: int, *, power: float) -> Tensor:
     """Carries a mask over to clusters.
 
     A key cluster's entry is the log of the sum over its members of ``exp(mask)``: exactly what the members' own entries
@@ -88,7 +92,7 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float) ->
     Returns:
         ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where no member may be attended.
     """
-    source = state.source
+    source, now = lineage.source, lineage.now
     if not isinstance(source, Assignment):
         raise ValueError(
             "Expected no attn_mask behind a reduction by weighted edges, as of GTP and Expedite (got one): it says "
@@ -98,9 +102,9 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float) ->
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
     while mask.dim() < 4:
         mask = mask[None]
-    mask = mask.float().expand(state.images, -1, -1, -1)
-    cluster = _sequence_clusters(source, state, num_prefix)
-    count = num_prefix + state.count
+    mask = mask.float().expand(now.images, -1, -1, -1)
+    cluster = _sequence_clusters(source, now, num_prefix)
+    count = num_prefix + now.width
     out = _log_sum(mask.movedim(-1, 1), cluster, count).movedim(1, -1)
     if power != 1:
         members = _log_sum(torch.where(mask > -torch.inf, 0.0, -torch.inf).movedim(-1, 1), cluster, count)
@@ -114,12 +118,12 @@ def coarse_mask(mask: Tensor, state: State, num_prefix: int, *, power: float) ->
     return out
 
 
-def _sequence_clusters(source: Assignment, state: State, num_prefix: int) -> Tensor:
+def _sequence_clusters(source: Assignment, now: Layout, num_prefix: int) -> Tensor:
     """Cluster within its image of each token of the uncoarsened sequence, ``[B, P+N]``; ``P+n`` for dropped ones."""
-    local = source.cluster.view(state.images, -1)
-    start = torch.arange(state.images, device=local.device)[:, None] * state.count
-    local = torch.where(local == source.num_clusters, state.count, local - start) + num_prefix
-    ahead = torch.arange(num_prefix, device=local.device).expand(state.images, -1)
+    local = source.cluster.view(now.images, -1)
+    start = torch.arange(now.images, device=local.device)[:, None] * now.width
+    local = torch.where(local == source.num_clusters, now.width, local - start) + num_prefix
+    ahead = torch.arange(num_prefix, device=local.device).expand(now.images, -1)
     return torch.cat([ahead, local], dim=1)
 
 

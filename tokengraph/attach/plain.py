@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from tokengraph.adapters import find_adapter
-from tokengraph.adapters.base import Adapter
-from tokengraph.attach.block import KeepOutput, note_grid, run_block
+from tokengraph.adapters.base import Adapter, InputShape
+from tokengraph.attach.block import KeptOutput, note_grid, run_block
 from tokengraph.attach.changes import Change, Hook
-from tokengraph.attach.checks import check_halves, check_mask, check_model, check_plan
+from tokengraph.attach.checks import check_halves, check_modules, check_plan, check_takes_mask
 from tokengraph.attach.handle import Handle
+from tokengraph.attach.plan import Plans
 from tokengraph.attach.planner import Found, Options, Plan, planner
-from tokengraph.attach.site import Recipe, Site
+from tokengraph.attach.request import Request
+from tokengraph.attach.run import Run
+from tokengraph.attach.site import Site
 from tokengraph.attach.step import begins
 from tokengraph.attach.trace import Trace
 from tokengraph.attention.size_bias import SizeRule
@@ -54,22 +57,23 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     adapter.check_around(model, core)
     prefix, grid, channels = adapter.num_prefix(core), adapter.grid(core), adapter.channels(core)
     chosen, schedule = select.bind(channels, len(blocks), options.schedule)
-    check_model(chosen, core)
+    check_modules(chosen, core)
     rule = SizeRule.of(chosen.prop_attn if options.prop_attn is None else options.prop_attn, options.size_bias)
     plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
     again = returning(schedule, len(blocks), grid[0] * grid[1])
     check_plan(chosen, schedule, plan, adapter.has_class_token(core), again)
     warn_of_idle(options.schedule, plan)
     for block in {_build(b): b for b in blocks}.values():
-        adapter.watched(block)  # raises now, before any change, where the attention has no projections to watch
+        adapter.kept(block)  # raises now, before any change, where the attention has no projections to read
         check_halves(adapter, block, channels)
         if rule.power:
-            check_mask(adapter, block, channels)
+            check_takes_mask(adapter, block, channels)
     start = 0 if begins(chosen) else _first_block(schedule)
-    trace = Trace(prefix, len(blocks), start, grid[0] * grid[1], plan, grid)
     whole = options.lift or adapter.wants_whole(model, core)
-    recipe = Recipe(adapter, chosen, schedule, rule, whole, run_block, again)
-    return Plan(_changes(model, found, recipe, trace), trace, chosen, Attachment)
+    request = Request(adapter, chosen, schedule, rule, whole, run_block, again)
+    plans = Plans(request, plan, grid[0] * grid[1], grid)
+    trace = Trace(Run(prefix, len(blocks), start, plans, InputShape(grid)))
+    return Plan(_changes(model, found, request, trace), trace, chosen, Attachment)
 
 
 def _build(block: nn.Module) -> tuple[object, ...]:
@@ -84,22 +88,22 @@ def _first_block(schedule: Schedule) -> int:
     return max(min(schedule) - 1, 0)
 
 
-def _changes(model: nn.Module, found: Found, recipe: Recipe, trace: Trace) -> list[Change]:
-    core, select = found.core, recipe.select
-    adapter: Adapter = recipe.adapter
+def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> list[Change]:
+    core, select = found.core, request.select
+    adapter: Adapter = request.adapter
     reads = select.reads in ("keys", "class")
     changes = []
-    for index, block in list(enumerate(found.blocks))[trace.start :]:
-        watched = adapter.watched(block) if reads else {}
-        hooks = [Hook(module, KeepOutput(block, name)) for name, module in watched.items()]
-        changes.append(Change(block, Site(trace, index, recipe=recipe), adapter.block_mixin, hooks=hooks))
+    for index, block in list(enumerate(found.blocks))[trace.run.start :]:
+        kept = adapter.kept(block) if reads else {}
+        hooks = [Hook(module, KeptOutput(block, name)) for name, module in kept.items()]
+        changes.append(Change(block, Site(trace, index, request=request), adapter.block_mixin, hooks=hooks))
     embedding = adapter.embedding(core)
     first = Hook(embedding, note_grid, before=True, with_kwargs=True)
-    changes.append(Change(embedding, Site(trace, recipe=recipe), hooks=[first]))
+    changes.append(Change(embedding, Site(trace, request=request), hooks=[first]))
     changes.append(
-        Change(core, Site(trace, original=type(core), recipe=recipe), adapter.model_mixin, dict(select.modules))
+        Change(core, Site(trace, original=type(core), request=request), adapter.model_mixin, dict(select.modules))
     )
-    for module, end, call in adapter.outlets(model, core):
+    for module, end, call in adapter.outputs(model, core):
         hook = Hook(module, call, before=end == "input")
-        changes.append(Change(module, Site(trace, recipe=recipe), hooks=[hook]))
+        changes.append(Change(module, Site(trace, request=request), hooks=[hook]))
     return changes

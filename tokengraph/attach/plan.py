@@ -1,61 +1,121 @@
-"""When a strategy acts in a run, and down to how many tokens of each image."""
+"""What is planned for a run: one table, made when it begins, of the tokens to be left of each image in each layer."""
 
 from __future__ import annotations
 
-from tokengraph.attach.site import Site
-from tokengraph.attach.state import State
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tokengraph.adapters.base import InputShape
+from tokengraph.attach.request import Request
+from tokengraph.maps.lineage import Lineage
+from tokengraph.schedule import tokens_per_layer
 
 
-def plans(site: Site, state: State) -> tuple[list[int], ...] | None:
-    """The schedule worked out for each image's own number of patches; ``None`` where one holds for all."""
-    if state.one_grid is not None:
-        return None
-    made = {patches: site.plan(patches) for patches in {h * w for h, w in state.grids or ()}}
-    return tuple(made[h * w] for h, w in state.grids or ())
+@dataclass(eq=False)
+class PlanTable:
+    """A run's plan; entry l is about l finished blocks, entry 0 about the input of the first.
 
-
-def budget(site: Site, state: State, finished: int) -> int | list[int]:
-    """Patch tokens to have left once ``finished`` blocks are done; one number an image where that differs."""
-    if state.plans is None:
-        return site.plan(state.patches)[finished]
-    keep = [plan[finished] for plan in state.plans]
-    return keep[0] if len(set(keep)) == 1 else keep
-
-
-def acts(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
-    """Whether the strategy acts on any image. Before everything comes back, dropping would change nothing."""
-    return not ends_whole(site, finished) and any(
-        site.recipe.select.acts(finished, k, n) for k, n in pairs(state, keep)
-    )
-
-
-def restores(site: Site, state: State, finished: int, keep: int | list[int]) -> bool:
-    """Whether every patch comes back once ``finished`` blocks are done."""
-    if ends_whole(site, finished):
-        return state.coarse
-    if finished in site.recipe.again or not any(k > n for k, n in pairs(state, keep)):
-        return False
-    plans = (site.plan(state.patches),) if state.plans is None else state.plans
-    return any(plan[finished] > plan[finished - 1] for plan in plans)
-
-
-def comes_again(site: Site, state: State, finished: int) -> bool:
-    """Whether every patch comes back once ``finished`` blocks are done, before the strategy chooses again."""
-    return finished in site.recipe.again and state.coarse and not ends_whole(site, finished)
-
-
-def ends_whole(site: Site, finished: int) -> bool:
-    """Whether this is the last block, all patches are wanted, and the strategy stored those that left.
-
-    They then come back before the final norm: behind it, what was stored would not fit.
+    Args:
+        keep: Patch tokens to have left: one number, or one an image where that differs.
+        grows: Whether any image's plan has more tokens than one block before, as where every patch comes back.
+        again: Where every patch comes back before the strategy chooses again.
+        whole: Whether every patch comes back after the last block, before the final norm: behind it, what the strategy
+            stored would not fit.
     """
-    wanted = site.recipe.lift or site.trace.whole
-    return wanted and finished == site.trace.depth and site.recipe.select.stores
+
+    keep: Sequence[int | list[int]]
+    grows: Sequence[bool]
+    again: frozenset[int] = frozenset()
+    whole: bool = False
+
+    @classmethod
+    def of(
+        cls, plans: Sequence[Sequence[int]], depth: int, again: frozenset[int] = frozenset(), whole: bool = False
+    ) -> PlanTable:
+        """The table of ``depth`` blocks, out of plans, one for all images or one each."""
+        keep: list[int | list[int]] = []
+        for layer in range(depth + 1):
+            each = [plan[layer] for plan in plans]
+            keep.append(each[0] if len(set(each)) == 1 else each)
+        grows = [False, *(any(plan[layer + 1] > plan[layer] for plan in plans) for layer in range(depth))]
+        return cls(keep, grows, again, whole)
+
+    def due(self, finished: int, lineage: Lineage, acts: Callable[[int, int, int], bool]) -> tuple[str, ...]:
+        """What is due once ``finished`` blocks are done.
+
+        Args:
+            finished: Blocks.
+            lineage: The tokens before that.
+            acts: The strategy's own :meth:`~tokengraph.select.base.Select.acts`, which may look at its mode.
+
+        Returns:
+            ``"restore"``: every patch comes back; dropping tokens first would change nothing. ``"act"``: the strategy
+            acts on some image, after that. Neither: nothing.
+        """
+        if self.whole and finished + 1 == len(self.keep):
+            return ("restore",) if lineage.coarse else ()
+        keep, now = self.keep[finished], lineage.now
+        again = finished in self.again and lineage.coarse
+        if not again and self.grows[finished] and any(k > n for k, n in now.pairs(keep)):
+            return ("restore",)
+        before = lineage.start if again else now
+        active = any(acts(finished, k, n) for k, n in before.pairs(keep))
+        return (*("restore",) * again, *("act",) * active)
 
 
-def pairs(state: State, keep: int | list[int]) -> list[tuple[int, int]]:
-    """Budget and tokens of each image; once where all are alike."""
-    if state.counts is None and not isinstance(keep, list):
-        return [(keep, state.count)]
-    counts = state.counts or (state.count,) * state.images
-    return list(zip(keep if isinstance(keep, list) else [keep] * len(counts), counts, strict=True))
+@dataclass
+class Plans:
+    """Makes the tables of a model's runs. That for images of the model's own size is made once.
+
+    Args:
+        request: What was asked for.
+        plan: Patch tokens after each number of blocks, for the model's own image size; slot 0 before the first.
+        patches: Patch tokens an image at the input, for that size.
+        grid: ``(H, W)`` of these.
+    """
+
+    request: Request
+    plan: list[int]
+    patches: int
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        self._own = [PlanTable.of([self.plan], self.depth, self.request.again, whole) for whole in (False, True)]
+
+    @property
+    def depth(self) -> int:
+        """Blocks in the model."""
+        return len(self.plan) - 1
+
+    def table(self, patches: int, shape: InputShape, whole: bool) -> PlanTable:
+        """The table of a run.
+
+        Args:
+            patches: Patch tokens an image, with padding.
+            shape: Of the images.
+            whole: Whether a head around the model needs every patch of the output.
+
+        Raises:
+            ValueError: If the schedule does not fit an image; the message says how many patches it has.
+        """
+        whole = (whole or self.request.lift) and self.request.select.stores
+        if shape.one_grid is not None:
+            if patches == self.patches:
+                return self._own[whole]
+            return PlanTable.of([self._plan(patches, shape)], self.depth, self.request.again, whole)
+        each = [height * width for height, width in shape.grids or ()]
+        made = {count: self._plan(count, shape) for count in set(each)}
+        return PlanTable.of([made[count] for count in each], self.depth, self.request.again, whole)
+
+    def _plan(self, patches: int, shape: InputShape) -> list[int]:
+        """Patch tokens after each number of blocks, for one image of ``patches`` at the input."""
+        if patches == self.patches:
+            return self.plan
+        request, select = self.request, self.request.select
+        try:
+            return tokens_per_layer(request.schedule, self.depth, patches, select.fewest, clusters=select.own_budget)
+        except ValueError as error:
+            height, width = shape.grid or self.grid
+            dropped = shape.grids is None and patches < height * width
+            why = f", of {height} x {width}: the model drops patches in train mode" if dropped else ""
+            raise ValueError(f"{error} This is for an image of {patches} patches, padding not counted{why}.") from error

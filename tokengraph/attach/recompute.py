@@ -1,4 +1,4 @@
-"""Blocks that run a second time, during backward, as gradient checkpointing has them: which run they belong to."""
+"""Gradient checkpointing runs blocks again during backward. This finds the run they belong to."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from tokengraph.adapters.base import InputShape
 from tokengraph.nn.modes import backward_task
 
 RUNS = 8  # runs whose blocks may wait for their backward
 
 S = TypeVar("S")
-Grids = tuple[tuple[int, int], tuple[tuple[int, int], ...] | None, Tensor | None]
 
 
 class Recompute(Generic[S]):
@@ -27,7 +27,7 @@ class Recompute(Generic[S]):
         self._entered: OrderedDict[tuple[int, int, int], tuple[StorageWeakRef, S]] = OrderedDict()
         self._task = -1
         self._states: dict[int, S] = {}
-        self._grids: Grids | None = None
+        self._shape: InputShape | None = None
 
     def remember(self, index: int, x: Tensor, state: S, most: int) -> None:
         """Keeps the state of tokens ``x`` that come to block ``index``; of ``most`` such, the last."""
@@ -48,7 +48,7 @@ class Recompute(Generic[S]):
         return None if found is None else found[1]
 
     def let_go(self) -> None:
-        """Forgets tokens that are no longer in memory, which nothing can come back to."""
+        """Drops entries whose tensors have been freed."""
         for key in [k for k, (ref, _) in self._entered.items() if ref.expired()]:
             del self._entered[key]
 
@@ -61,19 +61,19 @@ class Recompute(Generic[S]):
         """The same again; ``None`` outside backward, and where nothing was computed again."""
         return self._states.get(layer) if self._states and backward_task() == self._task else None
 
-    def note(self, grids: Grids) -> None:
-        """The grids of the run that begins within this backward pass."""
+    def note(self, shape: InputShape) -> None:
+        """The shape of the images of the run that begins within this backward pass."""
         self._follow()
         self._states.clear()
-        self._grids = grids
+        self._shape = shape
 
-    def grids(self) -> Grids | None:
+    def shape(self) -> InputShape | None:
         """The same again; ``None`` outside backward, and where none began."""
-        return self._grids if self._grids is not None and backward_task() == self._task else None
+        return self._shape if self._shape is not None and backward_task() == self._task else None
 
     def _follow(self) -> None:
         if (task := backward_task()) != self._task:
-            self._task, self._states, self._grids = task, {}, None
+            self._task, self._states, self._shape = task, {}, None
 
     def __reduce__(self) -> Any:
         return Recompute, ()

@@ -1,33 +1,36 @@
-"""What the records of a run share, whatever was attached: a run belongs to one thread."""
+"""What every attached model tells of its last run."""
 
 from __future__ import annotations
 
-from threading import get_ident
-from typing import NoReturn
+from typing import Any
 
-import torch
+from torch import Tensor
 
 
 class Record:
-    """The record of a model's last run, which one thread writes at a time.
+    """The record of a model's last run, which users read as ``handle.trace``.
 
     Attributes:
-        thread: The thread that runs; 0: not known.
+        grid: ``(H, W)`` of the map that the run's tokens were at first; ``None``: there was no run to tell it.
     """
 
-    thread: int = 0
+    grid: tuple[int, int] | None
 
-    def take_thread(self) -> None:
-        """A run begins in this thread."""
-        if not torch.compiler.is_compiling():
-            self.thread = get_ident()
+    @property
+    def counts(self) -> Any:
+        """How many tokens there were, in the order in which the run came to them."""
+        raise NotImplementedError
 
-    def check_thread(self) -> None:
-        """Raises RuntimeError if a run began in another thread since this one's."""
-        if not torch.compiler.is_compiling() and self.thread not in (0, get_ident()):
-            raise_two_threads()
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """Rows ``[B, H*W, C]`` of every position as a map ``[B, C, H, W]``.
 
-
-def raise_two_threads() -> NoReturn:
-    """The error of two threads in one attached model."""
-    raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")
+        Raises:
+            RuntimeError: Before the first run.
+            ValueError: If the rows are not those of the grid.
+        """
+        grid = self.grid
+        if grid is None:
+            raise RuntimeError("Expected a run of the model before its maps are laid out (got none). Call it first.")
+        if tokens.dim() != 3 or tokens.size(1) != grid[0] * grid[1]:
+            raise ValueError(f"Expected rows [B, {grid[0]} * {grid[1]}, C] (got {list(tokens.shape)}).")
+        return tokens.transpose(1, 2).unflatten(2, grid).contiguous()

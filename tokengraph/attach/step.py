@@ -1,20 +1,20 @@
-"""One step of a strategy between the halves of a block: what it sees, and what becomes of the tokens."""
+"""One step of a strategy between the halves of a block: what it sees, and how the tokens are reduced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokengraph.adapters.coarse import STASH
+from tokengraph.adapters.coarse import KEPT
 from tokengraph.attach.mask import bars_patches
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
-from tokengraph.attach.trace import Trace
 from tokengraph.attention.stats import AttentionStats
-from tokengraph.flat.layout import pad, spread
+from tokengraph.flat.layout import Layout
 from tokengraph.flat.looks import under_vmap
 from tokengraph.maps.counts import with_counts
 from tokengraph.maps.hard import Assignment
@@ -32,26 +32,28 @@ def begins(select: Select) -> bool:
 
 def begin(site: Site, state: State, x: Tensor) -> Any:
     """What the strategy's ``begin`` makes of a run's input ``x [B, P+N, C]``; a list where images go one by one."""
-    select, tokens = site.recipe.select, see(site, state, x, None)
+    select, tokens = site.request.select, see(site, state, x, None)
     if not _alone(select, state):
         return select.begin(tokens)
-    assert state.grids is not None
-    return [select.begin(image) for image in tokens_alone(tokens, state.grids, True)]
+    grids = state.asked.shape.grids
+    assert grids is not None
+    return [select.begin(image) for image in tokens_alone(tokens, grids, True)]
 
 
 def _alone(select: Select, state: State) -> bool:
-    return state.one_grid is None and (select.alone or select.needs_grid)
+    return state.asked.shape.one_grid is None and (select.alone or select.needs_grid)
 
 
 def map_edit(site: Site, state: State) -> Callable[[Tensor], Tensor]:
     """What the strategy makes of an attention map ``[B, H, P+n, P+n]``, without padding where images differ."""
-    edit, prefix = site.recipe.select.edit_attention, site.trace.num_prefix
-    if state.counts is None or not site.recipe.select.edits_attention:
+    edit, prefix = site.request.select.edit_attention, site.trace.run.num_prefix
+    counts = state.lineage.now.counts
+    if counts is None or not site.request.select.edits_attention:
         return edit
 
     def each(attention: Tensor) -> Tensor:
         out = attention.clone()
-        for b, count in enumerate(state.counts or ()):
+        for b, count in enumerate(counts):
             rows = slice(0, prefix + count)
             out[b : b + 1, :, rows, rows] = edit(attention[b : b + 1, :, rows, rows])
         return out
@@ -61,30 +63,29 @@ def map_edit(site: Site, state: State) -> Callable[[Tensor], Tensor]:
 
 def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
     """What a strategy sees of ``x [B, P+n, C]``."""
-    trace = site.trace
-    prefix = trace.num_prefix
-    grid = state.one_grid
-    whole = grid is not None and grid[0] * grid[1] == state.patches and trace.ordered
+    lineage, asked, prefix = state.lineage, state.asked, site.trace.run.num_prefix
+    start, grid = lineage.start, asked.shape.one_grid
+    whole = grid is not None and grid[0] * grid[1] == start.width and asked.shape.ordered
     keep = state.decisions[-1] if state.decisions else None
-    if keep is None and state.present is not None and not state.coarse:
-        keep = state.present.float()  # decisions are about what is there
+    if keep is None and start.valid is not None and not lineage.coarse:
+        keep = start.valid.float()  # decisions are about what is there
     return Tokens(
         x[:, prefix:],
-        None if state.size is None else state.size.view(state.images, -1)[:, prefix:],
+        None if state.size is None else state.size[:, prefix:],
         grid if whole else None,
-        whole and not state.coarse,
-        state.valid,
+        whole and not lineage.coarse,
+        lineage.now.valid,
         site.index,
         prefix,
         stats,
         (lambda: state.locate(x.device)) if whole or grid is None else None,
-        state.patch,
-        state.memory,
+        lineage.ancestor,
+        asked.memory,
         keep,
     )
 
 
-def coarsen(
+def act(
     site: Site,
     state: State,
     x: Tensor,
@@ -100,22 +101,30 @@ def coarsen(
 
     What the hooks left is taken here and let go with the choice, so that it does not live on in the MLP.
     """
-    seen = None if block is None else block.__dict__.pop(STASH, None)
-    select = site.recipe.select
-    tokens = see(site, state, x, _statistics(site, block, seen, bias, side or {}))
+    kept = None if block is None else block.__dict__.pop(KEPT, None)
+    select, run, lineage = site.request.select, site.trace.run, state.lineage
+    tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}))
     decision = select.decide(tokens)
     if decision is not None:
-        return x, state.decided(decision, site.trace.num_prefix)
-    if state.images == 0:
+        return x, state.decided(decision, run.num_prefix)
+    if lineage.now.images == 0:
         assert isinstance(keep, int)
-        none = Assignment.from_dense(x.new_zeros(0, state.count, dtype=torch.long), keep)
-        return x[:, : site.trace.num_prefix + keep], state.step(none, keep, None)
+        none = Assignment.from_dense(x.new_zeros(0, lineage.now.width, dtype=torch.long), keep)
+        return x[:, : run.num_prefix + keep], replace(state, lineage=lineage.step(none, Layout(0, keep)), size=None)
+    assignment = with_counts(_choose(select, state, tokens, keep), lineage.now.images, lineage.now.valid)
+    if mask is not None and state.asked.shape.grids is None:
+        _keep_padding_out(site, mask, assignment)
+    return _reduced(site, state, x, assignment)
+
+
+def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int]) -> Assignment | SoftAssignment:
+    """The strategy's map, of all images together or one after another."""
     try:
         if _alone(select, state):
-            assert state.grids is not None
-            assignment = select_alone(select, tokens, keep, state.grids, not state.coarse)
-        else:
-            assignment = select(tokens, keep)
+            grids = state.asked.shape.grids
+            assert grids is not None
+            return select_alone(select, tokens, keep, grids, not state.lineage.coarse)
+        return select(tokens, keep)
     except RuntimeError as error:
         if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage")):
             raise
@@ -124,12 +133,6 @@ def coarsen(
             "choice here depends on them, as thresholds and budgets of single images do). Give it a fixed budget, or "
             "call the model on one image after another."
         ) from error
-    assignment = with_counts(assignment, state.images, state.valid)
-    if mask is not None and state.grids is None:
-        _keep_padding_out(site, mask, assignment)
-    if state.valid is not None or assignment.counts is not None:
-        return _ragged(site, state, x, assignment)
-    return _equal(site, state, x, assignment)
 
 
 def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAssignment) -> None:
@@ -137,7 +140,7 @@ def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAss
 
     Cost: one pass over each mask; on CUDA one host synchronisation a run.
     """
-    select, trace = site.recipe.select, site.trace
+    select, run = site.request.select, site.trace.run
     mixes = isinstance(assignment, SoftAssignment) or not assignment.lossy or select.merges
     if not (mixes or select.stores or select.learns):
         return
@@ -147,70 +150,66 @@ def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAss
         'TopK(score="class"), or leave the padding out of the batch.'
     )
     if torch.compiler.is_compiling():
-        return torch._assert_async(~bars_patches(mask, trace.num_prefix), message)
-    if trace.mask is mask or (trace.mask is not None and mask.is_cuda):
+        return torch._assert_async(~bars_patches(mask, run.num_prefix), message)
+    if run.mask is mask or (run.mask is not None and mask.is_cuda):
         return  # on CUDA one look a run: each waits for the device
-    trace.mask = mask
-    if bars_patches(mask, trace.num_prefix):
+    run.mask = mask
+    if bars_patches(mask, run.num_prefix):
         raise ValueError(message)
 
 
-def _equal(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
-    """``x`` reduced where all images have as many tokens: whole sequences as they lie in memory."""
-    select, prefix = site.recipe.select, site.trace.num_prefix
-    count = assignment.num_clusters // state.images
-    if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
-        rows = assignment.centroids.view(state.images, count, -1)  # choosing has made them
-        return torch.cat([x[:, :prefix], rows], dim=1), state.step(assignment, count, None)
-    whole = with_prefix(assignment, state.images, prefix)
-    rows, size = _reduce(site, whole, x.reshape(-1, x.size(2)), state.size)
-    residue = select.residue(x[:, prefix:].flatten(0, 1), assignment) if select.stores else None
-    new = state.step(assignment, count, size if select.weighs else None, residue=residue)
-    return rows.view(state.images, prefix + count, -1), new
+def _reduced(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
+    """``x [B, P+n, C]`` and its state after one map over the patch tokens.
 
-
-def _ragged(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
-    """``x`` reduced where images differ: patch tokens flat, then padded again."""
-    select, prefix = site.recipe.select, site.trace.num_prefix
-    size = None if state.size is None else state.flat(state.size.view(state.images, -1)[:, prefix:])
-    before = state.flat(x[:, prefix:])
-    if isinstance(assignment, SoftAssignment) and assignment.centroids is not None and not select.weighs:
-        rows = assignment.centroids  # choosing has made them
+    Where all images have as many tokens before and after, whole sequences are reduced as they lie in memory; prefix
+    tokens are then part of the map. Otherwise patch tokens are, and prefix tokens come in front of them again.
+    """
+    select, num_prefix, before = site.request.select, site.trace.run.num_prefix, state.lineage.now
+    after = Layout.of(before.images, assignment.num_clusters, assignment.counts, x.device)
+    made = assignment.centroids if isinstance(assignment, SoftAssignment) and not select.weighs else None
+    equal = before.valid is None and after.valid is None
+    ahead = 0 if equal and made is None else num_prefix  # prefix tokens that the map leaves out
+    inside = num_prefix - ahead
+    size = None
+    if made is None:
+        whole, source = with_prefix(assignment, before.images, inside), before.with_prefix(inside)
+        weights = None if state.size is None else source.flat(state.size[:, ahead:] if ahead else state.size)
+        rows, size = _reduce(select.reduction_at(site.index), whole, source.flat(x[:, ahead:] if ahead else x), weights)
     else:
-        rows, size = _reduce(site, assignment, before, size)
-    residue = select.residue(before, assignment) if select.stores else None
-    counts = assignment.counts or (assignment.num_clusters // state.images,) * state.images
-    padded, valid = pad(rows, list(counts))
-    x = torch.cat([x[:, :prefix], padded], dim=1)
-    equal = assignment.counts is None
-    if select.weighs:  # padding has size 0, so that its logarithm bars it
-        assert size is not None
-        size = torch.cat([size.new_ones(state.images, prefix), spread(size, valid)], dim=1).flatten()
-    size = size if select.weighs else None
-    new = state.step(assignment, max(counts), size, None if equal else valid, residue)
-    return x, new
+        rows = made  # choosing has made them
+    residue = select.residue(before.flat(x[:, num_prefix:]), assignment) if select.stores else None
+    target = after.with_prefix(inside)
+    rows = target.padded(rows)
+    size = target.padded(size) if size is not None and select.weighs else None  # padding has size 0, which bars it
+    if ahead:
+        rows = torch.cat([x[:, :ahead], rows], dim=1)
+        size = None if size is None else torch.cat([size.new_ones(size.size(0), ahead), size], dim=1)
+    lineage = state.lineage.step(assignment, after, residue)
+    return rows, State(lineage, state.asked, size, state.decisions, state.keep_mask)
 
 
 def _reduce(
-    site: Site, assignment: Assignment | SoftAssignment, rows: Tensor, size: Tensor | None
+    reduction: str, assignment: Assignment | SoftAssignment, rows: Tensor, size: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if isinstance(assignment, Assignment):
-        return assignment.reduce(rows, size, reduce=site.recipe.select.reduction_at(site.index))
+        return assignment.reduce(rows, size, reduce=reduction)
     return assignment.reduce(rows, size)
 
 
 def _statistics(
-    site: Site, block: Any, seen: dict[str, Tensor] | None, bias: Any, side: dict[str, Any]
+    site: Site, block: Any, kept: dict[str, Tensor] | None, bias: Any, side: dict[str, Any]
 ) -> AttentionStats | None:
-    """Statistics of the attention that the block has just computed, as far as hooks saw it."""
-    if not seen:
+    """Statistics of the attention that the block has just computed, as far as hooks kept it."""
+    if not kept:
         return None
-    if "map" in seen:
-        return AttentionStats.from_map(seen["map"], site.trace.num_prefix)
-    return site.recipe.adapter.statistics(block, seen, site.trace.num_prefix, bias, side)
+    prefix = site.trace.run.num_prefix
+    if "map" in kept:
+        return AttentionStats.from_map(kept["map"], prefix)
+    return site.request.adapter.statistics(block, kept, prefix, bias, side)
 
 
-def restore(trace: Trace, state: State, x: Tensor) -> tuple[Tensor, State]:
+def restore(state: State, num_prefix: int, x: Tensor) -> tuple[Tensor, State]:
     """Reconstruction: a row for every input patch again, prefix tokens in front."""
-    rows = state.lift(x[:, trace.num_prefix :], replenish=True).view(state.images, state.patches, x.size(2))
-    return torch.cat([x[:, : trace.num_prefix], rows], dim=1), state.restored()
+    start = state.lineage.start
+    rows = state.lineage.lift(x[:, num_prefix:], replenish=True).view(start.images, start.width, x.size(2))
+    return torch.cat([x[:, :num_prefix], rows], dim=1), state.restored()

@@ -1,9 +1,68 @@
-"""Ragged batches: flat rows with ``ptr`` to padded rows with a mask, and back."""
+"""How the tokens of a batch lie in memory: flat rows, padded rows with a mask, and the way between them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
+
+
+@dataclass(eq=False)
+class Layout:
+    """How the tokens of a batch lie: as rows ``[B, n, ...]``, behind which images with fewer tokens are padded.
+
+    Args:
+        images: B.
+        width: n, tokens an image; the most of any, where images differ.
+        counts: Tokens of each image, where they differ; ``None``: all have ``width``.
+        valid: ``[B, n]`` bool, True where there is a token; with ``counts``. ``None``: everywhere.
+    """
+
+    images: int
+    width: int
+    counts: tuple[int, ...] | None = None
+    valid: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, images: int, total: int, counts: tuple[int, ...] | None, device: torch.device) -> Layout:
+        """The layout of ``total`` flat tokens, an equal share for each image, or ``counts`` with padding behind."""
+        if counts is None:
+            return cls(images, total // images)
+        width = max(counts)
+        count = torch.tensor(counts, device=device, dtype=torch.long)
+        return cls(images, width, counts, torch.arange(width, device=device) < count[:, None])
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        """Tokens of each image."""
+        return (self.width,) * self.images if self.counts is None else self.counts
+
+    def pairs(self, numbers: int | list[int]) -> Iterable[tuple[int, int]]:
+        """A number for each image beside its tokens; once where all are alike."""
+        if self.counts is None and not isinstance(numbers, list):
+            return ((numbers, self.width),)
+        each = self.each
+        return zip(numbers if isinstance(numbers, list) else [numbers] * len(each), each, strict=True)
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Rows ``[B, n, ...]`` as flat tokens ``[M, ...]``, without padding."""
+        return rows.flatten(0, 1) if self.valid is None else rows[self.valid]
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """Flat tokens ``[M, ...]`` as rows ``[B, n, ...]``, zeros at padding: the inverse of :meth:`flat`."""
+        return rows.unflatten(0, (self.images, self.width)) if self.valid is None else spread(rows, self.valid)
+
+    def with_prefix(self, num_prefix: int) -> Layout:
+        """The layout of whole sequences, with ``num_prefix`` tokens in front of each image."""
+        if num_prefix == 0:
+            return self
+        valid = self.valid
+        if valid is not None:
+            valid = torch.cat([valid.new_ones(self.images, num_prefix), valid], dim=1)
+        counts = None if self.counts is None else tuple(count + num_prefix for count in self.counts)
+        return Layout(self.images, num_prefix + self.width, counts, valid)
 
 
 def pad(x: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
@@ -16,7 +75,15 @@ def pad(x: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def spread(rows: Tensor, valid: Tensor) -> Tensor:
-    """Flat rows ``[M, ...]`` laid out where ``valid [B, n]`` is True, zeros elsewhere: ``[B, n, ...]``."""
+    """Flat rows ``[M, ...]`` laid out where ``valid [B, n]`` is True, zeros elsewhere: ``[B, n, ...]``.
+
+    Cost: one copy. On CPU whole rows are copied, in half the time that ``masked_scatter`` takes; elsewhere that spares
+    a host synchronisation.
+    """
+    if rows.device.type == "cpu" and rows.dim() > 1 and not torch.compiler.is_compiling():
+        out = rows.new_zeros(*valid.shape, *rows.shape[1:])
+        out[valid] = rows
+        return out
     return rows.new_zeros(*valid.shape, *rows.shape[1:]).masked_scatter(
         valid.view(*valid.shape, *[1] * (rows.dim() - 1)), rows
     )

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from tokengraph.attach.record import Record
+from tokengraph.attach.threads import OneThread
 from tokengraph.nn.slow_fast import Partition
 
 Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or: everything is slow
 
 
-class SpatialRecord(Record):
+class SpatialRecord(Record, OneThread):
     """The decisions of a model's last run, stage by stage. Copies, and what is pickled, start empty.
 
     Attributes:
@@ -20,7 +21,6 @@ class SpatialRecord(Record):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.grid: tuple[int, int] | None = None
         self.stages: list[tuple[Tensor, Decision]] = []
 

@@ -10,7 +10,7 @@ from tokengraph.flat.segment import weighted_sum
 from tokengraph.select.expedite.cluster import Clustering, How, cluster_tokens
 from tokengraph.select.expedite.expedite import Expedite
 from tokengraph.select.expedite.reconstruct import make_edges
-from tokengraph.windows.grid import Cut, Pair, join, real, split
+from tokengraph.windows.grid import Cut, Pair, real, split, stitch
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class WindowClusters:
     def map(self) -> Tensor:
         """The clusters as a map, ``[B, n*h, m*w, C]``."""
         centers = (self.made.centers + self.made.origin).to(self.x.dtype)
-        return join(centers, self.cut, window=self.clusters)
+        return stitch(centers, self.cut, window=self.clusters)
 
     @property
     def grid(self) -> Pair:
@@ -61,7 +61,7 @@ class WindowClusters:
         windows, tokens = self.x.shape[:2]
         rows = split(y, self.clusters)[0].flatten(0, 1)
         back = weighted_sum(rows, weight, token, windows * tokens, source=cluster).to(y.dtype)
-        return join(back.view(windows, tokens, -1), self.cut)
+        return stitch(back.view(windows, tokens, -1), self.cut)
 
 
 def cluster_windows(

@@ -13,8 +13,8 @@ from tokengraph.select.base import Select, resolve
 from tokengraph.select.expedite.expedite import Expedite, cluster_grid
 from tokengraph.select.tome import ToMe
 from tokengraph.windows.grid import Pair, area
+from tokengraph.windows.plan import WindowPlan
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.site import WindowPlan
 
 PADDING = ("tokens", "ignore")
 

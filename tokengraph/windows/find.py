@@ -10,9 +10,9 @@ from torch import nn
 
 from tokengraph.attach.changes import Change
 from tokengraph.windows.grid import Pair
+from tokengraph.windows.plan import WindowPlan
 from tokengraph.windows.record import WindowRecord
 from tokengraph.windows.sam import check_sam, sam_changes, sam_window
-from tokengraph.windows.site import WindowPlan
 from tokengraph.windows.swin import check_swin, swin_changes, swin_stage
 
 SUPPORTED = "timm's VisionTransformerSAM or SwinTransformer (version 1)"

@@ -15,7 +15,7 @@ Pair = tuple[int, int]
 
 
 class Cut(NamedTuple):
-    """How a map was cut: what :func:`join` needs to undo :func:`split`."""
+    """How a map was cut: what :func:`stitch` needs to undo :func:`split`."""
 
     images: int
     grid: Pair  # (H, W) of the map, without padding
@@ -55,7 +55,7 @@ def cut_of(x: Tensor, window: Pair) -> Cut:
     return Cut(images, (height, width), window, (-(-height // window[0]), -(-width // window[1])))
 
 
-def join(windows: Tensor, cut: Cut, *, window: Pair | None = None, crop: bool = True) -> Tensor:
+def stitch(windows: Tensor, cut: Cut, *, window: Pair | None = None, crop: bool = True) -> Tensor:
     """Puts windows together again; the inverse of :func:`split`.
 
     Args:

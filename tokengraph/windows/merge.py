@@ -10,7 +10,7 @@ from torch import Tensor
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
-from tokengraph.windows.grid import Pair, join, real, split
+from tokengraph.windows.grid import Pair, real, split, stitch
 
 
 def merged_update(
@@ -42,7 +42,7 @@ def merged_update(
     size = None if inside is None else inside.flatten().to(torch.float32)
     rows, _ = assignment.reduce(windows.flatten(0, 1), size)
     update = assignment.lift(mlp(rows[None])[0])
-    return join(update.view(windows.size(0), windows.size(1), -1), cut)
+    return stitch(update.view(windows.size(0), windows.size(1), -1), cut)
 
 
 def mean_keys(qkv: Tensor, heads: int, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:

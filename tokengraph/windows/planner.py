@@ -28,5 +28,5 @@ def plan_windows(model: nn.Module, found: Found, select: WindowCoarsening, optio
     """
     plan = select.plan(found.how.window, len(found.blocks))
     found.how.check(plan)
-    record = WindowRecord()
+    record = WindowRecord(len(found.blocks), plan.before, plan.until)
     return Plan(found.how.changes(plan, record), record, select, partial(WindowAttachment, plan=plan))

@@ -9,32 +9,38 @@ from torch import Tensor
 
 from tokengraph.attach.recompute import Recompute
 from tokengraph.attach.record import Record
+from tokengraph.attach.threads import OneThread
 from tokengraph.nn.modes import in_backward
 from tokengraph.windows.clusters import WindowClusters
-from tokengraph.windows.grid import Pair
+from tokengraph.windows.grid import Pair, area
 
 RUNS = 256  # block inputs that backward may come back to
 
 
-class WindowRecord(Record):
+class WindowRecord(Record, OneThread):
     """The clusters of a model's last run. Copies, and what is pickled, start empty.
 
     Gradient checkpointing runs blocks again during backward, when another run may have been made: a block then finds
     its clusters by the memory that its input lies in, which its checkpoint keeps alive.
+
+    Args:
+        depth: Blocks in the model or stage.
+        before: The block that makes the clusters.
+        until: Last changed block + 1.
 
     Attributes:
         clusters: The last run's; ``None`` before one, and for strategies that work within a block.
         coarse: Whether the block that ran last left a map of clusters.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, depth: int, before: int, until: int) -> None:
+        self.depth, self.before, self.until = depth, before, until
         self.clusters: WindowClusters | None = None
         self.coarse = False
         self._inputs: Recompute[WindowClusters] = Recompute()
 
     @property
-    def grid(self) -> Pair | None:
+    def grid(self) -> Pair | None:  # type: ignore[override]
         """``(H, W)`` of the full map; ``None`` before a run."""
         return None if self.clusters is None else self.clusters.cut.grid
 
@@ -42,6 +48,47 @@ class WindowRecord(Record):
     def coarse_grid(self) -> Pair | None:
         """``(n*h, m*w)`` of the map of clusters; ``None`` before a run."""
         return None if self.clusters is None else self.clusters.grid
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of the map before the first block and after each block, in the last run.
+
+        Raises:
+            RuntimeError: Before a run, and for strategies that work within a block.
+        """
+        made = self._made()
+        full, few = area(made.cut.grid), area(made.grid)
+        return [few if self.before < layer < self.until else full for layer in range(self.depth + 1)]
+
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """A map ``[B, C, H, W]`` of every position.
+
+        Args:
+            tokens: A map of clusters ``[B, n*h, m*w, C]`` as blocks make it, which is restored; or the full map
+                ``[B, H, W, C]``, or its rows ``[B, H*W, C]``.
+
+        Raises:
+            RuntimeError: Before a run, and for strategies that work within a block.
+            ValueError: For another shape.
+        """
+        made = self._made()
+        if tokens.dim() == 3:
+            return super().as_map(tokens)
+        shape = tuple(tokens.shape[1:3])
+        if tokens.dim() != 4 or shape not in (made.grid, made.cut.grid):
+            raise ValueError(
+                f"Expected maps of {made.grid} clusters or {made.cut.grid} tokens, channels last (got "
+                f"{list(tokens.shape)})."
+            )
+        return (made.restore(tokens) if shape == made.grid else tokens).permute(0, 3, 1, 2)
+
+    def _made(self) -> WindowClusters:
+        if self.clusters is None:
+            raise RuntimeError(
+                "Expected a run of the model that makes clusters before its record is read (got none). Call the model "
+                "first; ToMe in windows merges within each block and leaves no clusters."
+            )
+        return self.clusters
 
     def begin(self) -> None:
         """A new run knows nothing of the one before, and drops what no backward can come back to."""
@@ -84,4 +131,4 @@ class WindowRecord(Record):
             self._inputs.remember(index, x, clusters, RUNS)
 
     def __reduce__(self) -> Any:
-        return WindowRecord, ()
+        return WindowRecord, (self.depth, self.before, self.until)

@@ -10,10 +10,18 @@ from tokengraph.adapters.coarse import SITE, Coarse, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.windows.clusters import cluster_windows
-from tokengraph.windows.grid import Pair, cut_of, join, split
+from tokengraph.windows.grid import Pair, cut_of, split, stitch
 from tokengraph.windows.merge import mean_keys, merged_update
+from tokengraph.windows.plan import (
+    WindowPlan,
+    WindowSite,
+    check_window_halves,
+    example,
+    here,
+    kept_output,
+    run_and_keep,
+)
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.site import WindowPlan, WindowSite, check_halves, example, here, kept_output, seen
 
 
 class SamBlock(Coarse):
@@ -36,7 +44,7 @@ class SamBlock(Coarse):
             return x + self.drop_path1(self.ls1(self.attn(y)))
         y, cut = split(y, window)
         y = self.drop_path1(self.ls1(self.attn(y.unflatten(1, window))))
-        return x + join(y.flatten(1, 2), cut)
+        return x + stitch(y.flatten(1, 2), cut)
 
     def feed(self, x: Tensor) -> Tensor:
         """The stream after the MLP."""
@@ -75,9 +83,9 @@ class MergedSamBlock(SamBlock):
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
-        x, qkv = seen(self, lambda: self.attend(x, plan.window), "attn.qkv")
+        x, qkv = run_and_keep(self, lambda: self.attend(x, plan.window), "attn.qkv")
         cut = cut_of(x, plan.window)
-        keys = join(mean_keys(qkv, self.attn.num_heads, self.attn.k_norm), cut)
+        keys = stitch(mean_keys(qkv, self.attn.num_heads, self.attn.k_norm), cut)
         update = merged_update(
             lambda rows: self.ls2(self.mlp(self.norm2(rows))), x, keys, plan.select, plan.window, plan.keep
         )
@@ -128,8 +136,7 @@ def restore_first(module: nn.Module, args: Any) -> Any:
 
 def _restored(record: WindowRecord, x: Tensor) -> Tensor:
     """``[B, C, n*h, m*w]`` to ``[B, C, H, W]``."""
-    assert record.clusters is not None
-    return record.clusters.restore(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return record.as_map(x.permute(0, 2, 3, 1))
 
 
 def _taken(indices: int | list[int] | None, depth: int) -> list[int]:
@@ -188,7 +195,7 @@ def check_sam(core: nn.Module, plan: WindowPlan) -> None:
         size = block.window_size
         window = (size, size) if size else None
         x = example(size + 1 if size else 4, size or 4, core.embed_dim)  # type: ignore[arg-type]
-        check_halves(block, SamBlock, lambda probe, y, w=window: probe.feed(probe.attend(y, w)), x)
+        check_window_halves(block, SamBlock, lambda probe, y, w=window: probe.feed(probe.attend(y, w)), x)
 
 
 def _changed(core: nn.Module, plan: WindowPlan) -> list[tuple[int, Any]]:

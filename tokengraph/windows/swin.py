@@ -12,11 +12,19 @@ from tokengraph.adapters.coarse import Coarse
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.changes import Change
 from tokengraph.windows.clusters import cluster_windows
-from tokengraph.windows.grid import Pair, cut_of, join, split
+from tokengraph.windows.grid import Pair, cut_of, split, stitch
 from tokengraph.windows.merge import mean_keys, merged_update
+from tokengraph.windows.plan import (
+    WindowPlan,
+    WindowSite,
+    check_window_halves,
+    example,
+    here,
+    kept_output,
+    run_and_keep,
+)
 from tokengraph.windows.position import resized_bias, shift_mask
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.site import WindowPlan, WindowSite, check_halves, example, here, kept_output, seen
 
 
 class SwinBlock(Coarse):
@@ -35,7 +43,7 @@ class SwinBlock(Coarse):
         y = torch.roll(self.norm1(x), (-shift[0], -shift[1]), (1, 2))
         y, cut = split(y, window)
         mask = shift_mask(cut.grid, window, shift, y)
-        y = torch.roll(join(self.attn(y, mask=mask), cut), shift, (1, 2))
+        y = torch.roll(stitch(self.attn(y, mask=mask), cut), shift, (1, 2))
         return x + self.drop_path1(y)
 
     def feed(self, x: Tensor) -> Tensor:
@@ -108,9 +116,9 @@ class MergedSwinBlock(SwinBlock):
         plan, _ = here(self)
         if plan.nothing:
             return super().forward(x)  # type: ignore[misc]
-        y, qkv = seen(self, lambda: self._attn(self.norm1(x)), "attn.qkv")
+        y, qkv = run_and_keep(self, lambda: self._attn(self.norm1(x)), "attn.qkv")
         x = x + self.drop_path1(y)
-        keys = join(mean_keys(qkv, self.attn.num_heads), cut_of(x, plan.window))
+        keys = stitch(mean_keys(qkv, self.attn.num_heads), cut_of(x, plan.window))
         keys = torch.roll(keys, self.shift_size, (1, 2))
         update = merged_update(lambda rows: self.mlp(self.norm2(rows)), x, keys, plan.select, plan.window, plan.keep)
         return x + self.drop_path2(update)
@@ -150,4 +158,4 @@ def check_swin(stage: nn.Module, plan: WindowPlan) -> None:
         height, width = (-(-size // side) * side for size, side in zip(block.input_resolution, (a, b), strict=True))
         x = example(height, width, block.dim)  # type: ignore[arg-type]
         shift = block.shift_size
-        check_halves(block, SwinBlock, lambda probe, y, s=shift, w=(a, b): probe.feed(probe.attend(y, w, s)), x)
+        check_window_halves(block, SwinBlock, lambda probe, y, s=shift, w=(a, b): probe.feed(probe.attend(y, w, s)), x)

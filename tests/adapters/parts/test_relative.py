@@ -7,15 +7,17 @@ from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.adapters.parts.relative import BiasedKeepMask, coarse_bias, with_bias
-from tokengraph.attach.state import State
 from tokengraph.attention.size_bias import SizeBias
+from tokengraph.flat.layout import Layout
+from tokengraph.maps.lineage import Lineage
 from tokengraph.nn import KeepMask
 
 
 def merged(cluster, count, *, drops=False, valid=None, counts=None):
     cluster = torch.tensor(cluster)
     map_ = tg.Assignment.from_dense(cluster, count if counts is None else counts, drops=drops)
-    return State(len(cluster), cluster.size(1), count, (1, cluster.size(1)), maps=(map_,), valid=valid, counts=counts)
+    images, patches = cluster.shape
+    return Lineage(Layout(images, patches), Layout(images, count, counts, valid), (map_,))
 
 
 def test_merged_keys_get_the_log_of_the_mean_weight_and_merged_queries_the_mean_log():
@@ -45,9 +47,9 @@ def test_equal_keys_merge_without_a_trace():
 
 
 def test_a_token_that_descends_from_one_patch_has_its_row_and_column():
-    state = merged([[0, 0, 1]], 2)
-    state.patch = torch.tensor([[1, 2]])
-    out = coarse_bias(torch.arange(16.0).view(1, 4, 4), state, 1)
+    lineage = merged([[0, 0, 1]], 2)
+    lineage.ancestor = torch.tensor([[1, 2]])
+    out = coarse_bias(torch.arange(16.0).view(1, 4, 4), lineage, 1)
     assert out[0, 0].tolist() == [[0.0, 2.0, 3.0], [8.0, 10.0, 11.0], [12.0, 14.0, 15.0]]
 
 
@@ -75,7 +77,7 @@ def test_every_kind_of_map_gives_what_its_matrix_gives(grad):
     soft = tg.SoftAssignment.from_hard(hard)
     soft = tg.SoftAssignment(soft.token, soft.cluster, torch.rand(80) + 0.1, 80, 24)
     for map_ in (hard, soft):
-        out = coarse_bias(bias, State(4, 20, 6, (4, 5), maps=(map_,)), 2)
+        out = coarse_bias(bias, Lineage(Layout(4, 20), Layout(4, 6), (map_,)), 2)
         for b in range(4):
             matrix = torch.zeros(22, 8)
             matrix[0, 0] = matrix[1, 1] = 1

@@ -26,7 +26,7 @@ def test_pruned_tokens_keep_their_rows_and_columns_of_the_bias(kind, images):
     model = make(kind)
     with tg.attach(model, tg.TopK(score="norm"), {1: 7}) as handle, torch.no_grad():
         out = model.forward_features(images)
-        patch = handle.trace.state(1).patch
+        patch = handle.trace.lineage(1).ancestor
     with torch.no_grad():  # by hand, one image at a time, in blocks made for these tokens
         x = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images)], dim=1)
         x = x if model.pos_embed is None else x + model.pos_embed

@@ -68,7 +68,7 @@ def test_rotary_tables_follow_the_tokens(kind, images):
     prefix = model.num_prefix_tokens
     with tg.attach(model, tg.TopK(score="norm"), {1: 7}) as handle, torch.no_grad():
         out = model.forward_features(images)
-        patch = handle.trace.state(1).patch
+        patch = handle.trace.lineage(1).ancestor
     with torch.no_grad():  # by hand, one image at a time
         x, rope = model._pos_embed(model.patch_embed(images))
         tables = list(rope) if kind == "rope_mixed" else [rope] * 3
@@ -82,11 +82,12 @@ def test_rotary_tables_follow_the_tokens(kind, images):
 
 def test_merged_tokens_turn_by_the_circular_mean_of_their_patches():
     from tokengraph.adapters.parts.rotary import coarse_tables
-    from tokengraph.attach.state import State
+    from tokengraph.flat.layout import Layout
+    from tokengraph.maps.lineage import Lineage
 
     angle = torch.tensor([[0.0], [0.5], [3.0], [-3.0]])  # the last two lie around pi
     map_ = tg.Assignment.from_dense(torch.tensor([[0, 0, 1, 1]]), 2)
-    cos, sin = coarse_tables((angle.cos(), angle.sin()), State(1, 4, 2, (1, 4), maps=(map_,)))
+    cos, sin = coarse_tables((angle.cos(), angle.sin()), Lineage(Layout(1, 4), Layout(1, 2), (map_,)))
     turned = torch.atan2(sin, cos).flatten()
     assert cos.shape == (1, 1, 2, 1)
     assert_close(turned.abs(), torch.tensor([0.25, torch.pi]))

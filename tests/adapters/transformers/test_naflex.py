@@ -34,7 +34,7 @@ def test_every_image_is_what_it_is_alone_whatever_its_padding(strategy):
                 assert_close(alone.last_hidden_state[0, :n], out.last_hidden_state[b, :n], rtol=1e-4, atol=1e-4)
                 mine = trace.lift(alone.last_hidden_state)[0, : h * w]
                 assert_close(mine, lifted[b, : h * w], rtol=1e-4, atol=1e-4)
-                assert (trace.lift(alone.last_hidden_state)[0, h * w :] == 0).all() or not trace.state().coarse
+                assert (trace.lift(alone.last_hidden_state)[0, h * w :] == 0).all() or not trace.lineage().coarse
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -44,7 +44,7 @@ def test_an_image_without_padding_is_what_a_batch_of_one_shape_gives(strategy):
         ragged = run(model, batch())
         counts = handle.trace.counts_per_image()
         equal = run(model, batch([(4, 4), (4, 4)], 16))
-        assert handle.trace.state().one_grid == (4, 4)  # the plain way
+        assert handle.trace.state().asked.shape.one_grid == (4, 4)  # the plain way
         assert handle.trace.counts_per_image() == [counts[0]] * 2
     assert_close(ragged.pooler_output[0], equal.pooler_output[0], rtol=1e-4, atol=1e-4)
 
@@ -54,7 +54,7 @@ def test_shapes_with_as_many_patches_keep_their_own_grids(strategy):
     model, shapes = make(), [(2, 6), (3, 4), (12, 1)]
     with attach(model, strategy) as handle:
         out = run(model, batch(shapes, 12))
-        assert handle.trace.state().present is None
+        assert handle.trace.present is None
         for b, shape in enumerate(shapes):
             alone = run(model, batch([shape], 12))
             assert_close(alone.pooler_output[0], out.pooler_output[b], rtol=1e-4, atol=1e-4)
@@ -128,8 +128,8 @@ def test_a_classifier_averages_what_is_left_of_each_image(strategy):
     with attach(model, strategy) as handle:
         together = run(model, batch()).logits
         trace, core = handle.trace, model.vision_model
-        tokens, state = core.post_layernorm(trace.output), trace.state()
-        if state.coarse and not any(step.lossy for step in state.maps):
+        tokens, lineage = core.post_layernorm(trace.output), trace.lineage()
+        if lineage.coarse and not any(step.lossy for step in lineage.maps):
             rows, there = trace.lift(tokens), trace.valid(0)
         else:
             rows, there = tokens, trace.valid()

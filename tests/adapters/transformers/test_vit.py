@@ -184,7 +184,7 @@ def test_rotary_tables_follow_the_tokens(images):
     model = make("dinov3")
     with tg.attach(model, tg.TopK(score="norm"), {1: 7}) as handle, torch.no_grad():
         out = model(images).last_hidden_state
-        patch = handle.trace.state(1).patch
+        patch = handle.trace.lineage(1).ancestor
     with torch.no_grad():
         hidden, tables = model.embeddings(images), model.rope_embeddings(images)
         layers = getattr(model, "model", model).layer  # the model itself in transformers 5.0

@@ -82,7 +82,7 @@ def test_dropped_tokens_get_gradient_from_the_end_only(images):
     hook = model.blocks[0].mlp.register_forward_hook(lambda m, a, out: out.retain_grad() or seen.update(out=out))
     with tg.attach(model, TokenMigration(schedule={1: 0.7}, replenish="identity")) as handle:
         out = model.forward_features(images)
-        gone = torch.ones(2, 64).scatter_(1, handle.trace.state(1).patch, 0.0).bool()
+        gone = torch.ones(2, 64).scatter_(1, handle.trace.lineage(1).ancestor, 0.0).bool()
         out[:, 1:][~gone].sum().backward()  # nothing of a dropped token's row is asked for
         gradient = seen["out"].grad[:, 1:]
         assert (gradient[gone] == 0).all() and (gradient[~gone] != 0).any()

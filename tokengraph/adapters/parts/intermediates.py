@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokengraph.adapters.coarse import Coarse, Record
+from tokengraph.adapters.coarse import Coarse, Reader
 
 
 class WithIntermediates(Coarse):
@@ -18,7 +18,7 @@ class WithIntermediates(Coarse):
         raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
 
 
-def lift_for(trace: Record, output_fmt: str, norm: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Tensor]:
+def lift_for(trace: Reader, output_fmt: str, norm: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Tensor]:
     """What brings a layer's tokens back to full resolution in this format.
 
     Args:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter
-from tokengraph.adapters.coarse import STASH
+from tokengraph.adapters.coarse import KEPT
 from tokengraph.adapters.parts.heads import split_heads, split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone, is_called_alone
 from tokengraph.attention.stats import AttentionStats
@@ -36,21 +36,21 @@ class MultiheadAdapter(Adapter):
         attention = getattr(block, self.attention)
         x = swap_unless_batch_first(attention, x)
         y = getattr(block, self.norm)(x)
-        seen = block.__dict__.get(STASH)
-        if seen is not None:
-            seen["normed"] = swap_unless_batch_first(attention, y)
+        kept = block.__dict__.get(KEPT)
+        if kept is not None:
+            kept["normed"] = swap_unless_batch_first(attention, y)
         return swap_unless_batch_first(attention, x + getattr(block, self.after)(self_attention(attention, y, mask)))
 
-    def watched(self, block: Any) -> dict[str, nn.Module]:
+    def kept(self, block: Any) -> dict[str, nn.Module]:
         """None: :meth:`attend` leaves what is wanted."""
         return {}
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """Queries, keys and values made again from the input of the attention."""
         attention = getattr(block, self.attention)
-        heads, width, normed = attention.num_heads, attention.head_dim, seen["normed"]
+        heads, width, normed = attention.num_heads, attention.head_dim, kept["normed"]
         weights, offset = attention.in_proj_weight.chunk(3), attention.in_proj_bias
         biases = (None, None, None) if offset is None else offset.chunk(3)
 

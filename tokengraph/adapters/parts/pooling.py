@@ -1,14 +1,14 @@
-"""Coarse tokens on their way into a pooling over patches: each counts once, whatever became of it."""
+"""Prepares coarse tokens for pooling so that every input patch counts exactly once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tokengraph.adapters.coarse import Record
+from tokengraph.adapters.coarse import Reader
 
 
-def pooled_over(trace: Record, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The tokens that a pooling of patches should see, and which of their patches are there.
 
     Args:
@@ -20,12 +20,12 @@ def pooled_over(trace: Record, x: Tensor) -> tuple[Tensor, Tensor | None]:
         ``[B, N]`` or ``[B, n]``: False, or 0 in a strategy that trains, at padding and at what was not kept; ``None``:
         all are there.
     """
-    state = trace.state()
-    if x.size(1) != trace.num_prefix + state.count:
+    lineage, decisions = trace.lineage(), trace.decisions
+    if x.size(1) != trace.num_prefix + lineage.now.width:
         return x, None  # every patch is there already
-    if state.merged:
-        return trace.lift_sequence(x), state.present
-    return x, state.decisions[-1] if state.decisions else state.valid
+    if lineage.merged:
+        return trace.lift_sequence(x), lineage.start.valid
+    return x, decisions[-1] if decisions else lineage.now.valid
 
 
 def masked_mean(rows: Tensor, there: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def masked_mean(rows: Tensor, there: Tensor) -> Tensor:
     return (rows * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
 
 
-def for_mean(trace: Record, x: Tensor) -> Tensor:
+def for_mean(trace: Reader, x: Tensor) -> Tensor:
     """Tokens whose plain mean over patches is the right one, for heads that take it by themselves.
 
     Args:

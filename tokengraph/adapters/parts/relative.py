@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.adapters.coarse import Lineage
 from tokengraph.attention.keep_mask import KeepMask, masked_softmax
 from tokengraph.flat.segment import weighted_sum
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.lineage import Lineage
 
 TINY = torch.finfo(torch.float32).tiny
 # Bytes of one piece's numbers: about what a CPU core's own cache holds. With 2 MiB of it, 1 to 12 MiB were timed within
@@ -19,8 +19,8 @@ TINY = torch.finfo(torch.float32).tiny
 CACHE = 3 << 20
 
 
-def coarse_bias(bias: Tensor, state: Lineage, num_prefix: int) -> Tensor:
-    r"""The bias between the tokens of now, out of that between the input patches.
+def coarse_bias(bias: Tensor, lineage: Lineage, num_prefix: int) -> Tensor:
+    r"""The bias between the current tokens, out of that between the input patches.
 
     Where each token descends from one patch (pruning, cluster centres) it has that patch's row and column. Merged keys
     get the log of the mean of :math:`\exp B` over their members, merged queries the mean over theirs:
@@ -34,7 +34,7 @@ def coarse_bias(bias: Tensor, state: Lineage, num_prefix: int) -> Tensor:
 
     Args:
         bias: B, one for all images, ``[H, P+N, P+N]`` or ``[1, H, P+N, P+N]``.
-        state: The tokens of now, coarse.
+        lineage: The current tokens, coarse.
         num_prefix: P.
 
     Returns:
@@ -47,24 +47,25 @@ def coarse_bias(bias: Tensor, state: Lineage, num_prefix: int) -> Tensor:
     numbers; for weighted maps two dense products of these sizes. The whole bias is read, not copied for each image.
     Entries more than 87 below the largest of their head underflow: they count as 87 below, or bar the pair.
     """
-    tokens = num_prefix + state.patches
+    start, now = lineage.start, lineage.now
+    tokens = num_prefix + start.width
     if bias.shape[-2:] != (tokens, tokens) or bias.dim() not in (3, 4) or (bias.dim() == 4 and bias.size(0) != 1):
         raise ValueError(
             f"Expected a relative position bias of shape [H, {tokens}, {tokens}] (got {list(bias.shape)}). "
             "It is made for one image size: give the model images of that size, or let it change its own first."
         )
     bias = bias.view(-1, tokens, tokens)
-    if state.patch is not None:
-        return _picked(bias, state.patch, num_prefix)
-    if len(state.maps) == 1 and isinstance(state.maps[0], Assignment):
-        cluster, count, padded = _members(state, num_prefix), num_prefix + state.count, state.valid is not None
-        out = bias.new_empty(state.images, bias.size(0), count, count)
-        step = _heads_at_once(bias, state.images * count * tokens)
+    if lineage.ancestor is not None:
+        return _picked(bias, lineage.ancestor, num_prefix)
+    if len(lineage.maps) == 1 and isinstance(lineage.maps[0], Assignment):
+        cluster, count, padded = _members(lineage, num_prefix), num_prefix + now.width, now.valid is not None
+        out = bias.new_empty(now.images, bias.size(0), count, count)
+        step = _heads_at_once(bias, now.images * count * tokens)
         for i in range(0, bias.size(0), step):
             out[:, i : i + step] = _averaged(bias[i : i + step], cluster, count, padded)
         return out
     with torch.autocast(bias.device.type, enabled=False):
-        weight, (linear, top) = _weights(state, num_prefix)[:, None], _exp(bias)
+        weight, (linear, top) = _weights(lineage, num_prefix)[:, None], _exp(bias)
         keys = torch.matmul(linear, weight.transpose(2, 3)).clamp_min(TINY).log()
         return (torch.matmul(weight, keys) + top).to(bias.dtype)
 
@@ -83,22 +84,22 @@ def _exp(bias: Tensor) -> tuple[Tensor, Tensor]:
     return (bias - top).exp(), top
 
 
-def _picked(bias: Tensor, patch: Tensor, num_prefix: int) -> Tensor:
+def _picked(bias: Tensor, ancestor: Tensor, num_prefix: int) -> Tensor:
     """Rows and columns of the patches that tokens descend from."""
     heads, tokens, _ = bias.shape
-    ahead = torch.arange(num_prefix, device=patch.device).expand(patch.size(0), -1)
-    own = torch.cat([ahead, patch + num_prefix], dim=1)
+    ahead = torch.arange(num_prefix, device=ancestor.device).expand(ancestor.size(0), -1)
+    own = torch.cat([ahead, ancestor + num_prefix], dim=1)
     pairs = own[:, :, None] * tokens + own[:, None, :]
     return bias.flatten(1).index_select(1, pairs.flatten()).view(heads, *pairs.shape).transpose(0, 1)
 
 
-def _members(state: Lineage, num_prefix: int) -> Tensor:
-    """Token of now that each token of the input sequence is in, ``[B, P+N]``; ``P+n`` for dropped ones."""
-    source = state.maps[0]
-    place = torch.arange(num_prefix, num_prefix + state.count + 1, device=source.cluster.device)
-    place = torch.cat([state.flat(place[:-1].expand(state.images, -1)), place[-1:]])
-    ahead = torch.arange(num_prefix, device=place.device).expand(state.images, -1)
-    return torch.cat([ahead, place[source.cluster].view(state.images, -1)], dim=1)
+def _members(lineage: Lineage, num_prefix: int) -> Tensor:
+    """Current token that each token of the input sequence is in, ``[B, P+N]``; ``P+n`` for dropped ones."""
+    source, now = lineage.maps[0], lineage.now
+    place = torch.arange(num_prefix, num_prefix + now.width + 1, device=source.cluster.device)
+    place = torch.cat([now.flat(place[:-1].expand(now.images, -1)), place[-1:]])
+    ahead = torch.arange(num_prefix, device=place.device).expand(now.images, -1)
+    return torch.cat([ahead, place[source.cluster].view(now.images, -1)], dim=1)
 
 
 def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor:
@@ -126,11 +127,12 @@ def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor
     return out.view(images, heads, rows, count)[:, :, :count] + top
 
 
-def _weights(state: Lineage, num_prefix: int) -> Tensor:
-    """How much of each input token is in each token of now, ``[B, P+n, P+N]``; rows sum to one."""
-    rows = torch.eye(state.patches, dtype=torch.float32, device=state.maps[0].cluster.device).repeat(state.images, 1)
-    weight = F.pad(state.averaged(rows), (num_prefix, 0, num_prefix, 0))
-    ahead = F.pad(torch.eye(num_prefix, dtype=weight.dtype, device=weight.device), (0, state.patches, 0, state.count))
+def _weights(lineage: Lineage, num_prefix: int) -> Tensor:
+    """How much of each input token is in each current token, ``[B, P+n, P+N]``; rows sum to one."""
+    start, now, device = lineage.start, lineage.now, lineage.maps[0].cluster.device
+    rows = torch.eye(start.width, dtype=torch.float32, device=device).repeat(start.images, 1)
+    weight = F.pad(lineage.averaged(rows), (num_prefix, 0, num_prefix, 0))
+    ahead = F.pad(torch.eye(num_prefix, dtype=weight.dtype, device=weight.device), (0, start.width, 0, now.width))
     return weight + ahead
 
 

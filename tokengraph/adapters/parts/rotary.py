@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokengraph.adapters.coarse import Lineage
+from tokengraph.maps.lineage import Lineage
 
 
-def coarse_tables(tables: Sequence[Tensor], state: Lineage) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the tokens of now, out of those of the input patches.
+def coarse_tables(tables: Sequence[Tensor], lineage: Lineage) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the current tokens, out of those of the input patches.
 
     Where each token descends from one patch (pruning, cluster centres) it keeps that patch's angles. Merged tokens get
     the circular mean of their members' angles, frequency by frequency: the direction of the mean of ``(cos, sin)``.
@@ -19,7 +19,7 @@ def coarse_tables(tables: Sequence[Tensor], state: Lineage) -> tuple[Tensor, Ten
 
     Args:
         tables: Cosine and sine, ``[N, D]``, or ``[H, N, D]`` where heads differ.
-        state: The tokens of now.
+        lineage: The current tokens.
 
     Returns:
         Two of ``[B, 1 or H, n, D]``.
@@ -28,10 +28,10 @@ def coarse_tables(tables: Sequence[Tensor], state: Lineage) -> tuple[Tensor, Ten
     """
     cos, sin = (t if t.dim() == 3 else t[None] for t in tables)
     both = torch.stack([cos, sin]).permute(2, 0, 1, 3)  # [N, 2, H, D]
-    if state.patch is not None:
-        dense = both[state.patch]
+    if lineage.ancestor is not None:
+        dense = both[lineage.ancestor]
     else:
-        mean = state.averaged(both.float().expand(state.images, -1, -1, -1, -1).flatten(0, 1))
+        mean = lineage.averaged(both.float().expand(lineage.start.images, -1, -1, -1, -1).flatten(0, 1))
         dense = mean / torch.linalg.vector_norm(mean, dim=2, keepdim=True).clamp_min(1e-6)
     cos_now, sin_now = dense.to(cos.dtype).permute(2, 0, 3, 1, 4)
     return cos_now, sin_now

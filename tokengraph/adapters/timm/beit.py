@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.coarse import SITE, STASH, CoarseBlock, CoarseSite, Lineage
+from tokengraph.adapters.coarse import KEPT, SITE, CoarseBlock, CoarseSite
 from tokengraph.adapters.parts.heads import split_heads, split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone
 from tokengraph.adapters.parts.pooling import for_mean
@@ -18,6 +18,7 @@ from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries, values
 from tokengraph.adapters.timm.vit import TimmModel
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.maps.lineage import Lineage
 
 ORIGIN = "timm.models.beit"
 
@@ -73,13 +74,13 @@ class TimmBeit(GammaBlocks):
             y = _attention(block, y, with_bias(mask, _bias(attn, side)))
         return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
 
-    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """The bias of the block and of the model, together, between the tokens of now."""
         whole = _bias(block.attn, side)
         if whole is None:
             return side
         trace = getattr(block, SITE).trace
-        return {"relative": coarse_bias(whole, state, trace.num_prefix)}
+        return {"relative": coarse_bias(whole, lineage, trace.num_prefix)}
 
     def tokens_to_check(self, block: Any) -> int:
         """As many as the block's bias is made for."""
@@ -87,19 +88,19 @@ class TimmBeit(GammaBlocks):
         return super().tokens_to_check(block) if index is None else index.size(0)
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of the projection, with the relative position bias."""
         attn: Any = block.attn
 
         def project() -> tuple[Tensor, Tensor]:
-            return split_heads(queries(attn, seen), heads=attn.num_heads), heads_of_keys()
+            return split_heads(queries(attn, kept), heads=attn.num_heads), heads_of_keys()
 
         def heads_of_keys() -> Tensor:
-            return split_heads(keys(attn, seen), heads=attn.num_heads)
+            return split_heads(keys(attn, kept), heads=attn.num_heads)
 
         def heads_of_values() -> Tensor:
-            return split_heads(values(attn, seen), heads=attn.num_heads)
+            return split_heads(values(attn, kept), heads=attn.num_heads)
 
         plain = AttentionStats(project, float(attn.scale), num_prefix, keys=heads_of_keys, values=heads_of_values)
         return plain.with_bias(lambda: with_bias(bias, _bias(attn, side)))
@@ -123,9 +124,9 @@ def _attention(block: Any, x: Tensor, mask: Any) -> Tensor:
     check_called_alone(attn, "its bias is for all patches")
     offset = None if attn.q_bias is None else torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
     rows = attn.qkv(x) if offset is None else F.linear(x, attn.qkv.weight, offset)
-    seen = block.__dict__.get(STASH)
-    if seen is not None:
-        seen["qkv"] = rows
+    kept = block.__dict__.get(KEPT)
+    if kept is not None:
+        kept["qkv"] = rows
     q, k, v = split_qkv(rows, attn.num_heads)
     dropout = attn.attn_drop.p if attn.training else 0.0
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=attn.scale)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.coarse import CoarseBlock, Lineage
+from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.parts.heads import split_heads
 from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.timm.scaled import GammaBlocks, keys, queries, values
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.maps.lineage import Lineage
 
 ORIGIN = "timm.models.eva"
 
@@ -58,17 +59,17 @@ class TimmEva(GammaBlocks):
         return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of the projections; keys for matching before, attention after the rotation."""
         attn: Any = block.attn
         rope, shared = side.get("rope"), getattr(attn, "num_kv_heads", attn.num_heads)  # keys may serve several heads
 
         def heads_of_keys() -> Tensor:
-            return attn.k_norm(split_heads(keys(attn, seen), heads=shared))
+            return attn.k_norm(split_heads(keys(attn, kept), heads=shared))
 
         def project() -> tuple[Tensor, Tensor]:
-            q, k = attn.q_norm(split_heads(queries(attn, seen), heads=attn.num_heads)), heads_of_keys()
+            q, k = attn.q_norm(split_heads(queries(attn, kept), heads=attn.num_heads)), heads_of_keys()
             if rope is not None:
                 rotate = sys.modules["timm.layers.pos_embed_sincos"].apply_rot_embed_cat
                 half = {"half": True} if getattr(attn, "rotate_half", False) else {}
@@ -78,11 +79,11 @@ class TimmEva(GammaBlocks):
             return q, k.repeat_interleave(q.size(1) // k.size(1), dim=1)
 
         def heads_of_values() -> Tensor:
-            return split_heads(values(attn, seen), heads=shared).repeat_interleave(attn.num_heads // shared, dim=1)
+            return split_heads(values(attn, kept), heads=shared).repeat_interleave(attn.num_heads // shared, dim=1)
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=heads_of_keys, values=heads_of_values)
 
-    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         rope = side.get("rope")
         if rope is None:
@@ -93,5 +94,5 @@ class TimmEva(GammaBlocks):
                 "the model with patch_drop_rate=0, or set model.patch_drop = None."
             )
         sin, cos = rope.chunk(2, dim=-1)
-        cos, sin = coarse_tables((cos, sin), state)
+        cos, sin = coarse_tables((cos, sin), lineage)
         return {**side, "rope": torch.cat([sin, cos], dim=-1)}

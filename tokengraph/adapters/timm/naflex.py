@@ -36,22 +36,22 @@ class TimmNaFlexModel(TimmModel):
             return trace.lift_sequence(out) if site.lift else out
         if site.lift:
             return {**out, "patches": trace.lift_sequence(out["patches"])}
-        return {**out, "patch_valid": trace.valid()} if trace.state().coarse else out
+        return {**out, "patch_valid": trace.valid()} if trace.lineage().coarse else out
 
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
         """Pools as if every patch had its cluster's features; dropped patches and padding have no say."""
         site: CoarseSite = getattr(self, SITE)
-        state, prefix = site.trace.state(), site.trace.num_prefix
+        lineage, decisions, prefix = site.trace.lineage(), site.trace.decisions, site.trace.num_prefix
         plain = super()._pool  # type: ignore[misc]
-        if x.size(1) != prefix + state.count or not (state.coarse or state.decisions):
+        if x.size(1) != prefix + lineage.now.width or not (lineage.coarse or decisions):
             return plain(x, pool_type, patch_valid)
         x, there = pooled_over(site.trace, x)
-        if not state.decisions or state.merged:
+        if not decisions or lineage.merged:
             return plain(x, pool_type, there)
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
         if pooled != "avg" or self.attn_pool is not None or self.pool_include_prefix:  # type: ignore[attr-defined]
-            return plain(x, pool_type, state.decisions[-1] > 0)
-        return masked_mean(x[:, prefix:], state.decisions[-1])  # decisions get a gradient from here, too
+            return plain(x, pool_type, decisions[-1] > 0)
+        return masked_mean(x[:, prefix:], decisions[-1])  # decisions get a gradient from here, too
 
 
 class TimmNaFlex(TimmViT):

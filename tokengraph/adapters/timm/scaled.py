@@ -18,7 +18,7 @@ class GammaBlocks(TimmViT):
         y = block.mlp(block.norm2(x))
         return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
 
-    def watched(self, block: Any) -> dict[str, nn.Module]:
+    def kept(self, block: Any) -> dict[str, nn.Module]:
         """The projections; ``norm1`` where attention reads their weights, and calls no module."""
         attn = block.attn
         if getattr(attn, "qkv", None) is None:
@@ -26,24 +26,24 @@ class GammaBlocks(TimmViT):
         return {"qkv": attn.qkv} if getattr(attn, "q_bias", None) is None else {"normed": block.norm1}
 
 
-def queries(attn: Any, seen: dict[str, Tensor]) -> Tensor:
+def queries(attn: Any, kept: dict[str, Tensor]) -> Tensor:
     """Rows of queries, ``[B, P+N, C]``, from what hooks left of this attention."""
-    return _rows(attn, seen, 0)
+    return _rows(attn, kept, 0)
 
 
-def keys(attn: Any, seen: dict[str, Tensor]) -> Tensor:
+def keys(attn: Any, kept: dict[str, Tensor]) -> Tensor:
     """Rows of keys, ``[B, P+N, C]``."""
-    return _rows(attn, seen, 1)
+    return _rows(attn, kept, 1)
 
 
-def values(attn: Any, seen: dict[str, Tensor]) -> Tensor:
+def values(attn: Any, kept: dict[str, Tensor]) -> Tensor:
     """Rows of values, ``[B, P+N, C]``."""
-    return _rows(attn, seen, 2)
+    return _rows(attn, kept, 2)
 
 
-def _rows(attn: Any, seen: dict[str, Tensor], which: int) -> Tensor:
-    if (name := "qkv"[which]) in seen:
-        return seen[name]
-    if "qkv" in seen:
-        return seen["qkv"].chunk(3, dim=2)[which]
-    return F.linear(seen["normed"], attn.qkv.weight.chunk(3)[which], (attn.q_bias, attn.k_bias, attn.v_bias)[which])
+def _rows(attn: Any, kept: dict[str, Tensor], which: int) -> Tensor:
+    if (name := "qkv"[which]) in kept:
+        return kept[name]
+    if "qkv" in kept:
+        return kept["qkv"].chunk(3, dim=2)[which]
+    return F.linear(kept["normed"], attn.qkv.weight.chunk(3)[which], (attn.q_bias, attn.k_bias, attn.v_bias)[which])

@@ -146,22 +146,22 @@ class TimmViT(Adapter):
         """``x + drop_path2(ls2(mlp(norm2(x))))``."""
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    def watched(self, block: Any) -> dict[str, nn.Module]:
+    def kept(self, block: Any) -> dict[str, nn.Module]:
         """``attn.qkv``."""
         return {"qkv": block.attn.qkv}
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the kept output of ``attn.qkv``, through the norms of queries and keys."""
         attn = block.attn
 
         def project() -> tuple[Tensor, Tensor]:
-            q, k, _ = split_qkv(seen["qkv"], attn.num_heads)
+            q, k, _ = split_qkv(kept["qkv"], attn.num_heads)
             return attn.q_norm(q), attn.k_norm(k)
 
         def values() -> Tensor:
-            return split_qkv(seen["qkv"], attn.num_heads)[2]
+            return split_qkv(kept["qkv"], attn.num_heads)[2]
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias, values=values)
 

@@ -16,13 +16,13 @@ BEIT = (
 )
 
 
-def origin(module: nn.Module) -> str | None:
+def model_name(module: nn.Module) -> str | None:
     """Name of the model of transformers that it is, also under a user's own subclass; ``None``: it is none."""
-    return _origin_of(type(module))
+    return _model_name_of(type(module))
 
 
 @lru_cache(maxsize=1024)
-def _origin_of(kind: type) -> str | None:
+def _model_name_of(kind: type) -> str | None:
     names = (c.__name__ for c in kind.__mro__ if c.__module__.startswith("transformers.models."))
     return next((name for name in names if not name.endswith("PreTrainedModel")), None)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, Lineage, ours
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, ours
 from tokengraph.adapters.parts.pooling import for_mean
 from tokengraph.adapters.parts.relative import coarse_bias, with_bias
 from tokengraph.adapters.transformers.anatomy import is_beit, is_older, is_vision_model
@@ -17,6 +17,7 @@ from tokengraph.adapters.transformers.supported import check_attention
 from tokengraph.adapters.transformers.vit import TransformersViT
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.maps.lineage import Lineage
 
 
 class BeitLayer(CoarseBlock):
@@ -80,9 +81,9 @@ class SharedBias:
 class BiasFollows(TransformersViT):
     """What layers with a relative position bias have in common, whatever their attention takes."""
 
-    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Pooling sees every patch; a shared bias comes apart from masks."""
-        found = super().outlets(model, core)
+        found = super().outputs(model, core)
         shared, pooler = (getattr(core, name, None) for name in ("shared_position_bias", "pooler"))
         if shared is not None:
             found.append((shared, "output", keep_apart))
@@ -90,10 +91,10 @@ class BiasFollows(TransformersViT):
             found.append((pooler, "input", average_patches))  # type: ignore[arg-type]
         return found
 
-    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """The bias of the layer and of the model, together, between the tokens of now."""
         prefix = getattr(block, SITE).trace.num_prefix
-        shared, tokens = _shared(side), prefix + state.patches
+        shared, tokens = _shared(side), prefix + lineage.start.width
         if shared is not None and shared.size(-1) != tokens:
             raise ValueError(
                 "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
@@ -108,14 +109,14 @@ class BiasFollows(TransformersViT):
                 "mask to the relative position bias as 0 and 1, which bars nothing."
             )
         kept = {k: v for k, v in side.items() if k not in ("shared", "relative_position_bias")}
-        return {**kept, "relative": coarse_bias(whole, state, prefix)}
+        return {**kept, "relative": coarse_bias(whole, lineage, prefix)}
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of both projections, with the relative position bias."""
-        plain = super().statistics(block, seen, num_prefix, bias, {})
-        return plain.with_bias(lambda: with_bias(bias, _bias(block, side, seen["k"].size(1))))
+        plain = super().statistics(block, kept, num_prefix, bias, {})
+        return plain.with_bias(lambda: with_bias(bias, _bias(block, side, kept["k"].size(1))))
 
     def example(self, block: Any, count: int) -> dict[str, Any]:
         """The resolution of an image that is one patch wide."""

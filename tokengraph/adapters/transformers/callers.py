@@ -7,7 +7,7 @@ from types import FrameType
 
 from torch import nn
 
-from tokengraph.adapters.transformers.anatomy import origin
+from tokengraph.adapters.transformers.anatomy import model_name
 
 GRID_HEADS = (  # ends of the names of models whose head needs every patch of the model inside
     "ForDepthEstimation",
@@ -38,7 +38,7 @@ EACH_BY_ITSELF = (  # models with a language model that take any number of image
 
 def needs_grid(module: nn.Module) -> bool:
     """Whether the module is a model of transformers with a head that needs every patch, by its name."""
-    name = origin(module)
+    name = model_name(module)
     return name is not None and name.endswith(GRID_HEADS)
 
 
@@ -47,12 +47,12 @@ def folds_a_grid(module: nn.Module) -> bool:
 
     Those that take any number of tokens, each by itself, are known by name.
     """
-    return origin(module) not in EACH_BY_ITSELF
+    return model_name(module) not in EACH_BY_ITSELF
 
 
 def speaks(module: nn.Module) -> bool:
     """Whether a part of this model of transformers is a language model, or leads to one."""
-    return origin(module) is not None and any(isinstance(getattr(module, n, None), nn.Module) for n in LANGUAGE)
+    return model_name(module) is not None and any(isinstance(getattr(module, n, None), nn.Module) for n in LANGUAGE)
 
 
 def called_by_a_grid_head(part: nn.Module) -> bool:

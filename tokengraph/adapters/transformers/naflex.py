@@ -68,7 +68,7 @@ class TransformersNaFlex(TransformersViT):
         grids, present = image_shapes(patches.size(1), mask, shapes)
         return InputShape(grids=grids, present=present)
 
-    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """The pooling head sees what is left, classifiers average it; ``lift=True`` lifts the rest."""
         found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
         head: Any = getattr(core, "head", None)
@@ -98,11 +98,11 @@ class TransformersNaFlex(TransformersViT):
 def pool_what_is_left(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooling head: every patch with its cluster's features, or the tokens that were kept."""
     site: CoarseSite = module.__dict__[SITE]
-    state = site.trace.state()
-    if not (state.coarse or state.decisions):
+    lineage = site.trace.lineage()
+    if not (lineage.coarse or site.trace.decisions):
         return args
     tokens, there = pooled_over(site.trace, args[0])
-    if state.merged:
+    if lineage.merged:
         return tokens, *args[1:]
     return tokens, None if there is None else there > 0, *args[2:]
 
@@ -115,16 +115,16 @@ def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
     the others, which is then the average over patches, too.
     """
     site: CoarseSite = module.__dict__[SITE]
-    state = site.trace.state()
-    if not (state.coarse or state.decisions):
+    lineage = site.trace.lineage()
+    if not (lineage.coarse or site.trace.decisions):
         return output
 
     def whole(tokens: Tensor) -> Tensor:
         rows, there = pooled_over(site.trace, tokens)
-        if state.merged:
+        if lineage.merged:
             return rows
         mean = masked_mean(rows, site.trace.valid() if there is None else there)
-        return mean[:, None].expand(-1, state.patches, -1)
+        return mean[:, None].expand(-1, lineage.start.width, -1)
 
     return with_tokens(output, whole)
 

@@ -45,26 +45,26 @@ class OlderTransformersViT(TransformersViT):
             return block.output(block.intermediate(y), x)
         return apply_parts(block, ("layer_scale2", "drop_path"), block.mlp(y)) + x
 
-    def watched(self, block: Any) -> dict[str, nn.Module]:
+    def kept(self, block: Any) -> dict[str, nn.Module]:
         """The projections."""
         inner = block.attention.attention
         return {"q": inner.query, "k": inner.key, "v": inner.value}
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of the projections."""
         inner = block.attention.attention
         width = inner.attention_head_size
 
         def project() -> tuple[Tensor, Tensor]:
-            return split_heads(seen["q"], width=width), split_heads(seen["k"], width=width)
+            return split_heads(kept["q"], width=width), split_heads(kept["k"], width=width)
 
         def keys() -> Tensor:
-            return split_heads(seen["k"], width=width)
+            return split_heads(kept["k"], width=width)
 
         def values() -> Tensor:
-            return split_heads(seen["v"], width=width)
+            return split_heads(kept["v"], width=width)
 
         scale = float(getattr(inner, "scaling", width**-0.5))
         return AttentionStats(project, scale, num_prefix, bias, keys=keys, values=values)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokengraph.adapters.base import is_a
 from tokengraph.adapters.coarse import SITE, CoarseSite, ours
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
-from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, origin
+from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, model_name
 from tokengraph.adapters.transformers.callers import called_by_a_grid_head
 
 FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
@@ -27,7 +27,7 @@ POOLED_BEFORE = (  # classifiers that take the class token, or what the model in
 HEADS_READ_STATES = ("DPTModel",)  # inner models whose hidden states go to a head that needs the grid
 
 
-def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+def output_hooks(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
     """Hooks: heads pool every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
     found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
     holder = holder_of(core)
@@ -41,7 +41,7 @@ def outlets(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.M
         inner = getattr(head, "attention", None)
         by_mask = isinstance(inner, nn.MultiheadAttention)
         found.append((inner, "input", attend_to_what_is_left) if by_mask else (head, "input", lift_head_input))
-    if origin(core) in HEADS_READ_STATES:
+    if model_name(core) in HEADS_READ_STATES:
         found.append((core, "output", lift_hidden_states))
     found.append((core.embeddings, "input", look_for_a_grid_head))  # type: ignore[arg-type]
     found.append((core, "output", average_output if averages(model, core, channels) else lift_output))
@@ -58,7 +58,7 @@ def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
         classifier = getattr(module, "classifier", None)
         if module is core or not isinstance(classifier, nn.Module) or all(m is not core for m in module.modules()):
             continue
-        name = origin(module)
+        name = model_name(module)
         if name is None and getattr(classifier, "in_features", 0) == 2 * channels:
             return True
         if name is not None and name not in POOLED_BEFORE:
@@ -73,7 +73,7 @@ def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
     The user says so by ``lift=True``.
     """
     site: CoarseSite = module.__dict__[SITE]
-    if not (site.lift or site.trace.whole):
+    if not (site.lift or site.trace.run.whole):
         return output
     return with_tokens(with_whole_states(module, output), site.trace.lift_sequence)
 
@@ -83,7 +83,7 @@ def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
     """Forward pre-hook of the embedding: notes whether a head that needs every patch has called the model."""
     site: CoarseSite = module.__dict__[SITE]
     if not torch.compiler.is_compiling():
-        site.trace.note_caller(called_by_a_grid_head(module))
+        site.trace.run.note_caller(called_by_a_grid_head(module))
 
 
 @ours
@@ -149,7 +149,7 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
     def lifted(states: tuple[Tensor | None, ...], last: Any) -> tuple[Tensor | None, ...]:
         whole = list(states)
         for layer, h in enumerate(states):  # those that were not asked for are None
-            if h is not None and h.dim() == 3 and trace.state(layer).count + trace.num_prefix == h.size(1):
+            if h is not None and h.dim() == 3 and trace.lineage(layer).now.width + trace.num_prefix == h.size(1):
                 rows = trace.lift(h, layer=layer, replenish=not (normed and h is last))
                 whole[layer] = torch.cat([h[:, : trace.num_prefix], rows], dim=1)
         return tuple(whole)

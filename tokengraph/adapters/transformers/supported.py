@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, is_naflex, origin
+from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, is_naflex, model_name
 from tokengraph.adapters.transformers.callers import LANGUAGE, needs_grid
 
 CORES = ("Model", "Backbone", "VisionTransformer", "ModelWithProjection")
@@ -52,7 +52,7 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
     Raises:
         ValueError: If one cannot; the message has its name.
     """
-    name = origin(core)
+    name = model_name(core)
     if name is not None and not name.endswith(CORES):
         raise ValueError(
             f"Expected a vision model without a head that needs the grid (got {name}, whose layers are its own: "
@@ -63,7 +63,7 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
     if any(is_a(m, *BACKBONE) for m in (core, *around)):
         return  # what is around it gets whole feature maps
     for module in around:
-        name = origin(module)
+        name = model_name(module)
         if name is None or name in SERVED_WHOLE or _leaves_tokens_alone(module, name):
             continue
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, InputShape, strided_grid
-from tokengraph.adapters.coarse import SITE, CoarseBlock, Lineage
+from tokengraph.adapters.coarse import SITE, CoarseBlock
 from tokengraph.adapters.parts.heads import split_heads
 from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.transformers.anatomy import (
@@ -24,10 +24,11 @@ from tokengraph.adapters.transformers.anatomy import (
     layers_of,
     patches_of,
 )
-from tokengraph.adapters.transformers.outputs import outlets
+from tokengraph.adapters.transformers.outputs import output_hooks
 from tokengraph.adapters.transformers.supported import check_around, check_attention, wants_whole
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.maps.lineage import Lineage
 
 FIRST_NORM = ("layernorm_before", "norm1", "layer_norm1")
 SECOND_NORM = ("layernorm_after", "norm2", "layer_norm2")
@@ -124,7 +125,7 @@ class TransformersViT(Adapter):
         """The same with the MLP."""
         return apply_parts(block, AFTER_MLP, first_part(block, ("mlp",))(first_part(block, SECOND_NORM)(x))) + x
 
-    def watched(self, block: Any) -> dict[str, nn.Module]:
+    def kept(self, block: Any) -> dict[str, nn.Module]:
         """The projections."""
         attention = first_part(block, ATTENTION)
         if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")):
@@ -135,14 +136,14 @@ class TransformersViT(Adapter):
         return {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
 
     def statistics(
-        self, block: Any, seen: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
+        self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
         """From the outputs of the projections; keys before, attention after the rotary embedding."""
         attention = first_part(block, ATTENTION)
         width, tables = int(attention.head_dim), side.get("position_embeddings")
 
         def heads(name: str) -> Tensor:
-            return split_heads(seen[name], width=width)
+            return split_heads(kept[name], width=width)
 
         def project() -> tuple[Tensor, Tensor]:
             if tables is None:
@@ -160,10 +161,10 @@ class TransformersViT(Adapter):
 
         return AttentionStats(project, float(scale), num_prefix, bias, keys=keys, values=values)
 
-    def carry(self, side: dict[str, Any], state: Lineage, block: Any) -> dict[str, Any]:
+    def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Rotary tables follow the tokens."""
         tables = side.get("position_embeddings")
-        return side if tables is None else {**side, "position_embeddings": coarse_tables(tables, state)}
+        return side if tables is None else {**side, "position_embeddings": coarse_tables(tables, lineage)}
 
     def example(self, block: Any, count: int) -> dict[str, Any]:
         """Rotary tables, for layers that take them."""
@@ -192,9 +193,9 @@ class TransformersViT(Adapter):
         """As the patch convolution counts."""
         return strided_grid(patches_of(embedding), images)
 
-    def outlets(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Pooling heads see every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
-        return outlets(model, core, self.channels(core))
+        return output_hooks(model, core, self.channels(core))
 
 
 def first_part(module: nn.Module, names: tuple[str, ...]) -> Any:

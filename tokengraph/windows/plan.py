@@ -1,4 +1,4 @@
-"""What happens where in a model with windows, and what its changed modules carry."""
+"""The plan of a model with windows: which blocks change and how, and what its changed modules carry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.coarse import SITE, STASH, Coarse, coarse_class
-from tokengraph.attach.block import KeepOutput
+from tokengraph.adapters.coarse import KEPT, SITE, Coarse, coarse_class
+from tokengraph.attach.block import KeptOutput
 from tokengraph.attach.changes import Hook
 from tokengraph.attach.checks import check_equal
-from tokengraph.attach.record import raise_two_threads
 from tokengraph.attach.site import Mark
+from tokengraph.attach.threads import raise_two_threads
 from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.select.base import Select
 from tokengraph.select.expedite.expedite import Expedite
@@ -78,28 +78,30 @@ def here(module: object) -> tuple[WindowPlan, WindowSite]:
 
 
 def kept_output(block: nn.Module, path: str) -> Hook:
-    """A hook that keeps the output of a part of a block, where :func:`seen` reads it."""
-    return Hook(block.get_submodule(path), KeepOutput(block, path))
+    """A hook that keeps the output of a part of a block, where :func:`run_and_keep` reads it."""
+    return Hook(block.get_submodule(path), KeptOutput(block, path))
 
 
-def seen(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tensor, Tensor]:
+def run_and_keep(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tensor, Tensor]:
     """What ``run`` returns, and what the part of the block at ``path`` gave meanwhile.
 
     Raises:
         RuntimeError: If another thread is in the block.
     """
-    if STASH in block.__dict__:
+    if KEPT in block.__dict__:
         raise_two_threads()
     kept: dict[str, Tensor] = {}
-    block.__dict__[STASH] = kept
+    block.__dict__[KEPT] = kept
     try:
         out = run()
     finally:
-        block.__dict__.pop(STASH, None)
+        block.__dict__.pop(KEPT, None)
     return out, kept[path]
 
 
-def check_halves(block: nn.Module, mixin: type[Coarse], halves: Callable[[Any, Tensor], Tensor], x: Tensor) -> None:
+def check_window_halves(
+    block: nn.Module, mixin: type[Coarse], halves: Callable[[Any, Tensor], Tensor], x: Tensor
+) -> None:
     """Raises unless the halves of a block give, bit for bit, what its own forward gives on ``x [1, H, W, C]``."""
     like = next(block.parameters())
     if like.is_meta:

@@ -212,7 +212,7 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[Removal]:
         r = r[1] if isinstance(r, tuple) and len(r) == 2 and r[0] == RECONSTRUCT else r
         if isinstance(r, bool) or not isinstance(r, Integral):
             raise TypeError(f"Expected removals as ints (got {r!r}). For shares write a dict {{layer: keep}}.")
-        if r < 0 and r != RECONSTRUCT:
+        if int(r) < 0 and int(r) != RECONSTRUCT:
             raise ValueError(f"Expected removals >= 0 (got {r}).")
     return [r if isinstance(r, tuple) else int(r) for r in removed]
 

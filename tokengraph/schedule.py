@@ -148,9 +148,8 @@ def tokens_per_layer(
             ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
             ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
             ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return. ``RECONSTRUCT`` among
-            removals brings all tokens back. :func:`relative`: shares of the tokens that are there. Where all come back
-            and some leave at once, the entry is a pair: ``("reconstruct", keep)``, or ``(RECONSTRUCT, removed)`` among
-            removals.
+            removals brings all tokens back. :func:`relative`: shares of the tokens that are there. A pair says that
+            all come back and some leave at once: ``("reconstruct", keep)``, or ``(RECONSTRUCT, removed)`` in a list.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less

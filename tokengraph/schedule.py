@@ -148,9 +148,8 @@ def tokens_per_layer(
             ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
             ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
             ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return. ``RECONSTRUCT`` among
-            removals brings all tokens back. :func:`relative`: shares of the tokens that are there. Where all come back
-            and some leave at once, the entry is a pair: ``("reconstruct", keep)``, or ``(RECONSTRUCT, removed)`` among
-            removals.
+            removals brings all tokens back. :func:`relative`: shares of the tokens that are there. A pair says that
+            all come back and some leave at once: ``("reconstruct", keep)``, or ``(RECONSTRUCT, removed)`` in a list.
         depth: Blocks in the model.
         num_tokens: Patch tokens an image at the input.
         fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
@@ -212,7 +211,7 @@ def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[Removal]:
         r = r[1] if isinstance(r, tuple) and len(r) == 2 and r[0] == RECONSTRUCT else r
         if isinstance(r, bool) or not isinstance(r, Integral):
             raise TypeError(f"Expected removals as ints (got {r!r}). For shares write a dict {{layer: keep}}.")
-        if r < 0 and r != RECONSTRUCT:
+        if int(r) < 0 and int(r) != RECONSTRUCT:
             raise ValueError(f"Expected removals >= 0 (got {r}).")
     return [r if isinstance(r, tuple) else int(r) for r in removed]
 

@@ -16,6 +16,7 @@ STRATEGIES = [
     tg.TokenMigration(),
     tg.GridPool(),
     tg.Random(),
+    tg.PiToMe(),
     tg.ToMe(),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),

@@ -54,7 +54,7 @@ def clusters_of(output: SelectOutput) -> tuple[Tensor, int, bool, Tensor | None,
     cluster[output.node_index] = output.cluster_index
     weight, mass = None, None
     if hasattr(output, "mass"):
-        mass = output.mass
+        mass = getattr(output, "mass")  # noqa: B009  # no field of PyG's
         if output.weight is not None:
             weight = output.weight.new_ones(output.num_nodes).index_copy(0, output.node_index, output.weight)
     return cluster, output.num_clusters, output.node_index.numel() < output.num_nodes, weight, mass

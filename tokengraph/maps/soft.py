@@ -68,7 +68,8 @@ class SoftAssignment:
                 "Expected token, cluster and weight of one shape [E] "
                 f"(got {list(self.token.shape)}, {list(self.cluster.shape)}, {list(self.weight.shape)})."
             )
-        check_each(torch.Size((self.num_tokens,)), mass=self.mass)
+        if self.mass is not None:
+            check_each(torch.Size((self.num_tokens,)), mass=self.mass)
 
     @property
     def lossy(self) -> bool:

@@ -183,9 +183,7 @@ class GTP(Select):
         Source: the README of GTP-ViT's code.
         """
         if removed not in DEIT_B:
-            raise ValueError(
-                f"Expected 1 <= removed <= 14 tokens a layer (got {removed!r}). Others were not published."
-            )
+            raise ValueError(f"Expected 1 <= removed <= 14 tokens a layer (got {removed!r}). Others are unpublished.")
         sparsity, alpha = DEIT_B[removed]
         return cls("mixed", 8, alpha, "mixed-max", sparsity, True)
 
@@ -197,9 +195,8 @@ class GTP(Select):
     @property
     def reads(self) -> str:  # type: ignore[override]
         """``"map"`` but for cls and random scores without sparsification."""
-        if self.sparsity < 1:
-            return "map"
-        return "nothing" if self.score == "random" else "class" if self.score.startswith("cls") else "map"
+        plain = self.sparsity >= 1 and (self.score == "random" or self.needs_class_token)
+        return "map" if not plain else "class" if self.needs_class_token else "nothing"
 
     @property
     def edits_attention(self) -> bool:

@@ -107,7 +107,7 @@ def test_grid_strategies_act_again_on_the_grid_that_returned():
     with tg.attach(model, tg.AiluRus(), {1: 0.5, 2: ("reconstruct", 0.25)}) as handle:
         assert model(IMAGES).isfinite().all()
         assert list(handle.trace.counts) == [16, 8, 4, 4, 4]
-        first = handle.trace.state(2).source
+        first = handle.trace.state(2).lineage.source
         assert first.num_tokens == 32  # over the input patches, not over the clusters before
     with tg.attach(
         model, tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: ("reconstruct", "cluster"), 4: "reconstruct"}
@@ -197,7 +197,7 @@ def test_a_threshold_method_may_act_before_the_first_block():
     model = tiny_vit(depth=3)
     with tg.attach(model, Before(layers=(0,))) as handle:
         model(IMAGES)
-        assert handle.trace.state(0).count == handle.trace.state(3).count < 16
+        assert handle.trace.state(0).lineage.now.width == handle.trace.state(3).lineage.now.width < 16
 
 
 class Deepening(tg.DPCKNN):

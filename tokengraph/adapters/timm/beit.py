@@ -75,7 +75,7 @@ class TimmBeit(GammaBlocks):
         return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
-        """The bias of the block and of the model, together, between the tokens of now."""
+        """The bias of the block and of the model, together, between the current tokens."""
         whole = _bias(block.attn, side)
         if whole is None:
             return side

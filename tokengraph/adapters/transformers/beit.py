@@ -92,7 +92,7 @@ class BiasFollows(TransformersViT):
         return found
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
-        """The bias of the layer and of the model, together, between the tokens of now."""
+        """The bias of the layer and of the model, together, between the current tokens."""
         prefix = getattr(block, SITE).trace.num_prefix
         shared, tokens = _shared(side), prefix + lineage.start.width
         if shared is not None and shared.size(-1) != tokens:

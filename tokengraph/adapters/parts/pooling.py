@@ -1,4 +1,4 @@
-"""Coarse tokens on their way into a pooling over patches: each counts once, whatever became of it."""
+"""Prepares coarse tokens for pooling so that every input patch counts exactly once."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from tokengraph.adapters.coarse import Record
 
 
 def pooled_over(trace: Record, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The tokens that a pooling of patches should see, and which of their patches are there.
+    """Returns the tokens that a pooling over patches should read, and their weights.
 
     Args:
         trace: The record of the run that ``x`` comes from.
         x: Tokens after the last block, ``[B, P+n, C]``.
 
     Returns:
-        ``[B, P+N, C]``, each patch with its cluster's features, where tokens were merged; ``x`` otherwise. And
-        ``[B, N]`` or ``[B, n]``: False, or 0 in a strategy that trains, at padding and at what was not kept; ``None``:
-        all are there.
+        The tokens: after merging ``[B, P+N, C]``, each patch with its cluster's features; otherwise ``x``. The weights
+        of their patches, ``[B, N]`` or ``[B, n]``: False (0 while the strategy trains) at padding and at dropped
+        tokens; ``None``: every patch counts.
     """
     state = trace.state()
     if x.size(1) != trace.num_prefix + state.count:
-        return x, None  # every patch is there already
+        return x, None  # already lifted
     if state.merged:
         return trace.lift_sequence(x), state.present
     return x, state.decisions[-1] if state.decisions else state.valid
 
 
 def masked_mean(rows: Tensor, there: Tensor) -> Tensor:
-    """Mean of ``rows [B, n, C]`` over those that are ``there [B, n]``, with a gradient to it: ``[B, C]``."""
+    """Mean of ``rows [B, n, C]`` with weights ``there [B, n]``, which may need a gradient: ``[B, C]``."""
     weight = there.to(rows.dtype)[..., None]
     return (rows * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
 
 
 def for_mean(trace: Record, x: Tensor) -> Tensor:
-    """Tokens whose plain mean over patches is the right one, for heads that take it by themselves.
+    """Scales tokens so that the plain mean that a head takes over them counts every input patch once.
 
     Args:
         trace: The record of the run that ``x`` comes from.
         x: Tokens after the last block, ``[B, P+n, C]``.
 
     Returns:
-        ``[B, P+N, C]``, each patch with its cluster's features, where tokens were merged; ``[B, P+n, C]`` otherwise:
-        where some are padding, or not kept while the strategy trains, these are zeros and the others scaled, so that
-        the mean is over those that are there.
+        After merging ``[B, P+N, C]``, each patch with its cluster's features. Otherwise ``[B, P+n, C]``: padding, and
+        tokens that were dropped while the strategy trains, are zeros, and the others are scaled up, so that the mean
+        over all rows is the mean over the others.
     """
     prefix = trace.num_prefix
     x, there = pooled_over(trace, x)

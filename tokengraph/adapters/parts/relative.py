@@ -1,4 +1,4 @@
-"""Relative position bias for coarse tokens, and its place among the masks of a block."""
+"""Relative position bias between coarse tokens, and how it is added to a block's mask."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from tokengraph.flat.segment import weighted_sum
 from tokengraph.maps.hard import Assignment
 
 TINY = torch.finfo(torch.float32).tiny
-# Bytes of one piece's numbers: about what a CPU core's own cache holds. With 2 MiB of it, 1 to 12 MiB were timed within
-# a quarter of each other, and all heads at once took longer.
+# Bytes of one chunk of heads: about the private cache of a CPU core. On a core with 2 MiB, the times for chunks of 1 to
+# 12 MiB lay within a quarter of each other; all heads at once took longer.
 CACHE = 3 << 20
 
 
 def coarse_bias(bias: Tensor, state: Lineage, num_prefix: int) -> Tensor:
-    r"""The bias between the tokens of now, out of that between the input patches.
+    r"""Computes the bias between the current tokens from the bias between the input patches.
 
-    Where each token descends from one patch (pruning, cluster centres) it has that patch's row and column. Merged keys
-    get the log of the mean of :math:`\exp B` over their members, merged queries the mean over theirs:
+    A token that descends from one patch (pruning, cluster centres) keeps that patch's row and column. A merged key gets
+    the log of the mean of :math:`\exp B` over its members, a merged query the mean over its members:
 
     .. math:: B'_{ab} = \operatorname{mean}_{i \in a} \log \operatorname{mean}_{j \in b} \exp B_{ij}
 
-    With the log of the size that proportional attention adds, members of one key weigh as much as they would by
-    themselves; logits are linear in queries. Weighted members count by their weights. Prefix tokens keep their rows
-    and columns. This is our own choice: on small trained models, outputs came as near to those without merging as with
-    the plain mean over the members of both, or nearer.
+    Proportional attention adds the log of a key's size; a merged key then gets the weight that its members had
+    together. Queries take the plain mean because logits are linear in them. Members of a soft map count by their
+    weights. Prefix tokens keep their rows and columns. No paper defines this: on small trained models, the outputs were
+    as close to those without merging as with the plain mean on both sides, or closer.
 
     Args:
         bias: B, one for all images, ``[H, P+N, P+N]`` or ``[1, H, P+N, P+N]``.
-        state: The tokens of now, coarse.
+        state: The current tokens; they must be coarse.
         num_prefix: P.
 
     Returns:
-        ``[B, H, P+n, P+n]`` in the dtype of ``bias``; at padding any finite numbers.
+        ``[B, H, P+n, P+n]`` in the dtype of ``bias``; finite, but meaningless, at padding.
 
     Raises:
-        ValueError: On a bias of another shape.
+        ValueError: If the bias has another shape.
 
     Cost: a gather of ``B H (P+n)^2``; for merged tokens a pass over ``B H (P+N)^2`` and some over ``B H (P+n) (P+N)``
     numbers; for weighted maps two dense products of these sizes. The whole bias is read, not copied for each image.
-    Entries more than 87 below the largest of their head underflow: they count as 87 below, or bar the pair.
+    Entries more than 87 below the largest of their head underflow: they act as 87 below it, or as ``-inf``.
     """
     tokens = num_prefix + state.patches
     if bias.shape[-2:] != (tokens, tokens) or bias.dim() not in (3, 4) or (bias.dim() == 4 and bias.size(0) != 1):
         raise ValueError(
             f"Expected a relative position bias of shape [H, {tokens}, {tokens}] (got {list(bias.shape)}). "
-            "It is made for one image size: give the model images of that size, or let it change its own first."
+            "It is made for one image size: give images of that size, or have the model resize its bias first."
         )
     bias = bias.view(-1, tokens, tokens)
     if state.patch is not None:
@@ -70,21 +70,21 @@ def coarse_bias(bias: Tensor, state: Lineage, num_prefix: int) -> Tensor:
 
 
 def _heads_at_once(bias: Tensor, each: int) -> int:
-    """Heads whose ``each`` numbers stay in the cache of a CPU: pieces take half the time there, from 384 px on."""
+    """Number of heads, of ``each`` numbers, that fit into a CPU's cache; this halves the time from 384 px on."""
     if bias.device.type != "cpu" or torch.compiler.is_compiling():
         return bias.size(0)
     return max(1, CACHE // (4 * max(each, 1)))
 
 
 def _exp(bias: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(bias - top)`` in float32, and the top of each head, ``[H, 1, 1]``."""
+    """``exp(bias - top)`` in float32, and ``top``, the maximum of each head, ``[H, 1, 1]``."""
     bias = bias.float()
     top = bias.detach().amax(dim=(1, 2), keepdim=True)
     return (bias - top).exp(), top
 
 
 def _picked(bias: Tensor, patch: Tensor, num_prefix: int) -> Tensor:
-    """Rows and columns of the patches that tokens descend from."""
+    """Picks the rows and columns of the patches that tokens descend from."""
     heads, tokens, _ = bias.shape
     ahead = torch.arange(num_prefix, device=patch.device).expand(patch.size(0), -1)
     own = torch.cat([ahead, patch + num_prefix], dim=1)
@@ -93,7 +93,7 @@ def _picked(bias: Tensor, patch: Tensor, num_prefix: int) -> Tensor:
 
 
 def _members(state: Lineage, num_prefix: int) -> Tensor:
-    """Token of now that each token of the input sequence is in, ``[B, P+N]``; ``P+n`` for dropped ones."""
+    """Current token that each token of the input sequence belongs to, ``[B, P+N]``; ``P+n`` for dropped ones."""
     source = state.maps[0]
     place = torch.arange(num_prefix, num_prefix + state.count + 1, device=source.cluster.device)
     place = torch.cat([state.flat(place[:-1].expand(state.images, -1)), place[-1:]])
@@ -102,7 +102,7 @@ def _members(state: Lineage, num_prefix: int) -> Tensor:
 
 
 def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor:
-    """``bias [H, T, T]`` between the clusters that each image's tokens are in: ``[B, H, n, n]`` float32."""
+    """Averages ``bias [H, T, T]`` over the clusters of each image: ``[B, H, n, n]`` float32."""
     (heads, tokens, _), images = bias.shape, cluster.size(0)
     rows = count + 1  # one more for dropped tokens
     ones = torch.ones_like(cluster, dtype=torch.float32)
@@ -127,7 +127,7 @@ def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor
 
 
 def _weights(state: Lineage, num_prefix: int) -> Tensor:
-    """How much of each input token is in each token of now, ``[B, P+n, P+N]``; rows sum to one."""
+    """Share of each input token in each current token, ``[B, P+n, P+N]``; rows sum to one."""
     rows = torch.eye(state.patches, dtype=torch.float32, device=state.maps[0].cluster.device).repeat(state.images, 1)
     weight = F.pad(state.averaged(rows), (num_prefix, 0, num_prefix, 0))
     ahead = F.pad(torch.eye(num_prefix, dtype=weight.dtype, device=weight.device), (0, state.patches, 0, state.count))
@@ -135,14 +135,14 @@ def _weights(state: Lineage, num_prefix: int) -> Tensor:
 
 
 def with_bias(mask: Any, bias: Tensor | None) -> Any:
-    """A mask of a block, a tensor or one of ours, with a relative position bias ``[B or 1, H, N, N]`` added to it."""
+    """Adds a relative position bias ``[B or 1, H, N, N]`` to a block's mask, a tensor or a mask object."""
     if bias is None or mask is None:
         return bias if mask is None else mask
     return BiasedKeepMask(mask, bias) if isinstance(mask, KeepMask) else bias + mask
 
 
 class BiasedKeepMask(KeepMask):
-    """A :class:`~tokengraph.nn.KeepMask` that adds a bias to the scores first. Attention then makes its map.
+    """A :class:`~tokengraph.nn.KeepMask` that first adds a bias to the scores. Attention then computes its map.
 
     Args:
         mask: The keep decision.
@@ -154,13 +154,13 @@ class BiasedKeepMask(KeepMask):
         self.bias = bias
 
     def plus(self, scores: Tensor) -> Any:
-        """Scores with the bias, on their way to the softmax over kept edges."""
+        """Adds the bias to the scores, before the softmax over kept edges."""
         return super().plus(scores + self.bias)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
-        """Scores, softmax and values, one after another."""
+        """Computes scores, softmax and output one after another, without a fused kernel."""
         self.check(q, k, v, enable_gqa)
         scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
         weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)

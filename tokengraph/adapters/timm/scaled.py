@@ -1,4 +1,4 @@
-"""timm's EVA and BEiT: blocks whose halves are scaled by a parameter ``gamma``, or not at all."""
+"""Blocks of timm's EVA and BEiT, whose halves have an optional scale ``gamma``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokengraph.adapters.timm.vit import TimmViT
 
 
 class GammaBlocks(TimmViT):
-    """What models with such blocks have in common."""
+    """Base of the adapters for models with such blocks."""
 
     def feed(self, block: Any, x: Tensor) -> Tensor:
         """``x + drop_path2(gamma_2 * mlp(norm2(x)))``."""
@@ -19,7 +19,7 @@ class GammaBlocks(TimmViT):
         return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
 
     def watched(self, block: Any) -> dict[str, nn.Module]:
-        """The projections; ``norm1`` where attention reads their weights, and calls no module."""
+        """The projections; or ``norm1``, if the attention uses the projection's weights without calling it."""
         attn = block.attn
         if getattr(attn, "qkv", None) is None:
             return {"q": attn.q_proj, "k": attn.k_proj}
@@ -27,7 +27,7 @@ class GammaBlocks(TimmViT):
 
 
 def queries(attn: Any, seen: dict[str, Tensor]) -> Tensor:
-    """Rows of queries, ``[B, P+N, C]``, from what hooks left of this attention."""
+    """Rows of queries, ``[B, P+N, C]``, from the outputs that hooks kept."""
     return _rows(attn, seen, 0)
 
 

@@ -1,4 +1,4 @@
-"""What the windows of the last run became, and where the blocks of a run find it."""
+"""The record of the last run: the clusters of its windows, which later blocks of the run read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WindowRecord(Record):
         return None if self.clusters is None else self.clusters.grid
 
     def begin(self) -> None:
-        """A new run knows nothing of the one before, and drops what no backward can come back to."""
+        """Starts a new run: forgets the last one, and drops entries that no backward can need."""
         self.coarse = False
         if in_backward():  # a run computed again, of which a checkpoint holds the inputs
             return
@@ -54,7 +54,7 @@ class WindowRecord(Record):
             self._inputs.let_go()
 
     def find(self, index: int, x: Tensor) -> WindowClusters:
-        """The clusters that ``x``, which comes to block ``index``, consists of.
+        """The clusters of ``x``, the input of block ``index``.
 
         Raises:
             RuntimeError: If a block runs outside a run of its model, or in two threads at once.
@@ -71,7 +71,7 @@ class WindowRecord(Record):
         return found
 
     def leave(self, index: int, x: Tensor, clusters: WindowClusters, *, coarse: bool) -> None:
-        """Notes what block ``index`` made of them, ``x``, and whether that is a map of clusters."""
+        """Notes ``x``, the output of block ``index``, its clusters, and whether it is a map of clusters."""
         if in_backward():
             self._remember(index + 1, x, clusters)
             return

@@ -1,4 +1,4 @@
-"""What happens where in a model with windows, and what its changed modules carry."""
+"""The plan for a model with windows, and the site that its changed modules carry."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tokengraph.windows.record import WindowRecord
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """What happens where in one model.
+    """How one model is coarsened, and in which blocks.
 
     Attributes:
         select: The strategy.
         window: ``(a, b)``, tokens of a window.
-        keep: Tokens left of each.
-        clusters: ``(h, w)`` of them; ``None`` where they form no grid.
-        before: The first block that is changed.
-        until: The first block that is not any more.
+        keep: Tokens kept per window.
+        clusters: ``(h, w)`` of these; ``None``: they form no grid.
+        before: First changed block.
+        until: Last changed block + 1.
         padding: ``"tokens"`` or ``"ignore"``.
     """
 
@@ -47,7 +47,7 @@ class WindowPlan:
 
     @property
     def nothing(self) -> bool:
-        """Whether every token stays: the model then runs as it is."""
+        """True if every token is kept; the model then runs unchanged."""
         return self.keep >= area(self.window)
 
     @property
@@ -83,7 +83,7 @@ def kept_output(block: nn.Module, path: str) -> Hook:
 
 
 def seen(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tensor, Tensor]:
-    """What ``run`` returns, and what the part of the block at ``path`` gave meanwhile.
+    """Calls ``run``; returns its result and the output that the block's part at ``path`` had meanwhile.
 
     Raises:
         RuntimeError: If another thread is in the block.

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tiny):
 
 
 def test_other_models_are_refused_by_name(tiny):
-    with pytest.raises(ValueError, match=r"got VisionTransformer\). For plain ViTs take DynamicViT"):
+    with pytest.raises(ValueError, match=r"got VisionTransformer\). For plain ViTs use tg\.DynamicViT"):
         tg.attach(tiny_vit(), DynamicSpatial())
     with pytest.raises(ValueError, match="2 inside"):
         tg.attach(nn.Sequential(tiny(), tiny()), DynamicSpatial())

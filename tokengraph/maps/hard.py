@@ -71,7 +71,7 @@ class Assignment:
 
     @property
     def lossy(self) -> bool:
-        """Whether mass may be lost: some tokens may be dropped."""
+        """True if mass may be lost because some tokens may be dropped."""
         return self.drops
 
     @classmethod
@@ -273,7 +273,7 @@ class Assignment:
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
-        """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped. Its weights are not kept."""
+        """Reads PyG's ``SelectOutput``: nodes in one cluster, or in none (dropped). Ignores its weights."""
         return cls(*clusters_of(output))
 
     @property

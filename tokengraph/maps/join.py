@@ -17,8 +17,8 @@ def join(parts: Sequence[Assignment | SoftAssignment], rows: Sequence[Tensor]) -
 
     Args:
         parts: B maps, image by image; at least one.
-        rows: The features that each was made for, ``[n_b, C]``: where some maps bring ``centroids``, the others'
-            are made of them.
+        rows: The features that each map was made from, ``[n_b, C]``. If some maps have ``centroids``, those of the
+            others are computed from them.
 
     Returns:
         The map over ``sum n_b`` tokens: an :class:`Assignment` where all are, otherwise a :class:`SoftAssignment`. Hard

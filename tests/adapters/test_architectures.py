@@ -58,7 +58,7 @@ def test_every_law_holds_for_every_strategy(pair):
 
 @pytest.mark.parametrize("origin", LIBRARIES)
 def test_every_model_is_made_by_the_versions_of_the_constraints(origin):
-    """A mistake in a case would otherwise skip all its laws."""
+    """Otherwise a mistake in a case would skip all its laws."""
     if not is_pinned(LIBRARIES[origin]):
         pytest.skip(f"another {LIBRARIES[origin]} than in constraints.txt")
     known = {name: case for (where, name), case in CASES.items() if where == origin}

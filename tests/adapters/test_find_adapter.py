@@ -1,4 +1,4 @@
-"""find_adapter: whose model it is where several would do."""
+"""find_adapter: which adapter it takes if several serve a model."""
 
 import pytest
 from needs import library
@@ -14,7 +14,7 @@ library("timm")
 
 
 class Theirs(TimmViT):
-    """A user's own, for models that are served already."""
+    """A user's own adapter, for models that another one serves already."""
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "inside"])

@@ -1,4 +1,4 @@
-"""What strategies compare tokens by, in every architecture: keys in float32 or wider, whatever the model's dtype."""
+"""Strategies match tokens by keys in float32 or wider, in every architecture and dtype."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ CASES = cases()
 
 
 def keys(case, dtype):
-    """Those that a strategy sees behind the first block."""
+    """The keys that a strategy sees after the first block."""
     seen = []
 
     class Sees(tg.ToMe):

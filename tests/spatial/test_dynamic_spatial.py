@@ -1,4 +1,4 @@
-"""DynamicSpatial attached to stock models: what is put in, what is taken out, what is refused."""
+"""DynamicSpatial attached to stock models: parts go in, come out again, and other models are refused."""
 
 import copy
 import io
@@ -88,7 +88,7 @@ def test_copies_and_saved_models_are_attached_too(tiny, lively):
     file.seek(0)
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert_close(other(x), model(x))
-        with torch.no_grad():  # predictors of the copy are those that it runs
+        with torch.no_grad():  # the copy runs its own predictors
             for name, parameter in other.named_parameters():
                 if "score_predictor" in name:
                     parameter.neg_()

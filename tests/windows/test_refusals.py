@@ -1,4 +1,4 @@
-"""What WindowCoarsening refuses, and what it says then."""
+"""WindowCoarsening refuses other models and options; its errors say why."""
 
 import pytest
 import torch

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.encoder_layers import EncoderLayers
 from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
@@ -55,12 +58,12 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
             "Use DistributedDataParallel."
         )
     if adapter is not None:
-        if not isinstance(adapter, Adapter):
-            raise TypeError(f"Expected adapter as an Adapter (got {adapter!r}). For example EncoderLayers(...).")
+        _check_adapter(adapter)
         if not adapter.serves(model):
+            given = f" with {vars(adapter)}" if vars(adapter) else ""
             raise ValueError(
-                f"Expected an adapter that serves {type(model).__name__} (got {type(adapter).__name__} with "
-                f"{vars(adapter)}). Give the paths of the model's own parts."
+                f"Expected an adapter that serves {type(model).__name__} (got {type(adapter).__name__}{given}, whose "
+                "serves() is False). Give it a model of its family, or the paths of this model's parts."
             )
         return model, adapter
     found = [(module, first) for module in model.modules() if (first := _first_to_serve(module)) is not None]
@@ -102,6 +105,23 @@ ELSEWHERE = {  # original code of papers, by module: its name, and libraries tha
         'transformers.CLIPModel.from_pretrained("openai/clip-vit-base-patch32")',
     ),
 }
+
+
+def _check_adapter(adapter: Any) -> None:
+    """Raises unless this is an adapter whose class names its family and has a mixin for blocks."""
+    if not isinstance(adapter, Adapter):
+        a_class = isinstance(adapter, type) and issubclass(adapter, Adapter)
+        hint = f"Give an instance: {adapter.__name__}()." if a_class else "For example EncoderLayers(...)."
+        raise TypeError(f"Expected adapter as an Adapter (got {adapter!r}). {hint}")
+    kind = type(adapter)
+    if not isinstance(getattr(kind, "family", None), str):
+        raise TypeError(f"Expected {kind.__name__}.family as a str (got none). It names the family in messages.")
+    mixin = getattr(kind, "block_mixin", None)
+    if not (isinstance(mixin, type) and issubclass(mixin, CoarseBlock) and hasattr(mixin, "forward")):
+        raise TypeError(
+            f"Expected {kind.__name__}.block_mixin as a subclass of CoarseBlock with a forward (got {mixin!r}). Its "
+            "forward has the signature of the block's and returns self.coarse(x, mask)."
+        )
 
 
 def _same_weights(model: nn.Module) -> str | None:

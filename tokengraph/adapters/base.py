@@ -255,8 +255,17 @@ def check_images(images: Any) -> None:
 
 
 def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
-    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``."""
+    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``.
+
+    Raises:
+        TypeError: If it is no convolution.
+    """
     c = convolution
+    if not hasattr(c, "kernel_size"):
+        raise TypeError(
+            f"Expected the patch embedding as a convolution (got {type(c).__name__}). Return another module from the "
+            "adapter's embedding, or compute the grid in its image_grid."
+        )
     if c.padding == "same":  # torch allows it for stride 1 only
         return images.size(-2), images.size(-1)
     padding = (0, 0) if c.padding == "valid" else c.padding

@@ -23,11 +23,17 @@ def with_counts(
         valid: ``[B, N]`` bool, True where the batch has a token; ``None``: everywhere.
 
     Raises:
+        TypeError: If it is no map.
         ValueError: If ``cluster_ptr`` does not fit, or without it the clusters of an image do not lie together.
 
     Cost: nothing for maps of :meth:`Assignment.from_dense`; one host synchronisation on CUDA for a ``cluster_ptr``
     that the caller made. Under ``torch.compile`` it cannot be read: maps of unequal images need ``counts`` there.
     """
+    if not isinstance(assignment, Assignment | SoftAssignment):
+        raise TypeError(
+            f"Expected a strategy to return an Assignment or a SoftAssignment (got {type(assignment).__name__}). Make "
+            "one with Assignment.from_dense."
+        )
     if assignment.counts is not None or images == 0 or torch.compiler.is_compiling():
         return assignment
     ptr, (each, rest) = assignment.cluster_ptr, divmod(assignment.num_clusters, images)

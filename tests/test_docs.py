@@ -11,6 +11,7 @@ from needs import library
 import tokengraph as tg
 from tokengraph.adapters import Adapter
 from tokengraph.select.tokens import Tokens
+from tokengraph.testing import MODEL_LAWS, SELECT_LAWS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -41,9 +42,8 @@ def test_tables_name_what_exists():
     assert {name: repr(getattr(tg.Select, name)) for name, _ in attributes} == {
         name: default.replace('"', "'") for name, default in attributes
     }
-    optional = [
-        name for row in re.findall(r"^\| (`.+?) \|", family, flags=re.M) for name in re.findall(r"`(\w+)`", row)
-    ]
+    rows = re.search(r"^\| method or attribute.*?\n\n", family, flags=re.M | re.S)
+    optional = [n for row in re.findall(r"^\| (`.+?) \|", rows[0], flags=re.M) for n in re.findall(r"`(\w+)`", row)]
     assert len(optional) >= 7
     assert [name for name in optional if not hasattr(Adapter, name)] == []
 
@@ -54,3 +54,11 @@ def test_files_that_pages_name_exist():
         assert len(names) >= 5
         new = "tokengraph/select/pieces.py"  # the file that the page tells to write
         assert [name for name in names if name != new and not (DOCS.parent / name).exists()] == []
+
+
+def test_laws_that_pages_name_exist():
+    known = {law.__name__ for law in [*SELECT_LAWS, *MODEL_LAWS]}
+    for page in PAGES:
+        rows = page.read_text(encoding="utf-8").split("| message | cause |")[1].split("\n\n")[0]
+        named = re.findall(r"^\| `(\w+_\w+)`", rows, flags=re.M)
+        assert len(named) >= 4 and set(named) <= known

@@ -17,6 +17,7 @@ LIBRARIES = {name: name for name in ("timm", "transformers", "torchvision", "tor
 ONCE = {  # with ToMe alone
     "removes_what_was_asked",  # by a count that not every strategy keeps
     "loads_its_state",
+    "counts_the_tokens_of_the_model",  # no strategy takes part
     "treats_images_alone",  # the files of the families have it for each kind and each strategy
 }
 ON_EVERY_MODEL = {"copies_are_independent", "has_the_plain_gradients_under_checkpointing"}  # the others on one

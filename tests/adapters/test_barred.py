@@ -1,4 +1,4 @@
-"""Masks that keep whole patches out, as padding masks do, and what strategies may do under them."""
+"""Masks that bar whole patches, as padding masks do, under strategies."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every kind of BEiT under a strategy, whoever's: timm's, transformers' and Data2Vec."""
+"""Every kind of BEiT under a strategy: timm's, transformers' and Data2Vec."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTING
 
 
 class LowRank(nn.Module):
-    """A projection with an addend, as LoRA has it."""
+    """A projection with an added term, as in LoRA."""
 
     def __init__(self, base):
         super().__init__()
@@ -48,7 +48,7 @@ def merge(model):
 
 @each_setting
 def test_wrapped_projections_are_what_the_strategy_reads(setting):
-    """Attached before or after, it chooses by what the model computes."""
+    """Attached before or after the change, a strategy reads what the changed model computes."""
     merged, before, after = (tiny_vit() for _ in range(3))
     merge(merged)
     wanted = tg.attach(merged, *setting)

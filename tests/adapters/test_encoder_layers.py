@@ -25,7 +25,7 @@ def test_layers_that_leave_the_tokens_alone_keep_torchs_fast_path(images, monkey
         calls.clear()
         with attach(model, "own", strategy, {2: 8}):
             run(model, images)
-        assert calls == sizes  # where sizes weigh keys there is a mask, which that path does not know
+        assert calls == sizes  # sizes weigh keys by a mask, which the fast path does not take
 
 
 def test_user_masks_are_carried():
@@ -89,7 +89,7 @@ def test_lift_gives_every_patch_again_also_when_blocks_are_computed_again(images
             for block in model.encoder.layers:
                 block.forward = checkpointed_call(block.forward)
             loss = model.tokens(images).square()[..., :5].mean()
-            if other:  # a run in between, whose clusters are not those that backward needs
+            if other:  # a run in between, whose clusters backward must not take
                 model.tokens(images.flip(0) * 2)
             loss.backward()
             for block in model.encoder.layers:
@@ -108,9 +108,9 @@ def test_other_image_sizes_have_their_own_grid():
 
 
 def test_what_cannot_be_served_is_refused_by_name(images):
-    with pytest.raises(ValueError, match="norm_first=True .*no place between"):
+    with pytest.raises(ValueError, match="norm_first=True .*post-norm layer"):
         tg.attach(Own(norm_first=False), "tome", 3, adapter=OWN)
-    with pytest.raises(ValueError, match="Expected Own to have what the adapter says"):
+    with pytest.raises(ValueError, match="Expected an adapter that serves Own"):
         tg.attach(Own(), "tome", 3, adapter=EncoderLayers("blocks", num_prefix=1, grid=(4, 4)))
     with pytest.raises(ValueError, match="Expected layers at 'head' .got Linear"):
         tg.attach(Own(), "tome", 3, adapter=EncoderLayers("head", num_prefix=1, grid=(4, 4)))

@@ -1,12 +1,15 @@
-"""find_adapter: whose model it is where several would do."""
+"""find_adapter: which adapter it takes if several serve a model."""
 
 import pytest
+import torch
 from needs import library
 from torch import nn
 
 import tokengraph as tg
 from tokengraph import adapters
-from tokengraph.adapters import ADAPTERS, find_adapter
+from tokengraph.adapters import ADAPTERS, _check_adapter, find_adapter
+from tokengraph.adapters.base import strided_grid
+from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.testing import tiny_vit
 
@@ -14,7 +17,7 @@ library("timm")
 
 
 class Theirs(TimmViT):
-    """A user's own, for models that are served already."""
+    """A user's own adapter, for models that another one serves already."""
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "inside"])
@@ -50,3 +53,49 @@ def test_original_code_of_published_weights_is_told_where_they_load(module, name
     mine = type(name, (nn.Module,), {"__module__": "clipping.model"})
     with pytest.raises(ValueError, match="Supported: timm"):
         tg.attach(mine(), "tome", 2)
+
+
+class NoFamily(Theirs):
+    family = None
+
+
+class NoMixin(Theirs):
+    block_mixin = None
+
+
+class NotCoarse(Theirs):
+    block_mixin = nn.Module
+
+
+class NoForward(Theirs):
+    block_mixin = type("Empty", (CoarseBlock,), {})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (Theirs, r"Give an instance: Theirs\(\)"),
+        (NoFamily(), "NoFamily.family as a str"),
+        (NoMixin(), "NoMixin.block_mixin as a subclass of CoarseBlock with a forward .got None"),
+        (NotCoarse(), "NotCoarse.block_mixin as a subclass of CoarseBlock"),
+        (NoForward(), "with a forward .got <class .*Empty"),
+    ],
+)
+def test_find_adapter_says_what_a_new_adapter_lacks(adapter, message):
+    with pytest.raises(TypeError, match=message):
+        find_adapter(tiny_vit(), adapter)
+
+
+def test_find_adapter_says_that_an_adapter_does_not_serve_the_model():
+    with pytest.raises(ValueError, match=r"serves Linear \(got TimmViT, whose serves\(\) is False\)"):
+        find_adapter(nn.Linear(2, 2), TimmViT())
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: type(a).__name__)
+def test_registered_adapters_are_complete(adapter):
+    _check_adapter(adapter)
+
+
+def test_strided_grid_wants_a_convolution():
+    with pytest.raises(TypeError, match=r"convolution \(got Linear\).*image_grid"):
+        strided_grid(nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))

@@ -12,7 +12,7 @@ CASES = cases()
 
 
 def keys(case, dtype):
-    """Those that a strategy sees behind the first block."""
+    """The keys that a strategy sees after the first block."""
     seen = []
 
     class Sees(tg.ToMe):

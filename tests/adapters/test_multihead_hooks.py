@@ -1,4 +1,4 @@
-"""Hooks on an ``nn.MultiheadAttention``, and what is pruned there, act in attached models too."""
+"""Hooks and pruning of an ``nn.MultiheadAttention`` act in attached models, too."""
 
 import pytest
 import torch

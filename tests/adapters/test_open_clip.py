@@ -1,4 +1,4 @@
-"""attach over open_clip: only the vision tower, whole feature maps, its ways to pool."""
+"""attach over open_clip: only the vision tower changes, feature maps are full, every kind of pooling works."""
 
 import pytest
 import torch

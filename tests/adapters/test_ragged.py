@@ -1,4 +1,4 @@
-"""Images of one batch with different numbers of tokens inside a model, whatever strategy decides so."""
+"""Strategies that give images of one batch different numbers of tokens inside a model."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_a_mask_of_the_user_is_refused_where_images_differ(images):
 
 
 def test_a_schedule_that_does_not_fit_an_image_says_which_and_counts_no_padding():
-    """Two images of 40 and 20 patches, padded to 64: the error is about one of them."""
+    """Two images of 40 and 20 patches, padded to 64: the error names one of them."""
     transformers = library("transformers")
     if not hasattr(transformers, "Siglip2VisionConfig"):
         pytest.skip("this transformers has no SigLIP 2")

@@ -1,7 +1,7 @@
-"""Strategies that store what leaves: maps of every layer are whole, with the norm behind what was stored.
+"""Strategies that store removed tokens: maps of every layer are full, and the norm comes after lifting.
 
-A law over all families that return maps. The reference is made of the blocks' own outputs: each is lifted, with what
-the strategy stored, then goes through the model's final norm.
+A law over all families that return maps. The reference is made of the blocks' own outputs: each is lifted,
+with the stored tokens, then goes through the model's final norm.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ model_of = cache(lambda name: made(CASES[name]))
 
 
 def outputs_of_blocks(model, run):
-    """What each block gave in a run, ``[B, P+n, C]``."""
+    """The output of each block in a run, ``[B, P+n, C]``."""
     core, adapter = find_adapter(model)
     seen = []
     hooks = [
@@ -62,7 +62,7 @@ def outputs_of_blocks(model, run):
 
 
 def rows_of(trace, tokens, layer):
-    """Every patch, with what was stored."""
+    """Every patch, with the stored tokens."""
     return trace.lift(tokens, layer=layer, replenish=True)
 
 
@@ -138,7 +138,7 @@ def test_feature_maps_of_backbones_are_whole(name, apply_norm, setting):
 @settings
 @pytest.mark.parametrize("name", ["BeitModel", "Data2VecVisionModel", "ViTModel", "DINOv3ViTModel", "ViTMAEModel"])
 def test_lift_gives_whole_tokens_and_hidden_states(name, setting):
-    """Hidden states are from before the norm; where transformers puts the normed one last, that is whole as well."""
+    """Hidden states are from before the norm; if transformers puts the normed one last, that is full as well."""
     model = model_of(("transformers", name))
     with tg.attach(model, *setting, lift=True) as handle, torch.no_grad():
         got, seen = outputs_of_blocks(model, lambda: model(IMAGES, output_hidden_states=True))

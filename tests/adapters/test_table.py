@@ -30,7 +30,7 @@ SETTINGS = {
     "TopK (norm)": (tg.TopK(score="norm"), 3),
 }
 OF_THE_CLASS_TOKEN = {"TopK (class)": SETTINGS["TopK (class)"], "GTP (cls-mean)": (tg.GTP(score="cls-mean"), 3)}
-FAMILIES = {  # what the table says: models of each kind that it names
+FAMILIES = {  # rows of the table, and the models that stand for each
     "timm ViT": [("timm", "vit_base_patch16_224"), ("timm", "vit_small_patch14_reg4_dinov2")],
     "timm GAP, SigLIP": [("timm", "vit_medium_patch16_gap_240"), ("timm", "vit_base_patch16_siglip_224")],
     "timm Eva, rotary": [("timm", "eva_giant_patch14_224"), ("timm", "vit_base_patch16_rope_224")],
@@ -63,7 +63,7 @@ model_of = cache(lambda name: made(CASES[name]))
 
 @pytest.mark.parametrize(("setting", "family", "name"), PAIRS)
 def test_every_strategy_works_in_every_family(setting, family, name):
-    """But for scores of a class token where there is none: that is refused, and said."""
+    """Scores of a class token are refused for models without one; all other pairs run."""
     case, model = CASES[name], model_of(name)
     select, schedule = (SETTINGS | OF_THE_CLASS_TOKEN)[setting]
     if family in NO_CLASS_TOKEN and setting in OF_THE_CLASS_TOKEN:

@@ -1,4 +1,4 @@
-"""DynamicSpatial attached to stock models: what is put in, what is taken out, what is refused."""
+"""DynamicSpatial attached to stock models: parts go in, come out again, and other models are refused."""
 
 import copy
 import io
@@ -88,7 +88,7 @@ def test_copies_and_saved_models_are_attached_too(tiny, lively):
     file.seek(0)
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert_close(other(x), model(x))
-        with torch.no_grad():  # predictors of the copy are those that it runs
+        with torch.no_grad():  # the copy runs its own predictors
             for name, parameter in other.named_parameters():
                 if "score_predictor" in name:
                     parameter.neg_()
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tiny):
 
 
 def test_other_models_are_refused_by_name(tiny):
-    with pytest.raises(ValueError, match=r"got VisionTransformer\). For plain ViTs take DynamicViT"):
+    with pytest.raises(ValueError, match=r"got VisionTransformer\). For plain ViTs use tg\.DynamicViT"):
         tg.attach(tiny_vit(), DynamicSpatial())
     with pytest.raises(ValueError, match="2 inside"):
         tg.attach(nn.Sequential(tiny(), tiny()), DynamicSpatial())

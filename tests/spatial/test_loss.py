@@ -1,4 +1,4 @@
-"""What DynamicSpatial is trained on."""
+"""The training loss of DynamicSpatial."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the stages of the last run decided."""
+"""The record of the last run's decisions."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Training of the sparsified stage: two streams, and what evaluation makes of the same decisions."""
+"""Training of the sparsified stage: two streams, against evaluation with the same decisions."""
 
 import pytest
 import torch

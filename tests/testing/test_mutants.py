@@ -195,3 +195,19 @@ class OwnWords(tg.TopK):
 
 def test_check_select_takes_any_message_of_a_value_error():
     check_select(OwnWords(score="norm"), without=["compiles_whole"])
+
+
+class Raw(tg.Select):
+    def __call__(self, tokens, budget):
+        return torch.zeros(tokens.x.shape[:2], dtype=torch.long)
+
+
+def test_check_select_says_what_a_strategy_returns():
+    with pytest.raises(AssertionError, match=r"Expected an Assignment or a SoftAssignment \(got Tensor\)"):
+        check_select(Raw())
+
+
+def test_check_select_takes_a_class_and_a_name():
+    most = [law.__name__ for law in SELECT_LAWS if law.__name__ != "keeps_all_when_asked"]
+    check_select(tg.ToMe, without=most)
+    check_select("tome", without=most)

@@ -199,7 +199,7 @@ def test_intermediate_maps_are_at_full_resolution(sam, kind, norm):
         assert torch.equal(last, model.forward_features(x))
         early = model.forward_intermediates(x, [1], norm, stop_early=True)
         assert torch.equal(early[1][0], maps[1]) and early[0].shape == last.shape
-        # a run that stops before the clustering knows nothing of the run before it
+        # a run that stops before the clustering must forget the run before it
         first = model.forward_intermediates(x, [0], norm, stop_early=True, intermediates_only=True)
         assert torch.equal(first[0], maps[0])
 

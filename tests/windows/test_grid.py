@@ -1,4 +1,4 @@
-"""Maps as windows, and back."""
+"""Maps are cut into windows and joined again."""
 
 import torch
 

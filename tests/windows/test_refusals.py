@@ -1,4 +1,4 @@
-"""What WindowCoarsening refuses, and what it says then."""
+"""WindowCoarsening refuses other models and options; its errors say why."""
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ KINDS = {"expedite": WindowCoarsening(SMALL, before=1), "tome": WindowCoarsening
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), tiny_vit()])
 def test_models_without_windows_are_refused(model):
-    with pytest.raises(ValueError, match=r"Expected timm's VisionTransformerSAM or SwinTransformer .* by itself"):
+    with pytest.raises(
+        ValueError, match=r"Expected timm's VisionTransformerSAM or SwinTransformer .*attach\(model, 'tome', 8\)"
+    ):
         tg.attach(model, KINDS["tome"])
 
 

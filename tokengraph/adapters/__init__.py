@@ -1,10 +1,13 @@
-"""Where a model lets us in: one folder a framework, one file a family; each is asked whether it serves the model."""
+"""Adapters tell ``attach`` how the models of a family are built: one folder per framework, one file per family."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.encoder_layers import EncoderLayers
 from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
@@ -33,18 +36,19 @@ ADAPTERS: list[Adapter] = [
 
 
 def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.Module, Adapter]:
-    """Finds the supported model: ``model`` itself, or the one inside it (a wrapper, a segmenter's backbone).
+    """Finds the supported model: ``model`` itself, or the only one inside it, as in a wrapper or a segmenter.
 
     Args:
         model: Any module.
-        adapter: How ``model`` itself is built, where it is one that cannot be found: :class:`EncoderLayers`.
+        adapter: Adapter of ``model`` itself, for a model that no adapter in ``ADAPTERS`` serves, such as an
+            :class:`EncoderLayers`; ``None``: asks those in turn.
 
     Returns:
         The model that has the blocks, and its adapter.
 
     Raises:
-        TypeError: If ``model`` is no module.
-        ValueError: If none is supported, or several are inside; the message lists what was seen.
+        TypeError: If ``model`` is no module, or ``adapter`` no adapter.
+        ValueError: If no model is supported, several are inside, or ``adapter`` does not serve ``model``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a model as nn.Module (got {type(model).__name__}).")
@@ -54,10 +58,13 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
             "Use DistributedDataParallel."
         )
     if adapter is not None:
-        if not isinstance(adapter, Adapter):
-            raise TypeError(f"Expected adapter as an Adapter (got {adapter!r}). For example EncoderLayers(...).")
+        _check_adapter(adapter)
         if not adapter.serves(model):
-            raise ValueError(f"Expected {type(model).__name__} to have what the adapter says (got {vars(adapter)}).")
+            given = f" with {vars(adapter)}" if vars(adapter) else ""
+            raise ValueError(
+                f"Expected an adapter that serves {type(model).__name__} (got {type(adapter).__name__}{given}, whose "
+                "serves() is False). Give it a model of its family, or the paths of this model's parts."
+            )
         return model, adapter
     found = [(module, first) for module in model.modules() if (first := _first_to_serve(module)) is not None]
     if found and (len(found) == 1 or found[0][0] is model):
@@ -72,15 +79,15 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
     raise ValueError(
         f"Expected a supported model (got {type(model).__name__}{seen}). Supported: {supported}. "
-        "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) keep tokens in "
-        "places that a coarsened sequence does not have. tg.WindowCoarsening(...) serves timm's Swin and SAM, "
-        "tg.DynamicSpatial() Swin and ConvNeXt; attach(..., adapter=tg.adapters.EncoderLayers(...)) a "
-        "model of your own with nn.TransformerEncoder; features of any model can be clustered: see "
-        "tg.TokenGraph.from_tokens."
+        "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) need the whole "
+        "grid of tokens. Use tg.WindowCoarsening(...) for timm's Swin and SAM, tg.DynamicSpatial() for Swin and "
+        "ConvNeXt, attach(..., adapter=tg.adapters.EncoderLayers(...)) for your own model with nn.TransformerEncoder, "
+        "and an Adapter of your own for another plain ViT (docs/adding_a_family.md). To cluster the features of any "
+        "model use tg.TokenGraph.from_tokens."
     )
 
 
-ELSEWHERE = {  # modules of original code: what it is called, and where the same weights load
+ELSEWHERE = {  # original code of papers, by module: its name, and libraries that load the same weights
     "dinov2.models": (
         "the original DINOv2 of torch.hub",
         'timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True) (with registers: '
@@ -100,8 +107,25 @@ ELSEWHERE = {  # modules of original code: what it is called, and where the same
 }
 
 
+def _check_adapter(adapter: Any) -> None:
+    """Raises unless this is an adapter whose class names its family and has a mixin for blocks."""
+    if not isinstance(adapter, Adapter):
+        a_class = isinstance(adapter, type) and issubclass(adapter, Adapter)
+        hint = f"Give an instance: {adapter.__name__}()." if a_class else "For example EncoderLayers(...)."
+        raise TypeError(f"Expected adapter as an Adapter (got {adapter!r}). {hint}")
+    kind = type(adapter)
+    if not isinstance(getattr(kind, "family", None), str):
+        raise TypeError(f"Expected {kind.__name__}.family as a str (got none). It names the family in messages.")
+    mixin = getattr(kind, "block_mixin", None)
+    if not (isinstance(mixin, type) and issubclass(mixin, CoarseBlock) and hasattr(mixin, "forward")):
+        raise TypeError(
+            f"Expected {kind.__name__}.block_mixin as a subclass of CoarseBlock with a forward (got {mixin!r}). Its "
+            "forward has the signature of the block's and returns self.coarse(x, mask)."
+        )
+
+
 def _same_weights(model: nn.Module) -> str | None:
-    """The message for original code of published models, which says where their weights load; ``None``: it is none."""
+    """The error message for a paper's original code, naming libraries that load its weights; ``None``: other code."""
     for module in model.modules():
         for kind in type(module).__mro__:
             found = [v for k, v in ELSEWHERE.items() if f"{kind.__module__}.".startswith(f"{k}.")]
@@ -109,7 +133,7 @@ def _same_weights(model: nn.Module) -> str | None:
                 name, where = found[0]
                 return (
                     f"Expected a supported model (got {type(module).__name__} of {name}, whose blocks are its own). "
-                    f"The same weights load as {where}; the other sizes go by like names."
+                    f"The same weights load as {where}; other sizes have similar names."
                 )
     return None
 

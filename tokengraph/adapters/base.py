@@ -1,4 +1,4 @@
-"""What an adapter knows about a family of models: where the blocks are, and the two halves of a block."""
+"""The base class of adapters: where the blocks of a family are, and how to run the two halves of a block."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tokengraph.maps.lineage import Lineage
 
 @dataclass(frozen=True)
 class InputShape:
-    """The shape of a run's input.
+    """The patch grids of one batch, read from the call of the embedding.
 
     Args:
-        grid: ``(H, W)`` of the patches of every image; ``None``: images differ, see ``grids``.
-        grids: The same of each image, where images differ or are padded; ``None``: all have ``grid``.
-        present: ``[B, N]`` bool, True where the input has a patch; ``None``: everywhere.
-        ordered: Whether patches come in reading order; ViTMAE shuffles them.
+        grid: ``(H, W)`` in patches, if all images share it; ``None``: images differ, see ``grids``.
+        grids: ``(H, W)`` of each image, if images differ or are padded; ``None``: all have ``grid``.
+        present: ``[B, N]`` bool, True at patches and False at padding; ``None``: no padding.
+        ordered: Whether patches come row by row; ViTMAE shuffles them.
     """
 
     grid: tuple[int, int] | None = None
@@ -45,19 +45,17 @@ class InputShape:
 
 
 class Adapter(ABC):
-    """The anatomy of one family. Stateless; strategies never see it, and it never sees a strategy.
+    """How the models of one family are built. Adapters have no state, and know no strategy.
 
-    Models, blocks and embeddings are modules whose parts no type checker knows: ``Any``.
-
-    A family is added by one subclass, in a file of its own in the framework's folder: name the block class, write
-    ``attend`` and ``feed`` by the block's own submodules, and give the mixins whose ``forward`` has the signature of
-    the block.
+    To add a family write one subclass: find the blocks, call the block's own submodules in :meth:`attend` and
+    :meth:`feed`, and give mixins whose ``forward`` has the signature of the block's. ``docs/adding_a_family.md`` shows
+    one. Models, blocks and embeddings have type ``Any``, because no type checker knows their submodules.
 
     Attributes:
-        family: What it is called in messages.
-        block_mixin: Put in front of the block's class; see :class:`tokengraph.adapters.coarse.CoarseBlock`.
-        model_mixin: Put in front of the model's class, for pooling and feature maps; ``None``: not needed.
-        side_inputs: Names of the block's other inputs that :meth:`carry` knows.
+        family: Name of the family in messages.
+        block_mixin: A class put in front of the block's class; see :class:`tokengraph.adapters.coarse.CoarseBlock`.
+        model_mixin: A class put in front of the model's class, for pooling and feature maps; ``None``: not needed.
+        side_inputs: Names of the inputs of a block, besides tokens and mask, that :meth:`carry` can coarsen.
     """
 
     family: ClassVar[str]
@@ -67,19 +65,19 @@ class Adapter(ABC):
 
     @abstractmethod
     def serves(self, model: Any) -> bool:
-        """Whether ``model`` itself is of this family. Must not import the family's package."""
+        """Returns whether ``model`` itself is of this family. Must not import the family's package."""
 
     @abstractmethod
     def blocks(self, model: Any) -> list[nn.Module]:
-        """The blocks in order.
+        """The blocks, in the order in which they run.
 
         Raises:
-            ValueError: If the model holds blocks of another kind; the message names them and what would do.
+            ValueError: If a block is of a kind that the adapter does not know; the message names its class.
         """
 
     @abstractmethod
     def num_prefix(self, model: Any) -> int:
-        """P, the tokens in front of the patches."""
+        """P, the number of tokens in front of the patches: class, distillation and register tokens."""
 
     @abstractmethod
     def channels(self, model: Any) -> int:
@@ -91,22 +89,33 @@ class Adapter(ABC):
 
     @abstractmethod
     def has_class_token(self, model: Any) -> bool:
-        """Whether the first token is a class token."""
+        """Returns whether the first token is a class token."""
 
     @abstractmethod
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
-        """The attention half with its residual, ``[B, P+N, C]``; ``mask`` and ``side`` as the block takes them."""
+        """Runs the attention half with its residual, by the block's own submodules.
+
+        Args:
+            block: The block.
+            x: Tokens that enter the block, ``[B, P+n, C]``.
+            mask: Added to the attention logits: ``None``, a tensor ``[1 or B, 1 or H, 1 or P+n, P+n]``, or a mask
+                object, which ``scaled_dot_product_attention`` takes like one. Pass it on unchanged.
+            side: The block's other inputs.
+
+        Returns:
+            ``[B, P+n, C]``.
+        """
 
     @abstractmethod
     def feed(self, block: Any, x: Tensor) -> Tensor:
-        """The MLP half with its residual, ``[B, P+N, C]``."""
+        """Runs the MLP half with its residual; ``[B, P+n, C]`` in and out."""
 
     def whole(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
-        """Both halves, ``[B, P+N, C]``, where the strategy does nothing in between."""
+        """Runs a block in which the strategy does not act: both halves, ``[B, P+n, C]`` in and out."""
         return self.feed(block, self.attend(block, x, mask, **side))
 
     def stock(self, kind: type[nn.Module], block: Any, x: Tensor, **side: Any) -> Tensor:
-        """What the block's own class ``kind`` makes of ``x [B, P+N, C]``, in the same shape."""
+        """Runs the forward of ``kind``, the block's original class; tokens ``[B, P+n, C]`` in and out."""
         return kind.forward(block, x, **side)
 
     @abstractmethod
@@ -123,63 +132,64 @@ class Adapter(ABC):
         """Coarsens the block's other per-token inputs (RoPE tables, biases) by the maps that the tokens came by."""
         return side
 
-    def check_around(  # noqa: B027  # nothing to check is what most need
+    def check_around(  # noqa: B027  # most families have nothing to check
         self, model: Any, core: nn.Module
     ) -> None:
         """Raises if the model, or a head around it, needs a fixed number of tokens.
 
         Raises:
-            ValueError: If not; the message names the class.
+            ValueError: If so; the message names the class.
         """
 
     def wants_whole(self, model: Any, core: nn.Module) -> bool:
-        """Whether what lies around ``core`` in ``model`` needs every patch of its output, as with ``lift=True``."""
+        """Returns whether a head around ``core`` in ``model`` needs a token for each patch, as ``lift=True`` gives."""
         return False
 
     def tokens_to_check(self, block: Any) -> int:
-        """How many tokens the attach-time check gives the block; another number where only that one will do."""
+        """Number of tokens in the attach-time check; override it if the block runs on one number only."""
         return 8
 
     def example(self, block: Any, count: int) -> dict[str, Any]:
-        """Other inputs that the block needs to run on ``count`` tokens by itself."""
+        """Makes the other inputs that the block needs in the attach-time check, for ``count`` tokens."""
         return {}
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
 
-        Each is a module, ``"output"`` or ``"input"``, and a module-level function marked with
-        :func:`~tokengraph.adapters.coarse.ours`, so that copies and pickles keep it.
+        Each is a module, ``"output"`` for a forward hook or ``"input"`` for a forward pre-hook, and a function. The
+        function stands at module level and is marked with :func:`~tokengraph.adapters.coarse.ours`, so that copies and
+        pickles of the model keep it.
         """
         return []
 
     @abstractmethod
     def embedding(self, model: Any) -> nn.Module:
-        """The module that turns images into patches; called once a run, before the blocks."""
+        """The module that turns images into patches; the model calls it once per forward, before the blocks."""
 
     @abstractmethod
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
         """``(H, W)`` of the patches that the embedding makes of ``images``."""
 
     def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
-        """The shape of the images that come in, as ``embedding`` is called."""
+        """Reads the patch grid from the arguments of a call of ``embedding``."""
         images = args[0] if args else next(iter(kwargs.values()))
-        if torch.compiler.is_compiling():  # one graph for each size: budgets of symbolic sizes take minutes to simplify
+        if torch.compiler.is_compiling():  # compile per image size: budgets of symbolic sizes take minutes
             for size in images.shape[-2:]:
                 len(range(size))
         return InputShape(self.image_grid(embedding, images))
 
     def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens ``[B, P+N, C]`` once ``layer`` blocks are finished (negative from the end), and the grid."""
+        """Tokens ``[B, P+N, C]`` after ``layer`` blocks (negative: counted from the end), and the grid."""
         check_images(images)
         tokens = tokens_after(self.blocks(model), layer, lambda: model(images))
         return tokens, self.image_grid(self.embedding(model), images)
 
 
 def tokens_after(blocks: Sequence[nn.Module], layer: int, run: Callable[[], Any]) -> Tensor:
-    """Runs a model without gradients and takes the tokens ``[B, P+N, C]`` once ``layer`` of its blocks are finished.
+    """Runs a model without gradients and returns the tokens ``[B, P+N, C]`` after ``layer`` of its blocks.
 
     Args:
-        blocks: Of the model.
+        blocks: The model's blocks, in order.
         layer: As for :func:`count_finished`.
         run: Calls the model.
 
@@ -207,7 +217,7 @@ def tokens_after(blocks: Sequence[nn.Module], layer: int, run: Callable[[], Any]
 
 
 def count_finished(layer: int, depth: int) -> int:
-    """How many blocks are finished at ``layer``: itself, or counted from the end, -1 for all.
+    """Number of finished blocks that ``layer`` means: a negative one counts from the end, -1 for all blocks.
 
     Raises:
         ValueError: If there is no such layer.
@@ -218,7 +228,7 @@ def count_finished(layer: int, depth: int) -> int:
 
 
 def check_images(images: Any) -> None:
-    """Raises unless these are images ``[B, C, H, W]`` in floating point.
+    """Raises if ``images`` is not a floating-point tensor ``[B, C, H, W]``.
 
     Raises:
         ValueError: For another shape.
@@ -226,8 +236,8 @@ def check_images(images: Any) -> None:
     """
     if isinstance(images, Mapping):
         raise TypeError(
-            f"Expected images as a Tensor [B, 3, H, W] (got {type(images).__name__}). Of what a processor returns give "
-            'inputs["pixel_values"].'
+            f"Expected images as a Tensor [B, 3, H, W] (got {type(images).__name__}). From the processor's output "
+            'take inputs["pixel_values"].'
         )
     if images.dim() != 4:
         hint = " Give one image as images[None]." if images.dim() == 3 else ""
@@ -240,9 +250,18 @@ def check_images(images: Any) -> None:
 
 
 def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
-    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``."""
+    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``.
+
+    Raises:
+        TypeError: If it is no convolution.
+    """
     c = convolution
-    if c.padding == "same":  # which goes without strides
+    if not hasattr(c, "kernel_size"):
+        raise TypeError(
+            f"Expected the patch embedding as a convolution (got {type(c).__name__}). Return another module from the "
+            "adapter's embedding, or compute the grid in its image_grid."
+        )
+    if c.padding == "same":  # torch allows it for stride 1 only
         return images.size(-2), images.size(-1)
     padding = (0, 0) if c.padding == "valid" else c.padding
     height, width = (
@@ -255,5 +274,5 @@ def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
 
 
 def is_a(module: object, origin: str, name: str, *also: str) -> bool:
-    """Whether a class of this name and origin is among the module's classes; imports nothing."""
+    """Returns whether a class of this name, defined in the module ``origin``, is among its bases; imports nothing."""
     return any(c.__name__ == name and c.__module__ in (origin, *also) for c in type(module).__mro__)

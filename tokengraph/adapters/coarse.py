@@ -1,4 +1,4 @@
-"""Classes that stand in front of a model's own: what a swapped module needs, and what a family may ask of a run.
+"""Mixins for swapped blocks and models, and the protocols through which adapters read a run.
 
 A family knows no run. Its blocks hand their input to the site that ``attach`` left on them; its heads read the record
 of the run through :class:`Reader`, and its per-token inputs follow the tokens through a
@@ -146,10 +146,10 @@ class CoarseBlock(Coarse):
 
     @property
     def _compiled_call_impl(self) -> Any:
-        """What ``compile`` has made of the block, where ``nn.Module`` looks for it; ``None``: it is not compiled.
+        """The compiled call of the block, under the name that ``nn.Module`` reads; ``None``: it is not compiled.
 
         Raises:
-            RuntimeError: Where a checkpoint runs a block that is compiled by itself.
+            RuntimeError: If gradient checkpointing runs a block that is compiled by itself.
         """
         compiled = self.__dict__.get("_compiled_call_impl")
         if compiled is not None and in_backward():

@@ -1,4 +1,4 @@
-"""Layers of ``nn.TransformerEncoder`` in a user's own model, which nobody can find without being told."""
+"""Adapter for ``nn.TransformerEncoder`` in a user's own model; the user names its layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokengraph.maps.lineage import Lineage
 
 
 class EncoderLayer(CoarseBlock):
-    """``nn.TransformerEncoderLayer`` with a coarsening in it."""
+    """``nn.TransformerEncoderLayer`` that can coarsen its tokens."""
 
     def forward(
         self,
@@ -44,23 +44,23 @@ class EncoderLayer(CoarseBlock):
 
 
 class EncoderLayers(MultiheadAdapter):
-    """Where the pre-norm ``nn.TransformerEncoderLayer`` of a model of your own are, and what their tokens mean.
+    """Adapter for your own model whose blocks are pre-norm ``nn.TransformerEncoderLayer``.
 
-    Give it as ``attach(model, ..., adapter=EncoderLayers(...))``. In blocks that leave the tokens alone the stock layer
-    runs, with torch's inference fast path where it has one. With ``lift=True`` every patch comes out of the last layer
-    again, which is what a head that pools patches wants.
+    Pass it as ``attach(model, ..., adapter=EncoderLayers(...))``. In blocks that need no mask and where the strategy
+    does not act, the stock layer runs, with torch's inference fast path if it applies. With ``lift=True`` the last
+    layer returns one token for each patch, as a head that pools patches expects.
 
     Args:
-        layers: Path of the ``nn.TransformerEncoder``, or of the list of its layers, in the model: ``"encoder"``.
-        num_prefix: P, the tokens in front of the patches.
-        grid: ``(H, W)`` of the patches, row-major.
-        embedding: Path of the module that turns images into patches. Where it is an ``nn.Conv2d``, the grid of other
-            image sizes is known too. ``None``: the grid is always ``grid``.
+        layers: Path in the model of the ``nn.TransformerEncoder``, or of the list of its layers, such as ``"encoder"``.
+        num_prefix: P, the number of tokens in front of the patches.
+        grid: ``(H, W)`` in patches; patches lie row by row.
+        embedding: Path of the module that turns images into patches. If it is an ``nn.Conv2d``, the grid follows the
+            size of the images. ``None``: the grid is always ``grid``.
         class_token: Whether the first token is a class token; ``None``: if there are prefix tokens.
 
     Raises:
-        ValueError: For a grid that is not two numbers of at least 1, or fewer than no prefix tokens.
-        TypeError: For no grid at all, or anything else of another kind.
+        ValueError: If ``grid`` is not two numbers of at least 1, or ``num_prefix`` is negative.
+        TypeError: If ``grid`` is missing, or an argument is of another kind.
 
     Example:
         >>> from tokengraph import attach
@@ -102,7 +102,7 @@ class EncoderLayers(MultiheadAdapter):
         self.class_token = num_prefix > 0 if class_token is None else class_token
 
     def serves(self, model: Any) -> bool:
-        """Whether the model has the paths."""
+        """Returns whether the model has modules at the given paths."""
         return _part(model, self.layers) is not None and (self.path is None or _part(model, self.path) is not None)
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -117,8 +117,8 @@ class EncoderLayers(MultiheadAdapter):
                 raise ValueError(f"Expected nn.TransformerEncoderLayer (got {type(block).__name__} at {i}).")
             if not block.norm_first:
                 raise ValueError(
-                    f"Expected norm_first=True (got False at {i}). Layers whose norms come last have no place between "
-                    "the halves."
+                    f"Expected norm_first=True (got False at {i}). In a post-norm layer tokens cannot be "
+                    "coarsened between attention and MLP."
                 )
         return self.check(blocks)
 
@@ -145,7 +145,7 @@ class EncoderLayers(MultiheadAdapter):
         return swap_unless_batch_first(block.self_attn, x + block.dropout2(y))
 
     def whole(self, block: Any, x: Tensor, mask: Any, stock: dict[str, Any] | None = None, **side: Any) -> Tensor:
-        """The stock layer, where it knows what to do with the mask: without one, and with that of the user."""
+        """Runs the stock layer if there is no mask or only the user's own; else both halves."""
         kind = getattr(block.__dict__.get(SITE), "original", None) or type(block)
         if mask is None or (stock is not None and isinstance(mask, Tensor)):
             return self.stock(kind, block, x, **(stock or {}))
@@ -156,11 +156,11 @@ class EncoderLayers(MultiheadAdapter):
         return {}
 
     def embedding(self, model: Any) -> nn.Module:
-        """As given; the model itself without one."""
+        """The module at the given path; without a path the model itself."""
         return model if self.path is None else model.get_submodule(self.path)
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """As a convolution counts, else as given."""
+        """The grid that the convolution makes; without one the given grid."""
         if not isinstance(embedding, nn.Conv2d) or images.dim() != 4:
             return self.patches
         return strided_grid(embedding, images)
@@ -174,7 +174,7 @@ def _part(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _joined(mask: Tensor | None, padding: Tensor | None, x: Tensor, heads: int) -> Tensor | None:
-    """Both masks as one additive ``[1 or B, 1 or H, 1 or N, N]``."""
+    """Joins both masks into one additive mask ``[1 or B, 1 or H, 1 or N, N]``."""
     if mask is not None:
         mask = _additive(mask, x)
         mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (-1, heads))

@@ -1,4 +1,4 @@
-"""The vision towers of open_clip."""
+"""Adapter for the vision towers of open_clip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORIGIN = "open_clip.transformer"
 
 
 class OpenClipBlock(CoarseBlock):
-    """``open_clip.transformer.ResidualAttentionBlock`` with a coarsening in it."""
+    """``open_clip.transformer.ResidualAttentionBlock`` that can coarsen its tokens."""
 
     def forward(
         self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
@@ -29,10 +29,10 @@ class OpenClipBlock(CoarseBlock):
 
 
 class OpenClipModel(WithIntermediates):
-    """``open_clip.transformer.VisionTransformer`` around coarsened blocks."""
+    """``open_clip.transformer.VisionTransformer`` with coarsened blocks."""
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pools as if every input patch had its cluster's features; with ``lift=True`` its tokens are whole, too."""
+        """Pools as if every input patch had its cluster's features; ``lift=True`` also returns a token for each."""
         site: CoarseSite = getattr(self, SITE)
         attends = self.attn_pool is not None  # type: ignore[attr-defined]
         if site.lift:
@@ -44,7 +44,7 @@ class OpenClipModel(WithIntermediates):
         return super()._pool(x)  # type: ignore[misc]
 
     def _global_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As open_clip's; tokens that are dropped by a mask have no say in the average."""
+        """Pools as open_clip does, and leaves masked tokens out of the average."""
         site: CoarseSite = getattr(self, SITE)
         pooled, tokens = super()._global_pool(x)  # type: ignore[misc]
         if self.pool_type != "avg":  # type: ignore[attr-defined]
@@ -65,9 +65,10 @@ class OpenClipModel(WithIntermediates):
         output_fmt: str = "NCHW",
         output_extra_tokens: bool = False,
     ) -> dict[str, Any]:
-        """As open_clip's, every map at full resolution: each is lifted by the coarsenings up to its layer.
+        """As in open_clip, with every map lifted to full resolution from the tokens of its layer.
 
-        What a strategy stored comes back before the final norm, so this norm then comes after lifting.
+        Tokens that a strategy stored have not passed the final norm; if there are any, the norm is applied after
+        lifting.
         """
         site: CoarseSite = getattr(self, SITE)
         later = normalize_intermediates and site.stores
@@ -93,7 +94,7 @@ class OpenClipViT(MultiheadAdapter):
     norm, attention, after = "ln_1", "attn", "ls_1"
 
     def serves(self, model: Any) -> bool:
-        """Whether open_clip's ``VisionTransformer`` is among its classes."""
+        """Returns whether open_clip's ``VisionTransformer`` is among its classes."""
         return is_a(model, ORIGIN, "VisionTransformer")
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -113,7 +114,7 @@ class OpenClipViT(MultiheadAdapter):
         return 1
 
     def has_class_token(self, model: Any) -> bool:
-        """Always."""
+        """Returns True: every such tower has one."""
         return True
 
     def channels(self, model: Any) -> int:
@@ -135,5 +136,5 @@ class OpenClipViT(MultiheadAdapter):
         return model.conv1
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """As the patch convolution counts."""
+        """The grid that the patch convolution makes."""
         return strided_grid(embedding, images)

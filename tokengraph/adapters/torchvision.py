@@ -1,4 +1,4 @@
-"""torchvision's vision transformers: vit_b_16 and its kin."""
+"""Adapter for torchvision's vision transformers: vit_b_16 and its variants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ORIGIN = "torchvision.models.vision_transformer"
 
 
 class TorchvisionBlock(CoarseBlock):
-    """``torchvision.models.vision_transformer.EncoderBlock`` with a coarsening in it."""
+    """``torchvision.models.vision_transformer.EncoderBlock`` that can coarsen its tokens."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Takes ``[B, P+n, C]``."""
@@ -29,7 +29,7 @@ class TorchvisionViT(MultiheadAdapter):
     norm, attention, after = "ln_1", "self_attention", "dropout"
 
     def serves(self, model: Any) -> bool:
-        """Whether torchvision's ``VisionTransformer`` is among its classes."""
+        """Returns whether torchvision's ``VisionTransformer`` is among its classes."""
         return is_a(model, ORIGIN, "VisionTransformer")
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -41,7 +41,7 @@ class TorchvisionViT(MultiheadAdapter):
         return 1
 
     def has_class_token(self, model: Any) -> bool:
-        """Always."""
+        """Returns True: every such model has one."""
         return True
 
     def channels(self, model: Any) -> int:
@@ -62,5 +62,5 @@ class TorchvisionViT(MultiheadAdapter):
         return model.conv_proj
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """As the patch convolution counts."""
+        """The grid that the patch convolution makes."""
         return strided_grid(embedding, images)

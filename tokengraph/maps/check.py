@@ -1,4 +1,4 @@
-"""Checks of cluster numbers, where a look at them costs no wait for a device."""
+"""Checks cluster numbers, unless reading them would wait for a device."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tokengraph.flat.looks import may_look
 
 
 def check_clusters(cluster: Tensor, num_clusters: int | list[int], mask: Tensor | None, drops: bool) -> None:
-    """Raises unless cluster numbers lie within their image: one outside would go to another image without a word.
+    """Raises if a cluster number lies outside its image: its token would silently join another image's cluster.
 
     Args:
-        cluster: ``[B, N]`` int64; on CUDA nothing is checked, as a look at numbers would wait for the device.
+        cluster: ``[B, N]`` int64; not checked on CUDA, where reading numbers waits for the device.
         num_clusters: Clusters an image, one int for all or one an image.
         mask: ``[B, N]`` bool, True where there is a token; ``None``: everywhere.
         drops: Whether -1 stands for a dropped token.
 
     Raises:
-        ValueError: For a number outside ``[0, K_b)``, or below -1 with ``drops``. Nothing is checked while a program is
-            made of the code, or under ``torch.func``, where there are no values.
+        ValueError: For a number outside ``[0, K_b)``, or below -1 with ``drops``. Nothing is checked
+            while torch compiles or exports, or under ``torch.func``, where tensors have no values.
     """
     if not may_look(cluster) or not cluster.numel():
         return

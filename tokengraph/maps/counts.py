@@ -1,4 +1,4 @@
-"""Clusters of each image, read from a map whose maker did not say them."""
+"""Finds how many clusters each image has, for maps without ``counts``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokengraph.maps.soft import SoftAssignment
 def with_counts(
     assignment: Assignment | SoftAssignment, images: int, valid: Tensor | None = None
 ) -> Assignment | SoftAssignment:
-    """The same map with ``counts`` where images have different numbers of clusters.
+    """Adds ``counts`` to a map whose images have different numbers of clusters; returns others as they are.
 
     Args:
         assignment: A map over a batch; clusters of an image lie together, in the order of the images.
@@ -23,11 +23,17 @@ def with_counts(
         valid: ``[B, N]`` bool, True where the batch has a token; ``None``: everywhere.
 
     Raises:
-        ValueError: If ``cluster_ptr`` does not fit, or no equal share of the clusters belongs to each image.
+        TypeError: If it is no map.
+        ValueError: If ``cluster_ptr`` does not fit, or without it the clusters of an image do not lie together.
 
-    Cost: nothing for maps of :meth:`Assignment.from_dense`; one host synchronisation on CUDA for a ``cluster_ptr`` of
-    the caller's own. Under ``torch.compile`` nothing can be read: maps with unequal images need ``counts`` there.
+    Cost: nothing for maps of :meth:`Assignment.from_dense`; one host synchronisation on CUDA for a ``cluster_ptr``
+    that the caller made. Under ``torch.compile`` it cannot be read: maps of unequal images need ``counts`` there.
     """
+    if not isinstance(assignment, Assignment | SoftAssignment):
+        raise TypeError(
+            f"Expected a strategy to return an Assignment or a SoftAssignment (got {type(assignment).__name__}). Make "
+            "one with Assignment.from_dense."
+        )
     if assignment.counts is not None or images == 0 or torch.compiler.is_compiling():
         return assignment
     ptr, (each, rest) = assignment.cluster_ptr, divmod(assignment.num_clusters, images)
@@ -49,7 +55,7 @@ def with_counts(
 
 
 def _owned(assignment: Assignment | SoftAssignment, images: int, valid: Tensor | None) -> list[int]:
-    """How many clusters the tokens of each image are in."""
+    """Number of clusters of each image, counted from its tokens."""
     device, clusters = assignment.cluster.device, assignment.num_clusters
     if valid is None:
         each = torch.full((images,), assignment.num_tokens // images, device=device)

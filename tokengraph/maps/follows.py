@@ -1,4 +1,4 @@
-"""What may come after a hard map: the product of two maps is of the second one's kind."""
+"""The type of maps that can come after a hard map; the composed map has the type of the second."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class Follows(Protocol[Map]):
     """A map that may come after a hard one."""
 
     def after(self, first: Any) -> Map:
-        """The map that the hard map ``first`` and then this one make."""
+        """The composed map: first ``first``, a hard one, then this one."""
         ...

@@ -78,7 +78,7 @@ class Assignment:
 
     @property
     def lossy(self) -> bool:
-        """Whether mass may be lost: some tokens may be dropped."""
+        """True if mass may be lost because some tokens may be dropped."""
         return self.drops
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Maps over patch tokens made into maps over whole sequences: prefix tokens stay in front, each its own cluster."""
+"""Extends maps over patch tokens to whole sequences: each prefix token stays in front, as its own cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokengraph.maps.soft import SoftAssignment
 
 
 def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> Assignment | SoftAssignment:
-    """Puts ``num_prefix`` tokens of their own in front of each of ``images`` equal images.
+    """Adds ``num_prefix`` tokens, each its own cluster, in front of each of ``images`` images of equal length.
 
     Args:
         assignment: A map over ``B*N`` patch tokens to ``B*K`` clusters.

@@ -10,9 +10,9 @@ from tokengraph.maps.hard import Assignment
 
 
 def in_raster_order(assignment: Assignment) -> Assignment:
-    """The same clusters, numbered as their first tokens follow in the sequence.
+    """Numbers clusters in the order of their first tokens.
 
-    Where tokens lie row by row, clusters then do as well, each at the place of its first patch, after any number of
+    If tokens lie row by row, clusters then do as well, each at the place of its first patch, after any number of
     coarsenings. Clusters of one image stay together.
 
     Args:

@@ -36,8 +36,8 @@ class SoftAssignment:
         ptr: First token of each image, ``[B+1]``.
         cluster_ptr: First cluster of each image, ``[B+1]``.
         centers: Token that stands for each cluster, ``[K]`` flat ids, where the method has one.
-        centroids: What ``reduce`` gives for the very features that the map was made from, ``[K, C]``, where choosing
-            has made it already.
+        centroids: ``reduce`` of the features that the map was made from, ``[K, C]``, if the strategy has already
+            computed it.
         lossless: Promises that each token's weights sum to one, so that no mass is lost.
         counts: Clusters of each image, where they differ; ``None``: all have the same number, or nobody knows.
         mass: What a token adds, times its weights, to the sizes of its clusters, ``[M]``; ``None``: its size. Rows do
@@ -73,7 +73,7 @@ class SoftAssignment:
 
     @property
     def lossy(self) -> bool:
-        """Whether mass may be lost: nothing promises that a token's weights sum to one."""
+        """True if mass may be lost, because a token's weights need not sum to one."""
         return not self.lossless
 
     @classmethod
@@ -156,7 +156,7 @@ class SoftAssignment:
         return index, weight
 
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
-        """Gives tokens a weighted mean of their clusters' rows, ``[K, C]`` to ``[M, C]``; or what ``up`` says.
+        """Gives tokens a weighted mean of their clusters' rows, ``[K, C]`` to ``[M, C]``; or by ``up``, if given.
 
         Tokens without an edge get zeros, or their row of ``fill [M, C]``.
         """
@@ -229,9 +229,9 @@ class SoftAssignment:
         return self.token, self.cluster, self.weight / scale
 
     def _made(self, up: Callable[[], Edges]) -> Edges:
-        """What ``up`` makes; kept where no gradient is wanted.
+        """Calls ``up``; keeps the result if no gradient is needed.
 
-        With gradients it is made each time: gradient checkpointing must find the same operations when it runs again.
+        With gradients it calls ``up`` each time: gradient checkpointing must see the same operations in both runs.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return up()

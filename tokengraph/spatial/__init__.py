@@ -1,4 +1,4 @@
-"""Hierarchical backbones whose positions share out the work: a slow and a fast path, chosen position by position."""
+"""DynamicSpatial for hierarchical backbones: each position takes a slow or a fast path instead of the MLP alone."""
 
 from tokengraph.spatial.dynamic_spatial import DynamicSpatial, SpatialAttachment
 from tokengraph.spatial.loss import DynamicSpatialLoss, final_map

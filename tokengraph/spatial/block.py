@@ -1,4 +1,4 @@
-"""A block whose channel part has a slow and a fast path, in its own class and by its own submodules."""
+"""A block whose channel half (its MLP) has a slow and a fast path, by the block's own submodules."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from tokengraph.nn.slow_fast import Partition, merge, slow_fast
 
 
 class SpatialBlock(Coarse):
-    """Mixin of a sparsified block. A family's own mixin says what its halves are; maps are ``[B, H, W, C]`` here."""
+    """Mixin of a sparsified block; a family's own mixin defines its halves. Here maps are ``[B, H, W, C]``."""
 
     channels_first = False
 
     def forward(self, x: Tensor, route: Partition | Tensor | None = None, x2: Tensor | None = None) -> Any:
-        """Runs the block on a map of its own layout.
+        """Runs the block.
 
         Args:
-            x: The map; in training that of the slow stream.
-            route: ``None``: the stock block. A partition: evaluation. A mask ``[B, H, W]``, 1 for slow: training.
-            x2: The map of the fast stream, in training.
+            x: A map, ``[B, H, W, C]``, or ``[B, C, H, W]`` if ``channels_first``; in training of the slow stream.
+            route: ``None``: runs the stock block. In evaluation a partition, in training a mask ``[B, H, W]``, 1 for
+                slow.
+            x2: In training the map of the fast stream.
 
         Returns:
-            A map; in training both streams.
+            A map like ``x``; in training those of both streams.
         """
         if route is None:
             return super().forward(x)  # type: ignore[misc]
@@ -37,7 +38,7 @@ class SpatialBlock(Coarse):
         return self._streams(x, x2, route[..., None])
 
     def _streams(self, x1: Tensor, x2: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both paths at every position; what a position takes from the other is the stream that it is not in."""
+        """Runs both paths at every position; returns the slow and the fast stream."""
         x1, x2 = self.last(x1), self.last(x2)
         mixed, base = self.mix(self.native(merge(x1, x2, mask)))
         mixed = self.last(mixed)
@@ -47,28 +48,28 @@ class SpatialBlock(Coarse):
         return self.native(o1), self.native(o2)
 
     def last(self, x: Tensor) -> Tensor:
-        """A map of the block's own layout with its channels last."""
+        """Moves the channels of a map in the block's own layout last."""
         return x.permute(0, 2, 3, 1) if self.channels_first else x
 
     def native(self, x: Tensor) -> Tensor:
-        """And back."""
+        """The inverse of :meth:`last`."""
         return x.permute(0, 3, 1, 2) if self.channels_first else x
 
     def mix(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Spatial half on a map of the block's own layout.
+        """Runs the spatial half on a map in the block's own layout.
 
-        Returns what the channel half reads, and what it adds to (``None``: the stream itself).
+        Returns the input of the channel half, and the map that its output is added to (``None``: the stream itself).
         """
         raise NotImplementedError
 
     def slow(self, x: Tensor) -> Tensor:
-        """What the slow path adds, ``[..., C]``."""
+        """Runs the slow path, whose output is added, ``[..., C]``."""
         raise NotImplementedError
 
     def fast(self, x: Tensor) -> Tensor:
-        """What the fast path adds, ``[..., C]``."""
+        """Runs the fast path, whose output is added, ``[..., C]``."""
         raise NotImplementedError
 
     def drop(self, x: Tensor) -> Tensor:
-        """Stochastic depth of the channel half."""
+        """Applies the stochastic depth of the channel half."""
         raise NotImplementedError

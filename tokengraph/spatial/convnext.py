@@ -1,4 +1,4 @@
-"""Where timm's ConvNeXt lets the two paths in."""
+"""Slow and fast paths in timm's ConvNeXt."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ConvNeXtFamily(Family):
 
     @classmethod
     def check(cls, block: nn.Module) -> str | None:
-        """What stands in the way, in words."""
+        """Names the part that rules a block out; ``None``: no part does."""
         if block.use_conv_mlp:
             return "1x1 convolutions in its MLP (conv_mlp=True)"
         if not isinstance(getattr(block.mlp, "grn", nn.Identity()), nn.Identity):
@@ -82,5 +82,5 @@ class ConvNeXtFamily(Family):
 
     @classmethod
     def new_parts(cls, channels: int) -> dict[str, nn.Module | nn.Parameter]:
-        """A fast path under its published names."""
+        """Makes a fast path under its published names."""
         return {"fast_path": cls.fast_layers(channels), "fast_path_gamma": nn.Parameter(torch.full((channels,), 1e-6))}

@@ -1,4 +1,4 @@
-"""DynamicSpatial: every position keeps a value, and prediction modules choose which ones are worth a full MLP."""
+"""DynamicSpatial: predictors choose the positions that take the full MLP; the others take one linear layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokengraph.attach.handle import Handle
 from tokengraph.attach.planner import Standalone
 from tokengraph.spatial.record import SpatialRecord
 
-STEPS = (0.0, 0.2, 0.4)  # by how much the shares of the stages fall
+STEPS = (0.0, 0.2, 0.4)  # subtracted from ``keep``, stage by stage
 
 
 @dataclass(eq=False)
@@ -33,8 +33,8 @@ class DynamicSpatial(Standalone[SpatialAttachment]):
     r"""Dynamic spatial sparsification of the third stage of a ConvNeXt or a Swin.
 
     Stage s acts before block ``layers[s]`` of it: a :class:`~tokengraph.nn.TokenPredictor` scores all positions, the
-    best ``int(H * W * ratios[s])`` of them take the block's own MLP from there on, and the others one linear layer.
-    Spatial mixing stays dense, the map stays H x W, and a fast position may become slow again.
+    best ``int(H * W * ratios[s])`` of them (slow) take the blocks' own MLP from there on, the others (fast) one linear
+    layer. Spatial mixing stays dense, the map stays H x W, and a fast position may become slow again.
 
     In train mode both paths run at every position and decisions are drawn (Gumbel, straight-through);
     ``handle.trace.decisions`` has them for :class:`~tokengraph.spatial.DynamicSpatialLoss`.
@@ -42,15 +42,15 @@ class DynamicSpatial(Standalone[SpatialAttachment]):
     and ``remove()`` takes them out.
 
     Args:
-        keep: Shares are ``keep``, ``keep - 0.2`` and ``keep - 0.4`` of the positions.
-        layers: Blocks of the third stage that the stages act before; default: 1, 2, 3 times a ninth of its depth,
-            rounded down, at least 1.
+        keep: Shares of slow positions are ``keep``, ``keep - 0.2`` and ``keep - 0.4``.
+        layers: Blocks of the model's third stage before which positions are chosen; default: 1, 2, 3 times a ninth of
+            its depth, rounded down, at least 1.
         ratios: The shares themselves, each in (0, 1].
-        threshold: Slow are positions whose probability is at least this, instead of a fixed number: images then
-            differ, down to none and up to all.
-        remerge: In training the two streams become one at each predictor, so that training computes what evaluation
-            does for the same decisions. ``False``: the published form, where a position that changes its path goes on
-            from a stream that evaluation never has.
+        threshold: Makes positions with at least this probability slow, instead of a fixed number: an image may have
+            none or only slow ones.
+        remerge: Merges the two streams at each predictor in training, so that training and evaluation agree for the
+            same decisions. ``False``: as published; a position that changes its path goes on from a stream that
+            evaluation does not have.
 
     Raises:
         ValueError: If a share, a layer or a threshold is out of range.

@@ -1,4 +1,4 @@
-"""What a family of hierarchical backbones must say about itself."""
+"""The base class of the model families that DynamicSpatial supports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokengraph.spatial.stage import SpatialStage
 
 
 class Family:
-    """The anatomy of one family: where its third stage is, what its blocks get, and under which names."""
+    """How the models of one family are built: their third stage, and the parts that its blocks get, by name."""
 
     eps: ClassVar[float]
     block_mixin: ClassVar[type[SpatialBlock]]
@@ -30,7 +30,7 @@ class Family:
 
     @classmethod
     def check(cls, block: nn.Module) -> str | None:
-        """What a block has that stands in the way; ``None``: nothing."""
+        """Names the part that rules a block out; ``None``: no part does."""
         raise NotImplementedError
 
     @classmethod
@@ -40,12 +40,12 @@ class Family:
 
     @classmethod
     def new_parts(cls, channels: int) -> dict[str, nn.Module | nn.Parameter]:
-        """The fast path of one block, new, by name."""
+        """Makes the fast path of one block: its parts, by name."""
         raise NotImplementedError
 
     @classmethod
     def fast_layers(cls, channels: int) -> nn.Sequential:
-        """Norm and linear layer, drawn as the published code does."""
+        """Makes norm and linear layer, initialised as in the published code."""
         linear = nn.Linear(channels, channels)
         nn.init.trunc_normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)

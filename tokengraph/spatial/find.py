@@ -1,4 +1,4 @@
-"""The models whose positions can share out the work."""
+"""Finds the models that DynamicSpatial supports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SUPPORTED = "timm's ConvNeXt (tiny, small, base) and SwinTransformer (version 1)
 
 
 def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
-    """The supported model inside ``model``, and its family.
+    """Finds the supported model inside ``model``, and its family.
 
     Raises:
         ImportError: If timm is not installed.
         TypeError: If ``model`` is no module.
-        ValueError: If there is none, or a block has a part that the paths cannot go around.
+        ValueError: If there is none or several, or the MLP of a block does not act row by row.
     """
     from tokengraph.compat import timm
 
@@ -29,7 +29,7 @@ def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
         raise ValueError(f"Expected one supported model (got {len(found)} inside). Attach to each by itself.")
     if not found:
         raise ValueError(
-            f"Expected {SUPPORTED} for DynamicSpatial (got {type(model).__name__}). For plain ViTs take DynamicViT."
+            f"Expected {SUPPORTED} for DynamicSpatial (got {type(model).__name__}). For plain ViTs use tg.DynamicViT()."
         )
     core, family = found[0]
     for block in family.stage(core).blocks:  # type: ignore[union-attr]

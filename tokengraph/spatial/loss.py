@@ -1,4 +1,4 @@
-"""What a sparsified hierarchical backbone is trained on."""
+"""The training loss of DynamicSpatial."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ WEIGHTS = {"classification": 1.0, "ratio": 10.0, "distillation": 0.5, "feature":
 
 
 class DynamicSpatialLoss(nn.Module):
-    r"""What DynamicSpatial trains on: :math:`L = L_{cls} + 10 L_{ratio} + 0.5 L_{KL} + 0.5 L_{feature}`.
+    r"""The training loss of DynamicSpatial: :math:`L = L_{cls} + 10 L_{ratio} + 0.5 L_{KL} + 0.5 L_{feature}`.
 
-    The last term is the squared error of the final map, mean over all positions and channels: none is masked.
+    The last term is the squared error of the final map, its mean over all positions and channels; none is masked.
 
     Args:
         ratios: Share of slow positions of each stage; ``handle.select.ratios``.
-        weights: Weights other than these, by name: ``classification``, ``ratio``, ``distillation``, ``feature``. A
+        weights: Weights that replace these, by name: ``classification``, ``ratio``, ``distillation``, ``feature``. A
             term of weight 0 is not computed.
         classification: Loss of ``(logits, target)``; ``None``: cross-entropy, with class ids or soft targets.
         per: See :func:`tokengraph.losses.ratio_loss`.
 
     Raises:
-        ValueError: On ratios outside (0, 1] (when called), and unknown names of weights.
+        ValueError: For ratios outside (0, 1] (when called), or unknown names of weights.
 
     Source: the code of Rao et al., *Dynamic Spatial Sparsification*, TPAMI 2023.
     """
@@ -64,7 +64,7 @@ class DynamicSpatialLoss(nn.Module):
             target: Class ids ``[B]`` or soft targets ``[B, classes]``.
             decisions: ``handle.trace.decisions``, each ``[B, N]``.
             features: The final map, normalised, ``[B, N, C]``; see :func:`final_map`.
-            teacher: Logits and final map of the dense model; ``None``: the terms that need them are left out.
+            teacher: Logits and final map of the dense model; ``None``: leaves out the terms that need them.
 
         Raises:
             ValueError: If a term lacks what it needs.
@@ -88,12 +88,12 @@ class DynamicSpatialLoss(nn.Module):
 
 
 def final_map(model: nn.Module, features: Tensor) -> Tensor:
-    """The final map as the loss wants it: normalised position by position, ``[B, N, C]``.
+    """The final map as :class:`DynamicSpatialLoss` reads it: normalised position by position, ``[B, N, C]``.
 
     Args:
         model: timm's ConvNeXt or SwinTransformer.
-        features: What its ``forward_features`` returned. ConvNeXt normalises behind its pooling, so that its norm is
-            applied here; Swin's map is normalised already.
+        features: The output of its ``forward_features``. ConvNeXt normalises after pooling, so its norm follows here;
+            Swin's map is already normalised.
     """
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)

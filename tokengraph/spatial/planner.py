@@ -1,4 +1,4 @@
-"""The planner of models whose positions share out the work."""
+"""The planner of DynamicSpatial."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan_spatial(model: nn.Module, found: Found, select: DynamicSpatial, options
     """Plans for timm's ``ConvNeXt`` or ``SwinTransformer``, or a wrapper around one.
 
     Raises:
-        ValueError: For layers that the model lacks, or where parts of the same names stand already.
+        ValueError: If the model lacks these layers, or already has parts of the same names.
     """
     core, family = found.how
     bound = _bind(select, family, found.blocks)
@@ -58,7 +58,7 @@ def plan_spatial(model: nn.Module, found: Found, select: DynamicSpatial, options
 
 
 def _bind(select: DynamicSpatial, family: type[Family], blocks: list[nn.Module]) -> DynamicSpatial:
-    """A strategy of its own with parts for a stage of these blocks."""
+    """Copies the strategy, with predictors and fast paths for a stage of these blocks."""
     bound = copy.copy(select)
     depth, channels = len(blocks), family.channels(blocks[0])
     if bound.layers is None:
@@ -73,16 +73,16 @@ def _bind(select: DynamicSpatial, family: type[Family], blocks: list[nn.Module])
         or tuple(select.fast[0]) != family.parts
         or (select.predictors[0].channels != channels)
     ):
-        raise ValueError("Expected the kind of model that this was attached to before (got another). Make a new one.")
+        raise ValueError("Expected the kind of model of the first attach (got another). Make a new DynamicSpatial.")
     return bound
 
 
 def _check_halves(family: type[Family], block: nn.Module) -> None:
-    """Raises unless the slow path everywhere gives, bit for bit, what the block's own forward gives."""
+    """Raises if all positions on the slow path differ, in any bit, from the block's own forward."""
     like = next(block.parameters())
     if like.is_meta:
         return
-    # A Swin block has the mask of one size, unless it makes them as it goes.
+    # A Swin block stores the shift mask of one size, unless it computes masks in each forward.
     height, width = getattr(block, "input_resolution", (8, 8))
     x = torch.linspace(-2, 2, height * width * family.channels(block), device=like.device).sin().to(like.dtype)
     with in_eval(block), untouched(block), precise(like.device), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code, under the names that timm has for the same parts."""
+"""Renames checkpoints of the published code to timm's names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 RENAMES = {
     "convnext": (
         (r"^downsample_layers\.0\.", "stem."),
-        (r"^downsample_layers\.", "stages."),  # its number is that of the stage behind it
+        (r"^downsample_layers\.", "stages."),  # numbered like the stage after it
         (r"^stages\.(\d+)\.(\d+)\.(weight|bias)$", r"stages.\1.downsample.\2.\3"),
         (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
         (r"\.dwconv\.", ".conv_dw."),
@@ -26,10 +26,10 @@ BUFFERS = ("relative_position_index", "attn_mask")  # timm makes them itself
 def published_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames a published state dict of a sparsified ConvNeXt or Swin, for a timm model with DynamicSpatial attached.
 
-    1x1 convolutions of the predictors become linear layers. What has timm's names already stays as it is.
+    1x1 convolutions of the predictors become linear layers. Names that are already timm's stay.
 
     Args:
-        state: Name to tensor.
+        state: The published state dict.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def published_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         for pattern, new in rules:
             name = re.sub(pattern, new, name)
-        if rules is RENAMES["swin"]:  # downsampling ends a stage there, and begins the next one here
+        if rules is RENAMES["swin"]:  # ends a stage there, begins the next one in timm
             name = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
         found[name] = value.flatten(1) if "score_predictor" in name and value.dim() == 4 else value
     return found

@@ -1,4 +1,4 @@
-"""What the stages of the last run decided."""
+"""The record of the last run: the decisions of its stages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tokengraph.attach.record import Record
 from tokengraph.attach.threads import OneThread
 from tokengraph.nn.slow_fast import Partition
 
-Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or: everything is slow
+Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or None: all positions are slow
 
 
 class SpatialRecord(Record, OneThread):
     """The decisions of a model's last run, stage by stage. Copies, and what is pickled, start empty.
 
     Attributes:
-        grid: ``(H, W)`` of the map that they are about; ``None`` before the first run.
+        grid: ``(H, W)`` of the map; ``None`` before the first run.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class SpatialRecord(Record, OneThread):
         self.stages = []
 
     def add(self, score: Tensor, decision: Decision) -> None:
-        """Notes one stage: log-probabilities ``[B, N, 2]`` and what came of them."""
+        """Notes one stage: log-probabilities ``[B, N, 2]`` and the decision made from them."""
         self.check_thread()
         self.stages = [*self.stages, (score, decision)]
 

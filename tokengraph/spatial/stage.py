@@ -1,4 +1,4 @@
-"""The stage that is sparsified: who is slow is decided between its blocks, and holds until the next decision."""
+"""The sparsified stage: between its blocks predictors choose slow positions, which stay slow until the next choice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokengraph.spatial.record import SpatialRecord
 
 @dataclass
 class StageSite(Mark):
-    """What the stage carries beside the record of the run: what was asked for, with its predictors."""
+    """The site of the stage: the record of the run, and the strategy with its predictors."""
 
     trace: SpatialRecord
     select: Any = field(kw_only=True)  # a bound DynamicSpatial, whose layers and predictors are set
@@ -35,7 +35,7 @@ class SpatialStage(Coarse):
     grad_checkpointing: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stage's own forward, with decisions between its blocks; a map of its own layout, as before."""
+        """Runs the stage, with decisions between its blocks; a map in its own layout in and out."""
         refuse_tracing(x)
         x = self.downsample(x)
         site: StageSite = getattr(self, SITE)
@@ -51,7 +51,7 @@ class SpatialStage(Coarse):
         return x
 
     def _route(self, site: StageSite, stage: int, x: Tensor) -> Partition | None:
-        """Who is slow from here on; ``None``: everyone."""
+        """Chooses the slow positions of the next blocks; ``None``: all of them."""
         select = site.select
         tokens = self._tokens(x)
         logp = select.predictors[stage](tokens)
@@ -81,7 +81,7 @@ class SpatialStage(Coarse):
         return x1 if mask is None else self._merge(x1, x2, mask)
 
     def _draw(self, site: StageSite, stage: int, x: Tensor) -> Tensor:
-        """A mask ``[B, H, W]``, 1 for slow, drawn, and differentiable."""
+        """Draws a differentiable mask ``[B, H, W]``, 1 for slow."""
         select = site.select
         logp = select.predictors[stage](self._tokens(x))
         noise = None if select.noise is None else select.noise[stage]
@@ -98,7 +98,7 @@ class SpatialStage(Coarse):
         return (x.permute(0, 2, 3, 1) if self.channels_first else x).flatten(1, 2)
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
-        """Runs a block. Under gradient checkpointing it is computed again in backward; decisions never are."""
+        """Runs a block. Gradient checkpointing runs blocks again in backward, but never decisions."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)

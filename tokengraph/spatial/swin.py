@@ -1,4 +1,4 @@
-"""Where timm's Swin lets the two paths in."""
+"""Slow and fast paths in timm's Swin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SpatialSwinBlock(SpatialBlock):
     _attn: Any
 
     def mix(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Window attention by the block's own method: shift, padding, mask and bias are its own."""
+        """Window attention by the block's own method, with its shift, padding, mask and bias."""
         x = x + self.drop_path1(self._attn(self.norm1(x)))
         return x, x
 
@@ -72,7 +72,7 @@ class SwinFamily(Family):
 
     @classmethod
     def check(cls, block: nn.Module) -> str | None:
-        """Nothing stands in the way."""
+        """Returns ``None``: every block will do."""
         return None
 
     @classmethod
@@ -82,5 +82,5 @@ class SwinFamily(Family):
 
     @classmethod
     def new_parts(cls, channels: int) -> dict[str, nn.Module | nn.Parameter]:
-        """A fast path under its published names."""
+        """Makes a fast path under its published names."""
         return {"fastmlp": FastMlp(cls.fast_layers(channels))}

@@ -45,6 +45,8 @@ def keeps_the_budget(select: Select) -> None:
     tokens = x.size(1)
     for asked in budgets(select, tokens):
         a = select(make_tokens(x, GRID), asked)
+        kind = type(a).__name__
+        assert isinstance(a, Assignment | SoftAssignment), f"Expected an Assignment or a SoftAssignment (got {kind})."
         keep = select.makes(asked, tokens, GRID)
         assert 1 <= keep <= asked, f"keep={asked} would make {keep} clusters"
         assert a.num_clusters == 3 * keep, f"keep={keep} gave {a.num_clusters} clusters for 3 images"

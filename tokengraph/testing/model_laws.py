@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.attach.attach import attach, detach
+from tokengraph.testing.anatomy_laws import counts_the_tokens_of_the_model
 from tokengraph.testing.hold import hold
 from tokengraph.testing.meaning_laws import (
     Groups,
@@ -248,6 +249,7 @@ def compiles_in_one_graph(case: ModelCase) -> None:
 MODEL_LAWS: list[Callable[[ModelCase], None]] = [
     is_bit_identical_while_nothing_is_removed,
     gives_the_model_back,
+    counts_the_tokens_of_the_model,
     removes_what_was_asked,
     changes_nothing_by_merging_equal_tokens,
     reads_the_attention_of_its_block,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tokengraph.select.base import Select
+from tokengraph.select.base import Select, resolve
 from tokengraph.testing import choice_laws, map_laws, padding_laws
 from tokengraph.testing.hold import hold
 
@@ -29,11 +29,11 @@ SELECT_LAWS: list[Callable[[Select], None]] = [
 ]
 
 
-def check_select(select: Select, *, without: Sequence[str] = ()) -> None:
+def check_select(select: str | type[Select] | Select, *, without: Sequence[str] = ()) -> None:
     """Holds a strategy to all laws.
 
     Args:
-        select: The strategy.
+        select: The strategy, by name, class or instance.
         without: Names of laws that it does not claim, such as ``"compiles_whole"``.
 
     Raises:
@@ -44,4 +44,5 @@ def check_select(select: Select, *, without: Sequence[str] = ()) -> None:
         >>> from tokengraph import ToMe
         >>> check_select(ToMe(), without=["compiles_whole"])
     """
-    hold(SELECT_LAWS, select, str(select), without)
+    one = resolve(select)
+    hold(SELECT_LAWS, one, str(one), without)

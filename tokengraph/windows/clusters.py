@@ -1,4 +1,4 @@
-"""Expedite in windows: every window a small grid of clusters, stitched together; and every token back again."""
+"""Expedite in windows: clusters every window into a small grid, joins the grids, and reconstructs every token."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tokengraph.windows.grid import Cut, Pair, real, split, stitch
 
 @dataclass(frozen=True, eq=False)
 class WindowClusters:
-    """How a map became a smaller one, window by window: what the way back needs.
+    """A map clustered window by window, with the data that :meth:`restore` needs.
 
     Attributes:
         x: The windows that were clustered, ``[W, a*b, C]``.
         cut: How the map was cut into them.
         clusters: ``(h, w)`` of each window.
-        made: Their clusters.
-        select: The options.
+        made: The clusters of these windows.
+        select: The strategy, for its options.
     """
 
     x: Tensor
@@ -67,14 +67,14 @@ class WindowClusters:
 def cluster_windows(
     x: Tensor, window: Pair, clusters: Pair, select: Expedite, *, padding: str = "tokens"
 ) -> WindowClusters:
-    """Clusters every window of a map into a smaller grid; windows are one batch.
+    """Clusters every window of a map into a smaller grid; all windows form one batch.
 
     Args:
         x: ``[B, H, W, C]``.
-        window: ``(a, b)``.
-        clusters: ``(h, w)``.
-        select: The options; its own ``clusters`` are not looked at.
-        padding: ``"tokens"``: padding counts, as published; ``"ignore"``: it feeds no cluster.
+        window: ``(a, b)``, tokens per window.
+        clusters: ``(h, w)``, clusters per window.
+        select: The strategy, for its options; its own ``clusters`` is ignored.
+        padding: ``"tokens"``: clusters padding like tokens, as published; ``"ignore"``: leaves it out.
 
     Cost: Expedite's for ``W = B*n*m`` images of ``a*b`` tokens; no host synchronisation.
 

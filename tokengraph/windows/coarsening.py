@@ -27,7 +27,7 @@ class WindowAttachment(Handle):
         model: The model that was given, changed in place.
         trace: The record of its last run: ``grid``, ``coarse_grid``, ``clusters``.
         select: The strategy.
-        plan: What happens where: ``window``, ``keep``, ``before``, ``until``.
+        plan: The size of windows, the tokens kept and the range of blocks: ``window``, ``keep``, ``before``, ``until``.
     """
 
     trace: WindowRecord
@@ -38,27 +38,26 @@ class WindowAttachment(Handle):
 class WindowCoarsening(Standalone[WindowAttachment]):
     """Coarsens every attention window of a SAM-style ViT, or of one stage of a Swin, as a graph of its own.
 
-    The windows of all images are one batch of graphs with equal counts. With :class:`~tokengraph.Expedite`
+    The windows of all images form one batch of graphs with equal token counts. With :class:`~tokengraph.Expedite`
     every window becomes a small grid before block ``before``; windowed blocks then run on small windows, global ones
     on all clusters, and every token is reconstructed after block ``until - 1``. With :class:`~tokengraph.ToMe`
     the MLP of every windowed block runs on merged tokens, and each token takes its cluster's update; attention, shifts
-    and global blocks stay as they are. Either way maps keep their shape outside, and no parameter changes.
+    and global blocks do not change. Either way the maps around these blocks keep their shape, and no parameter changes.
 
     Args:
         select: Expedite or ToMe, by name, class or instance.
-        keep: Tokens left of each window, an int or a share; not with an Expedite that has ``clusters``.
+        keep: Tokens kept per window, an int or a share; leave it out for an Expedite with ``clusters``.
         stage: The stage of a Swin, from 0; default: 2, the third.
-        before: The first block that is changed, within the stage. Default: a third of the blocks for Expedite, 0 for
-            ToMe.
-        until: The first block that is not any more; default: none.
-        padding: Where windows reach beyond the map, for Expedite. ``"tokens"``: padding is clustered like tokens and
-            stays, as published. ``"ignore"``: it feeds no cluster.
+        before: First changed block, within the stage. Default: a third of the blocks for Expedite, 0 for ToMe.
+        until: Last changed block + 1; default: the depth.
+        padding: For Expedite, if windows reach beyond the map. ``"tokens"``: clusters padding like tokens, as
+            published. ``"ignore"``: leaves padding out of clusters.
 
     Raises:
         ValueError: For another strategy, or where ``keep`` and ``clusters`` are both given or both missing.
 
-    Cost: Expedite: clustering and reconstruction once, for blocks on ``keep`` of ``a*b`` tokens. ToMe: matching in each
-        block, for an MLP on as many.
+    Cost: Expedite clusters and reconstructs once, and its blocks run on ``keep`` of ``a*b`` tokens. ToMe matches in
+        each block, and only the MLP runs on ``keep`` of ``a*b`` tokens.
 
     Example:
         >>> from tokengraph.select.expedite.expedite import Expedite
@@ -86,12 +85,12 @@ class WindowCoarsening(Standalone[WindowAttachment]):
         if not isinstance(self.select, Expedite | ToMe):
             raise ValueError(
                 f"Expected Expedite or ToMe for windows (got {type(self.select).__name__}). Others need a plain ViT: "
-                "attach them by themselves."
+                "tg.attach(model, strategy, schedule)."
             )
         own = self.select.own_budget
         if (keep is None) == (own is None):
             what = "neither" if keep is None else f"both, keep={keep} and clusters={own}"
-            raise ValueError(f"Expected keep, or an Expedite with clusters (got {what}). Both say what is left.")
+            raise ValueError(f"Expected keep, or an Expedite with clusters (got {what}). Give one of them.")
         if padding not in PADDING:
             raise ValueError(f"Expected padding to be one of {', '.join(PADDING)} (got {padding!r}).")
         if keep is not None:
@@ -108,10 +107,10 @@ class WindowCoarsening(Standalone[WindowAttachment]):
         return f"WindowCoarsening({', '.join([type(self.select).__name__, *shown])})"
 
     def plan(self, window: Pair, depth: int) -> WindowPlan:
-        """What happens in ``depth`` blocks with windows ``(a, b)``.
+        """Makes the plan for ``depth`` blocks with windows ``(a, b)``.
 
         Raises:
-            ValueError: If blocks are out of range, or the strategy cannot leave so few tokens.
+            ValueError: If blocks are out of range, or the strategy cannot keep so few tokens.
         """
         tokens, select = area(window), self.select
         assert self.keep is not None

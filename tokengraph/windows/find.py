@@ -1,4 +1,4 @@
-"""The models whose windows can be coarsened, and what is said about the others."""
+"""Finds models whose windows can be coarsened; for other models the error names an alternative."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUPPORTED = "timm's VisionTransformerSAM or SwinTransformer (version 1)"
 HINTS = {
     "SwinTransformerV2": "Its positions come from a network for one size of windows. Use version 1.",
     "SwinTransformerV2Cr": "Its positions come from a network for one size of windows. Use version 1.",
-    "ConvNeXt": "It has no windows. Use DynamicSpatial.",
+    "ConvNeXt": "It has no windows. Use tg.DynamicSpatial().",
     "VisionTransformer": "It has no windows. Attach the strategy by itself: attach(model, 'tome', 8).",
     "Eva": "It has no windows. Attach the strategy by itself: attach(model, 'tome', 8).",
 }
@@ -35,7 +35,7 @@ class Windowed:
 
 
 def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Windowed]:
-    """The supported model inside ``model``, or a stage of it, and how it is changed.
+    """Finds the supported model inside ``model``, or a stage of it, and how to change it.
 
     Args:
         model: A model, or a wrapper around one.
@@ -44,7 +44,7 @@ def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Window
     Raises:
         ImportError: If timm is not installed.
         TypeError: If ``model`` is no module.
-        ValueError: If there is none, or a stage that it has not.
+        ValueError: If there is none or several, or the model has no such stage.
     """
     from tokengraph.compat import timm
 
@@ -56,7 +56,7 @@ def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Window
         raise ValueError(f"Expected one supported model (got {len(found)} inside). Attach to each by itself.")
     if not found:
         other = next((type(m).__name__ for m in model.modules() if type(m).__name__ in HINTS), type(model).__name__)
-        hint = HINTS.get(other, "For ConvNeXt use DynamicSpatial; for plain ViTs attach the strategy by itself.")
+        hint = HINTS.get(other, "For ConvNeXt use DynamicSpatial; for plain ViTs attach(model, 'tome', 8).")
         raise ValueError(f"Expected {SUPPORTED} for WindowCoarsening (got {other}). {hint}")
     core = found[0]
     if isinstance(core, timm.models.SwinTransformer):
@@ -64,5 +64,5 @@ def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Window
         window: Pair = layer.blocks[0].window_size  # type: ignore[index]
         return layer, Windowed(window, partial(check_swin, layer), partial(swin_changes, layer))
     if stage is not None:
-        raise ValueError(f"Expected no stage for {type(core).__name__}, which has but one (got stage={stage}).")
+        raise ValueError(f"Expected no stage for {type(core).__name__}, which has a single one (got stage={stage}).")
     return core, Windowed(sam_window(core), partial(check_sam, core), partial(sam_changes, core))

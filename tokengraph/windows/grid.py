@@ -1,4 +1,4 @@
-"""Maps cut into windows and put together again: the windows of all images lie one after another, as one batch."""
+"""Cuts maps into windows and joins them again; the windows of all images form one batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Cut(NamedTuple):
 
     @property
     def padded(self) -> bool:
-        """Whether the windows reach beyond the map."""
+        """True if the windows reach beyond the map."""
         return (self.cells[0] * self.window[0], self.cells[1] * self.window[1]) != self.grid
 
 
@@ -34,7 +34,7 @@ def split(x: Tensor, window: Pair, *, value: float = 0.0) -> tuple[Tensor, Cut]:
     Args:
         x: ``[B, H, W, C]``.
         window: ``(a, b)``.
-        value: What padding holds.
+        value: Value of the padding.
 
     Returns:
         ``[B*n*m, a*b, C]``, the windows of an image in row-major order, and how they were cut.
@@ -61,11 +61,11 @@ def stitch(windows: Tensor, cut: Cut, *, window: Pair | None = None, crop: bool 
     Args:
         windows: ``[B*n*m, a*b, C]``.
         cut: How they were cut.
-        window: Their size, where it is another than that of the cut: then the map is a smaller one, never cropped.
+        window: Size of these windows, if it differs from the cut's; the map then has another size and is not cropped.
         crop: Take the padding off.
 
     Returns:
-        ``[B, H, W, C]``; ``[B, n*a, m*b, C]`` with the padding or with a ``window`` of its own.
+        ``[B, H, W, C]``; ``[B, n*a, m*b, C]`` without cropping.
     """
     a, b = window or cut.window
     n, m = cut.cells
@@ -75,7 +75,7 @@ def stitch(windows: Tensor, cut: Cut, *, window: Pair | None = None, crop: bool 
 
 
 def real(cut: Cut, device: torch.device | str) -> Tensor | None:
-    """Which tokens of the windows are no padding, ``[B*n*m, a*b]`` bool; ``None``: all."""
+    """Mask of window tokens that are not padding, ``[B*n*m, a*b]`` bool; ``None``: no padding."""
     if not cut.padded:
         return None
     return _real(*cut.grid, *cut.window, str(device)).repeat(cut.images, 1)

@@ -16,16 +16,16 @@ from tokengraph.windows.grid import Pair, real, split, stitch
 def merged_update(
     mlp: Callable[[Tensor], Tensor], x: Tensor, keys: Tensor, select: Select, window: Pair, keep: int
 ) -> Tensor:
-    """What a function of single tokens gives on the clusters of each window, for every token of the map.
+    """Runs an MLP on the clusters of each window, and gives every token its cluster's output.
 
-    Windows are those of the map as it lies, whatever the attention's shift, so that no cluster joins opposite borders.
-    Padding has no weight in a cluster; its keys are alike, so that it merges before anything else.
+    Windows are cut from the unshifted map, also if the attention shifts it, so that no cluster joins opposite borders.
+    Padding has weight zero in clusters; its keys are all equal, so that it merges first.
 
     Args:
         mlp: Maps rows ``[1, K, C]`` to rows.
         x: The map, ``[B, H, W, C]``.
-        keys: What similarity is measured on, ``[B, H, W, D]``.
-        select: A strategy that makes hard maps of equal counts.
+        keys: Features by which tokens are matched, ``[B, H, W, D]``.
+        select: A strategy that makes hard maps with equal counts.
         window: ``(a, b)``.
         keep: Clusters of each window.
 
@@ -51,7 +51,7 @@ def mean_keys(qkv: Tensor, heads: int, norm: Callable[[Tensor], Tensor] | None =
     Args:
         qkv: ``[W, N, 3*H*D]``.
         heads: H.
-        norm: What the block does to keys.
+        norm: The block's norm of keys; ``None``: it has none.
     """
     windows, tokens, _ = qkv.shape
     keys = qkv.detach().view(windows, tokens, 3, heads, -1)[:, :, 1]

@@ -25,15 +25,15 @@ from tokengraph.windows.record import WindowRecord
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """What happens where in one model.
+    """How one model is coarsened, and in which blocks.
 
     Attributes:
         select: The strategy.
         window: ``(a, b)``, tokens of a window.
-        keep: Tokens left of each.
-        clusters: ``(h, w)`` of them; ``None`` where they form no grid.
-        before: The first block that is changed.
-        until: The first block that is not any more.
+        keep: Tokens kept per window.
+        clusters: ``(h, w)`` of these; ``None``: they form no grid.
+        before: First changed block.
+        until: Last changed block + 1.
         padding: ``"tokens"`` or ``"ignore"``.
     """
 
@@ -47,7 +47,7 @@ class WindowPlan:
 
     @property
     def nothing(self) -> bool:
-        """Whether every token stays: the model then runs as it is."""
+        """True if every token is kept; the model then runs unchanged."""
         return self.keep >= area(self.window)
 
     @property

@@ -24,7 +24,7 @@ def plan_windows(model: nn.Module, found: Found, select: WindowCoarsening, optio
     """Plans for timm's ``VisionTransformerSAM`` or ``SwinTransformer``, or a wrapper around one.
 
     Raises:
-        ValueError: For blocks or counts that the model has not.
+        ValueError: If the model has no such blocks, or its windows have too few tokens.
     """
     plan = select.plan(found.how.window, len(found.blocks))
     found.how.check(plan)

@@ -10,11 +10,11 @@ from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import table
 from tokengraph.windows.grid import Pair, split
 
-APART = -100.0  # what Swin adds to the logits of tokens that only the shift brought together
+APART = -100.0  # Swin adds it to the logits between tokens that are neighbours only because of the shift
 
 
 def resized_bias(parameters: Tensor, window: Pair, wanted: Pair) -> Tensor:
-    """Relative position bias of Swin for another window; the parameter itself is not touched.
+    """Resizes Swin's relative position bias to another window; the parameter itself does not change.
 
     Args:
         parameters: The table, ``[(2a-1)*(2b-1), H]``. Gradients reach it.
@@ -53,13 +53,13 @@ def relative_index(height: int, width: int, device: str) -> Tensor:
 
 
 def shift_mask(grid: Pair, window: Pair, shift: Pair, like: Tensor) -> Tensor | None:
-    """What to add to the logits of shifted windows, ``[n*m, h*w, h*w]`` in the dtype of ``like``; ``None``: no shift.
+    """Mask for the logits of shifted windows, ``[n*m, h*w, h*w]`` in the dtype of ``like``; ``None``: no shift.
 
     Args:
-        grid: Of the map, a multiple of the window.
+        grid: ``(H, W)`` of the map, a multiple of the window.
         window: ``(h, w)``.
         shift: By how much the map was rolled up and to the left.
-        like: A tensor of the device and dtype that are wanted.
+        like: A tensor of the wanted device and dtype.
     """
     if not any(shift):
         return None
@@ -75,6 +75,6 @@ def _shift_mask(height: int, width: int, a: int, b: int, down: int, right: int, 
 
 
 def _region(length: int, window: int, shift: int, device: str) -> Tensor:
-    """Along an axis: 0 before the last window, then 1, and 2 for what the roll brought over from the other end."""
+    """Along an axis: 0 before the last window, then 1, and 2 for rows that the roll moved in from the other end."""
     place = torch.arange(length, device=device)
     return (place >= length - window).float() + (place >= length - shift).float() * (shift > 0)

@@ -1,4 +1,4 @@
-"""What the windows of the last run became, and where the blocks of a run find it."""
+"""The record of the last run: the clusters of its windows, which later blocks of the run read."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class WindowRecord(Record, OneThread):
         return self.clusters
 
     def begin(self) -> None:
-        """A new run knows nothing of the one before, and drops what no backward can come back to."""
+        """Starts a new run: forgets the last one, and drops entries that no backward can need."""
         self.coarse = False
         if in_backward():  # a run computed again, of which a checkpoint holds the inputs
             return
@@ -101,7 +101,7 @@ class WindowRecord(Record, OneThread):
             self._inputs.let_go()
 
     def find(self, index: int, x: Tensor) -> WindowClusters:
-        """The clusters that ``x``, which comes to block ``index``, consists of.
+        """The clusters of ``x``, the input of block ``index``.
 
         Raises:
             RuntimeError: If a block runs outside a run of its model, or in two threads at once.
@@ -118,7 +118,7 @@ class WindowRecord(Record, OneThread):
         return found
 
     def leave(self, index: int, x: Tensor, clusters: WindowClusters, *, coarse: bool) -> None:
-        """Notes what block ``index`` made of them, ``x``, and whether that is a map of clusters."""
+        """Notes ``x``, the output of block ``index``, its clusters, and whether it is a map of clusters."""
         if in_backward():
             self._remember(index + 1, x, clusters)
             return

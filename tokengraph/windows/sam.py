@@ -1,4 +1,4 @@
-"""Where timm's SAM-style ViT lets windows be coarsened."""
+"""Window coarsening in timm's SAM-style ViT."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SamBlock(Coarse):
     window_size: int
 
     def attend(self, x: Tensor, window: Pair | None) -> Tensor:
-        """The stream after attention in windows; ``None``: over the whole map."""
+        """Runs the attention half in windows of this size; ``None``: over the whole map."""
         y = self.norm1(x)
         if window is None:
             return x + self.drop_path1(self.ls1(self.attn(y)))
@@ -47,16 +47,16 @@ class SamBlock(Coarse):
         return x + stitch(y.flatten(1, 2), cut)
 
     def feed(self, x: Tensor) -> Tensor:
-        """The stream after the MLP."""
+        """Runs the MLP half."""
         rows = x.flatten(1, 2)
         return (rows + self.drop_path2(self.ls2(self.mlp(self.norm2(rows))))).view_as(x)
 
 
 class ClusteredSamBlock(SamBlock):
-    """A block between clustering and reconstruction: windowed ones run on small windows, global ones on all of them."""
+    """A block on clusters: windowed attention runs in small windows, global attention over all clusters."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Full maps in at the first such block, and out at the last."""
+        """The first such block takes a full map, the last returns one; between them maps hold clusters."""
         refuse_tracing(x)
         plan, site = here(self)
         if plan.nothing:
@@ -106,7 +106,7 @@ class WindowSam(Coarse):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """As timm's, every map ``[B, C, H, W]`` reconstructed. With ``norm`` that happens before the neck."""
+        """As timm's, with every map ``[B, C, H, W]`` reconstructed; with ``norm`` this happens before the neck."""
         plan, site = here(self)
         out = super().forward_intermediates(  # type: ignore[misc]
             x, indices, norm, stop_early, output_fmt, intermediates_only
@@ -123,13 +123,13 @@ class WindowSam(Coarse):
 
 @ours
 def begin(module: nn.Module, args: Any) -> None:
-    """Forward pre-hook of the embedding: a new run knows nothing of the one before."""
+    """Forward pre-hook of the embedding: starts a new run in the record."""
     module.__dict__[SITE].trace.begin()
 
 
 @ours
 def restore_first(module: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of the neck: what comes from between clustering and reconstruction is restored first."""
+    """Forward pre-hook of the neck: reconstructs the full map if the last block left clusters."""
     site: WindowSite = module.__dict__[SITE]
     return (_restored(site.trace, args[0]), *args[1:]) if site.trace.coarse else None
 
@@ -140,7 +140,7 @@ def _restored(record: WindowRecord, x: Tensor) -> Tensor:
 
 
 def _taken(indices: int | list[int] | None, depth: int) -> list[int]:
-    """The blocks that intermediates are taken of, in the order that timm returns them."""
+    """Indices of the blocks whose output is returned, in timm's order."""
     if indices is None:
         return list(range(depth))
     chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
@@ -148,7 +148,7 @@ def _taken(indices: int | list[int] | None, depth: int) -> list[int]:
 
 
 def sam_window(core: nn.Module) -> Pair:
-    """The window of the blocks that have one.
+    """The window size of the windowed blocks.
 
     Raises:
         ValueError: If none has one, or they differ.
@@ -162,7 +162,7 @@ def sam_window(core: nn.Module) -> Pair:
 
 
 def sam_changes(core: nn.Module, plan: WindowPlan, record: WindowRecord) -> list[Change]:
-    """What blocks and model get."""
+    """The changes to the model and its blocks."""
     changes = []
     for index, block in _changed(core, plan):
         site = WindowSite(record, index, plan=plan)
@@ -179,11 +179,11 @@ def sam_changes(core: nn.Module, plan: WindowPlan, record: WindowRecord) -> list
 
 
 def check_sam(core: nn.Module, plan: WindowPlan) -> None:
-    """Looks at the blocks that are going to change.
+    """Checks the blocks that will be changed.
 
     Raises:
-        ValueError: For rotary positions, which are made for one size of windows, where there are to be clusters; or if
-            a kind of block is not the two halves it is taken for.
+        ValueError: If windows become clusters and positions are rotary, which fit one window size only; or if the
+            forward of a block differs from its two halves.
     """
     blocks = [block for _, block in _changed(core, plan)]
     if plan.clusters is not None and any(block.attn.rope is not None for block in blocks):
@@ -199,6 +199,6 @@ def check_sam(core: nn.Module, plan: WindowPlan) -> None:
 
 
 def _changed(core: nn.Module, plan: WindowPlan) -> list[tuple[int, Any]]:
-    """The blocks that change, with their index: with ToMe windowed ones alone."""
+    """The blocks that change, with their index; with ToMe only windowed ones."""
     blocks: list[tuple[int, Any]] = list(enumerate(core.blocks))[plan.before : plan.until]  # type: ignore[arg-type]
     return [(i, b) for i, b in blocks if plan.clusters is not None or b.window_size]

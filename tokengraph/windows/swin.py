@@ -1,4 +1,4 @@
-"""Where timm's Swin lets windows be coarsened: one stage of it."""
+"""Window coarsening in one stage of timm's Swin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SwinBlock(Coarse):
     shift_size: Pair
 
     def attend(self, x: Tensor, window: Pair, shift: Pair) -> Tensor:
-        """The stream after attention in windows of any size, on a map that they divide."""
+        """Runs the attention half in windows of any size that divides the map."""
         y = torch.roll(self.norm1(x), (-shift[0], -shift[1]), (1, 2))
         y, cut = split(y, window)
         mask = shift_mask(cut.grid, window, shift, y)
@@ -47,7 +47,7 @@ class SwinBlock(Coarse):
         return x + self.drop_path1(y)
 
     def feed(self, x: Tensor) -> Tensor:
-        """The stream after the MLP."""
+        """Runs the MLP half."""
         rows = x.flatten(1, 2)
         return (rows + self.drop_path2(self.mlp(self.norm2(rows)))).view_as(x)
 
@@ -56,7 +56,7 @@ class ClusteredSwinBlock(SwinBlock):
     """A block on the small grid: window ``(h, w)``, shift ``(h // 2, w // 2)`` where it had one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map of clusters in and out."""
+        """Takes and returns a map of clusters."""
         plan, _ = here(self)
         h, w = plan.small
         down, right = self.shift_size
@@ -64,7 +64,7 @@ class ClusteredSwinBlock(SwinBlock):
 
 
 class ClusteredWindowAttention(Coarse):
-    """Its attention: the bias is resized as it is read."""
+    """The attention of such a block; resizes its bias to the small window in each call."""
 
     relative_position_bias_table: Tensor
 
@@ -74,7 +74,7 @@ class ClusteredWindowAttention(Coarse):
 
 
 class ClusteredSwinStage(Coarse):
-    """The stage: clusters before one of its blocks, restores after another."""
+    """The stage: clusters before block ``before``, reconstructs after block ``until - 1``."""
 
     downsample: Any
     blocks: Any
@@ -111,7 +111,7 @@ class MergedSwinBlock(SwinBlock):
     _attn: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        """Full maps in and out. Keys go back to where they were before the shift."""
+        """Full maps in and out. Keys are rolled back to their places before the shift."""
         refuse_tracing(x)
         plan, _ = here(self)
         if plan.nothing:
@@ -137,7 +137,7 @@ def swin_stage(core: nn.Module, stage: int) -> nn.Module:
 
 
 def swin_changes(stage: nn.Module, plan: WindowPlan, record: WindowRecord) -> list[Change]:
-    """What the stage and its blocks get."""
+    """The changes to the stage and its blocks."""
     changed: list[tuple[int, Any]] = list(enumerate(stage.blocks))[plan.before : plan.until]  # type: ignore[arg-type]
     sites = {index: WindowSite(record, index, plan=plan) for index, _ in changed}
     if plan.clusters is None:
@@ -151,7 +151,7 @@ def swin_changes(stage: nn.Module, plan: WindowPlan, record: WindowRecord) -> li
 
 
 def check_swin(stage: nn.Module, plan: WindowPlan) -> None:
-    """Raises unless blocks with and without a shift are the two halves they are taken for."""
+    """Raises ValueError if a block's forward, with or without a shift, differs from its two halves."""
     changed: Any = list(stage.blocks)[plan.before : plan.until]  # type: ignore[arg-type]
     for block in {(type(b), b.shift_size): b for b in changed}.values():
         a, b = block.window_size

@@ -1,4 +1,4 @@
-"""A relative position bias for coarse tokens: rows of single patches, means of merged ones, and its place in a mask."""
+"""A relative position bias between coarse tokens: rows of single patches, means of merged ones, sums with masks."""
 
 import pytest
 import torch
@@ -35,10 +35,10 @@ def test_dropped_patches_have_no_say():
 
 
 def test_equal_keys_merge_without_a_trace():
-    """With the log of their number, keys that are equal weigh as one what they weighed before."""
+    """With the log of their number, equal keys merged into one weigh as much as they did together."""
     bias = torch.randn(2, 7, 7)
     state = merged([[0, 1, 2, 0, 1, 0]], 3)
-    source = torch.tensor([0, 1, 2, 3, 1, 2, 1])  # token of each cluster that a token equals
+    source = torch.tensor([0, 1, 2, 3, 1, 2, 1])  # one token of each cluster, to which all its tokens are equal
     q, k, v = torch.randn(3, 1, 2, 4, 8)
     full = F.scaled_dot_product_attention(q[:, :, source], k[:, :, source], v[:, :, source], attn_mask=bias)
     size = torch.tensor([1.0, 3.0, 2.0, 1.0]).log()

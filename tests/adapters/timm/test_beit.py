@@ -1,6 +1,6 @@
-"""timm's BEiT under a strategy: the bias of tokens that were dropped, maps, other sizes, refusals.
+"""timm's BEiT under a strategy: the bias after pruning, maps, other sizes, refusals.
 
-What it shares with those of transformers is in ``test_beit_kinds.py``.
+Tests shared with transformers' BEiT are in ``test_beit_kinds.py``.
 """
 
 import copy

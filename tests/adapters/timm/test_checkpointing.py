@@ -13,7 +13,7 @@ library("timm")
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_segments_of_several_blocks_give_the_plain_gradients(reentrant):
-    model = tiny_vit(depth=4).double()  # in which sums in another order are the same to many digits
+    model = tiny_vit(depth=4).double()  # in float64 sums in another order agree to many digits
     a, b = torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(3)).double()
 
     def segment(x, start):

@@ -156,7 +156,7 @@ def test_what_cannot_be_served_is_refused_by_name(monkeypatch):
         with pytest.raises(ValueError, match="Expected a newer timm"):
             tg.attach(model, "tome", 3)
     with tg.attach(model, "tome", 3), torch.no_grad():
-        with pytest.raises(ValueError, match="no attn_mask beside patches"):
+        with pytest.raises(ValueError, match="no attn_mask together with patches"):
             model({**inputs, "attn_mask": torch.zeros(4, 1, 22, 22)})
         swapped = inputs["patch_coord"].clone()
         swapped[0, [0, 1]] = swapped[0, [1, 0]]

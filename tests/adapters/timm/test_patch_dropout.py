@@ -1,4 +1,4 @@
-"""Patch dropout in train mode: served where nothing needs the grid, else an error that says what to do."""
+"""Patch dropout in train mode: works if the strategy needs no grid, else an error says what to do."""
 
 import pytest
 from architectures import IMAGES, spread

@@ -1,4 +1,4 @@
-"""What timm's VisionTransformer gives while a strategy acts: features, maps at full resolution, training, other sizes.
+"""timm's VisionTransformer under a strategy: features, maps at full resolution, training, other sizes.
 
 The laws that every model keeps are in ``test_architectures.py``.
 """

@@ -35,7 +35,7 @@ SERVED_AT_LEAST = 40  # of transformers 5.23 56 run; of an older one fewer
 
 
 def shrink(config):
-    """Small numbers wherever the config, or one in it, has one of these names."""
+    """Sets small sizes in a config, and in configs inside it, under these names."""
     for name, value in SMALL.items():
         now = config.__dict__.get(name)
         if isinstance(now, int | float) and not isinstance(now, bool):
@@ -61,7 +61,7 @@ def classes():
 
 
 def tiny(kind):
-    """The class with weights, or ``None``: its config cannot be made small so."""
+    """An instance with weights, or ``None`` if its config cannot be made small this way."""
     try:
         config = shrink(kind.config_class())
         with torch.device("meta"):
@@ -94,7 +94,7 @@ def close(a, b):
 
 
 def exact(model, kind):
-    """Whether merging equal patches is exact; ``None`` where the class takes other inputs, or is refused."""
+    """Returns whether merging equal patches is exact; ``None`` if the class takes other inputs, or is refused."""
     try:
         core, patches, images = grid_and_images(model)
         inputs = {"pixel_values": images}
@@ -133,13 +133,13 @@ def test_every_class_that_is_served_gives_what_it_gives_without_for_equal_patche
 
 
 def features(model, images):
-    """The image features that the language model would get."""
+    """The image features for the language model."""
     with torch.no_grad():
         return tensors(model.get_image_features(pixel_values=images))
 
 
 def speaker(kind):
-    """A tiny model of the class, its servable tower, patches and images; ``None`` where it is of another kind."""
+    """A tiny model of the class, its supported tower, patches and images; ``None`` if it is of another kind."""
     with suppress(Exception):
         model = tiny(kind)
         if isinstance(getattr(model, "language_model", None), nn.Module):
@@ -151,7 +151,7 @@ def speaker(kind):
 
 
 def fewer_or_equal(coarse, plain, patches, prefix):
-    """Every feature that of the patch that leads its group, or all of them; towers' own tokens aside."""
+    """Compares features of groups with those of their first patches, or, where every patch is there, all features."""
     for ahead in (0, prefix):  # some leave the class token out
         if coarse.size(-2) == ahead + patches // 4 and plain.size(-2) == ahead + patches:
             return close(coarse[..., ahead:, :], plain[..., ahead::4, :])

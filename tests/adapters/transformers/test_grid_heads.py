@@ -80,7 +80,7 @@ def run(model, name):
 
 
 def places(model, name):
-    """What one can attach to: the model, and the one inside it."""
+    """The two models that one can attach to: the outer one, and the one inside it."""
     return model, model.get_submodule(HEADS[name][1])
 
 

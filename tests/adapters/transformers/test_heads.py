@@ -1,6 +1,6 @@
 """Heads of transformers over coarse tokens: averages and attention over patches as if each had its cluster's features.
 
-Whatever is averaged or attended, images of a batch have no say in each other, and what a strategy drops has none.
+An image's pooled features depend neither on other images of the batch nor on dropped tokens.
 """
 
 import pytest
@@ -44,7 +44,7 @@ def head():
 
 
 def averaged(model):
-    """Runs the model on images; what its classifier took in."""
+    """Runs the model on images; returns the input of its classifier."""
     seen = []
     hook = model.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
 
@@ -70,7 +70,7 @@ def classifier(request):
 
 
 def normed(core, tokens):
-    """As the classifier gets them: CLIP's norm comes behind the class token alone."""
+    """As the classifier gets them: CLIP's final norm applies to the class token only."""
     norm = next((getattr(core, n) for n in ("layernorm", "post_layernorm") if hasattr(core, n)), None)
     return tokens if "CLIP" in type(core).__name__ else norm(tokens)
 

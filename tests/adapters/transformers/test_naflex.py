@@ -1,4 +1,4 @@
-"""SigLIP 2 NaFlex: every image of a padded batch is what it is alone, for every strategy."""
+"""SigLIP 2 NaFlex: under every strategy an image gives the same result alone and in a padded batch."""
 
 import copy
 

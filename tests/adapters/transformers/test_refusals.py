@@ -1,4 +1,4 @@
-"""Models of transformers that cannot do with fewer tokens are refused by name, and nothing is changed."""
+"""transformers models that need all their tokens are refused by name, and stay unchanged."""
 
 import inspect
 
@@ -69,7 +69,7 @@ def test_layers_of_another_order_of_inputs_are_refused():
 
 
 def older(model):
-    """Whether its layers are those of transformers before 5.9."""
+    """Returns whether the layers are those of transformers before 5.9."""
     layer = next(m for m in model.modules() if type(m).__name__.endswith("Layer"))
     inner = getattr(getattr(layer, "attention", None), "attention", None)
     return hasattr(inner, "query") or "causal_attention_mask" in inspect.signature(layer.forward).parameters

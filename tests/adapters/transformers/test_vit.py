@@ -64,7 +64,7 @@ def test_every_strategy_runs_and_treats_images_alone(kind, strategy, images):
 
 
 def own_name(name, model):
-    """The name of a parameter in the model, which transformers 5.0 to 5.8 call otherwise."""
+    """The name of a parameter in the model; transformers 5.0 to 5.8 use another one."""
     if name in model.state_dict():
         return name
     for a, b in (

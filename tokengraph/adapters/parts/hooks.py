@@ -1,4 +1,4 @@
-"""Attention that an adapter computes in place of a module: only where calling the module would do nothing else."""
+"""Checks that an adapter may compute a module's attention itself: a call of the module would do nothing more."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def is_called_alone(module: nn.Module) -> bool:
-    """Whether a call runs the ``forward`` of the module's class and nothing else: no hooks, no pruning.
+    """Returns whether a call runs the ``forward`` of the module's class and nothing else: no hooks, no pruning.
 
-    What transformers puts there by itself, to record outputs, does not count.
+    Hooks with which transformers itself records outputs do not count.
     """
     added: list[Any] = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
     for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
@@ -19,7 +19,7 @@ def is_called_alone(module: nn.Module) -> bool:
 
 
 def check_called_alone(module: nn.Module, why: str) -> None:
-    """Raises ValueError unless it is; ``why`` says why the module is not called."""
+    """Raises ValueError unless :func:`is_called_alone`; ``why`` says why the adapter does not call the module."""
     if not is_called_alone(module):
         raise ValueError(
             f"Expected {type(module).__name__} without hooks, pruning or a forward of its own (got one with some), as "
@@ -28,5 +28,5 @@ def check_called_alone(module: nn.Module, why: str) -> None:
 
 
 def _origin(call: Any) -> str:
-    """The module that a function, or what a partial one calls, is written in."""
+    """Name of the Python module that defines a function; for a partial, the function inside."""
     return getattr(getattr(call, "func", call), "__module__", None) or ""

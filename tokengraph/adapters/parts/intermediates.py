@@ -1,4 +1,4 @@
-"""Intermediate features of timm and open_clip: which blocks they come from, and how they come back whole."""
+"""Intermediate features of timm and open_clip: which blocks they come from, and how they are lifted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class WithIntermediates(Coarse):
     """Mixin of a swapped model that has ``forward_intermediates``."""
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the schedule was made for the blocks there are."""
-        raise RuntimeError("Expected a model to prune that has no strategy (got an attached one). Remove it first.")
+        """Raises RuntimeError: the schedule was made for the current blocks."""
+        raise RuntimeError("Expected a model to prune without a strategy (got an attached one). Call handle.remove().")
 
 
 def lift_for(trace: Reader, output_fmt: str, norm: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Tensor]:
@@ -24,7 +24,7 @@ def lift_for(trace: Reader, output_fmt: str, norm: Callable[[Tensor], Tensor] | 
     Args:
         trace: The record of the run.
         output_fmt: ``"NCHW"`` or ``"NLC"``.
-        norm: Applied to every patch after it was lifted; ``None``: nothing is.
+        norm: Applied to every patch after lifting; ``None``: no norm.
 
     Raises:
         ValueError: For another format.
@@ -46,7 +46,7 @@ def lift_for(trace: Reader, output_fmt: str, norm: Callable[[Tensor], Tensor] | 
 
 
 def finished_blocks(indices: int | list[int] | None, depth: int) -> list[int]:
-    """Finished blocks at each intermediate, in the order that timm returns them."""
+    """Number of finished blocks at each intermediate, in the order in which timm returns them."""
     if indices is None:
         return list(range(1, depth + 1))
     chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]

@@ -1,4 +1,4 @@
-"""Blocks over ``nn.MultiheadAttention``: its attention under any mask, and what strategies read of it."""
+"""Adapters for blocks with an ``nn.MultiheadAttention``: attention under any mask, and its statistics."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ class MultiheadAdapter(Adapter):
         return swap_unless_batch_first(attention, kind.forward(block, swap_unless_batch_first(attention, x), **side))
 
     def check(self, blocks: list[nn.Module]) -> list[nn.Module]:
-        """``blocks``, once each is known to have an attention that can be coarsened.
+        """Returns ``blocks`` after a check that each has plain self-attention.
 
         Raises:
-            ValueError: For keys and values of other widths, and for keys beside those of the tokens.
+            ValueError: If one has keys or values of another width (``kdim``, ``vdim``) or added keys.
         """
         for i, block in enumerate(blocks):
             attention: Any = getattr(block, self.attention, None)
@@ -96,9 +96,10 @@ class MultiheadAdapter(Adapter):
 def self_attention(attention: Any, x: Tensor, mask: Any) -> Tensor:
     """Self-attention of an ``nn.MultiheadAttention`` under any mask.
 
-    Without a mask the module itself runs, and where it has hooks. Otherwise its projections go through
-    ``scaled_dot_product_attention``: with one bias a key it is equal to the module's float ``key_padding_mask``, and up
-    to twice as fast on CPU, where the module multiplies by an expanded weight when nothing wants a gradient.
+    The module itself runs without a mask, and under a tensor mask if it has hooks. Otherwise its projections go through
+    ``scaled_dot_product_attention``. For a mask of one value per key the result equals the module's own with a float
+    ``key_padding_mask``. It takes down to half the time on CPU, where the module multiplies by an expanded weight if
+    no gradient is needed.
 
     Args:
         attention: The module.
@@ -110,7 +111,7 @@ def self_attention(attention: Any, x: Tensor, mask: Any) -> Tensor:
         As ``x``.
 
     Raises:
-        ValueError: If the module has hooks, is pruned or has a forward of its own where the mask is no tensor.
+        ValueError: If the mask is no tensor and the module has hooks, is pruned or has a forward of its own.
 
     Cost: that of the module.
     """
@@ -121,7 +122,7 @@ def self_attention(attention: Any, x: Tensor, mask: Any) -> Tensor:
         images = x.size(0 if attention.batch_first else 1)
         mask = mask.expand(images, attention.num_heads, tokens, -1).flatten(0, 1)
         return attention(x, x, x, attn_mask=mask, need_weights=False)[0]
-    check_called_alone(attention, "it takes no mask that stands for the map, for decisions or for folded sizes")
+    check_called_alone(attention, "the module takes only tensors as masks")
     x = swap_unless_batch_first(attention, F.linear(x, attention.in_proj_weight, attention.in_proj_bias))
     q, k, v = split_qkv(x, attention.num_heads)
     dropout = attention.dropout if attention.training else 0.0

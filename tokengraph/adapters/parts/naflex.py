@@ -1,4 +1,4 @@
-"""Images of any shape in one padded batch (NaFlex): what every such adapter asks of a batch."""
+"""Images of any shape in one padded batch (NaFlex): their grids, and their tokens without padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Grids = tuple[tuple[int, int], ...]
 
 
 def image_shapes(width: int, mask: Tensor | None, shapes: Tensor | None) -> tuple[Grids, Tensor | None]:
-    """The grids of a batch and where it has patches.
+    """Reads the grid of each image, and checks the mask of patches.
 
     Args:
         width: N, patches an image with its padding.
@@ -25,7 +25,7 @@ def image_shapes(width: int, mask: Tensor | None, shapes: Tensor | None) -> tupl
         The grids, and the mask ``[B, N]`` bool; ``None`` where nothing is padded.
 
     Raises:
-        ValueError: If there are no shapes, or an image has other patches than the first ``H * W`` of its row.
+        ValueError: If ``shapes`` is missing, or the mask is not that of each image's first ``H * W`` patches.
 
     Cost: two host synchronisations on CUDA.
     """
@@ -51,11 +51,11 @@ def image_shapes(width: int, mask: Tensor | None, shapes: Tensor | None) -> tupl
 def tokens_of_each(
     blocks: Sequence[nn.Module], layer: int, run: Callable[[], Any], grids: Grids, num_prefix: int
 ) -> list[Tensor]:
-    """Runs a model and takes the tokens ``[P+N_b, C]`` of each image, without padding, after some of its blocks.
+    """Runs a model and returns the tokens ``[P+N_b, C]`` of each image, without padding, after ``layer`` blocks.
 
     Args:
-        blocks: Of the model.
-        layer: Finished blocks, negative from the end.
+        blocks: The model's blocks, in order.
+        layer: Number of finished blocks; negative: counted from the end.
         run: Calls the model.
         grids: ``(H, W)`` of each image.
         num_prefix: P.

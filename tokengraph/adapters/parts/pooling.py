@@ -16,9 +16,9 @@ def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
         x: Tokens after the last block, ``[B, P+n, C]``.
 
     Returns:
-        ``[B, P+N, C]``, each patch with its cluster's features, where tokens were merged; ``x`` otherwise. And
-        ``[B, N]`` or ``[B, n]``: False, or 0 in a strategy that trains, at padding and at what was not kept; ``None``:
-        all are there.
+        The tokens: after merging ``[B, P+N, C]``, each patch with its cluster's features; otherwise ``x``. The weights
+        of their patches, ``[B, N]`` or ``[B, n]``: False (0 while the strategy trains) at padding and at dropped
+        tokens; ``None``: every patch counts.
     """
     lineage, decisions = trace.lineage(), trace.decisions
     if x.size(1) != trace.num_prefix + lineage.now.width:
@@ -29,7 +29,7 @@ def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def masked_mean(rows: Tensor, there: Tensor) -> Tensor:
-    """Mean of ``rows [B, n, C]`` over those that are ``there [B, n]``, with a gradient to it: ``[B, C]``."""
+    """Mean of ``rows [B, n, C]`` with weights ``there [B, n]``, which may need a gradient: ``[B, C]``."""
     weight = there.to(rows.dtype)[..., None]
     return (rows * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
 
@@ -42,9 +42,9 @@ def for_mean(trace: Reader, x: Tensor) -> Tensor:
         x: Tokens after the last block, ``[B, P+n, C]``.
 
     Returns:
-        ``[B, P+N, C]``, each patch with its cluster's features, where tokens were merged; ``[B, P+n, C]`` otherwise:
-        where some are padding, or not kept while the strategy trains, these are zeros and the others scaled, so that
-        the mean is over those that are there.
+        After merging ``[B, P+N, C]``, each patch with its cluster's features. Otherwise ``[B, P+n, C]``: padding, and
+        tokens that were dropped while the strategy trains, are zeros, and the others are scaled up, so that the mean
+        over all rows is the mean over the others.
     """
     prefix = trace.num_prefix
     x, there = pooled_over(trace, x)

@@ -1,4 +1,4 @@
-"""Relative position bias for coarse tokens, and its place among the masks of a block."""
+"""Relative position bias between coarse tokens, and how it is added to a block's mask."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
 
 TINY = torch.finfo(torch.float32).tiny
-# Bytes of one piece's numbers: about what a CPU core's own cache holds. With 2 MiB of it, 1 to 12 MiB were timed within
-# a quarter of each other, and all heads at once took longer.
+# Bytes of one chunk of heads: about the private cache of a CPU core. On a core with 2 MiB, the times for chunks of 1 to
+# 12 MiB lay within a quarter of each other; all heads at once took longer.
 CACHE = 3 << 20
 
 
 def coarse_bias(bias: Tensor, lineage: Lineage, num_prefix: int) -> Tensor:
     r"""The bias between the current tokens, out of that between the input patches.
 
-    Where each token descends from one patch (pruning, cluster centres) it has that patch's row and column. Merged keys
-    get the log of the mean of :math:`\exp B` over their members, merged queries the mean over theirs:
+    A token that descends from one patch (pruning, cluster centres) keeps that patch's row and column. A merged key gets
+    the log of the mean of :math:`\exp B` over its members, a merged query the mean over its members:
 
     .. math:: B'_{ab} = \operatorname{mean}_{i \in a} \log \operatorname{mean}_{j \in b} \exp B_{ij}
 
-    With the log of the size that proportional attention adds, members of one key weigh as much as they would by
-    themselves; logits are linear in queries. Weighted members count by their weights. Prefix tokens keep their rows
-    and columns. This is our own choice: on small trained models, outputs came as near to those without merging as with
-    the plain mean over the members of both, or nearer.
+    Proportional attention adds the log of a key's size; a merged key then gets the weight that its members had
+    together. Queries take the plain mean because logits are linear in them. Members of a soft map count by their
+    weights. Prefix tokens keep their rows and columns. No paper defines this: on small trained models, the outputs were
+    as close to those without merging as with the plain mean on both sides, or closer.
 
     Args:
         bias: B, one for all images, ``[H, P+N, P+N]`` or ``[1, H, P+N, P+N]``.
@@ -38,21 +38,21 @@ def coarse_bias(bias: Tensor, lineage: Lineage, num_prefix: int) -> Tensor:
         num_prefix: P.
 
     Returns:
-        ``[B, H, P+n, P+n]`` in the dtype of ``bias``; at padding any finite numbers.
+        ``[B, H, P+n, P+n]`` in the dtype of ``bias``; finite, but meaningless, at padding.
 
     Raises:
-        ValueError: On a bias of another shape.
+        ValueError: If the bias has another shape.
 
     Cost: a gather of ``B H (P+n)^2``; for merged tokens a pass over ``B H (P+N)^2`` and some over ``B H (P+n) (P+N)``
     numbers; for weighted maps two dense products of these sizes. The whole bias is read, not copied for each image.
-    Entries more than 87 below the largest of their head underflow: they count as 87 below, or bar the pair.
+    Entries more than 87 below the largest of their head underflow: they act as 87 below it, or as ``-inf``.
     """
     start, now = lineage.start, lineage.now
     tokens = num_prefix + start.width
     if bias.shape[-2:] != (tokens, tokens) or bias.dim() not in (3, 4) or (bias.dim() == 4 and bias.size(0) != 1):
         raise ValueError(
             f"Expected a relative position bias of shape [H, {tokens}, {tokens}] (got {list(bias.shape)}). "
-            "It is made for one image size: give the model images of that size, or let it change its own first."
+            "It is made for one image size: give images of that size, or have the model resize its bias first."
         )
     bias = bias.view(-1, tokens, tokens)
     if lineage.ancestor is not None:
@@ -71,14 +71,14 @@ def coarse_bias(bias: Tensor, lineage: Lineage, num_prefix: int) -> Tensor:
 
 
 def _heads_at_once(bias: Tensor, each: int) -> int:
-    """Heads whose ``each`` numbers stay in the cache of a CPU: pieces take half the time there, from 384 px on."""
+    """Number of heads, of ``each`` numbers, that fit into a CPU's cache; this halves the time from 384 px on."""
     if bias.device.type != "cpu" or torch.compiler.is_compiling():
         return bias.size(0)
     return max(1, CACHE // (4 * max(each, 1)))
 
 
 def _exp(bias: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(bias - top)`` in float32, and the top of each head, ``[H, 1, 1]``."""
+    """``exp(bias - top)`` in float32, and ``top``, the maximum of each head, ``[H, 1, 1]``."""
     bias = bias.float()
     top = bias.detach().amax(dim=(1, 2), keepdim=True)
     return (bias - top).exp(), top
@@ -103,7 +103,7 @@ def _members(lineage: Lineage, num_prefix: int) -> Tensor:
 
 
 def _averaged(bias: Tensor, cluster: Tensor, count: int, padded: bool) -> Tensor:
-    """``bias [H, T, T]`` between the clusters that each image's tokens are in: ``[B, H, n, n]`` float32."""
+    """Averages ``bias [H, T, T]`` over the clusters of each image: ``[B, H, n, n]`` float32."""
     (heads, tokens, _), images = bias.shape, cluster.size(0)
     rows = count + 1  # one more for dropped tokens
     ones = torch.ones_like(cluster, dtype=torch.float32)
@@ -137,14 +137,14 @@ def _weights(lineage: Lineage, num_prefix: int) -> Tensor:
 
 
 def with_bias(mask: Any, bias: Tensor | None) -> Any:
-    """A mask of a block, a tensor or one of ours, with a relative position bias ``[B or 1, H, N, N]`` added to it."""
+    """Adds a relative position bias ``[B or 1, H, N, N]`` to a block's mask, a tensor or a mask object."""
     if bias is None or mask is None:
         return bias if mask is None else mask
     return BiasedKeepMask(mask, bias) if isinstance(mask, KeepMask) else bias + mask
 
 
 class BiasedKeepMask(KeepMask):
-    """A :class:`~tokengraph.nn.KeepMask` that adds a bias to the scores first. Attention then makes its map.
+    """A :class:`~tokengraph.nn.KeepMask` that first adds a bias to the scores. Attention then computes its map.
 
     Args:
         mask: The keep decision.
@@ -156,13 +156,13 @@ class BiasedKeepMask(KeepMask):
         self.bias = bias
 
     def plus(self, scores: Tensor) -> Any:
-        """Scores with the bias, on their way to the softmax over kept edges."""
+        """Adds the bias to the scores, before the softmax over kept edges."""
         return super().plus(scores + self.bias)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
-        """Scores, softmax and values, one after another."""
+        """Computes scores, softmax and output one after another, without a fused kernel."""
         self.check(q, k, v, enable_gqa)
         scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
         weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)

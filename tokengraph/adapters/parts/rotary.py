@@ -13,16 +13,16 @@ from tokengraph.maps.lineage import Lineage
 def coarse_tables(tables: Sequence[Tensor], lineage: Lineage) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the current tokens, out of those of the input patches.
 
-    Where each token descends from one patch (pruning, cluster centres) it keeps that patch's angles. Merged tokens get
-    the circular mean of their members' angles, frequency by frequency: the direction of the mean of ``(cos, sin)``.
-    This is our own choice.
+    A token that descends from one patch (pruning, cluster centres) keeps that patch's angles. A merged token gets the
+    circular mean of its members' angles, frequency by frequency: the direction of the mean of ``(cos, sin)``. No paper
+    defines this.
 
     Args:
         tables: Cosine and sine, ``[N, D]``, or ``[H, N, D]`` where heads differ.
         lineage: The current tokens.
 
     Returns:
-        Two of ``[B, 1 or H, n, D]``.
+        Cosine and sine, each ``[B, 1 or H, n, D]``.
 
     Cost: one gather or reduction of ``[B, N, 2 H D]``.
     """

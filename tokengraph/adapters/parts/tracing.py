@@ -1,4 +1,4 @@
-"""Ways to write a model down that cannot follow it while tokens are removed: refused, with what does."""
+"""Refuses ``torch.fx`` tracing and ``torch.jit.script`` of attached models, and names what works instead."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch.fx import Proxy
 
 INSTEAD = (
-    "Use torch.export or torch.compile. For features of a layer: a forward hook on the block, "
-    "model.forward_intermediates, or tg.TokenGraph.from_model; handle.trace.lift brings them back to every patch."
+    "Use torch.export or torch.compile. For features of a layer use a forward hook on the block, "
+    "model.forward_intermediates or tg.TokenGraph.from_model; handle.trace.lift brings them back to every patch."
 )
 
 
 def refuse_tracing(*values: Any) -> None:
-    """Raises RuntimeError where ``torch.fx`` traces symbolically: its values have no shapes to count tokens by.
+    """Raises RuntimeError under ``torch.fx``'s symbolic tracing, whose values have no shapes to count tokens by.
 
-    Cost: one look at the type of each value; nothing under ``torch.compile``.
+    Cost: one type check per value; nothing under ``torch.compile``.
     """
     if torch.compiler.is_compiling():
         return
@@ -28,7 +28,7 @@ def refuse_tracing(*values: Any) -> None:
 
 
 def refuse_script(module: Any) -> Any:
-    """Raises RuntimeError; ``torch.jit.script`` asks it of modules before it compiles them."""
+    """Raises RuntimeError. ``torch.jit.script`` calls this on a module before it compiles it."""
     raise RuntimeError(
         f"Expected a model without a strategy for torch.jit.script (got an attached {type(module).__name__}). {INSTEAD}"
     )

@@ -24,7 +24,7 @@ ORIGIN = "timm.models.beit"
 
 
 class BeitBlock(CoarseBlock):
-    """``timm.models.beit.Block`` with a coarsening in it."""
+    """``timm.models.beit.Block`` that can coarsen its tokens."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Takes ``[B, P+n, C]``; the bias ``[H, P+N, P+N]`` is over the uncoarsened sequence."""
@@ -32,10 +32,10 @@ class BeitBlock(CoarseBlock):
 
 
 class BeitModel(TimmModel):
-    """``timm.models.beit.Beit`` around coarsened blocks."""
+    """``timm.models.beit.Beit`` with coarsened blocks."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """As timm's; averages as if every input patch had its cluster's features. ``x`` are of the last run."""
+        """As timm's, but averages as if every input patch had its cluster's features. ``x`` is of the last run."""
         site: CoarseSite = getattr(self, SITE)
         if self.global_pool == "avg":  # type: ignore[attr-defined]
             x = for_mean(site.trace, x)
@@ -43,10 +43,10 @@ class BeitModel(TimmModel):
 
 
 class TimmBeit(GammaBlocks):
-    """timm's ``Beit``. The relative position bias follows the tokens.
+    """timm's ``Beit``. The relative position bias is coarsened with the tokens.
 
-    While nothing is coarse the stock attention runs. Then its own weights go through
-    ``scaled_dot_product_attention``, with the coarse bias in the mask.
+    The stock attention runs until a mask or a coarse bias is needed. From then on its own weights go through
+    ``scaled_dot_product_attention``, with the bias in the mask.
     """
 
     family = "timm Beit (BEiT, BEiT v2)"
@@ -54,7 +54,7 @@ class TimmBeit(GammaBlocks):
     model_mixin = BeitModel
 
     def serves(self, model: Any) -> bool:
-        """Whether ``Beit`` is among its classes."""
+        """Returns whether the model is a ``Beit``."""
         return is_a(model, ORIGIN, "Beit")
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -66,7 +66,7 @@ class TimmBeit(GammaBlocks):
         return blocks
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
-        """``x + drop_path1(gamma_1 * attn(norm1(x)))``, the bias of coarse tokens as ``relative``."""
+        """``x + drop_path1(gamma_1 * attn(norm1(x)))``, with ``side["relative"]`` as the bias of coarse tokens."""
         attn, y, shared = block.attn, block.norm1(x), side.get("shared_rel_pos_bias")
         if mask is None and side.get("relative") is None:
             y = attn(y, shared_rel_pos_bias=shared)
@@ -83,7 +83,7 @@ class TimmBeit(GammaBlocks):
         return {"relative": coarse_bias(whole, lineage, trace.num_prefix)}
 
     def tokens_to_check(self, block: Any) -> int:
-        """As many as the block's bias is made for."""
+        """The number of tokens that the block's bias is made for."""
         index = block.attn.relative_position_index
         return super().tokens_to_check(block) if index is None else index.size(0)
 
@@ -107,19 +107,19 @@ class TimmBeit(GammaBlocks):
 
 
 def _bias(attn: Any, side: dict[str, Any]) -> Tensor | None:
-    """The bias that attention adds: that of coarse tokens, or the block's own and the model's."""
+    """The bias that attention adds: the coarse one, or the sum of the block's own and the model's."""
     if side.get("relative") is not None:
         return side["relative"]
     shared = side.get("shared_rel_pos_bias")
     if attn.relative_position_bias_table is None:
         return shared
-    index = attn.relative_position_index  # heads first from the start, which spares the copy that timm makes
+    index = attn.relative_position_index  # heads first from the start saves the copy that timm makes
     own = attn.relative_position_bias_table.t().contiguous().index_select(1, index.flatten()).view(1, -1, *index.shape)
     return own if shared is None else own + shared
 
 
 def _attention(block: Any, x: Tensor, mask: Any) -> Tensor:
-    """What the stock attention would be with ``mask``, which holds the bias, in place of its own bias."""
+    """Computes the stock attention with ``mask``, which holds the bias, in place of its own bias."""
     attn = block.attn
     check_called_alone(attn, "its bias is for all patches")
     offset = None if attn.q_bias is None else torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])

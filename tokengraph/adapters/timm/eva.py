@@ -21,7 +21,7 @@ ORIGIN = "timm.models.eva"
 
 
 class EvaBlock(CoarseBlock):
-    """``timm.models.eva.EvaBlock`` with a coarsening in it."""
+    """``timm.models.eva.EvaBlock`` that can coarsen its tokens."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -33,13 +33,13 @@ class EvaBlock(CoarseBlock):
 
 
 class TimmEva(GammaBlocks):
-    """timm's ``Eva`` with pre-norm ``EvaBlock``. Rotary tables follow the tokens."""
+    """timm's ``Eva`` with pre-norm ``EvaBlock``. Rotary tables are coarsened with the tokens."""
 
     family = "timm Eva (EVA, EVA-02, DINOv3, Perception Encoder, other rotary models) with EvaBlock"
     block_mixin = EvaBlock
 
     def serves(self, model: Any) -> bool:
-        """Whether ``Eva`` is among its classes."""
+        """Returns whether the model is an ``Eva``."""
         return is_a(model, ORIGIN, "Eva")
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -48,8 +48,8 @@ class TimmEva(GammaBlocks):
         for i, block in enumerate(blocks):
             if not is_a(block, ORIGIN, "EvaBlock"):
                 raise ValueError(
-                    f"Expected blocks of class EvaBlock (got {type(block).__name__} at {i}). Blocks whose norms come "
-                    "last have no place between the halves."
+                    f"Expected blocks of class EvaBlock (got {type(block).__name__} at {i}). A post-norm block cannot "
+                    "be coarsened between attention and MLP."
                 )
         return blocks
 
@@ -61,9 +61,9 @@ class TimmEva(GammaBlocks):
     def statistics(
         self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
-        """From the outputs of the projections; keys for matching before, attention after the rotation."""
+        """From the outputs of the projections: keys for matching before the rotation, attention after it."""
         attn: Any = block.attn
-        rope, shared = side.get("rope"), getattr(attn, "num_kv_heads", attn.num_heads)  # keys may serve several heads
+        rope, shared = side.get("rope"), getattr(attn, "num_kv_heads", attn.num_heads)  # several heads may share keys
 
         def heads_of_keys() -> Tensor:
             return attn.k_norm(split_heads(keys(attn, kept), heads=shared))

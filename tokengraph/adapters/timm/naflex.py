@@ -18,19 +18,19 @@ ORIGIN = "timm.models.naflexvit"
 
 
 class TimmNaFlexModel(TimmModel):
-    """``timm.models.naflexvit.NaFlexVit`` around coarsened blocks."""
+    """``timm.models.naflexvit.NaFlexVit`` with coarsened blocks."""
 
     def forward_features(self, patches: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As timm's; of patches a dict, whose ``patch_valid [B, n]`` says where tokens are left.
+        """As timm's. Patches give a dict, whose ``patch_valid [B, n]`` is True at tokens and False at padding.
 
         Raises:
-            ValueError: For an ``attn_mask`` of the user's own beside patches of any shape.
+            ValueError: If ``attn_mask`` is given together with patches.
         """
         site: CoarseSite = getattr(self, SITE)
         trace = site.trace
         own = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
         if own is not None and (args or kwargs.get("patch_coord") is not None):
-            raise ValueError("Expected no attn_mask beside patches of any shape (got one). Padding has its mask.")
+            raise ValueError("Expected no attn_mask together with patches (got one). Padding is masked without it.")
         out = super(TimmModel, self).forward_features(patches, *args, **kwargs)  # type: ignore[misc]
         if not isinstance(out, dict):
             return trace.lift_sequence(out) if site.lift else out
@@ -39,7 +39,7 @@ class TimmNaFlexModel(TimmModel):
         return {**out, "patch_valid": trace.valid()} if trace.lineage().coarse else out
 
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
-        """Pools as if every patch had its cluster's features; dropped patches and padding have no say."""
+        """Pools as if every patch had its cluster's features; leaves dropped patches and padding out."""
         site: CoarseSite = getattr(self, SITE)
         lineage, decisions, prefix = site.trace.lineage(), site.trace.decisions, site.trace.num_prefix
         plain = super()._pool  # type: ignore[misc]
@@ -58,7 +58,7 @@ class TimmNaFlex(TimmViT):
     """timm's ``NaFlexVit`` with plain blocks, given patches or images.
 
     Patches come as timm's collator makes them: ``patches [B, N, p*p*C]``, ``patch_coord [B, N, 2]`` as (y, x) and
-    ``patch_valid [B, N]``. Each image goes through as it would alone; see
+    ``patch_valid [B, N]``. An image's result does not depend on the others; see
     :class:`tokengraph.adapters.transformers.naflex.TransformersNaFlex`.
     """
 
@@ -66,7 +66,7 @@ class TimmNaFlex(TimmViT):
     model_mixin = TimmNaFlexModel
 
     def serves(self, model: Any) -> bool:
-        """Whether ``NaFlexVit`` is among its classes."""
+        """Returns whether the model is a ``NaFlexVit``."""
         return is_a(model, ORIGIN, "NaFlexVit")
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -80,12 +80,12 @@ class TimmNaFlex(TimmViT):
         return super().blocks(model)
 
     def grid(self, model: Any) -> tuple[int, int]:
-        """Of the position embeddings, which stand for no image."""
+        """The grid of the position embeddings; images have their own."""
         grid: Any = getattr(model.embeds, "pos_embed_grid_size", None) or (16, 16)
         return int(grid[0]), int(grid[1])
 
     def has_class_token(self, model: Any) -> bool:
-        """Whether it was made with one."""
+        """Returns whether the model was made with one."""
         return bool(model.has_class_token)
 
     def embedding(self, model: Any) -> nn.Module:
@@ -93,10 +93,10 @@ class TimmNaFlex(TimmViT):
         return model.embeds
 
     def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
-        """The grid of the images; for patches the grid of each, and where there are any.
+        """Of images their grid; of patches the grid of each image, and the mask of patches.
 
         Raises:
-            ValueError: If patches are not the whole grid of each image in reading order, then padding.
+            ValueError: If patches are not the whole grid of each image, row by row, then padding.
         """
         given: list[Any] = [*args, *(kwargs.get(n) for n in ("x", "patch_coord", "patch_valid")[len(args) :])]
         patches, coord, valid = given
@@ -106,7 +106,7 @@ class TimmNaFlex(TimmViT):
         return InputShape(grids=grids, present=present)
 
     def features(self, model: Any, images: Any, layer: int) -> tuple[Any, Any]:
-        """Of images as :meth:`Adapter.features`; of a dict of patches tokens ``[P+N_b, C]`` and grids, one an image."""
+        """As :meth:`Adapter.features`; of a dict of patches lists of tokens ``[P+N_b, C]`` and grids, one per image."""
         if not isinstance(images, Mapping):
             return Adapter.features(self, model, images, layer)
         grids, _ = _shapes(images["patch_coord"], images.get("patch_valid"))
@@ -114,7 +114,7 @@ class TimmNaFlex(TimmViT):
 
 
 def _shapes(coord: Tensor, valid: Tensor | None) -> tuple[Grids, Tensor | None]:
-    """The grids, and where there are patches; ``None`` where nothing is padded."""
+    """The grids, and the mask of patches; ``None``: no padding."""
     inside = coord if valid is None else coord * valid[..., None].to(coord.dtype)
     shapes = inside.amax(dim=1) + 1
     grids, present = image_shapes(coord.size(1), valid, shapes)

@@ -1,4 +1,4 @@
-"""timm's EVA and BEiT: blocks whose halves are scaled by a parameter ``gamma``, or not at all."""
+"""Blocks of timm's EVA and BEiT, whose halves have an optional scale ``gamma``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokengraph.adapters.timm.vit import TimmViT
 
 
 class GammaBlocks(TimmViT):
-    """What models with such blocks have in common."""
+    """Base of the adapters for models with such blocks."""
 
     def feed(self, block: Any, x: Tensor) -> Tensor:
         """``x + drop_path2(gamma_2 * mlp(norm2(x)))``."""

@@ -18,7 +18,7 @@ from tokengraph.attention.stats import AttentionStats
 
 
 class TimmBlock(CoarseBlock):
-    """``timm.models.vision_transformer.Block`` with a coarsening in it."""
+    """``timm.models.vision_transformer.Block`` that can coarsen its tokens."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Takes ``[B, P+n, C]``; ``attn_mask`` is over the uncoarsened sequence."""
@@ -28,18 +28,18 @@ class TimmBlock(CoarseBlock):
 
 
 class TimmModel(WithIntermediates):
-    """``timm.models.vision_transformer.VisionTransformer`` around coarsened blocks."""
+    """``timm.models.vision_transformer.VisionTransformer`` with coarsened blocks."""
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Tokens after the final norm: ``[B, P+n, C]``, or at full resolution where ``attach(lift=True)`` said so."""
+        """Tokens after the final norm: ``[B, P+n, C]``, or ``[B, P+N, C]`` with ``attach(..., lift=True)``."""
         site: CoarseSite = getattr(self, SITE)
         x = super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
         return site.trace.lift_sequence(x) if site.lift else x
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """Pools as if every input patch had its cluster's features; pruned and dropped patches have no say.
+        """Pools as if every input patch had its cluster's features; leaves dropped patches out.
 
-        ``x`` are features of the last run.
+        ``x`` must come from the last run.
         """
         trace = getattr(self, SITE).trace
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
@@ -56,9 +56,10 @@ class TimmModel(WithIntermediates):
         return masked_mean(x[:, trace.num_prefix :], there)
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As timm's, every map at full resolution: each is lifted by the coarsenings up to its layer.
+        """As timm's, with every map lifted to full resolution from the tokens of its layer.
 
-        What a strategy stored comes back before the final norm, so this norm then comes after lifting.
+        Tokens that a strategy stored have not passed the final norm; if there are any, the norm is applied after
+        lifting.
         """
         site: CoarseSite = getattr(self, SITE)
         plain = super().forward_intermediates  # type: ignore[misc]
@@ -103,7 +104,7 @@ class TimmViT(Adapter):
     model_mixin = TimmModel
 
     def serves(self, model: Any) -> bool:
-        """Whether ``VisionTransformer`` is among its classes."""
+        """Returns whether the model is timm's ``VisionTransformer``."""
         return is_a(model, "timm.models.vision_transformer", "VisionTransformer")
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -113,8 +114,8 @@ class TimmViT(Adapter):
             kind = type(block)
             if not is_a(block, "timm.models.vision_transformer", "Block"):
                 raise ValueError(
-                    f"Expected blocks of class Block (got {kind.__name__} at {i}). Blocks whose attention and MLP run "
-                    "in parallel or whose norms come last have no place between the halves."
+                    f"Expected blocks of class Block (got {kind.__name__} at {i}). Parallel and post-norm blocks "
+                    "cannot be coarsened between attention and MLP."
                 )
             attention = type(block.attn)
             if not is_a(block.attn, "timm.layers.attention", "Attention", "timm.models.vision_transformer"):
@@ -122,7 +123,7 @@ class TimmViT(Adapter):
         return blocks
 
     def num_prefix(self, model: Any) -> int:
-        """Class, distillation and register tokens."""
+        """Number of class, distillation and register tokens."""
         return int(model.num_prefix_tokens)
 
     def channels(self, model: Any) -> int:
@@ -130,12 +131,12 @@ class TimmViT(Adapter):
         return int(model.embed_dim)
 
     def grid(self, model: Any) -> tuple[int, int]:
-        """Of the patch embedding."""
+        """``model.patch_embed.grid_size``."""
         height, width = model.patch_embed.grid_size
         return int(height), int(width)
 
     def has_class_token(self, model: Any) -> bool:
-        """Whether there is a ``cls_token``."""
+        """Returns whether the model has a ``cls_token``."""
         return model.cls_token is not None
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
@@ -170,12 +171,12 @@ class TimmViT(Adapter):
         return model.patch_embed
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """As the patch embedding counts."""
+        """The grid that the patch embedding makes."""
         height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))
         return height, width
 
     def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
-        """By ``forward_intermediates``, before the final norm; in front of the first block by a hook."""
+        """From ``forward_intermediates``, before the final norm; for layer 0 from a hook on the first block."""
         check_images(images)
         finished = count_finished(layer, len(model.blocks))
         if finished == 0:

@@ -1,1 +1,1 @@
-"""transformers: plain vision models of today and before 5.9, BEiT, images of any shape."""
+"""transformers: plain vision models (versions before 5.9, too), BEiT, images of any shape."""

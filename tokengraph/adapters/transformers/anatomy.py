@@ -1,4 +1,4 @@
-"""Where the parts of a vision model of transformers are, and what kind of model it is."""
+"""Finds the parts of a transformers vision model, and tells its kind."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def _model_name_of(kind: type) -> str | None:
 
 
 def is_vision_model(model: nn.Module) -> bool:
-    """Whether it is a model of transformers with patch embeddings and a list of layers."""
+    """Returns whether it is a model of transformers with patch embeddings and a list of layers."""
     ours = any(c.__module__.startswith("transformers.models.") for c in type(model).__mro__)
     return ours and patches_of(getattr(model, "embeddings", None)) is not None and layers_of(model) is not None
 
 
 def is_naflex(model: nn.Module) -> bool:
-    """Whether it is SigLIP 2's vision model, which takes patches of images of any shape."""
+    """Returns whether it is SigLIP 2's vision model, which takes patches of images of any shape."""
     return is_vision_model(model) and any(c.__module__ == SIGLIP2 for c in type(model).__mro__)
 
 
 def is_beit(model: nn.Module) -> bool:
-    """Whether its layers may add a relative position bias over all tokens: BEiT and Data2Vec."""
+    """Returns whether its layers may add a relative position bias over all tokens: BEiT and Data2Vec."""
     layers = layers_of(model)
     return layers is not None and any((c.__module__, c.__name__) in BEIT for c in type(layers[0]).__mro__)
 
 
 def is_older(model: nn.Module) -> bool:
-    """Whether attention holds its projections one module deeper, as ``attention.query``, and takes no mask."""
+    """Returns whether attention holds its projections one module deeper, as ``attention.query``, and takes no mask."""
     layers: Any = layers_of(model)
     return hasattr(getattr(getattr(layers[0], "attention", None), "attention", None), "query")
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList | None:
-    """The list of layers, wherever it is in the model."""
+    """The model's list of layers, under any of the paths in ``LAYERS``; ``None``: there is none."""
     for path in LAYERS:
         found: Any = model
         for name in path.split("."):

@@ -21,7 +21,7 @@ from tokengraph.maps.lineage import Lineage
 
 
 class BeitLayer(CoarseBlock):
-    """``BeitLayer`` with a coarsening in it."""
+    """``BeitLayer`` that can coarsen its tokens."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | SharedBias | None = None, **kwargs: Any
@@ -37,10 +37,10 @@ class BeitLayer(CoarseBlock):
 
 
 class OlderBeitLayer(CoarseBlock):
-    """``Data2VecVisionLayer``, and ``BeitLayer`` before transformers 5.9 or so, with a coarsening in it."""
+    """``Data2VecVisionLayer``, and ``BeitLayer`` before about transformers 5.9, that can coarsen their tokens."""
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False, *side: Any, **kwargs: Any) -> Any:
-        """Takes ``[B, P+n, C]``; returns it in a tuple, with the attention map where the stock layer has one."""
+        """Takes ``[B, P+n, C]``; returns it in a tuple, with the attention map if the stock layer returns one."""
         kwargs |= dict(zip(("relative_position_bias", "interpolate_pos_encoding", "resolution"), side, strict=False))
         if not output_attentions:
             return (self.coarse(hidden_states, None, **kwargs),)
@@ -50,13 +50,13 @@ class OlderBeitLayer(CoarseBlock):
 
 
 class SharedBias:
-    """The bias that all layers share, on its way to them, kept apart from a mask that the model adds to it.
+    """The bias that all layers share, held apart from a mask that the model adds to it.
 
-    Not a tensor, but torch's functions take it for one: the sum. Layers with a coarsening take it apart again.
+    torch's functions read it as the tensor ``bias + mask``; coarsened layers read both parts.
 
     Args:
         bias: ``[1, H, P+N, P+N]``.
-        mask: What was added to it.
+        mask: The mask that was added to it; ``None``: none.
     """
 
     def __init__(self, bias: Tensor, mask: Tensor | None = None) -> None:
@@ -65,7 +65,7 @@ class SharedBias:
         self.dtype, self.device, self.shape = bias.dtype, bias.device, bias.shape
 
     def tensor(self) -> Tensor:
-        """The sum."""
+        """``bias + mask``."""
         return self.bias if self.mask is None else self.bias + self.mask
 
     def __add__(self, mask: Tensor) -> SharedBias:
@@ -79,7 +79,7 @@ class SharedBias:
 
 
 class BiasFollows(TransformersViT):
-    """What layers with a relative position bias have in common, whatever their attention takes."""
+    """Base of the adapters for layers with a relative position bias."""
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Pooling sees every patch; a shared bias comes apart from masks."""
@@ -97,8 +97,8 @@ class BiasFollows(TransformersViT):
         shared, tokens = _shared(side), prefix + lineage.start.width
         if shared is not None and shared.size(-1) != tokens:
             raise ValueError(
-                "Expected interpolate_pos_encoding=False (got True). The shared bias would be squeezed to the tokens "
-                "that are left; it follows the size of the images without that, too."
+                "Expected interpolate_pos_encoding=False (got True). With it the shared bias is resized to the "
+                "number of coarse tokens; without it the bias follows the image size, too."
             )
         whole = _bias(block, side, tokens)
         if whole is None:
@@ -125,14 +125,14 @@ class BiasFollows(TransformersViT):
 
 
 class TransformersBeit(BiasFollows):
-    """BEiT of transformers 5. The relative position bias follows the tokens, as part of the attention mask."""
+    """BEiT of transformers 5. The relative position bias is coarsened with the tokens, in the attention mask."""
 
     family = "transformers BEiT"
     block_mixin = BeitLayer
     side_inputs = ("interpolate_pos_encoding", "resolution")
 
     def serves(self, model: Any) -> bool:
-        """Whether it has BEiT's layers, with an attention that takes a mask."""
+        """Returns whether the model has BEiT's layers, with an attention that takes a mask."""
         return is_vision_model(model) and is_beit(model) and not is_older(model)
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
@@ -156,8 +156,8 @@ class TransformersBeit(BiasFollows):
 class OlderTransformersBeit(BiasFollows, OlderTransformersViT):
     """Data2Vec, and BEiT before its attention took a mask.
 
-    While there is nothing to add to the logits but the stock bias, the stock attention runs. Where there is, its own
-    projections go through ``scaled_dot_product_attention``, whatever ``attn_implementation`` says.
+    The stock attention runs as long as only the stock bias is added to the logits. Otherwise its own projections go
+    through ``scaled_dot_product_attention``, regardless of ``attn_implementation``.
     """
 
     family = "transformers Data2Vec, and BEiT of older layers"
@@ -165,7 +165,7 @@ class OlderTransformersBeit(BiasFollows, OlderTransformersViT):
     side_inputs = ("relative_position_bias", "interpolate_pos_encoding", "resolution")
 
     def serves(self, model: Any) -> bool:
-        """Whether it has BEiT's layers of the older kind."""
+        """Returns whether the model has BEiT's layers of the older kind."""
         return is_vision_model(model) and is_beit(model) and is_older(model)
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
@@ -188,35 +188,35 @@ class OlderTransformersBeit(BiasFollows, OlderTransformersViT):
         return block.drop_path(y if block.lambda_2 is None else block.lambda_2 * y) + x
 
     def stock(self, kind: type[nn.Module], block: Any, x: Tensor, **side: Any) -> Tensor:
-        """The tokens out of the tuple that the layer returns."""
+        """Takes the tokens out of the tuple that the layer returns."""
         return kind.forward(block, x, **side)[0]
 
 
 @ours
 def keep_apart(module: nn.Module, args: Any, output: Tensor) -> SharedBias:
-    """Forward hook of the shared bias: a mask that the model adds to it stays apart."""
+    """Forward hook of the shared bias: holds it apart from a mask that the model adds to it."""
     return SharedBias(output)
 
 
 @ours
 def average_patches(module: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of a pooler that averages patches: it sees each with its cluster's features."""
+    """Forward pre-hook of a pooler that averages patches: its mean counts every input patch once."""
     site: CoarseSite = module.__dict__[SITE]
     return (for_mean(site.trace, args[0]), *args[1:])
 
 
 def _exporting() -> bool:
-    """Whether the model is being exported: transformers then makes a mask that bars nothing, where nobody gave one."""
+    """Returns whether the model is being exported; transformers then makes a mask even if the user gave none."""
     return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def _shared(side: dict[str, Any]) -> Tensor | None:
-    """The bias of the model, by either name."""
+    """The bias that all layers share, under either name."""
     return side.get("shared", side.get("relative_position_bias"))
 
 
 def _bias(block: Any, side: dict[str, Any], tokens: int) -> Tensor | None:
-    """The bias that attention adds: that of coarse tokens, or the layer's own and the model's, ``[1, H, T, T]``."""
+    """The bias that attention adds: the coarse one, or the sum of the layer's and the model's ``[1, H, T, T]``."""
     if "relative" in side:
         return side["relative"]
     own, shared = _own(block, side, tokens), _shared(side)

@@ -1,4 +1,4 @@
-"""Heads of transformers that lay tokens out on a grid: by name, and whether one of them has called the model."""
+"""Finds transformers heads that need every patch on its grid: by name, and by the call stack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from tokengraph.adapters.transformers.anatomy import model_name
 
-GRID_HEADS = (  # ends of the names of models whose head needs every patch of the model inside
+GRID_HEADS = (  # name endings of models whose head needs every patch
     "ForDepthEstimation",
     "ForSemanticSegmentation",
     "ForUniversalSegmentation",
@@ -22,7 +22,7 @@ GRID_HEADS = (  # ends of the names of models whose head needs every patch of th
     "ForPoseEstimation",
 )
 LANGUAGE = ("language_model", "text_decoder", "multi_modal_projector", "connector", "qformer")
-EACH_BY_ITSELF = (  # models with a language model that take any number of image tokens, as they come
+EACH_BY_ITSELF = (  # models with a language model that take any number of image tokens
     "LlavaModel",
     "VipLlavaModel",
     "VideoLlavaModel",
@@ -43,9 +43,9 @@ def needs_grid(module: nn.Module) -> bool:
 
 
 def folds_a_grid(module: nn.Module) -> bool:
-    """Whether it is a model of transformers that gives image tokens to a language model, by way of the grid or unknown.
+    """Returns whether a model with a language model may rearrange image tokens on their grid.
 
-    Those that take any number of tokens, each by itself, are known by name.
+    False for the models in ``EACH_BY_ITSELF``, which take any number of tokens; True for all others.
     """
     return model_name(module) not in EACH_BY_ITSELF
 
@@ -56,10 +56,10 @@ def speaks(module: nn.Module) -> bool:
 
 
 def called_by_a_grid_head(part: nn.Module) -> bool:
-    """Whether a model with a head that needs the grid is running, and called ``part``, which lies in it.
+    """Returns whether a model around ``part``, with a head that needs the grid, has called it.
 
-    A model that is attached by itself cannot know what it lies in, so the frames below are asked: any of them for a
-    head, the innermost for a language model behind a projector.
+    An attached model does not know the models around it, so this walks the Python call stack. Any model on it may have
+    such a head; of those with a language model the innermost decides.
 
     Cost: tens of microseconds for a stack of 100 frames; nothing on a device.
     """

@@ -20,44 +20,44 @@ from tokengraph.adapters.transformers.vit import TransformersViT
 class TransformersNaFlex(TransformersViT):
     """``Siglip2VisionModel``, also inside ``Siglip2Model`` and ``Siglip2ForImageClassification``.
 
-    It takes ``pixel_values [B, N, C*p*p]``, ``pixel_attention_mask [B, N]`` and ``spatial_shapes [B, 2]``. Each image
-    goes through as it would alone, and padding enters no cluster, no average and no count. The schedule is worked out
-    for each image's own number of patches: ``8`` removes 8 of each, ``{4: 0.5}`` leaves half of each, and ``{4: 64}``
-    leaves 64, or all where there are fewer. While nothing is coarsened the model's own mask is used as it is, from then
-    on the mask of the tokens that are left.
+    It takes ``pixel_values [B, N, C*p*p]``, ``pixel_attention_mask [B, N]`` and ``spatial_shapes [B, 2]``. An image's
+    result does not depend on the others, and padding enters no cluster, no average and no count. The schedule applies
+    to each image's own number of patches: ``8`` removes 8 from each, ``{4: 0.5}`` keeps half of each, and ``{4: 64}``
+    keeps 64, or all if there are fewer. The model's own mask is used until tokens are coarsened, then a mask of the
+    current tokens.
 
-    ``torch.compile`` breaks the graph where numbers of tokens become numbers of Python, so ``fullgraph=True`` fails.
+    ``torch.compile`` breaks the graph where token counts become Python ints, so ``fullgraph=True`` fails.
     """
 
     family = "transformers Siglip2VisionModel (SigLIP 2 NaFlex)"
 
     def serves(self, model: Any) -> bool:
-        """Whether it is SigLIP 2's vision model."""
+        """Returns whether the model is SigLIP 2's vision model."""
         return is_naflex(model)
 
     def num_prefix(self, model: Any) -> int:
-        """0."""
+        """0: the model has none."""
         return 0
 
     def has_class_token(self, model: Any) -> bool:
-        """Never."""
+        """Returns False: the model has none."""
         return False
 
     def grid(self, model: Any) -> tuple[int, int]:
-        """Of the position embeddings, which stand for no image: a square of ``config.num_patches``."""
+        """The grid of the position embeddings, a square of ``config.num_patches``; images have their own."""
         side = math.isqrt(int(model.config.num_patches))
         return side, side
 
     def embedding(self, model: Any) -> nn.Module:
-        """The model itself: its embeddings are not given the mask."""
+        """The model itself, as its embeddings do not receive the mask."""
         return model
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """Not known from patches alone; see :meth:`input_shape`."""
+        """Raises ValueError: patches do not tell their grid; see :meth:`input_shape`."""
         raise ValueError("Expected spatial_shapes with the patches (got patches alone).")
 
     def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
-        """The grid of each image, and where there are patches.
+        """The grid of each image, and the mask of patches.
 
         Raises:
             ValueError: If the mask and the shapes of the images do not agree.
@@ -96,7 +96,7 @@ class TransformersNaFlex(TransformersViT):
 
 @ours
 def pool_what_is_left(module: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of a pooling head: every patch with its cluster's features, or the tokens that were kept."""
+    """Forward pre-hook of a pooling head: gives it every patch with its cluster's features, or the kept tokens."""
     site: CoarseSite = module.__dict__[SITE]
     lineage = site.trace.lineage()
     if not (lineage.coarse or site.trace.decisions):
@@ -109,10 +109,10 @@ def pool_what_is_left(module: nn.Module, args: Any) -> Any:
 
 @ours
 def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook below a classifier that averages patches: what it averages is what is left.
+    """Forward hook below a classifier that averages patches: its mean counts every current patch once.
 
-    Where tokens are merged, every patch has its cluster's features; where some were dropped, each row is the mean of
-    the others, which is then the average over patches, too.
+    After merging every patch has its cluster's features. After pruning every row is the mean of the kept tokens, and
+    so is the classifier's average over the rows.
     """
     site: CoarseSite = module.__dict__[SITE]
     lineage = site.trace.lineage()
@@ -130,5 +130,5 @@ def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names: str) -> Any:
-    """An argument of the model's forward, however it was given."""
+    """An argument of the model's forward, given by position or by name."""
     return args[place] if len(args) > place else next((kwargs[n] for n in names if n in kwargs), None)

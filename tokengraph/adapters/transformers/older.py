@@ -1,4 +1,4 @@
-"""Layers of transformers before their attention took a mask: 5.0 to 5.8, of DINOv2 up to 5.17."""
+"""Adapter for transformers layers whose attention takes no mask: versions 5.0 to 5.8, DINOv2 up to 5.17."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tokengraph.attention.stats import AttentionStats
 class OlderTransformersViT(TransformersViT):
     """Layers whose attention holds ``attention.query`` and ``output.dense``, and takes no mask.
 
-    While there is nothing to add to the logits, the stock attention runs. Where there is, its own projections go
-    through ``scaled_dot_product_attention``, whatever ``attn_implementation`` says; maps are then not returned.
+    The stock attention runs as long as nothing is added to the logits. Otherwise its own projections go through
+    ``scaled_dot_product_attention``, regardless of ``attn_implementation``; attention maps are then not returned.
     """
 
     family = "transformers vision models of older layers (ViT, DeiT, DINOv2, MAE)"
     parts: ClassVar[tuple[tuple[str, ...], ...]] = (FIRST_NORM, ("attention",), SECOND_NORM, ("mlp", "intermediate"))
 
     def serves(self, model: Any) -> bool:
-        """Whether it is a vision model with layers of the older kind."""
+        """Returns whether the model is a vision model with layers of the older kind."""
         return is_vision_model(model) and is_older(model) and not is_beit(model)
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
-        """Norm, attention, layer scale and drop path, as far as the layer has them, and the residual."""
+        """Norm, attention, layer scale and drop path, if the layer has them, and the residual."""
         attention = block.attention
         normed = first_part(block, FIRST_NORM)(x)
         dropout = attention.attention.dropout_prob
@@ -39,7 +39,7 @@ class OlderTransformersViT(TransformersViT):
         return apply_parts(block, ("layer_scale1", "drop_path"), y) + x
 
     def feed(self, block: Any, x: Tensor) -> Tensor:
-        """The same with the MLP; ``output`` adds the residual by itself."""
+        """The same for the MLP; ``output`` adds the residual by itself."""
         y = first_part(block, SECOND_NORM)(x)
         if hasattr(block, "intermediate"):
             return block.output(block.intermediate(y), x)
@@ -73,15 +73,15 @@ class OlderTransformersViT(TransformersViT):
 def attention_under(
     attention: Any, normed: Tensor, mask: Any, dropout: float, maps: list[Tensor | None] | None = None
 ) -> Tensor:
-    """What an attention that takes no mask would be with ``mask`` added to its logits.
+    """Computes the attention of a module that takes no mask, with ``mask`` added to its logits.
 
     Args:
         attention: Holds ``attention.query``, ``key`` and ``value``, and ``output``.
         normed: ``[B, N, C]``.
         mask: As ``scaled_dot_product_attention`` takes it.
         dropout: Of the weights, while training.
-        maps: Gets the map ``[B, H, N, N]``, after dropout, as the stock attention returns it; ``None`` from a fused
-            attention, which has none. Without a list no map is made.
+        maps: A list; the map ``[B, H, N, N]``, after dropout as in the stock attention, is appended to it, or ``None``
+            if the attention is fused. ``None``: no map is computed.
 
     Returns:
         ``[B, N, C]``.

@@ -1,4 +1,4 @@
-"""Tokens on their way out of a vision model of transformers: to heads that pool patches, feature maps, the user."""
+"""Hooks on the outputs of a transformers vision model: for pooling heads, feature maps and the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokengraph.adapters.transformers.callers import called_by_a_grid_head
 
 FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
 
-POOLED_BEFORE = (  # classifiers that take the class token, or what the model inside them has pooled
+POOLED_BEFORE = (  # classifiers that read the class token, or the pooled output of the inner model
     "ViTForImageClassification",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
@@ -49,10 +49,10 @@ def output_hooks(model: nn.Module, core: nn.Module, channels: int) -> list[tuple
 
 
 def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
-    """Whether a classifier around ``core`` takes a mean over its patches.
+    """Returns whether a classifier around ``core`` averages its patches.
 
-    Classifiers of transformers do, but for those that are known to take a class token. Those of others do where they
-    take in twice the channels: the class token and the mean.
+    Classifiers of transformers do, except those in ``POOLED_BEFORE``. Other classifiers do if they read twice the
+    channels: the class token and the mean.
     """
     for module in model.modules():
         classifier = getattr(module, "classifier", None)
@@ -68,10 +68,7 @@ def averages(model: nn.Module, core: nn.Module, channels: int) -> bool:
 
 @ours
 def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of a model: tokens and hidden states at full resolution, if the user or a head that calls wants so.
-
-    The user says so by ``lift=True``.
-    """
+    """Forward hook of a model: lifts tokens and hidden states for ``lift=True``, or if a calling head needs it."""
     site: CoarseSite = module.__dict__[SITE]
     if not (site.lift or site.trace.run.whole):
         return output
@@ -88,9 +85,9 @@ def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
 
 @ours
 def average_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook below a classifier that averages patches: ``last_hidden_state`` whose plain mean is the right one.
+    """Forward hook below a classifier that averages patches: its mean counts every input patch once.
 
-    Every patch with its cluster's features where tokens are merged, also with ``lift=True``.
+    After merging every patch of ``last_hidden_state`` has its cluster's features, also with ``lift=True``.
     """
     site: CoarseSite = module.__dict__[SITE]
     return with_tokens(output, lambda tokens: for_mean(site.trace, tokens))
@@ -98,7 +95,7 @@ def average_output(module: nn.Module, args: Any, output: Any) -> Any:
 
 @ours
 def lift_head_input(module: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of a pooling head: it sees every patch with its cluster's features."""
+    """Forward pre-hook of a pooling head: gives it every patch with its cluster's features."""
     site: CoarseSite = module.__dict__[SITE]
     tokens, there = pooled_over(site.trace, args[0])
     if there is not None:
@@ -111,7 +108,7 @@ def lift_head_input(module: nn.Module, args: Any) -> Any:
 
 @ours
 def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of a pooling head's attention: every patch with its cluster's features, or what was kept."""
+    """Forward pre-hook of a pooling head's attention: every patch with its cluster's features, or kept tokens."""
     site: CoarseSite = module.__dict__[SITE]
     tokens, there = pooled_over(site.trace, args[1])
     if there is None:
@@ -122,23 +119,23 @@ def attend_to_what_is_left(module: nn.Module, args: Any) -> Any:
 
 @ours
 def lift_hidden_states(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of a backbone's encoder: each of ``hidden_states`` at full resolution, for its feature maps."""
+    """Forward hook of a backbone's encoder: lifts each of ``hidden_states``, for its feature maps."""
     return with_whole_states(module, output)
 
 
 @ours
 def lift_feature_maps(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook of the model in a backbone or a segmenter: ``hidden_states`` at full resolution."""
+    """Forward hook of the model in a backbone or a segmenter: lifts each of ``hidden_states``."""
     if isinstance(output, tuple):
         raise ValueError("Expected return_dict=True of a model with feature maps (got False).")
     return lift_hidden_states(module, args, output)
 
 
 def with_whole_states(module: nn.Module, output: Any) -> Any:
-    """The output of a model, or of its encoder, with each of its ``hidden_states`` at full resolution.
+    """Lifts each of the ``hidden_states`` in the output of a model, or of its encoder, to full resolution.
 
-    What a strategy stored comes back with them, as they are from before the final norm. Where transformers puts the
-    last hidden state, behind that norm, in place of the last one, this one is lifted without.
+    Tokens that a strategy stored come back with them, since both are from before the final norm. In some models
+    transformers replaces the last of them by its normed form, which is lifted without stored tokens.
 
     Cost: one gather of ``[B, N, C]`` for each hidden state.
     """
@@ -163,7 +160,7 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
 
 
 def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A model's output with the function of its ``last_hidden_state``, where it has one; backbones have none."""
+    """Applies ``function`` to the ``last_hidden_state`` of an output; backbones have none and stay as they are."""
     if isinstance(output, tuple):
         return (function(output[0]), *output[1:]) if isinstance(output[0], Tensor) else output
     if getattr(output, "last_hidden_state", None) is not None:

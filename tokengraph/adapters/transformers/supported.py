@@ -1,4 +1,4 @@
-"""Which models of transformers can do with fewer tokens; the others are refused by name."""
+"""Checks that a transformers model works with fewer tokens; refuses others by name."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ BEHIND = (
     "multi_modal_projector",
     "resampler",
     "downsample",
-)  # parts that fold a grid
+)  # parts that rearrange tokens on their grid
 ATTENTIONS = (None, "eager", "sdpa")
-SERVED_WHOLE = (  # heads on the grid that read nothing of the model inside but its tokens and hidden states
+SERVED_WHOLE = (  # heads on the grid that read only tokens and hidden states of the inner model
     "DPTForDepthEstimation",
     "DPTForSemanticSegmentation",
     "ViTForMaskedImageModeling",
@@ -40,17 +40,17 @@ SERVED_WHOLE = (  # heads on the grid that read nothing of the model inside but 
     "ViTMAEForPreTraining",
     "CLIPSegForImageSegmentation",
 )
-HINT = "Attach to the vision model inside it with lift=True, which gives it every patch: nothing changed."
+HINT = "Attach to the vision model inside it with lift=True, which returns every patch. The model was not changed."
 
 
 def check_around(model: nn.Module, core: nn.Module) -> None:
-    """Raises unless ``core`` and the models of transformers around it in ``model`` can do with fewer tokens.
+    """Raises if ``core``, or a transformers model around it in ``model``, needs all its tokens.
 
-    Heads that lay tokens out on a grid, that cut other tokens off the end or count them would be wrong without a word.
-    Modules of the user's own are not looked at.
+    A head that lays tokens out on a grid, cuts tokens off the end or counts them would give wrong results silently. The
+    user's own modules are not checked.
 
     Raises:
-        ValueError: If one cannot; the message has its name.
+        ValueError: If one does; the message names it.
     """
     name = model_name(core)
     if name is not None and not name.endswith(CORES):
@@ -61,7 +61,7 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
     _check_core(core, name or type(core).__name__)
     around = [m for m in model.modules() if m is not core and any(part is core for part in m.modules())]
     if any(is_a(m, *BACKBONE) for m in (core, *around)):
-        return  # what is around it gets whole feature maps
+        return  # modules around a backbone get full feature maps
     for module in around:
         name = model_name(module)
         if name is None or name in SERVED_WHOLE or _leaves_tokens_alone(module, name):
@@ -73,7 +73,7 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
 
 
 def _leaves_tokens_alone(module: nn.Module, name: str) -> bool:
-    """Whether it is a tower, a classifier or a dual encoder: no language model, nothing that folds a grid."""
+    """Returns whether it is a tower, a classifier or a dual encoder, without a language model or a grid part."""
     if any(isinstance(getattr(module, part, None), nn.Module) for part in (*LANGUAGE, *BEHIND)):
         return False
     pairs = name.endswith("Model") and hasattr(module, "logit_scale") and not hasattr(module, "multimodal_model")
@@ -81,7 +81,7 @@ def _leaves_tokens_alone(module: nn.Module, name: str) -> bool:
 
 
 def wants_whole(model: nn.Module, core: nn.Module) -> bool:
-    """Whether a head around ``core`` in ``model`` needs every patch."""
+    """Returns whether a head around ``core`` in ``model`` needs every patch."""
     around = (m for m in model.modules() if m is not core and needs_grid(m))
     return any(part is core for m in around for part in m.modules())
 
@@ -104,7 +104,7 @@ def _check_core(core: nn.Module, name: str) -> None:
 
 
 def check_attention(attention: Any) -> None:
-    """Raises unless the attention's implementation takes a mask that is added to its logits.
+    """Raises unless the attention's implementation adds a mask to its logits.
 
     Args:
         attention: The module that has the ``config``.
@@ -116,5 +116,5 @@ def check_attention(attention: Any) -> None:
     if implementation not in ATTENTIONS:
         raise ValueError(
             f"Expected attn_implementation='sdpa' or 'eager' (got {implementation!r} in {type(attention).__name__}), "
-            'which take a mask of any values. Call model.set_attn_implementation("sdpa").'
+            'which take float masks. Call model.set_attn_implementation("sdpa").'
         )

@@ -38,7 +38,7 @@ AFTER_MLP = ("dropout", "layer_scale2", "drop_path")
 
 
 class TransformersLayer(CoarseBlock):
-    """A pre-norm layer of transformers with a coarsening in it."""
+    """A pre-norm layer of transformers that can coarsen its tokens."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Takes ``[B, P+n, C]``; ``attention_mask`` is over the uncoarsened sequence."""
@@ -59,7 +59,7 @@ class TransformersViT(Adapter):
     parts: ClassVar[tuple[tuple[str, ...], ...]] = (FIRST_NORM, ATTENTION, SECOND_NORM, ("mlp",))
 
     def serves(self, model: Any) -> bool:
-        """Whether it has patch embeddings and a list of layers whose attention takes a mask."""
+        """Returns whether the model has patch embeddings and layers whose attention takes a mask."""
         return is_vision_model(model) and not any(kind(model) for kind in (is_older, is_naflex, is_beit))
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -84,25 +84,25 @@ class TransformersViT(Adapter):
         return list(layers)
 
     def check_around(self, model: Any, core: nn.Module) -> None:
-        """Heads that need the grid are refused, and attention that does not take every mask."""
+        """Raises ValueError for heads that need the grid, and for attention that takes no float mask."""
         check_around(model, core)
         if not is_older(core):
             for layer in layers_of(core) or ():
                 check_attention(first_part(layer, ATTENTION))
 
     def wants_whole(self, model: Any, core: nn.Module) -> bool:
-        """Whether a head around the model needs the grid, as that of DPT."""
+        """Returns whether a head around the model needs the grid, as DPT's does."""
         return wants_whole(model, core)
 
     def num_prefix(self, model: Any) -> int:
-        """Class, distillation and register tokens of the embeddings."""
+        """Number of class, distillation and register tokens of the embeddings."""
         embeddings = model.embeddings
         registers = getattr(embeddings, "register_tokens", None)
         named = (class_token_of(embeddings), getattr(embeddings, "distillation_token", None), registers)
         return sum(1 if token.dim() < 3 else token.size(1) for token in named if token is not None)
 
     def has_class_token(self, model: Any) -> bool:
-        """Whether the embeddings have one."""
+        """Returns whether the embeddings have one."""
         return class_token_of(model.embeddings) is not None
 
     def channels(self, model: Any) -> int:
@@ -115,14 +115,14 @@ class TransformersViT(Adapter):
         return height // rows, width // columns
 
     def attend(self, block: Any, x: Tensor, mask: Tensor | KeepMask | None, **side: Any) -> Tensor:
-        """Norm, attention, dropout, layer scale and drop path, as far as the layer has them, and the residual."""
-        if mask is not None:  # it may have changed since it was attached
+        """Norm, attention, dropout, layer scale and drop path, if the layer has them, and the residual."""
+        if mask is not None:  # the implementation may have changed since attach
             check_attention(first_part(block, ATTENTION))
         y, _ = first_part(block, ATTENTION)(first_part(block, FIRST_NORM)(x), attention_mask=mask, **side)
         return apply_parts(block, AFTER_ATTENTION, y) + x
 
     def feed(self, block: Any, x: Tensor) -> Tensor:
-        """The same with the MLP."""
+        """The same for the MLP."""
         return apply_parts(block, AFTER_MLP, first_part(block, ("mlp",))(first_part(block, SECOND_NORM)(x))) + x
 
     def kept(self, block: Any) -> dict[str, nn.Module]:
@@ -180,17 +180,17 @@ class TransformersViT(Adapter):
         return model.embeddings
 
     def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
-        """The grid; and whether patches keep to it, which ViTMAE shuffles unless its ``noise`` grows."""
+        """The grid, and whether patches lie row by row: ViTMAE shuffles them unless its ``noise`` is rising."""
         shape = super().input_shape(embedding, args, kwargs)
         if not hasattr(embedding, "random_masking"):
             return shape
         noise = args[1] if len(args) > 1 else kwargs.get("noise")
-        if torch.compiler.is_compiling():  # a look at the numbers would end the graph
+        if torch.compiler.is_compiling():  # reading the values would break the graph
             noise = None
         return replace(shape, ordered=noise is not None and not bool((noise.diff(dim=1) < 0).any()))
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """As the patch convolution counts."""
+        """The grid that the patch convolution makes."""
         return strided_grid(patches_of(embedding), images)
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
@@ -199,12 +199,12 @@ class TransformersViT(Adapter):
 
 
 def first_part(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """The first part that the module has of these names."""
+    """The module's first part among these names; ``None``: it has none."""
     return next((getattr(module, n) for n in names if getattr(module, n, None) is not None), None)
 
 
 def apply_parts(block: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
-    """``x`` through those of the named parts that the block has."""
+    """Applies to ``x`` those of the named parts that the block has, in order."""
     for name in names:
         part: Any = getattr(block, name, None)
         x = x if part is None else part(x)

@@ -1,0 +1,64 @@
+"""The pages in docs/: their code runs, page by page, and the names in their tables exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from needs import library
+
+import tokengraph as tg
+from tokengraph.adapters import Adapter
+from tokengraph.select.tokens import Tokens
+from tokengraph.testing import MODEL_LAWS, SELECT_LAWS
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def code(page):
+    """The Python blocks of a page, in order, as one script."""
+    return "\n\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_runs(page, tmp_path):
+    library("timm")
+    script = tmp_path / "page.py"
+    script.write_text(code(page), encoding="utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "[16, " in done.stdout
+
+
+def test_tables_name_what_exists():
+    strategy, family = ((DOCS / f"adding_a_{name}.md").read_text(encoding="utf-8") for name in ("strategy", "family"))
+    fields = re.findall(r"^\| `tokens\.(\w+)", strategy, flags=re.M)
+    assert len(fields) >= 6
+    assert [name for name in fields if not hasattr(Tokens, name) and name not in Tokens.__dataclass_fields__] == []
+    attributes = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", strategy, flags=re.M)
+    assert len(attributes) >= 6
+    assert {name: repr(getattr(tg.Select, name)) for name, _ in attributes} == {
+        name: default.replace('"', "'") for name, default in attributes
+    }
+    rows = re.search(r"^\| method or attribute.*?\n\n", family, flags=re.M | re.S)
+    optional = [n for row in re.findall(r"^\| (`.+?) \|", rows[0], flags=re.M) for n in re.findall(r"`(\w+)`", row)]
+    assert len(optional) >= 7
+    assert [name for name in optional if not hasattr(Adapter, name)] == []
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        names = re.findall(r"`((?:tests|tokengraph|examples)/[\w/]+(?:\.py)?)`", page.read_text(encoding="utf-8"))
+        assert len(names) >= 5
+        new = "tokengraph/select/pieces.py"  # the file that the page tells to write
+        assert [name for name in names if name != new and not (DOCS.parent / name).exists()] == []
+
+
+def test_laws_that_pages_name_exist():
+    known = {law.__name__ for law in [*SELECT_LAWS, *MODEL_LAWS]}
+    for page in PAGES:
+        rows = page.read_text(encoding="utf-8").split("| message | cause |")[1].split("\n\n")[0]
+        named = re.findall(r"^\| `(\w+_\w+)`", rows, flags=re.M)
+        assert len(named) >= 4 and set(named) <= known

@@ -120,13 +120,21 @@ class Adapter(ABC):
 
     @abstractmethod
     def kept(self, block: Any) -> dict[str, nn.Module]:
-        """Modules whose outputs :meth:`statistics` wants, by name; they are kept where the strategy reads attention."""
+        """Submodules whose outputs :meth:`statistics` reads, by name; hooks keep these outputs."""
 
     @abstractmethod
     def statistics(
         self, block: Any, kept: dict[str, Tensor], num_prefix: int, bias: Tensor | None, side: dict[str, Any]
     ) -> AttentionStats:
-        """Lazy statistics of the attention that the block has just computed, from what :meth:`kept` gave."""
+        """Describes the attention that the block has just computed; nothing is computed until a strategy reads it.
+
+        Args:
+            block: The block.
+            kept: Outputs of the submodules of :meth:`kept`, by the same names.
+            num_prefix: P.
+            bias: The mask that was added to the logits; ``None``: none.
+            side: The block's other inputs.
+        """
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Coarsens the block's other per-token inputs (RoPE tables, biases) by the maps that the tokens came by."""

@@ -1,7 +1,7 @@
 """Mixins for swapped blocks and models, and the protocols through which adapters read a run.
 
-A family knows no run. Its blocks hand their input to the site that ``attach`` left on them; its heads read the record
-of the run through :class:`Reader`, and its per-token inputs follow the tokens through a
+Adapters do not import ``attach``. A swapped block hands its input to the site that ``attach`` left on it. Heads read
+the last run through :class:`Reader`, and per-token inputs (RoPE tables, biases) are coarsened through a
 :class:`~tokengraph.maps.lineage.Lineage`.
 """
 

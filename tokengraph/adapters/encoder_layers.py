@@ -152,7 +152,7 @@ class EncoderLayers(MultiheadAdapter):
         return super().whole(block, x, mask, **side)
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
-        """Nothing: the masks come as one, which follows the tokens."""
+        """Empty: both masks arrive joined as the attention mask, which ``attach`` coarsens."""
         return {}
 
     def embedding(self, model: Any) -> nn.Module:

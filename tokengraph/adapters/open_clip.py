@@ -51,7 +51,7 @@ class OpenClipModel(WithIntermediates):
             return pooled, tokens
         lineage, decisions = site.trace.lineage(), site.trace.decisions
         there = decisions[-1] if decisions else lineage.now.valid
-        if there is None or lineage.merged or there.shape != tokens.shape[:2]:  # which were lifted
+        if there is None or lineage.merged or there.shape != tokens.shape[:2]:  # they were lifted
             return pooled, tokens
         return masked_mean(tokens, there), tokens
 

@@ -14,7 +14,7 @@ Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or 
 
 
 class SpatialRecord(Record, OneThread):
-    """The decisions of a model's last run, stage by stage. Copies, and what is pickled, start empty.
+    """The decisions of a model's last run, stage by stage. Copies and pickles start empty.
 
     Attributes:
         grid: ``(H, W)`` of the map; ``None`` before the first run.

@@ -56,7 +56,7 @@ def cut_of(x: Tensor, window: Pair) -> Cut:
 
 
 def stitch(windows: Tensor, cut: Cut, *, window: Pair | None = None, crop: bool = True) -> Tensor:
-    """Puts windows together again; the inverse of :func:`split`.
+    """Joins windows to maps; the inverse of :func:`split`.
 
     Args:
         windows: ``[B*n*m, a*b, C]``.

@@ -83,7 +83,7 @@ def kept_output(block: nn.Module, path: str) -> Hook:
 
 
 def run_and_keep(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tensor, Tensor]:
-    """What ``run`` returns, and what the part of the block at ``path`` gave meanwhile.
+    """Calls ``run``; returns its result and the output that the block's part at ``path`` had meanwhile.
 
     Raises:
         RuntimeError: If another thread is in the block.

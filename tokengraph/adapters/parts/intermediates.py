@@ -19,7 +19,7 @@ class WithIntermediates(Coarse):
 
 
 def lift_for(trace: Reader, output_fmt: str, norm: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Tensor]:
-    """What brings a layer's tokens back to full resolution in this format.
+    """Returns a function that lifts a layer's tokens to full resolution in this format.
 
     Args:
         trace: The record of the run.

@@ -42,7 +42,7 @@ class MultiheadAdapter(Adapter):
         return swap_unless_batch_first(attention, x + getattr(block, self.after)(self_attention(attention, y, mask)))
 
     def kept(self, block: Any) -> dict[str, nn.Module]:
-        """None: :meth:`attend` leaves what is wanted."""
+        """Empty: :meth:`attend` itself stores the input that :meth:`statistics` reads."""
         return {}
 
     def statistics(

@@ -9,7 +9,7 @@ from tokengraph.adapters.coarse import Reader
 
 
 def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The tokens that a pooling of patches should see, and which of their patches are there.
+    """Returns the tokens that a pooling over patches should read, and their weights.
 
     Args:
         trace: The record of the run that ``x`` comes from.
@@ -22,7 +22,7 @@ def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     lineage, decisions = trace.lineage(), trace.decisions
     if x.size(1) != trace.num_prefix + lineage.now.width:
-        return x, None  # every patch is there already
+        return x, None  # already lifted
     if lineage.merged:
         return trace.lift_sequence(x), lineage.start.valid
     return x, decisions[-1] if decisions else lineage.now.valid
@@ -35,7 +35,7 @@ def masked_mean(rows: Tensor, there: Tensor) -> Tensor:
 
 
 def for_mean(trace: Reader, x: Tensor) -> Tensor:
-    """Tokens whose plain mean over patches is the right one, for heads that take it by themselves.
+    """Scales tokens so that the plain mean that a head takes over them counts every input patch once.
 
     Args:
         trace: The record of the run that ``x`` comes from.

@@ -85,7 +85,7 @@ def _exp(bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _picked(bias: Tensor, ancestor: Tensor, num_prefix: int) -> Tensor:
-    """Rows and columns of the patches that tokens descend from."""
+    """Picks the rows and columns of the patches that tokens descend from."""
     heads, tokens, _ = bias.shape
     ahead = torch.arange(num_prefix, device=ancestor.device).expand(ancestor.size(0), -1)
     own = torch.cat([ahead, ancestor + num_prefix], dim=1)

@@ -84,7 +84,7 @@ class TimmEva(GammaBlocks):
         return AttentionStats(project, float(attn.scale), num_prefix, bias, keys=heads_of_keys, values=heads_of_values)
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
-        """Rotary tables follow the tokens."""
+        """Coarsens the rotary tables with the tokens."""
         rope = side.get("rope")
         if rope is None:
             return side

@@ -51,7 +51,7 @@ class TimmNaFlexModel(TimmModel):
         pooled = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
         if pooled != "avg" or self.attn_pool is not None or self.pool_include_prefix:  # type: ignore[attr-defined]
             return plain(x, pool_type, decisions[-1] > 0)
-        return masked_mean(x[:, prefix:], decisions[-1])  # decisions get a gradient from here, too
+        return masked_mean(x[:, prefix:], decisions[-1])  # gives decisions a gradient
 
 
 class TimmNaFlex(TimmViT):

@@ -19,7 +19,7 @@ class GammaBlocks(TimmViT):
         return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
 
     def kept(self, block: Any) -> dict[str, nn.Module]:
-        """The projections; ``norm1`` where attention reads their weights, and calls no module."""
+        """The projections; or ``norm1``, if the attention uses the projection's weights without calling it."""
         attn = block.attn
         if getattr(attn, "qkv", None) is None:
             return {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
@@ -27,7 +27,7 @@ class GammaBlocks(TimmViT):
 
 
 def queries(attn: Any, kept: dict[str, Tensor]) -> Tensor:
-    """Rows of queries, ``[B, P+N, C]``, from what hooks left of this attention."""
+    """Rows of queries, ``[B, P+N, C]``, from the outputs that hooks kept."""
     return _rows(attn, kept, 0)
 
 

@@ -17,7 +17,7 @@ BEIT = (
 
 
 def model_name(module: nn.Module) -> str | None:
-    """Name of the model of transformers that it is, also under a user's own subclass; ``None``: it is none."""
+    """Name of the module's transformers class, also if the user subclassed it; ``None``: it has none."""
     return _model_name_of(type(module))
 
 

@@ -82,7 +82,7 @@ class BiasFollows(TransformersViT):
     """Base of the adapters for layers with a relative position bias."""
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """Pooling sees every patch; a shared bias comes apart from masks."""
+        """Hooks: pooling counts every patch, and a shared bias is held apart from masks."""
         found = super().outputs(model, core)
         shared, pooler = (getattr(core, name, None) for name in ("shared_position_bias", "pooler"))
         if shared is not None:

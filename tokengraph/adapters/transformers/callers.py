@@ -37,7 +37,7 @@ EACH_BY_ITSELF = (  # models with a language model that take any number of image
 
 
 def needs_grid(module: nn.Module) -> bool:
-    """Whether the module is a model of transformers with a head that needs every patch, by its name."""
+    """Returns whether the module is a transformers model whose head needs every patch, judged by its name."""
     name = model_name(module)
     return name is not None and name.endswith(GRID_HEADS)
 
@@ -51,7 +51,7 @@ def folds_a_grid(module: nn.Module) -> bool:
 
 
 def speaks(module: nn.Module) -> bool:
-    """Whether a part of this model of transformers is a language model, or leads to one."""
+    """Returns whether a part of this transformers model is a language model, or a projector to one."""
     return model_name(module) is not None and any(isinstance(getattr(module, n, None), nn.Module) for n in LANGUAGE)
 
 

@@ -69,7 +69,7 @@ class TransformersNaFlex(TransformersViT):
         return InputShape(grids=grids, present=present)
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """The pooling head sees what is left, classifiers average it; ``lift=True`` lifts the rest."""
+        """Hooks: the pooling head and classifiers count every patch once; ``lift=True`` lifts other outputs."""
         found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
         head: Any = getattr(core, "head", None)
         if head is not None:

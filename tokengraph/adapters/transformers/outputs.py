@@ -28,7 +28,7 @@ HEADS_READ_STATES = ("DPTModel",)  # inner models whose hidden states go to a he
 
 
 def output_hooks(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-    """Hooks: heads pool every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
+    """Hooks: heads pool every patch, backbones return full feature maps, ``lift=True`` lifts other outputs."""
     found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
     holder = holder_of(core)
     if is_a(core, *BACKBONE) and holder is not None:
@@ -145,7 +145,7 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
 
     def lifted(states: tuple[Tensor | None, ...], last: Any) -> tuple[Tensor | None, ...]:
         whole = list(states)
-        for layer, h in enumerate(states):  # those that were not asked for are None
+        for layer, h in enumerate(states):  # None: not asked for
             if h is not None and h.dim() == 3 and trace.lineage(layer).now.width + trace.num_prefix == h.size(1):
                 rows = trace.lift(h, layer=layer, replenish=not (normed and h is last))
                 whole[layer] = torch.cat([h[:, : trace.num_prefix], rows], dim=1)

@@ -162,7 +162,7 @@ class TransformersViT(Adapter):
         return AttentionStats(project, float(scale), num_prefix, bias, keys=keys, values=values)
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
-        """Rotary tables follow the tokens."""
+        """Coarsens the rotary tables with the tokens."""
         tables = side.get("position_embeddings")
         return side if tables is None else {**side, "position_embeddings": coarse_tables(tables, lineage)}
 
@@ -194,7 +194,7 @@ class TransformersViT(Adapter):
         return strided_grid(patches_of(embedding), images)
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """Pooling heads see every patch, feature maps of backbones are whole, ``lift=True`` lifts the rest."""
+        """Hooks: heads pool every patch, backbones return full feature maps, ``lift=True`` lifts other outputs."""
         return output_hooks(model, core, self.channels(core))
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_sorted
-from tokengraph.graph.fields import Grid
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
@@ -214,7 +214,7 @@ def _lay_together(
         graph.x.size(0),
         total,
         soft[0].normalize,
-        _WayUp(soft, tuple(rows), tuple(homes)) if any(s.up is not None for s in soft) else None,
+        _JoinedEdges(soft, tuple(rows), tuple(homes)) if any(s.up is not None for s in soft) else None,
         graph.ptr,
         cluster_ptr,
         centers,
@@ -225,7 +225,7 @@ def _lay_together(
 
 
 @dataclass(frozen=True, eq=False)
-class _WayUp:
+class _JoinedEdges:
     """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
 
     parts: tuple[SoftAssignment, ...]

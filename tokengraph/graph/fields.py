@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_grid
-
-Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
 
 
 def is_one(grid: Any) -> bool:

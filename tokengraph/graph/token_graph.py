@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_sorted
 from tokengraph.flat.layout import pad
-from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
+from tokengraph.graph.fields import Size, batch_layout, grid_of_each, is_one
 from tokengraph.graph.inputs import check_images, check_token_sets
 from tokengraph.graph.split import cut
 from tokengraph.select.gtp.graph import PropagationGraph

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokengraph.edges.grid import Grid
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.viz.figure import new_figure, show
-from tokengraph.viz.image import Grid, enlarge, one_of, to_array, to_frames, to_rgb
+from tokengraph.viz.image import enlarge, one_of, to_array, to_frames, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokengraph.edges.grid import Grid
 from tokengraph.viz.figure import new_figure, show
-from tokengraph.viz.image import Grid, one_of, to_array, to_rgb
+from tokengraph.viz.image import one_of, to_array, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

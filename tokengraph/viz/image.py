@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_grid
-
-Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
 
 
 def to_array(values: Any, name: str) -> np.ndarray:

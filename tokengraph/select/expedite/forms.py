@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from tokengraph.edges.cells import Sides, cell_edges, cell_tiles
+from tokengraph.edges.cells import Grid, cell_edges, cell_tiles
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
@@ -23,7 +23,7 @@ class Dense:
     """All N x M products, then a mask."""
 
     def __init__(
-        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
+        self, z: Tensor, grid: Grid, clusters: Grid, window: int, t: float | Tensor, real: Tensor | None = None
     ) -> None:
         token, cluster, _ = cell_edges(grid, clusters, window, device=z.device)
         count = math.prod(clusters)
@@ -47,7 +47,7 @@ class Edges:
     """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
 
     def __init__(
-        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
+        self, z: Tensor, grid: Grid, clusters: Grid, window: int, t: float | Tensor, real: Tensor | None = None
     ) -> None:
         self.z, self.t, self.real = z, t, real
         token, cluster, self.order = cell_edges(grid, clusters, window, device=z.device)
@@ -87,7 +87,7 @@ class Tiles:
     """
 
     def __init__(
-        self, z: Tensor, grid: Sides, clusters: Sides, window: int, t: float | Tensor, real: Tensor | None = None
+        self, z: Tensor, grid: Grid, clusters: Grid, window: int, t: float | Tensor, real: Tensor | None = None
     ) -> None:
         self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
         self.images, self.t = z.size(0), t

@@ -1,4 +1,4 @@
-"""Learned and structural parts: the prediction module, its decisions, and attention over weighted edges."""
+"""Learned parts: the prediction module of DynamicViT, its keep decisions, and slow and fast paths through a layer."""
 
 from tokengraph.attention.keep_mask import KeepMask, additive_mask, masked_attention, masked_softmax
 from tokengraph.nn.decisions import gumbel_keep

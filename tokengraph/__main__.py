@@ -14,10 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: What follows the program's name; by default that of this process.
+        arguments: The arguments after the program's name; by default those of this process.
 
     Returns:
-        The exit status: 0, or 1 after an error that the message explains.
+        The exit status: 0, or 1 after an error, whose message is printed.
     """
     options = _parser().parse_args(arguments)
     try:

@@ -123,7 +123,7 @@ def _check_alone(select: Select, x: Tensor, grid: tuple[int, int]) -> None:
             if isinstance(a, Assignment):
                 mine = a.cluster.view(batch.size(0), n)[place]
                 mine = torch.where(mine == a.num_clusters, k, mine - place * k)
-                assert torch.equal(mine, alone.cluster), f"keep={keep}: batch mates changed the choice"
+                assert torch.equal(mine, alone.cluster), f"keep={keep}: the rest of the batch changed the choice"
             else:
                 own = a.token // n == place
                 assert isinstance(alone, SoftAssignment)

@@ -88,7 +88,7 @@ def interleave(
         tick: Called after each round, for a progress bar.
 
     Returns:
-        A :class:`Timing` with one number a round for each name.
+        A :class:`Timing` with one number per round for each name.
     """
     timers = {name: timeit.Timer(call, timer=timer) for name, call in calls.items()}
     number = {}

@@ -59,7 +59,7 @@ class Problem:
 
     @cached_property
     def size(self) -> Tensor:
-        """``[B, N, 1]``, 1 to 4 patches a token."""
+        """``[B, N, 1]``, 1 to 4 patches per token."""
         draw = torch.randint(1, 5, (*self.x.shape[:2], 1), generator=torch.Generator().manual_seed(1))
         return draw.float().to(self.x.device)
 

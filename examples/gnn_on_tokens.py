@@ -76,4 +76,4 @@ for keep in (64, 20):
     start = time.perf_counter()
     right = accuracy(graphs)
     seconds = time.perf_counter() - start
-    print(f"{keep} tokens, {graphs[0].num_edges} edges a digit: accuracy {right:.1%}, trained in {seconds:.1f} s")
+    print(f"{keep} tokens, {graphs[0].num_edges} edges per digit: accuracy {right:.1%}, trained in {seconds:.1f} s")

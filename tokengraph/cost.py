@@ -30,7 +30,13 @@ class Cost:
 
 
 def distance_cost(queries: int, candidates: int, channels: int) -> Cost:
-    """Counts all products between ``queries`` and ``candidates`` tokens of ``channels`` features."""
+    """Counts all products between ``queries`` and ``candidates`` tokens of ``channels`` features.
+
+    Args:
+        queries: Number of query tokens.
+        candidates: Number of candidate tokens.
+        channels: C.
+    """
     flops = 2 * queries * candidates * channels + 2 * queries * candidates
     return Cost(flops, 4 * (queries * channels + candidates * channels + queries * candidates))
 
@@ -39,29 +45,57 @@ def build_cost(num_tokens: int, channels: int, *, neighbors: int) -> Cost:
     """Counts building a k-nearest-neighbour graph by matrix products.
 
     It counts all distances, and ``neighbors`` edges for each token: an int64 id and a float32 weight each.
+
+    Args:
+        num_tokens: N.
+        channels: C.
+        neighbors: k.
     """
     return distance_cost(num_tokens, num_tokens, channels) + Cost(0, 12 * num_tokens * neighbors)
 
 
 def reduce_cost(num_tokens: int, keep: int, channels: int) -> Cost:
-    """Counts the size-weighted mean of ``num_tokens`` rows into ``keep`` rows: a product and an addition per entry."""
+    """Counts the size-weighted mean of ``num_tokens`` rows into ``keep`` rows: a product and an addition per entry.
+
+    Args:
+        num_tokens: N.
+        keep: K.
+        channels: C.
+    """
     flops = 2 * num_tokens * channels + 2 * num_tokens
     return Cost(flops, 4 * (2 * num_tokens * channels + keep * channels + 3 * num_tokens))
 
 
 def lift_cost(num_tokens: int, keep: int, channels: int) -> Cost:
-    """Counts copying ``keep`` rows to ``num_tokens`` rows: no arithmetic."""
+    """Counts copying ``keep`` rows to ``num_tokens`` rows: no arithmetic.
+
+    Args:
+        num_tokens: N.
+        keep: K.
+        channels: C.
+    """
     return Cost(0, 4 * (keep + num_tokens) * channels + 8 * num_tokens)
 
 
 def attention_cost(num_tokens: int, channels: int) -> Cost:
-    """Counts the attention half of a block: four ``C x C`` projections, ``QK^T`` and ``AV``, without map in memory."""
+    """Counts the attention half of a block: four ``C x C`` projections, ``QK^T`` and ``AV``, without map in memory.
+
+    Args:
+        num_tokens: Tokens with prefix tokens, P+N.
+        channels: C.
+    """
     flops = 8 * num_tokens * channels**2 + 4 * num_tokens**2 * channels
     return Cost(flops, 4 * (4 * channels**2 + 8 * num_tokens * channels))
 
 
 def mlp_cost(num_tokens: int, channels: int, hidden: int) -> Cost:
-    """Counts the MLP half of a block: two projections."""
+    """Counts the MLP half of a block: two projections.
+
+    Args:
+        num_tokens: Tokens with prefix tokens, P+N.
+        channels: C.
+        hidden: Width of the hidden layer.
+    """
     return Cost(4 * num_tokens * channels * hidden, 4 * (2 * channels * hidden + 2 * num_tokens * (channels + hidden)))
 
 

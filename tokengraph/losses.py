@@ -53,7 +53,7 @@ def ratio_loss(
     """
     _check_ratios(ratios)
     if len(decisions) != len(ratios):
-        raise ValueError(f"Expected one decision a ratio, S={len(ratios)} (got {len(decisions)}).")
+        raise ValueError(f"Expected one decision per ratio, S={len(ratios)} (got {len(decisions)}).")
     _check_choice("per", per, ("graph", "batch"))
     terms = []
     for decision, ratio in zip(decisions, ratios, strict=True):
@@ -118,17 +118,10 @@ def token_distillation_loss(
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     r"""Computes the mean over images of :math:`\mathrm{KL}(\text{teacher} \,\Vert\, \text{student})`.
 
-    Args:
-        logits: ``[B, classes]``.
-        teacher_logits: ``[B, classes]``. They get no gradient.
-
-    Returns:
-        A scalar in float32 or wider.
+    Both are ``[B, classes]``; the result is a scalar in float32 or wider. The teacher gets no gradient.
 
     Raises:
         ValueError: If shapes differ.
-
-    Cost: one pass over the logits; no host synchronisation.
 
     Source: Rao et al., *DynamicViT*, NeurIPS 2021, by its code, where the teacher comes first (paper: student first).
     """
@@ -245,15 +238,8 @@ class DynamicViTLoss(nn.Module):
 def teacher_outputs(teacher: nn.Module, x: Tensor) -> Outputs:
     """Runs a teacher in eval mode without gradient, and restores its mode.
 
-    Args:
-        teacher: A module with ``forward_features`` and ``forward_head`` (timm's), or one that returns
-            ``(logits, tokens)`` or only logits.
-        x: Images ``[B, 3, H, W]``.
-
-    Returns:
-        Logits ``[B, classes]``, and patch tokens after the final norm ``[B, N, C]``, or ``None``.
-
-    Cost: one run of the teacher.
+    A module with ``forward_features`` and ``forward_head`` (timm) gives logits ``[B, classes]`` and patch tokens after
+    the final norm ``[B, N, C]``. Other modules must return ``(logits, tokens)``, or only logits.
     """
     with in_eval(teacher):
         if hasattr(teacher, "forward_features") and hasattr(teacher, "forward_head"):

@@ -1,4 +1,4 @@
-"""Schedules: the number of tokens after each block."""
+"""Schedules: the number of tokens after each block. The functions return rules for ``attach``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ RECONSTRUCT = -1  # in a list of removals: restores all tokens
 
 
 def constant(removed: int) -> Rule:
-    """Removes the same number of tokens in every block (ToMe's ``r``), as the int ``removed`` does by itself."""
+    """Removes the same number of tokens in every block (ToMe's ``r``), as the int ``removed`` does by itself.
+
+    Args:
+        removed: Tokens removed in each block, at least 0.
+    """
     return _Constant(removed)
 
 
@@ -24,13 +28,20 @@ def linear(removed: int) -> Rule:
 
     The total is about that of :func:`constant`.
 
+    Args:
+        removed: Mean number of tokens removed in each block, at least 0.
+
     Source: the decreasing schedule of ToMe (Bolya et al., ICLR 2023).
     """
     return _Linear(removed)
 
 
 def ratio(keep: float) -> Rule:
-    """Keeps the share ``keep`` of the current tokens in every block, rounded up."""
+    """Keeps the share ``keep`` of the current tokens in every block, rounded up.
+
+    Args:
+        keep: A share in (0, 1].
+    """
     return _Ratio(keep)
 
 
@@ -39,9 +50,6 @@ def relative(keep: Mapping[int, float]) -> Relative:
 
     Args:
         keep: ``{l: share}``: after l finished blocks, keep this share in (0, 1] of the tokens, rounded up.
-
-    Returns:
-        A schedule for :func:`tokengraph.attach` and :func:`tokens_per_layer`.
 
     Raises:
         ValueError: If a layer is below 1 or a share out of range.
@@ -273,6 +281,9 @@ def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
         keep: An int, or a ratio in (0, 1], which gives ``max(1, ceil(ratio * N))``.
         num_tokens: N.
 
+    Returns:
+        The number of tokens, ``min(keep, N)``.
+
     Raises:
         ValueError: If an int is below 1 or a ratio outside (0, 1].
         TypeError: If it is neither.
@@ -284,5 +295,5 @@ def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
             raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
         keep = max(1, math.ceil(float(keep) * num_tokens))
     if keep < 1:
-        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
+        raise ValueError(f"Expected keep >= 1 tokens per image (got keep={keep}).")
     return min(int(keep), num_tokens)

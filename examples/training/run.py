@@ -51,7 +51,7 @@ class Run:
         self.args, self.processes, self.epochs_left = args, Processes(args.batch), args.stop_after
         torch.manual_seed(args.seed)  # for weights
         self.generator = torch.Generator().manual_seed(args.seed)  # for order and noise, equal on all processes
-        self.rows: list[dict[str, Any]] = self.saved.get("rows", [])  # one a step
+        self.rows: list[dict[str, Any]] = self.saved.get("rows", [])  # one per step
         self.dense: dict[str, Tensor] = self.saved.get("dense", {})
         self.first = self.processes.rank == 0
         if self.first:

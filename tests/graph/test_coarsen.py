@@ -238,8 +238,8 @@ def test_coarsen_groups_images_by_grid_as_well_as_by_count():
 @pytest.mark.parametrize(
     ("keep", "error", "message"),
     [
-        (0, ValueError, r"keep >= 1 tokens an image \(got keep=0\)"),
-        (-2, ValueError, r"keep >= 1 tokens an image \(got keep=-2\)"),
+        (0, ValueError, r"keep >= 1 tokens per image \(got keep=0\)"),
+        (-2, ValueError, r"keep >= 1 tokens per image \(got keep=-2\)"),
         (0.0, ValueError, r"a keep ratio in \(0, 1\] \(got keep=0.0\)"),
         (1.5, ValueError, r"a keep ratio in \(0, 1\] \(got keep=1.5\)\. Give a count as an int"),
         (torch.nan, ValueError, r"a keep ratio in \(0, 1\] \(got keep=nan\)"),

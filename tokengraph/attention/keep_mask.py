@@ -71,6 +71,8 @@ def additive_mask(keep: Tensor) -> Tensor:
 
     Args:
         keep: ``[B, N]`` in [0, 1].
+
+    Cost: one ``[B, 1, N, N]`` tensor; no host synchronisation.
     """
     log = keep.detach().to(wide(keep) if keep.is_floating_point() else torch.float32).log()
     mask = log[:, None, None, :].repeat(1, 1, keep.size(1), 1)

@@ -75,7 +75,7 @@ class Run:
 
 def strategies(patches: int, layer: int) -> list[tuple[str, Select, Any]]:
     """Returns name, strategy and schedule of each form that the demo attaches."""
-    removed = max(1, round(patches * 13 / 196))  # ToMe's published share: 13 of 196 tokens a block
+    removed = max(1, round(patches * 13 / 196))  # ToMe's published share: 13 of 196 tokens per block
     return [
         (f"AiluRus {{{layer}: 0.25}}", AiluRus(), {layer: 0.25}),
         (f"ToMe r={removed}", ToMe(), removed),

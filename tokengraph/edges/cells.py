@@ -68,7 +68,7 @@ def cell_edges(
     Raises:
         ValueError: If ``window`` is even or below 1, or a side below 1.
 
-    Cost: ``O(E)``, at most ``window^2`` edges a patch, ``window^3`` in a video.
+    Cost: ``O(E)``, at most ``window^2`` edges per patch, ``window^3`` in a video.
     """
     check_window(window)
     return _edges(str(device), window // 2, *check_cells(grid, clusters))

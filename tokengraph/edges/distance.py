@@ -96,7 +96,7 @@ def pair_distance(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     Returns:
         ``[E]`` float64 (float32 if the device has no float64). Symmetric; equal rows have distance 0.
 
-    Cost: three passes over two gathered rows a pair, in pieces of ``PIECE`` elements.
+    Cost: three passes over two gathered rows for each pair, in pieces of ``PIECE`` elements.
     """
     wide = x.dtype if x.device.type == "mps" else torch.float64
     step = max(1, PIECE // max(1, x.size(1)))

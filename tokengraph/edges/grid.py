@@ -35,7 +35,7 @@ def grid_graph(
         ValueError: If ``neighbors`` is none of these or a side is below 1.
         TypeError: If the grid has neither two nor three sides.
 
-    Cost: ``O(B N)`` for N patches an image; built once for each set of arguments, then shared: do not write into it.
+    Cost: ``O(B N)`` for N patches per image; built once for each set of arguments, then shared: do not write into it.
 
     Example:
         >>> grid_graph((1, 3), 4).tolist()

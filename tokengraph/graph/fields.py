@@ -39,7 +39,7 @@ def grid_of_each(grid: Grid | Sequence[Grid] | None, counts: list[int]) -> list[
         return None
     grids = [grid] * len(counts) if is_one(grid) else list(grid)
     if len(grids) != len(counts):
-        raise ValueError(f"Expected one grid an image, B={len(counts)} (got {len(grids)}).")
+        raise ValueError(f"Expected one grid per image, B={len(counts)} (got {len(grids)}).")
     checked = [check_grid(g, n, video=True) for g, n in zip(grids, counts, strict=True)]  # type: ignore[arg-type]
     if len({len(g) for g in checked}) > 1:
         raise ValueError(

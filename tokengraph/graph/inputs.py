@@ -58,7 +58,7 @@ def check_token_sets(tokens: Any) -> list[Tensor]:
     for each in tokens:
         if isinstance(each, Tensor) and each.dim() != 2:
             raise ValueError(
-                f"Expected a list of tokens of shape [M, C] (got {list(each.shape)}), one an image. Give a batch "
+                f"Expected a list of tokens of shape [M, C] (got {list(each.shape)}), one per image. Give a batch "
                 "[B, P+N, C] by itself; of a tuple that a model returns, the part that has the tokens: output[0]."
             )
         check_tokens(each, dims=(2,), name="tokens")

@@ -56,9 +56,8 @@ class TokenGraph(Data):
 
         Args:
             tokens: ``[B, P+N, C]``, or a list with ``[P+N_b, C]`` for each image.
-            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. For a video
-                ``(T, H, W)``: in ``(T*H, W)`` the last row of a frame would touch the first row of the next. ``None``:
-                no positions.
+            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. ``(T, H, W)`` for
+                a video, not ``(T*H, W)``, which looks like an image. ``None``: no positions.
             num_prefix: P, the number of prefix tokens at the front.
             check: Check for NaN and infinity (a host synchronisation on CUDA).
 
@@ -74,7 +73,7 @@ class TokenGraph(Data):
         """
         sets = check_token_sets(tokens)
         if not 0 <= num_prefix <= min(t.size(0) for t in sets):
-            raise ValueError(f"Expected 0 <= num_prefix <= tokens an image (got num_prefix={num_prefix}).")
+            raise ValueError(f"Expected 0 <= num_prefix <= tokens per image (got num_prefix={num_prefix}).")
         if len({t.size(1) for t in sets}) > 1:
             raise ValueError(f"Expected one channel count (got {sorted({t.size(1) for t in sets})}).")
         counts = [t.size(0) - num_prefix for t in sets]
@@ -96,10 +95,9 @@ class TokenGraph(Data):
     def from_propagation(
         cls, graph: PropagationGraph, patch: Tensor | None = None, size: Tensor | None = None
     ) -> TokenGraph:
-        """Builds a graph of the patches that survive in GTP's propagation graph, with its weighted edges.
+        """Builds a graph of the patches that survive in GTP's propagation graph, with features before block 0.
 
-        Features are those before block 0. Arguments, errors and cost as for
-        :meth:`tokengraph.PropagationGraph.survivors`.
+        Arguments, errors and cost as for :meth:`tokengraph.PropagationGraph.survivors`.
         """
         fields = graph.survivors(patch, size)
         count = fields["x"].size(0) // max(graph.images, 1)
@@ -122,8 +120,6 @@ class TokenGraph(Data):
         Raises:
             ValueError: If the model is not supported or has no such layer, or ``images`` are no batch.
             TypeError: If ``images`` are no floating-point tensor (NumPy, uint8, a model's output).
-
-        Cost: one run of the model.
         """
         from tokengraph.adapters import find_adapter
 
@@ -212,11 +208,7 @@ class TokenGraph(Data):
         return tokens, torch.cat([mask.new_ones(mask.size(0), tokens.size(1) - mask.size(1)), mask], dim=1)
 
     def with_edges(self, edge_index: Tensor, edge_weight: Tensor | None = None) -> TokenGraph:
-        """Returns a graph of the same nodes with these edges, ``[2, E]`` int64, and weights, ``[E]``.
-
-        Raises:
-            ValueError: If ``edge_index`` has another shape.
-        """
+        """Returns the same nodes with edges ``[2, E]`` int64 and weights ``[E]``; raises on other shapes."""
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
         ones = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)

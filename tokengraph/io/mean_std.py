@@ -49,6 +49,8 @@ def find_mean_std(model: nn.Module, processor: Any = None) -> tuple[Triple, Trip
     Raises:
         TypeError: If ``processor`` has no mean and deviation.
         ValueError: If several inner models disagree.
+
+    Cost: a walk over the modules; for models of transformers, reading of small local files.
     """
     if processor is not None:
         found = _of_processor(processor)

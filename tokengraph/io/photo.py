@@ -78,6 +78,8 @@ def load_photo(path: str | PathLike[str] | None = None, size: int = 448) -> Tens
         ValueError: If the file is missing, is no image or a broken one, has more pixels than Pillow allows, or holds
             NaN.
         ImportError: If Pillow is not installed; names the extra to install.
+
+    Cost: decoding and scaling of the whole image, on the CPU.
     """
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise TypeError(f"Expected size as a whole number of pixels (got {size!r}).")
@@ -127,6 +129,11 @@ def normalize(photo: Tensor, model: nn.Module, *, processor: Any = None) -> Tens
         photo: ``[3, H, W]`` in [0, 1], as :func:`load_photo` returns it.
         model: Any model, or a wrapper around one.
         processor: An image processor of transformers, or a dict with ``mean`` and ``std``; if given, it decides.
+
+    Returns:
+        ``[1, 3, H, W]``, or ``[1, 1, H, W]``, on the device of ``photo``.
+
+    Cost: two passes over the photograph; without ``processor`` also a look at small files of transformers models.
 
     Raises:
         ValueError: If ``photo`` has another shape, the model takes neither 1 nor 3 channels, or it contains several

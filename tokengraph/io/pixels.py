@@ -33,6 +33,8 @@ def to_light(image: Any) -> Any:
 
     Raises:
         ValueError: If values are NaN or infinite.
+
+    Cost: a few passes over the pixels, on the CPU.
     """
     tags = getattr(image, "tag_v2", None) or {}
     if image.mode in ("I", "F", *SIXTEEN_BITS) or _first(tags, SAMPLE_FORMAT) == SIGNED:

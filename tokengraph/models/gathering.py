@@ -41,6 +41,9 @@ def make_windows(
         ids: Grid ids of the remaining tokens, ``[B, n]``; ``None``: all tokens, in raster order.
         device: Device of the tables if ``ids`` is ``None``.
 
+    Raises:
+        ValueError: If a side of the window is below 1.
+
     Cost: ``O(B H W)`` integers; without ``ids`` a cached table.
 
     Example:
@@ -108,6 +111,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = No
 
     Returns:
         ``[B, n, H, D]``.
+
+    Cost: that of ``scaled_dot_product_attention``.
     """
     if key_bias is not None:
         key_bias = (key_bias[:, None, None] if key_bias.dim() == 2 else key_bias).to(q.dtype)

@@ -84,6 +84,9 @@ def main_stage(
         learned: Learned part of the gathering tokens, ``[m, C]``; needed if ``gathering`` has such tokens.
         checkpointing: Keep no activations inside blocks; recompute them in backward.
 
+    Returns:
+        The tokens of all positions, and the steps in which tokens left.
+
     Raises:
         ValueError: If gathering tokens have no learned part of their number, or the schedule names a missing layer.
     """

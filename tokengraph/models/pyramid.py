@@ -147,6 +147,10 @@ def fast_itpn_pyramid(size: str, **options: Any) -> FastITPNPyramid:
 
     Options are those of :class:`FastITPNPyramid`.
 
+    Args:
+        size: The size.
+        **options: Options of the class.
+
     Raises:
         ValueError: If the size is unknown.
     """

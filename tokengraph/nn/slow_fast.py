@@ -52,7 +52,7 @@ def split_by_count(score: Tensor, count: int) -> Partition:
         raise ValueError(f"Expected score of shape [B, N] (got {list(score.shape)}).")
     images, nodes = score.shape
     if not 0 <= count <= nodes:
-        raise ValueError(f"Expected 0 <= count <= N={nodes} slow nodes an image (got {count}).")
+        raise ValueError(f"Expected 0 <= count <= N={nodes} slow nodes per image (got {count}).")
     order = score.detach().argsort(dim=1, descending=True, stable=True)
     order = order + equal_ptr(images, nodes, score.device)[:-1, None]
     return Partition(order[:, :count].reshape(-1), order[:, count:].reshape(-1))
@@ -62,6 +62,9 @@ def split_by_mask(mask: Tensor) -> Partition:
     """Sends the nodes where ``mask`` (bool, any shape, flat order) is True to the slow path.
 
     Images may have different numbers of slow nodes.
+
+    Args:
+        mask: bool, any shape; its flat order is that of the nodes.
 
     Cost: two passes, and a host synchronisation on CUDA.
     """
@@ -106,6 +109,16 @@ def merge(slow: Tensor, fast: Tensor, mask: Tensor) -> Tensor:
     """Selects ``slow`` where ``mask`` is 1 and ``fast`` where it is 0, with exact values there.
 
     The gradient of the mask is that of ``slow - fast``. The three tensors have one shape, or broadcast to one.
+
+    Args:
+        slow: Values where ``mask`` is 1.
+        fast: Values where ``mask`` is 0.
+        mask: 0 or 1.
+
+    Returns:
+        The selected values.
+
+    Cost: three passes; no host synchronisation.
     """
     mask = mask.to(slow.dtype)
     return slow * mask + fast * (1 - mask)

@@ -282,6 +282,8 @@ def check_model(
         AssertionError: If a law is broken or raises any other error; the message names the first such law.
         ValueError: If ``without`` names a law that does not exist.
 
+    Cost: many runs of the model, and one compilation.
+
     Example:
         >>> from tokengraph.testing import tiny_vit
         >>> check_model(tiny_vit, torch.randn(2, 3, 32, 32))

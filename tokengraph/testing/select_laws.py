@@ -40,6 +40,8 @@ def check_select(select: Select, *, without: Sequence[str] = ()) -> None:
         AssertionError: If a law is broken or raises any other error; the message names the first such law.
         ValueError: If ``without`` names a law that does not exist.
 
+    Cost: many calls of the strategy, and one compilation.
+
     Example:
         >>> from tokengraph import ToMe
         >>> check_select(ToMe(), without=["compiles_whole"])

@@ -69,7 +69,17 @@ def cluster_overlay(
 
 
 def labels_of(clusters: Any, grid: Grid, index: int = 0) -> np.ndarray:
-    """Returns the cluster numbers of one image, ``[H, W]`` int, or video, ``[T, H, W]``; dropped patches are -1."""
+    """Returns the cluster numbers of one image, ``[H, W]`` int, or video, ``[T, H, W]``; dropped patches are -1.
+
+    Args:
+        clusters: As for :func:`cluster_overlay`.
+        grid: ``(H, W)`` or ``(T, H, W)`` of the patches.
+        index: Which image of the batch.
+
+    Raises:
+        ValueError: If the clusters do not fit the grid.
+        TypeError: If cluster numbers are no integers.
+    """
     if isinstance(clusters, SoftAssignment):
         token, cluster, weight = (to_array(t, "edges") for t in (clusters.token, clusters.cluster, clusters.weight))
         flat = np.full(clusters.num_tokens, -1)

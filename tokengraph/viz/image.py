@@ -13,7 +13,11 @@ from tokengraph.errors import check_grid
 
 
 def to_array(values: Any, name: str) -> np.ndarray:
-    """Converts a tensor on any device, or an array-like, to a numpy array; ``name`` is for the error message."""
+    """Converts a tensor on any device, or an array-like, to a numpy array; ``name`` is for the error message.
+
+    Raises:
+        TypeError: If it is neither.
+    """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
@@ -59,7 +63,7 @@ def to_frames(frames: Any, count: int) -> np.ndarray:
     made = [to_rgb(frame) for frame in frames]
     if len(made) != count or len({frame.shape for frame in made}) != 1:
         shapes = sorted({frame.shape[:2] for frame in made})
-        raise ValueError(f"Expected T={count} pictures of one shape, one a frame (got {len(made)} of {shapes}).")
+        raise ValueError(f"Expected T={count} pictures of one shape, one per frame (got {len(made)} of {shapes}).")
     return np.stack(made)
 
 
@@ -70,7 +74,11 @@ def enlarge(patches: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def one_of(values: np.ndarray, grid: Grid, index: int, name: str) -> np.ndarray:
-    """Returns the rows of image ``index`` of ``values [B*H*W, ...]`` as ``[H, W, ...]``, or ``[T, H, W, ...]``."""
+    """Returns the rows of image ``index`` of ``values [B*H*W, ...]`` as ``[H, W, ...]``, or ``[T, H, W, ...]``.
+
+    Raises:
+        ValueError: If the values do not fit the grid, or ``index`` is out of range.
+    """
     patches = math.prod(map(int, grid))
     if patches < 1 or len(values) == 0 or len(values) % patches:
         check_grid(grid, len(values), video=True)

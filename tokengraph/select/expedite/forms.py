@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from tokengraph.edges.cells import Grid, cell_edges, cell_tiles
+from tokengraph.edges.cells import cell_edges, cell_tiles
+from tokengraph.edges.grid import Grid
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")

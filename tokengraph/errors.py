@@ -79,7 +79,7 @@ def check_sorted(batch: Tensor) -> None:
     """Raises unless ``batch [M]`` is sorted, as the flat layout needs the tokens of an image in one block."""
     if batch.numel() > 1 and bool((batch[1:] < batch[:-1]).any()):
         raise ValueError(
-            "Expected a sorted batch vector (got one that falls). Sort the tokens by image first: "
+            "Expected a sorted batch vector (got one that decreases). Sort the tokens by image first: "
             "order = batch.argsort(stable=True)."
         )
 

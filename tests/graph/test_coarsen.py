@@ -263,7 +263,7 @@ def test_coarsen_refuses_what_is_not_finite():
 def test_coarsen_refuses_unsorted_images():
     graph = grids((1, 2), (1, 2))
     graph.batch = torch.tensor([0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"Expected a sorted batch vector \(got one that falls\)"):
+    with pytest.raises(ValueError, match=r"Expected a sorted batch vector \(got one that decreases\)"):
         coarsen(graph, "dpc-knn", 1)
 
 

@@ -316,7 +316,9 @@ def test_connect_grid_and_window_refuse_what_is_no_full_grid():
 def test_connect_knn_refuses_unsorted_images():
     graph = TokenGraph.from_tokens(torch.randn(2, 3, 4))
     graph.batch = torch.tensor([0, 1, 0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"Expected a sorted batch vector \(got one that falls\)\. Sort the tokens"):
+    with pytest.raises(
+        ValueError, match=r"Expected a sorted batch vector \(got one that decreases\)\. Sort the tokens"
+    ):
         graph.connect_knn(1)
 
 

@@ -75,8 +75,8 @@ def folded_attention(
 
     .. math:: q' = [q, c, c], \quad k' = [k, h, l], \quad h + l = b / (c \cdot \mathrm{scale})
 
-    c is the power of two nearest to ``1 / scale``. h and l are the high and low part of the bias b, so in bfloat16 it
-    has up to 16 significant bits, where a bfloat16 mask has 8. Queries, keys and values are padded with zeros to one
+    c is the power of two nearest to ``1 / scale``. h and l are the high and low part of this quotient, so in bfloat16
+    it has up to 16 significant bits, where a bfloat16 mask has 8. Queries, keys and values are padded with zeros to one
     head width, a multiple of 8, as fused kernels need it. The bias gets its gradient.
 
     Args:

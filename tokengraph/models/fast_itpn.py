@@ -60,7 +60,7 @@ class FastITPNTrunk(nn.Module):
         super().__init__()
         check_positive(width=width, heads=heads)
         if width % 4 or width % heads:
-            raise ValueError(f"Expected a width that 4 and heads={heads} divide (got width={width}).")
+            raise ValueError(f"Expected a width that is a multiple of 4 and of heads={heads} (got width={width}).")
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (size[0], size[1])
         self.grid = _grid(*self.img_size)

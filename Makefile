@@ -17,7 +17,7 @@ REQUIRE_CLUSTER ?=
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/demo.stamp  ## real tokens of a photograph become a graph, shrink, and come back
+demo: $(VENV)/demo.stamp  ## make and coarsen a graph of a photograph's tokens; run a faster model
 	$(BIN)/python -m tokengraph demo
 
 test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'not slow'" for the quick ones

@@ -1,7 +1,7 @@
-"""The dense forms that published codes use, written from their definitions: the other side of every comparison.
+"""The dense forms that published codes use, written from their definitions, to compare with.
 
 Everything is ``[B, N, C]``, clusters are numbered within their image, and an index over tokens is expanded over the
-channels before ``gather`` or ``scatter_reduce`` sees it. Where a published code is known to do better, it says so.
+channels before ``gather`` or ``scatter_reduce``. Docstrings say where a published code is known to be faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def knn(x: Tensor, k: int) -> Tensor:
 
 
 def dpc_knn(x: Tensor, keep: int, *, k: int = 5) -> Tensor:
-    """DPC-KNN by TCFormer's definition, its noise left out: cluster ``[B, N]``, numbered best centre first."""
+    """DPC-KNN by TCFormer's definition without noise: cluster ``[B, N]``, numbered best centre first."""
     distance = torch.cdist(x, x) / x.size(2) ** 0.5
     density = (-distance.topk(k, dim=2, largest=False).values.square().mean(dim=2)).exp()
     denser = (density[:, None, :] > density[:, :, None]).to(x.dtype)
@@ -57,7 +57,7 @@ def spatial_rank(grid: tuple[int, int], *, device: torch.device | str = "cpu") -
 
 
 def _own(cluster: Tensor, centers: Tensor) -> Tensor:
-    """Centres keep themselves."""
+    """Assigns each centre to its own cluster."""
     place = torch.arange(centers.size(1), device=centers.device).expand_as(centers)
     return cluster.scatter(1, centers, place)
 
@@ -119,7 +119,7 @@ def _tome_sum(x: Tensor, match: Matching) -> Tensor:
 
 
 def tome_unmerge(y: Tensor, match: Matching) -> Tensor:
-    """ToMe's way back to ``[B, N, C]``: rows are written to even and odd places."""
+    """ToMe's unmerge to ``[B, N, C]``: writes rows to even and odd places."""
     channels, left = y.size(2), match.unmerged.size(1)
     unmerged, odd = y[:, :left], y[:, left:]
     source = odd.gather(1, match.target.expand(-1, -1, channels))
@@ -146,7 +146,7 @@ def unprune(y: Tensor, index: Tensor, num_tokens: int) -> Tensor:
 
 
 def fuse(x: Tensor, score: Tensor, index: Tensor) -> Tensor:
-    """EViT: the kept rows, and behind them the sum of all others weighted by score, ``[B, K+1, C]``."""
+    """EViT: the kept rows, then the sum of all others weighted by score, ``[B, K+1, C]``."""
     rest = torch.ones_like(score, dtype=torch.bool).scatter(1, index, False)
     others = rest.nonzero()[:, 1].view(x.size(0), -1)
     weight = score.gather(1, others)

@@ -3,7 +3,7 @@
 Run: ``python benchmarks/dynamic_spatial.py [--models convnext_tiny swin_tiny_patch4_window7_224] [--threads 1]``
 
 The ideal is the same model with the same slow and fast counts in contiguous rows: no prediction module, no sort, no
-gather and no scatter. Everything runs in turn in one process; ratios are taken round by round.
+gather and no scatter. All run in interleaved rounds in one process; ratios are taken in each round.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _calls(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Call]:
-    """The dense model, its ideal and the attached one; each a model of its own, with one set of weights."""
+    """Makes the dense model, its ideal and the attached one, as three models with the same weights."""
     models = []
     for _ in range(3):
         torch.manual_seed(0)
@@ -89,7 +89,7 @@ def _calls(name: str, args: argparse.Namespace, device: torch.device) -> dict[st
 
 
 def make_ideal(model: nn.Module, keep: float) -> None:
-    """Attaches, and takes the decisions out: the first rows of the batch are slow, the others fast."""
+    """Attaches and bypasses the decisions: the first rows of the batch are slow, the others fast."""
     select = tg.attach(model, DynamicSpatial(keep)).select
     stage = (model.stages if hasattr(model, "stages") else model.layers)[2]  # type: ignore[union-attr,index]
 

@@ -1,11 +1,11 @@
-"""Whole models: plain with fused attention, with a strategy attached, and the ideal of the same counts for free.
+"""Whole models: plain with fused attention, with a strategy attached, and the ideal with the same token counts.
 
 Run: ``python benchmarks/end_to_end.py [--quick] [--models deit_small_patch16_224] [--batch 8] [--compile]``
 
-All run in turn in one process, with the same random weights; ratios are taken round by round. The ideal cuts the
-sequence to the same counts at the same place in the block, and selects nothing; where the strategy reads whole
-attention maps, the ideal leaves the fused kernel in the same blocks. GFLOPs are counted for the blocks of one image:
-what attention, MLP, choosing and reducing should cost.
+All run in interleaved rounds in one process, with the same random weights; ratios are taken in each round. The ideal
+truncates the sequence to the same counts at the same place in the block, and selects nothing. If the strategy reads
+whole attention maps, the ideal uses unfused attention in the same blocks. GFLOPs are counted analytically for the
+blocks of one image: attention, MLP, choosing and reducing.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _wanted(args: argparse.Namespace) -> list[Setting]:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters: no more memory, and the same cache behaviour."""
+    """Returns a copy that shares the parameters, so it needs no more memory and has the same cache behaviour."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 

@@ -1,10 +1,11 @@
-"""What token clustering and reconstruction cost, against the dense form of the released code and against a ViT block.
+"""Times token clustering and reconstruction against the dense form of the released code and against a ViT block.
 
 Run: ``python benchmarks/expedite.py [--quick] [--device cuda] [--cases 40x40-28x28-1024]``
 
-They pay when they take less time than the blocks save: a block on N tokens minus a block on M clusters, for each block
-between them. Everything runs in turn in one process; ratios are taken round by round. The dense form computes all
-``N x M`` distances in every iteration, as the released code does; its hard labels, which few models use, are left out.
+They pay off if they take less time than the blocks save: a block on N tokens minus a block on M clusters, for each
+block between them. All run in interleaved rounds in one process; ratios are taken in each round. The dense form
+computes all ``N x M`` distances in every iteration, as the released code does; its hard labels, which few models use,
+are left out.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> list[dict[str,
 
 
 def _gain(case: Case, timings: dict[str, Timing]) -> dict[str, Any]:
-    """Blocks on clusters that it takes to earn back what both layers cost."""
+    """Computes the number of blocks on clusters that save the cost of both layers."""
     both, small, large = (timings[n].seconds for n in ("graph, both", "block on M", "block on N"))
     even = [b / (n - m) for b, m, n in zip(both, small, large, strict=True)]
     row: dict[str, Any] = {"grid": list(case.grid), "clusters": list(case.clusters), "channels": case.channels}

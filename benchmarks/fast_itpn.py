@@ -2,9 +2,9 @@
 
 Run: ``python benchmarks/fast_itpn.py [--size tiny] [--pixels 512] [--quick] [--threads 1] [--device cuda]``
 
-Migration and gathering are after Fast-iTPN; their authors published no code of them, so these are times of this
-project's own definition, and no speed of the paper. Weights are random. Everything runs in turn in one process; ratios
-are taken round by round.
+Migration and gathering are after Fast-iTPN; the authors published no code for them, so these are times of this
+project's own definition, not of the paper. Weights are random. All run in interleaved rounds in one process; ratios are
+taken in each round.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokengraph.models.gathering import full_attention, gathering_attention, mak
 from tokengraph.select.migration.redundancy import pick_redundant, tokens_to_drop
 
 COLUMNS = ("what", "median ms", "IQR ms", "against", "this / that", "goal")
-# What is timed, over what, and at most how much of its time it may take: for one image of 512 pixels, size tiny.
+# What is timed, the baseline, and the largest ratio of times allowed: for one image of 512 pixels, size tiny.
 NETWORKS = {
     "plain backbone": None,
     "migration 0.7^3": ("plain backbone", 0.70),

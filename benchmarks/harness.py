@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine, and the peak memory of one call; what every benchmark here stands on."""
+"""Timing that is robust on a noisy machine, and the peak memory of one call, for all benchmarks here."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call of one callable, a number for each round."""
+    """Seconds per call of one callable, one number for each round."""
 
     name: str
     seconds: list[float]
 
     @property
     def ms(self) -> Summary:
-        """Milliseconds a call."""
+        """Summarises milliseconds per call."""
         return Summary.of([1e3 * s for s in self.seconds])
 
     def over(self, other: Timing) -> Summary:
-        """Time of this one over the time of ``other``, round by round: noise that hits both cancels."""
+        """Summarises the ratio of this time to that of ``other`` in each round, so that noise on both cancels."""
         return Summary.of([a / b for a, b in zip(self.seconds, other.seconds, strict=True)])
 
 
@@ -88,7 +88,7 @@ def interleave(
         tick: Called after each round, for a progress bar.
 
     Returns:
-        A :class:`Timing` with one number a round for each name.
+        A :class:`Timing` with one number per round for each name.
     """
     timers = {name: timeit.Timer(call, timer=timer) for name, call in calls.items()}
     number = {}
@@ -109,13 +109,13 @@ def interleave(
 
 
 def peak_memory(call: Call, device: torch.device | str = "cpu") -> int:
-    """Bytes that one call holds at its worst moment beyond what was there before, results included.
+    """Measures the peak memory of one call in bytes, beyond the memory before it, results included.
 
     On CUDA by the allocator's counters; on CPU by PyTorch's allocator events, as the profiler sees them. Scratch space
     inside MKL and oneDNN does not go through that allocator and is not seen.
     """
     device = torch.device(device)
-    call()  # what is built once and cached is not part of a call
+    call()  # builds cached tables, which are not part of a call
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -153,7 +153,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def environment(device: torch.device | str) -> dict[str, object]:
-    """What a reader needs to judge the numbers: device, threads, versions."""
+    """Returns device, threads and versions, which readers need to judge the numbers."""
     device = torch.device(device)
     versions = {}
     for package in PACKAGES:
@@ -174,7 +174,7 @@ def environment(device: torch.device | str) -> dict[str, object]:
 
 
 def warn_if_busy() -> None:
-    """Says so when other processes are at work: threads that wait for each other then measure the scheduler."""
+    """Warns if other processes are busy: with several threads, times then measure the scheduler."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(
             f"Warning: other processes load this machine ({os.getloadavg()[0]:.1f} of {os.cpu_count()} cores). "

@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """Random tokens of one shape, and what strategies may ask of them.
+    """Random tokens of one shape, and other inputs that strategies need.
 
     Attributes:
         x: ``[B, N, C]`` on a square grid.
@@ -59,7 +59,7 @@ class Problem:
 
     @cached_property
     def size(self) -> Tensor:
-        """``[B, N, 1]``, 1 to 4 patches a token."""
+        """``[B, N, 1]``, 1 to 4 patches per token."""
         draw = torch.randint(1, 5, (*self.x.shape[:2], 1), generator=torch.Generator().manual_seed(1))
         return draw.float().to(self.x.device)
 
@@ -73,7 +73,7 @@ class Problem:
         return self.x.size(1) // (2 if method == "tome" else 4)
 
     def tokens(self) -> Tokens:
-        """What a strategy sees."""
+        """The input of a strategy."""
         pos = grid_positions(self.grid, device=self.x.device).expand(self.x.size(0), -1, -1)
         return Tokens(self.x, None, self.grid, locate=lambda: pos)
 

@@ -1,10 +1,10 @@
-"""What merging tokens costs, stage by stage: as graph operations and as the dense form that published codes use.
+"""Times each stage of merging tokens: as graph operations, and as the dense form that published codes use.
 
 Run: ``python benchmarks/merge_cost.py [--quick] [--device cuda] [--shapes 8x196x384 1x4096x768]``
 
-Stages: ``build`` makes a graph by itself; ``select`` goes from features to the map, with the distances it needs;
-``reduce`` is the size-weighted pooling; ``lift`` brings rows back. All forms of a stage run in turn in one process; the
-ratio is taken round by round.
+Stages: ``build`` makes only a graph; ``select`` computes the map from features, with the distances that it needs;
+``reduce`` is the size-weighted pooling; ``lift`` expands rows again. All forms of a stage run in interleaved rounds in
+one process; ratios are taken in each round.
 """
 
 from __future__ import annotations

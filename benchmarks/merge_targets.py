@@ -1,4 +1,4 @@
-"""The speed and memory that this library set itself as goals on a CPU, each as a ratio from interleaved runs."""
+"""Goals for speed and memory of this library on a CPU, each measured as a ratio from interleaved runs."""
 
 from __future__ import annotations
 

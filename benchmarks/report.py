@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: JSON, tables for people, plots; and a progress bar while it runs."""
+"""Writes the results of a benchmark as JSON, tables and plots, and shows a progress bar while it runs."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
         yield lambda text: print(f"[{next(done, total)}/{total}] {text}", flush=True)
         return
     columns = (TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # The bar draws only between measurements: a drawing thread would be measured too.
+    # The bar draws only between measurements, because a drawing thread would affect them.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
         task = bar.add_task("", total=total)
         started = False
@@ -118,7 +118,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def save_plot(path: Path, plot: str, rows: Sequence[Row]) -> bool:
-    """Draws ``rows`` with a function of :mod:`tokengraph.viz`; without matplotlib it says so and returns False."""
+    """Draws ``rows`` with a function of :mod:`tokengraph.viz`; without matplotlib it prints that and returns False."""
     try:
         import matplotlib
 

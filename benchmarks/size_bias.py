@@ -1,7 +1,7 @@
-"""The size bias as a mask or folded into the heads: time of both over attention without any, and of a whole model.
+"""Times the size bias as a mask and folded into the heads, over attention without bias, and in a whole model.
 
-Run: ``python benchmarks/size_bias.py`` (``--device cuda`` where there is one). What is faster on a device type belongs
-into ``FOLDS`` of ``tokengraph/nn/size_bias.py``.
+Run: ``python benchmarks/size_bias.py`` (``--device cuda`` if there is one). If folding is faster on a device type, add
+the type to ``FOLDS`` of ``tokengraph/attention/size_bias.py``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ OTHERS = ("transformers/vit_small", "transformers/dinov2_small", "torchvision/vi
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a model's blocks depends on, and the images it takes."""
+    """The sizes on which the cost of a model's blocks depends, and the images that it takes."""
 
     image: tuple[int, int]
     patches: int

@@ -2,8 +2,8 @@
 
 Run: ``python benchmarks/train_step.py [--model deit_small_patch16_224] [--batch 8] [--rounds 9]``
 
-Nothing is pruned while training: what is added are the predictors, the masked attention (from the first stage on) and
-the ratio loss. Neither step has a teacher. Both run in turn in one process; ratios are taken round by round.
+Training prunes nothing; the masked step adds the predictors, masked attention (from the first stage on) and the ratio
+loss. Neither step has a teacher. Both run in interleaved rounds in one process; ratios are taken in each round.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Expedite in the windows of a SAM-style ViT: what clustering and reconstruction cost, and what they save.
+"""Expedite in the windows of a SAM-style ViT: the cost of clustering and reconstruction, and the time they save.
 
 Run: ``python benchmarks/windows.py [--size 1024] [--clusters 9] [--before 4] [--threads 1]``
 
-The blocks from ``before`` on are timed in a run of their own: stock, on the map of clusters alone (the ideal: neither
-clustering nor reconstruction), and as attached. Saved is what the ideal saves of the stock blocks; the goal is that
-clustering and reconstruction take at most a quarter of it. Random weights: time does not depend on them. Everything
-runs in turn in one process; ratios are taken round by round.
+It times the blocks from ``before`` on: stock, on the map of clusters alone (the ideal, without clustering and
+reconstruction), and attached. The goal is that clustering and reconstruction take at most a quarter of the time that
+the ideal saves over the stock blocks. Weights are random, as time does not depend on them. All run in interleaved
+rounds in one process; ratios are taken in each round.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _halves(block: torch.nn.Module) -> SamBlock:
 
 
 def _share(timings: dict[str, Timing]) -> Summary:
-    """Clustering and reconstruction over what the ideal saves of the stock blocks, round by round."""
+    """Computes the time of clustering and reconstruction over the time that the ideal saves, in each round."""
     names = ("clustering", "reconstruction", "stock blocks", "ideal")
     rounds = zip(*(timings[name].seconds for name in names), strict=True)
     return Summary.of([(down + up) / (dense - ideal) for down, up, dense, ideal in rounds])

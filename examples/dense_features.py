@@ -1,4 +1,4 @@
-"""Dense features from few tokens: coarsened after two blocks, back at full resolution as [B, C, H, W] maps."""
+"""Computes dense features from few tokens: coarsens after two blocks, and returns full [B, C, H, W] maps."""
 
 import time
 
@@ -13,7 +13,7 @@ LAYERS = [3, 7, 11]
 
 
 def run(model: torch.nn.Module, images: torch.Tensor) -> tuple[list[torch.Tensor], float]:
-    """Feature maps after the blocks of LAYERS, as a segmenter's neck takes them, and the best of three times."""
+    """Returns feature maps after the blocks in LAYERS, for a segmenter's neck, and the best of three times."""
     times = []
     for _ in range(3):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Expedite on a dense model: features before, clusters, and features after the blocks in between, all at full size."""
+"""Expedite on a dense model: draws features before the clusters, the clusters, and features after reconstruction."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ images = normalize(photo, model)
 
 with torch.no_grad():
     plain, before = model.forward_features(images), tg.TokenGraph.from_model(model, images, layer=4)
-    # After 4 blocks 1,024 tokens become 256 clusters; after 10 every patch is there again, for the last two blocks.
-    # The temperature follows the features ("auto"), as these weights are random; released models tune a number each.
+    # After 4 blocks 1,024 tokens become 256 clusters; after 10 blocks every patch is restored, for the last two blocks.
+    # "auto" sets the temperature from the features, as these weights are random; released models tune a fixed one.
     select = tg.Expedite(clusters=CLUSTERS, inv_temperature="auto")
     with tg.attach(model, select, {4: "cluster", 10: "reconstruct"}) as handle:
         features = model.forward_features(images)
@@ -30,7 +30,7 @@ with torch.no_grad():
         dense = handle.trace.lift(torch.randn(1, 256, 150), layer=6)  # any tensor of the clusters, here class logits
         print(f"{clusters.token.numel()} edges, not {1024 * 256}; logits back at {list(dense.shape)}")
 
-# The clusters' features straight back, and each token's own cell instead, for comparison.
+# Lifts the clusters' features; for comparison, also copies the mean of each cell to its tokens.
 x = before.x[None]
 assignment = tg.expedite(x, GRID, CLUSTERS, inv_temperature="auto")
 soft = assignment.lift(assignment.reduce(x[0])[0])

@@ -1,4 +1,4 @@
-"""A graph network on token graphs: handwritten digits, every pixel a token, coarsened by features, then classified.
+"""Trains a GNN on token graphs of handwritten digits: every pixel is a token, and graphs are coarsened by features.
 
 Needs scikit-learn for the digits (1,797 images of 8 x 8 pixels, which it ships).
 """
@@ -35,14 +35,14 @@ class Net(nn.Module):
 
 
 def pixel_tokens(pixels: Tensor) -> Tensor:
-    """``[B, 64]`` to ``[B, 64, 13]``: the grey value, and where it is as waves of three lengths."""
+    """Maps ``[B, 64]`` to ``[B, 64, 13]``: the grey value, and the position as sines and cosines of three lengths."""
     angle = (grid_positions(GRID)[:, :, None] * math.pi / 8 * torch.tensor([1.0, 2.0, 4.0])).flatten(1)
     place = 0.3 * torch.cat([angle.sin(), angle.cos()], dim=1)
     return torch.cat([pixels[:, :, None] / 16, place.expand(len(pixels), -1, -1)], dim=2)
 
 
 def token_graphs(tokens: Tensor, labels: Tensor, keep: int) -> list[tg.TokenGraph]:
-    """One graph a digit, ``keep`` of its 64 tokens left."""
+    """Makes one graph for each digit, coarsened from 64 to ``keep`` tokens."""
     graphs = []
     for chunk in tokens.split(64):
         graph = tg.TokenGraph.from_tokens(chunk, GRID).connect_grid()
@@ -53,7 +53,7 @@ def token_graphs(tokens: Tensor, labels: Tensor, keep: int) -> list[tg.TokenGrap
 
 
 def accuracy(graphs: list[tg.TokenGraph], epochs: int = 12) -> float:
-    """Trains on 1,400 digits and tests on the others."""
+    """Trains on 1,400 digits, and returns the accuracy on the others."""
     torch.manual_seed(0)
     order = torch.randperm(len(graphs)).tolist()
     train, test = [graphs[i] for i in order[:1400]], [graphs[i] for i in order[1400:]]
@@ -76,4 +76,4 @@ for keep in (64, 20):
     start = time.perf_counter()
     right = accuracy(graphs)
     seconds = time.perf_counter() - start
-    print(f"{keep} tokens, {graphs[0].num_edges} edges a digit: accuracy {right:.1%}, trained in {seconds:.1f} s")
+    print(f"{keep} tokens, {graphs[0].num_edges} edges per digit: accuracy {right:.1%}, trained in {seconds:.1f} s")

@@ -1,4 +1,4 @@
-"""GTP on a classifier: where is the graph? Drawn over the photograph before the first block and as tokens leave."""
+"""GTP on a classifier: draws its graph over the photograph, before the first block and as tokens leave."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ with torch.no_grad():
         print(f"cosine of the logits with the plain model's: {torch.cosine_similarity(plain, logits).item():.3f}")
         OUT.mkdir(parents=True, exist_ok=True)
         for layer in LAYERS:
-            graph = handle.trace.graph(layer)  # a TokenGraph: the tokens that are left, and the edges among them
+            graph = handle.trace.graph(layer)  # a TokenGraph: the remaining tokens, and the edges between them
             scale = handle.trace.size(layer)
             print(
                 f"after {layer:2d} blocks: {graph.num_nodes} tokens, {graph.num_edges} edges, scales {scale.sum():.1f}"

@@ -14,7 +14,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget
 
 @dataclass(frozen=True)
 class KMeans(tg.Select):
-    """Lloyd's algorithm from evenly spaced tokens; needs neither a model nor a grid."""
+    """Lloyd's algorithm, started from evenly spaced tokens; it needs neither a model nor a grid."""
 
     name: ClassVar[str] = "k-means"
     placement: ClassVar[str] = "after"  # after a block, on its output
@@ -24,7 +24,7 @@ class KMeans(tg.Select):
         x = tokens.x.detach().float()  # [B, N, C]
         # Images of one batch may differ in tokens; rows where the mask is False are padding.
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if tokens.mask is None else tokens.mask
-        keep = clamp_budget(budget, x, tokens.mask)  # at most an image's tokens; an error for a budget of 0
+        keep = clamp_budget(budget, x, tokens.mask)  # at most an image's tokens; raises for a budget of 0
         counts = mask.sum(dim=1, keepdim=True)  # [B, 1]
         made = torch.as_tensor(keep, device=x.device).expand(x.size(0))[:, None]  # clusters of each image, [B, 1]
         most = keep if isinstance(keep, int) else max(keep)
@@ -38,7 +38,7 @@ class KMeans(tg.Select):
         middle = is_center.float().transpose(1, 2) @ x
         for _ in range(self.rounds):
             far = (x[:, :, None] - middle[:, None]).square().sum(dim=3).masked_fill(~used[:, None], torch.inf)
-            cluster = torch.where(own >= 0, own, far.argmin(dim=2))  # centers stay, so that none runs empty
+            cluster = torch.where(own >= 0, own, far.argmin(dim=2))  # centers keep their own cluster
             member = F.one_hot(cluster, most).to(x.dtype) * mask[..., None]
             middle = member.transpose(1, 2) @ x / member.sum(dim=1).clamp_min(1)[..., None]
         return tg.Assignment.from_dense(cluster, keep, mask=tokens.mask)

@@ -1,4 +1,4 @@
-"""A photograph's tokens as a graph, coarsened; then a faster vision transformer with full-resolution output."""
+"""Makes a graph of a photograph's tokens and coarsens it; then runs a faster ViT with full-resolution output."""
 
 import torch
 
@@ -13,7 +13,7 @@ graph = tg.TokenGraph.from_model(model, images, layer=2).connect_knn(8)  # a PyG
 coarse, assignment = tg.coarsen(graph, "dpc-knn", 0.25)  # 49 tokens; assignment.lift goes back to 196
 print(graph, coarse, assignment.lift(coarse.x).shape, sep="\n")
 
-with torch.no_grad(), tg.attach(model, tg.AiluRus(), {2: 0.25}) as handle:  # a quarter is left after two blocks
+with torch.no_grad(), tg.attach(model, tg.AiluRus(), {2: 0.25}) as handle:  # keeps a quarter after two blocks
     features = model.forward_features(images)
     print(handle.trace.counts)
     print(features.shape, "->", handle.trace.as_map(features).shape)

@@ -1,7 +1,7 @@
-"""Retrieval by features of a DINOv2-style model: photographs find their own crops, with half of the tokens.
+"""Image retrieval by features of a DINOv2-style model, with half of the tokens.
 
-Nine photographs that scikit-image ships; each is asked for by a crop of it, seen in a mirror. Random weights, so that
-nothing is downloaded: such features only know colours and textures. Add ``pretrained=True`` for real ones.
+The index has nine photographs that scikit-image ships; each query is a mirrored crop of one. Weights are random, so
+that nothing is downloaded, and the features describe only colours and textures. Add ``pretrained=True`` for real ones.
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ FOLDER = find_photo().parent
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:
-    """One direction for each image: class token and mean of the patches, as DINOv2 is used for retrieval."""
+    """Returns one unit vector for each image: class token and mean of the patches, as usual for DINOv2."""
     tokens = model.forward_features(images)
     prefix = model.num_prefix_tokens
     return F.normalize(torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1), dim=1)
 
 
 def photos(model: nn.Module, files: list[Path]) -> tuple[Tensor, Tensor]:
-    """The photographs, and a mirrored crop of each."""
+    """Returns the photographs, and a mirrored crop of each."""
     whole = torch.cat([normalize(load_photo(file, size=224), model) for file in files])
     crop = F.interpolate(whole[:, :, 28:196, 28:196], size=(224, 224), mode="bilinear").flip(3)
     return whole, crop
@@ -40,8 +40,8 @@ with torch.inference_mode():
     found = (queries @ index.T).argmax(dim=1)
     print(f"plain: 256 tokens, {(found == torch.arange(len(NAMES))).sum()} of {len(NAMES)} photographs found")
     for strategy, schedule in (("tome", {3: 0.5}), ("ailurus", {3: 0.5}), ("gtp", 10)):
-        with tg.attach(model, strategy, schedule, lift=True) as handle:  # lifted: every patch has its say in the mean
-            fewer = embed(model, crop)  # the index stays as it is
+        with tg.attach(model, strategy, schedule, lift=True) as handle:  # lift: the mean runs over all patches
+            fewer = embed(model, crop)  # the index still has plain features
         found = (fewer @ index.T).argmax(dim=1)
         likeness = F.cosine_similarity(fewer, queries).mean().item()
         print(

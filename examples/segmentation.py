@@ -1,7 +1,7 @@
-"""Dense prediction with fewer tokens: a small segmenter, trained here, run plain, with migration and with AiluRus.
+"""Dense prediction with fewer tokens: trains a small segmenter, then runs it plain, with migration and with AiluRus.
 
-Scenes are composed of materials that scikit-image ships: shapes of one on a ground of another. The left half of each
-material is for training, the right half for the test. Needs the extras timm and viz; minutes on a CPU.
+Scenes are shapes of one material on a ground of another, both from images that scikit-image ships. The left half of
+each image is for training, the right half for the test. Needs the extras timm and viz, and minutes on a CPU.
 
     python examples/segmentation.py        (--steps 40: a rougher run)
 """
@@ -32,14 +32,14 @@ GRID = (SIZE // PATCH, SIZE // PATCH)
 
 
 def load_materials() -> list[Tensor]:
-    """Each material ``[3, H, W]`` in [0, 1]."""
+    """Returns the image of each material, ``[3, H, W]`` in [0, 1]."""
     images = [getattr(data, name)() for name in MATERIALS]
     images = [torch.tensor(i if i.ndim == 3 else gray2rgb(i)).float().permute(2, 0, 1) / 255 for i in images]
     return [F.interpolate(i[None], (2 * SIZE, 4 * SIZE), mode="bilinear", antialias=True)[0] for i in images]
 
 
 def scenes(materials: list[Tensor], count: int, generator: torch.Generator, *, test: bool) -> tuple[Tensor, Tensor]:
-    """Images ``[count, 3, SIZE, SIZE]`` and the material of each pixel."""
+    """Returns images ``[count, 3, SIZE, SIZE]`` and the material of each pixel."""
     half = 2 * SIZE
     ys, xs = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
 
@@ -95,7 +95,7 @@ def train(model: nn.Module, materials: list[Tensor], steps: int) -> None:
 
 
 def mean_iou(predicted: Tensor, labels: Tensor) -> float:
-    """Mean over materials of intersection over union."""
+    """Returns the intersection over union, averaged over materials."""
     ious = []
     for kind in range(len(MATERIALS)):
         ours, theirs = predicted == kind, labels == kind
@@ -115,7 +115,7 @@ def main() -> None:
     model.eval()
     images, labels = scenes(materials, 32, torch.Generator().manual_seed(1), test=True)
 
-    # Both bring every patch back after the last block: the head finds the map that it was trained on.
+    # Both restore every patch after the last block, so the head gets a full map, as in training.
     ways: dict[str, Any] = {
         "plain": None,
         "token migration": (tg.TokenMigration(),),
@@ -123,7 +123,7 @@ def main() -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     predicted, counts, clusters = {}, {}, None
-    for _ in range(args.rounds):  # in turn, so that a busy machine is fair
+    for _ in range(args.rounds):  # interleaved, so that a busy machine affects all alike
         for name, way in ways.items():
             with tg.attach(model, *way) if way else nullcontext() as handle, torch.no_grad():
                 start = time.perf_counter()
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def draw(images: Tensor, labels: Tensor, predicted: dict[str, Tensor], clusters: Any, path: Path) -> None:
-    """Scenes, truth, every prediction, and the clusters of AiluRus, side by side."""
+    """Draws scenes, labels, every prediction, and the clusters of AiluRus, side by side."""
     count = 3
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     axes = figure.subplots(count, 3 + len(predicted))

@@ -1,6 +1,6 @@
-"""torchvision's ViT-B/16 with ToMe, 13 tokens fewer in every block: how much faster, and how close.
+"""Runs torchvision's ViT-B/16 with ToMe, 13 tokens fewer in every block; prints speedup and similarity.
 
-Random weights, so that nothing is downloaded; give ``weights="DEFAULT"`` for real ones.
+Weights are random, so that nothing is downloaded; give ``weights="DEFAULT"`` for real ones.
 """
 
 import time
@@ -15,7 +15,7 @@ from tokengraph.io.photo import load_photo, normalize
 
 
 def run(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
-    """The output, and the best of three times."""
+    """Returns the output, and the best of three times."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -27,7 +27,7 @@ def run(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
 
 torch.manual_seed(0)
 model = torchvision.models.vit_b_16().eval()
-model.heads = nn.Identity()  # features; the head of random weights gives zeros
+model.heads = nn.Identity()  # returns features; torchvision initialises the head with zeros
 images = normalize(load_photo(size=224), model).expand(4, -1, -1, -1)
 
 plain, seconds = run(model, images)

@@ -1,10 +1,10 @@
-"""Training DynamicViT: a small ViT first, then prediction modules in it that learn to keep the shares asked for.
+"""Trains DynamicViT: first a small ViT, then prediction modules in it that learn to keep given shares of tokens.
 
-On the handwritten digits that scikit-learn ships: 16 x 16 pixels, 64 tokens. Minutes on two cores. Needs scikit-learn
-and the extras timm, viz and cli.
+The data are the handwritten digits that scikit-learn ships: 16 x 16 pixels, 64 tokens. It takes minutes on two cores,
+and needs scikit-learn and the extras timm, viz and cli.
 
     python examples/train_dynamicvit.py                   (--quick: a rougher run)
-    python examples/train_dynamicvit.py --stop-after 15   (interrupted, and then to the same end, bit for bit:)
+    python examples/train_dynamicvit.py --stop-after 15   (interrupt; the next line resumes, with bit-identical results)
     python examples/train_dynamicvit.py --resume outputs/dynamicvit/checkpoint.pt
     torchrun --nproc-per-node 2 examples/train_dynamicvit.py   (the same up to rounding)
 """
@@ -61,7 +61,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_data() -> tuple[Tensor, Tensor]:
-    """Images ``[1797, 1, 16, 16]`` and labels, shuffled once and for all."""
+    """Returns images ``[1797, 1, 16, 16]`` and labels in a fixed random order."""
     pixels, labels = (torch.tensor(t) for t in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images = F.interpolate(pixels[order].float().view(-1, 1, 8, 8) / 8, size=(2 * GRID, 2 * GRID), mode="bilinear")
@@ -69,8 +69,8 @@ def load_data() -> tuple[Tensor, Tensor]:
 
 
 def make_model() -> nn.Module:
-    # Normed queries and keys: attention that is nowhere extreme leaves gradients of decisions that can be trained on.
-    # No biases of keys, which attention does not depend on: rounding alone would train them, in each run differently.
+    # Normed queries and keys prevent extreme attention, so that gradients of decisions stay usable. Attention does not
+    # depend on biases of keys, so rounding alone would train them, differently in each run: there are none.
     model = timm.models.VisionTransformer(
         img_size=2 * GRID,
         patch_size=2,
@@ -83,12 +83,12 @@ def make_model() -> nn.Module:
         qk_norm=True,
         norm_layer=nn.RMSNorm,
     )
-    nn.init.normal_(model.pos_embed, std=0.5)  # tokens of one or two pixels are little without their place
+    nn.init.normal_(model.pos_embed, std=0.5)  # tokens of so few pixels need their position
     return model
 
 
 def cosine(epoch: float, epochs: int) -> float:
-    """Factor of the learning rate: one epoch up, then down to 0."""
+    """Returns the factor of the learning rate: up during one epoch, then down to 0."""
     return min(1.0, 0.1 + epoch) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
@@ -104,7 +104,7 @@ class DenseTask:
         self.factors: list[Callable[[float], float]] = [lambda epoch: cosine(epoch, self.epochs)]
 
     def draw(self, run: Run) -> None:
-        """Nothing: this task has no decisions."""
+        """Draws nothing: this task has no decisions."""
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
         loss = F.cross_entropy(module(images), labels)
@@ -112,7 +112,7 @@ class DenseTask:
 
 
 class Student(nn.Module):
-    """One forward that returns all that the loss reads, as DistributedDataParallel wants it."""
+    """Returns everything that the loss needs from one forward, as DistributedDataParallel requires."""
 
     def __init__(self, handle: tg.Attachment) -> None:
         super().__init__()
@@ -124,13 +124,13 @@ class Student(nn.Module):
 
 
 class PredictorTask:
-    """Trains predictors, and the model around them at 1 % of their rate; the dense model is the teacher."""
+    """Trains predictors, and the rest of the model at 1 % of their learning rate; the dense model is the teacher."""
 
     name = "predictors"
 
     def __init__(self, dense: nn.Module, args: argparse.Namespace) -> None:
         self.teacher, self.model, self.epochs = dense, copy.deepcopy(dense), args.epochs[1]
-        # Every image keeps a token, so that means over images are the same over one process or several.
+        # Every image keeps a token, so that means over images do not depend on the number of processes.
         self.handle = tg.attach(self.model, tg.DynamicViT(args.keep, at_least_one=True))
         self.select: Any = self.handle.select
         self.module = Student(self.handle)
@@ -146,7 +146,7 @@ class PredictorTask:
         ]
 
     def draw(self, run: Run) -> None:
-        """Gumbel noise for the global batch: decisions then do not depend on the number of processes."""
+        """Draws Gumbel noise for the global batch, so that decisions do not depend on the number of processes."""
         shape = len(self.select.ratios), run.args.batch, GRID**2, 2
         noise = torch.empty(shape).exponential_(generator=run.generator).log().neg()
         self.select.noise = [run.processes.share(stage) for stage in noise]
@@ -158,7 +158,7 @@ class PredictorTask:
 
 
 def fit(run: Run, task: Any, images: Tensor, labels: Tensor) -> bool:
-    """Trains to the end, or as far as the run may go: then False."""
+    """Trains to the end and returns True, or stops early as the options say and returns False."""
     args, steps = run.args, len(images) // run.args.batch
     optimizer = torch.optim.AdamW(task.groups, betas=(0.9, 0.95), weight_decay=0.05)
     factors = [lambda step, factor=factor: factor(step / steps) for factor in task.factors]
@@ -195,7 +195,7 @@ def fit(run: Run, task: Any, images: Tensor, labels: Tensor) -> bool:
 
 
 def report(run: Run, task: PredictorTask, images: Tensor, labels: Tensor) -> None:
-    """Tables, plot and report.json; the model is pruned by counts now that it is in eval mode."""
+    """Writes tables, plot and report.json; in eval mode the model prunes to fixed counts."""
     out, ratios = run.args.out, task.select.ratios
     counts = {layer: task.handle.trace.plan[layer] for layer in task.select.layers}
     dense, trained = task.teacher.eval(), task.model.eval()

@@ -1,6 +1,6 @@
-"""Hugging Face transformers in three lines: a classifier with fewer tokens, and a backbone whose maps stay whole.
+"""Hugging Face transformers: a classifier with fewer tokens, and a backbone whose maps keep their full size.
 
-Random weights, so that nothing is downloaded; take ``from_pretrained`` for real ones.
+Weights are random, so that nothing is downloaded; use ``from_pretrained`` for real ones.
 """
 
 import torch
@@ -27,7 +27,7 @@ with torch.no_grad():
 config = transformers.Dinov2Config(
     hidden_size=192, num_hidden_layers=12, num_attention_heads=3, image_size=448, out_features=["stage6", "stage12"]
 )
-backbone = transformers.AutoBackbone.from_config(config).eval()  # what segmenters and depth estimators stand on
+backbone = transformers.AutoBackbone.from_config(config).eval()  # segmenters and depth estimators use such backbones
 images = normalize(load_photo(size=448), backbone)
 with torch.no_grad():
     plain = backbone(images).feature_maps

@@ -43,7 +43,7 @@ def test_dense_features_brings_maps_back_at_full_resolution():
 def test_gnn_on_tokens_learns_from_a_third_of_the_tokens():
     printed = run("gnn_on_tokens", "sklearn")
     accuracy = {
-        int(k): float(a) for k, a in re.findall(r"(\d+) tokens, \d+ edges a digit: accuracy ([\d.]+)%", printed)
+        int(k): float(a) for k, a in re.findall(r"(\d+) tokens, \d+ edges per digit: accuracy ([\d.]+)%", printed)
     }
     assert list(accuracy) == [64, 20] and accuracy[64] > 85 and accuracy[20] > 70  # chance: 10
 

@@ -287,7 +287,7 @@ def test_losses_refuse_what_does_not_fit(case):
         ratio_loss([mask], [-0.1])
     with pytest.raises(ValueError, match=r"Expected at least one ratio"):
         DynamicViTLoss([])
-    with pytest.raises(ValueError, match=r"Expected one decision a ratio, S=2 \(got 1\)"):
+    with pytest.raises(ValueError, match=r"Expected one decision per ratio, S=2 \(got 1\)"):
         ratio_loss([mask], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"Expected per to be one of graph, batch \(got 'image'\)"):
         ratio_loss([mask], [0.5], per="image")

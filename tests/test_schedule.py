@@ -87,7 +87,7 @@ def test_tokens_per_layer_of_no_tokens_stays_empty():
         ({"2": 0.5}, r"layers in \[0, 4\] \(got '2'\)"),
         ({True: 0.5}, r"layers in \[0, 4\] \(got True\)"),
         ({1: 50, 2: 100}, r"at most the 50 tokens left at layer 2 \(got keep=100\)"),
-        ({2: 0}, r"keep >= 1 tokens an image \(got keep=0\)"),
+        ({2: 0}, r"keep >= 1 tokens per image \(got keep=0\)"),
         ({2: 1.5}, r"a keep ratio in \(0, 1\] \(got keep=1.5\)"),
         (ratio(0.0), r"a keep ratio in \(0, 1\] \(got keep=0.0\)"),
         (ratio(1.1), r"a keep ratio in \(0, 1\] \(got keep=1.1\)"),

@@ -397,7 +397,7 @@ def test_cluster_overlay_of_a_video_gives_a_cluster_one_colour_in_all_frames():
 
 
 def test_cluster_overlay_wants_a_picture_a_frame():
-    with pytest.raises(ValueError, match=r"Expected T=3 pictures of one shape, one a frame \(got 2 of"):
+    with pytest.raises(ValueError, match=r"Expected T=3 pictures of one shape, one per frame \(got 2 of"):
         viz.cluster_overlay(torch.zeros(2, 3, 4, 8), torch.zeros(3, 2, dtype=torch.long), (3, 1, 2))
 
 

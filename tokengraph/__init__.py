@@ -1,9 +1,9 @@
-"""tokengraph: the tokens of a vision transformer as a graph, and fewer tokens as graph coarsening."""
+"""tokengraph: vision-transformer tokens as a graph, and token reduction as graph coarsening."""
 
 import warnings as _warnings
 
 with _warnings.catch_warnings():
-    # PyTorch Geometric warns at import that it ignores torch-cluster, which is called directly here.
+    # PyTorch Geometric warns at import that it ignores torch-cluster, but this package calls it directly.
     _warnings.filterwarnings("ignore", message=".*torch[-_]cluster.*")
     _warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     import torch_geometric.data as _data  # noqa: F401

@@ -14,10 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: What follows the program's name; by default that of this process.
+        arguments: The arguments after the program's name; by default those of this process.
 
     Returns:
-        The exit status: 0, or 1 after an error that the message explains.
+        The exit status: 0, or 1 after an error, whose message is printed.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -33,14 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tokengraph", description="Tokens of a vision transformer as a graph.")
     parser.add_argument("--version", action="version", version=f"tokengraph {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="a photograph's tokens become a graph, shrink, run faster, and come back")
+    demo = commands.add_parser("demo", help="make and coarsen a graph of a photograph's tokens, and run a faster model")
     demo.add_argument("--image", metavar="PATH", type=Path, help="your photograph (default: one from scikit-image)")
     demo.add_argument("--model", metavar="NAME", default="vit_small_patch16_224.dino", help="timm name (%(default)s)")
     demo.add_argument("--size", metavar="PX", type=int, default=448, help="side of the image in pixels (%(default)s)")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("outputs/demo"), help="pictures (%(default)s)")
-    demo.add_argument("--no-pretrained", action="store_true", help="random weights, without looking for others")
+    demo.add_argument("--no-pretrained", action="store_true", help="use random weights")
     demo.set_defaults(run=_demo)
-    backends = commands.add_parser("backends", help="which optional engines are there, and why not")
+    backends = commands.add_parser("backends", help="list the optional backends, and why some are not usable")
     backends.set_defaults(run=_backends)
     return parser
 

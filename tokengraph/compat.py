@@ -1,8 +1,8 @@
-"""Imports torchvision, and so timm and transformers, beside a CPU-only torch.
+"""Imports torchvision, and with it timm and transformers, next to a CPU-only torch.
 
-PyPI's torchvision is built for CUDA. Beside a torch without CUDA its compiled operators do not load, and the import
-ends in ``operator torchvision::nms does not exist``: the package describes two operators that were never defined.
-Their schemas alone cure it. The operators themselves stay unusable, and torchvision says so when one is called.
+PyPI's torchvision is built for CUDA. With a torch without CUDA its compiled operators do not load, and the import
+fails with ``operator torchvision::nms does not exist``, because it registers functions for two undefined operators.
+This module defines their schemas, so the import works. The operators stay unusable, and raise when they are called.
 
 .. code-block:: python
 
@@ -24,13 +24,13 @@ import torch
 
 _MISSING_OPERATOR = re.compile(r"operator torchvision::\w+ does not exist")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library: torch.library.Library | None = None  # its schemas vanish when it is collected
+_library: torch.library.Library | None = None  # its schemas are removed when it is garbage-collected
 
 
 def ensure_torchvision() -> ModuleType:
-    """Imports torchvision, defining the operator schemas that its import misses if need be.
+    """Imports torchvision; defines the operator schemas that its import needs, if they are missing.
 
-    Where torchvision imports by itself nothing is changed. Calling it again is free.
+    If torchvision imports by itself, nothing changes. Further calls cost nothing.
 
     Returns:
         The module ``torchvision``.
@@ -49,16 +49,16 @@ def ensure_torchvision() -> ModuleType:
 
 
 def import_timm() -> ModuleType:
-    """Imports timm alone; as an attribute of this module it also knows this library's models."""
+    """Imports timm without registering this library's models; the attribute ``timm`` of this module registers them."""
     ensure_torchvision()
     return _import_optional("timm")
 
 
 def _define_schemas() -> None:
-    """Defines ``torchvision::nms`` and ``torchvision::qnms``, unless something already did."""
+    """Defines ``torchvision::nms`` and ``torchvision::qnms``, unless they exist."""
     global _library
     if _library is None:
-        # FRAGMENT: unlike DEF it does not fail where other code has defined operators of this namespace.
+        # FRAGMENT, unlike DEF, does not fail if other code has defined operators of this namespace.
         _library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
@@ -73,7 +73,7 @@ def _forget(package: str) -> None:
 
 
 def _import_optional(package: str) -> ModuleType:
-    """Imports ``package``; where it is not installed, says which extra has it."""
+    """Imports ``package``; if it is not installed, the error names the extra."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -87,7 +87,7 @@ def _import_optional(package: str) -> ModuleType:
 
 
 def __getattr__(name: str) -> Any:
-    """Gives ``timm``, ``torchvision`` and ``transformers`` as attributes, imported at first use."""
+    """Imports ``timm``, ``torchvision`` or ``transformers`` when the attribute is first used."""
     if name == "torchvision":
         return ensure_torchvision()
     if name == "timm":
@@ -95,7 +95,7 @@ def __getattr__(name: str) -> Any:
         importlib.import_module("tokengraph.models").register_with_timm()  # timm.create_model("fast_itpn_tiny")
         return timm
     if name == "transformers":
-        if importlib.util.find_spec("torchvision") is not None:  # which it imports by and by, where it is installed
+        if importlib.util.find_spec("torchvision") is not None:  # transformers imports it later
             ensure_torchvision()
         return _import_optional("transformers")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

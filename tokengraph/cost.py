@@ -1,4 +1,4 @@
-"""What each step costs, counted: floating-point operations and bytes. Analytic, so it holds on any device."""
+"""Counts floating-point operations and bytes of each step analytically, so the numbers hold on any device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol
 class Cost:
     """Operations and memory traffic of one step, for one image.
 
-    A multiply-add counts as two operations. Bytes are those that must move if each input is read once and each output
-    written once, in float32. Not counted: sorting, softmax, normalisation, activations, kernel launches.
+    A multiply-add counts as two operations. Bytes are the traffic if each input is read once and each output is written
+    once, in float32. Sorting, softmax, normalisation, activations and kernel launches are not counted.
 
     Args:
         flops: Floating-point operations.
@@ -30,46 +30,80 @@ class Cost:
 
 
 def distance_cost(queries: int, candidates: int, channels: int) -> Cost:
-    """All products between ``queries`` and ``candidates`` tokens of ``channels`` features."""
+    """Counts all products between ``queries`` and ``candidates`` tokens of ``channels`` features.
+
+    Args:
+        queries: Number of query tokens.
+        candidates: Number of candidate tokens.
+        channels: C.
+    """
     flops = 2 * queries * candidates * channels + 2 * queries * candidates
     return Cost(flops, 4 * (queries * channels + candidates * channels + queries * candidates))
 
 
 def build_cost(num_tokens: int, channels: int, *, neighbors: int) -> Cost:
-    """Building a k-nearest-neighbour graph by the product form.
+    """Counts building a k-nearest-neighbour graph by matrix products.
 
-    All distances, and for each token ``neighbors`` edges out of it: an int64 id and a float32 weight each.
+    It counts all distances, and ``neighbors`` edges for each token: an int64 id and a float32 weight each.
+
+    Args:
+        num_tokens: N.
+        channels: C.
+        neighbors: k.
     """
     return distance_cost(num_tokens, num_tokens, channels) + Cost(0, 12 * num_tokens * neighbors)
 
 
 def reduce_cost(num_tokens: int, keep: int, channels: int) -> Cost:
-    """Size-weighted mean of ``num_tokens`` rows into ``keep``: one product and one addition an entry."""
+    """Counts the size-weighted mean of ``num_tokens`` rows into ``keep`` rows: a product and an addition per entry.
+
+    Args:
+        num_tokens: N.
+        keep: K.
+        channels: C.
+    """
     flops = 2 * num_tokens * channels + 2 * num_tokens
     return Cost(flops, 4 * (2 * num_tokens * channels + keep * channels + 3 * num_tokens))
 
 
 def lift_cost(num_tokens: int, keep: int, channels: int) -> Cost:
-    """Copying ``keep`` rows out to ``num_tokens``: no arithmetic."""
+    """Counts copying ``keep`` rows to ``num_tokens`` rows: no arithmetic.
+
+    Args:
+        num_tokens: N.
+        keep: K.
+        channels: C.
+    """
     return Cost(0, 4 * (keep + num_tokens) * channels + 8 * num_tokens)
 
 
 def attention_cost(num_tokens: int, channels: int) -> Cost:
-    """One attention half: four ``C x C`` projections, ``QK^T`` and ``AV`` over all heads (fused: no map in memory)."""
+    """Counts the attention half of a block: four ``C x C`` projections, ``QK^T`` and ``AV``, without map in memory.
+
+    Args:
+        num_tokens: Tokens with prefix tokens, P+N.
+        channels: C.
+    """
     flops = 8 * num_tokens * channels**2 + 4 * num_tokens**2 * channels
     return Cost(flops, 4 * (4 * channels**2 + 8 * num_tokens * channels))
 
 
 def mlp_cost(num_tokens: int, channels: int, hidden: int) -> Cost:
-    """One MLP half: two projections."""
+    """Counts the MLP half of a block: two projections.
+
+    Args:
+        num_tokens: Tokens with prefix tokens, P+N.
+        channels: C.
+        hidden: Width of the hidden layer.
+    """
     return Cost(4 * num_tokens * channels * hidden, 4 * (2 * channels * hidden + 2 * num_tokens * (channels + hidden)))
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Costs of a run through a vision transformer's blocks for one image, stage by stage.
+    """Costs of the blocks of a vision transformer for one image, by stage.
 
-    Patch embedding, final norm and head are not counted: no strategy changes them.
+    Patch embedding, final norm and head are not counted, because no strategy changes them.
     """
 
     attention: Cost
@@ -77,21 +111,21 @@ class ModelCost:
     select: Cost
     reduce: Cost
     lift: Cost
-    counted: bool  # whether the strategy says what its choice costs
+    counted: bool  # True if the strategy states the cost of its choice
 
     @property
     def total(self) -> Cost:
-        """All stages together."""
+        """The sum of all stages."""
         return self.attention + self.mlp + self.select + self.reduce + self.lift
 
 
 class Costed(Protocol):
-    """What :func:`vit_cost` asks of a strategy; see :class:`tokengraph.Select`."""
+    """The part of a strategy that :func:`vit_cost` needs; see :class:`tokengraph.Select`."""
 
     placement: ClassVar[str]
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64, /) -> Cost | None:
-        """What one step costs, for one image; ``None``: it does not say."""
+        """Returns the cost of one step for one image, or ``None`` if the strategy does not state it."""
         ...
 
 
@@ -113,8 +147,11 @@ def vit_cost(
         hidden: Width of the MLP; ``4 * C`` by default.
         num_prefix: P.
         head_width: D of one attention head.
-        select: The strategy, for its own cost and for where in the block it acts.
-        lift: Count bringing the last tokens back to every patch.
+        select: The strategy, for its own cost and its place in the block.
+        lift: Also count the lift of the last tokens to every patch.
+
+    Returns:
+        The costs by stage, for one image.
 
     Example:
         >>> plain = vit_cost([196] * 13, 384)

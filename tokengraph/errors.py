@@ -1,4 +1,4 @@
-"""Checks at the public boundary; every message reads ``Expected WHAT (got VALUE). HINT``."""
+"""Checks of arguments at the public boundary; every message reads ``Expected WHAT (got VALUE). HINT``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_tokens(x: Tensor, *, dims: tuple[int, ...] = (3,), name: str = "x") ->
 
 
 def check_finite(x: Tensor, name: str = "tokens") -> None:
-    """Raises when ``x`` holds NaN or infinity. Reads the values: on CUDA this synchronises with the host."""
+    """Raises if ``x`` has NaN or infinity. Reads the values, which synchronises with the host on CUDA."""
     if torch.compiler.is_compiling() or under_vmap() or x.numel() == 0:
         return
     if not bool(torch.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))):
@@ -37,8 +37,8 @@ def check_mask(mask: Tensor | None, x: Tensor, *, leading: bool = False) -> None
 
     Args:
         mask: True where there is a token.
-        x: What it masks.
-        leading: Also refuse a token behind padding. Reads the values: on CUDA this synchronises with the host.
+        x: The masked tokens.
+        leading: Also raise if padding precedes a token. This reads values: a host synchronisation on CUDA.
     """
     if mask is None:
         return
@@ -58,7 +58,7 @@ def check_mask(mask: Tensor | None, x: Tensor, *, leading: bool = False) -> None
 
 
 def check_positive(**values: int) -> None:
-    """Raises when one of the named integers is below 1."""
+    """Raises if one of the named integers is below 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
             raise TypeError(f"Expected {name} to be an int (got {value!r}).")
@@ -67,7 +67,7 @@ def check_positive(**values: int) -> None:
 
 
 def check_ptr(ptr: Tensor, num_tokens: int) -> None:
-    """Raises unless ``ptr [B+1]`` starts at 0, never falls, and ends at ``num_tokens``."""
+    """Raises unless ``ptr [B+1]`` starts at 0, never decreases, and ends at ``num_tokens``."""
     if ptr.dim() != 1 or ptr.numel() < 1 or ptr.dtype != torch.long:
         raise ValueError(f"Expected ptr of shape [B+1] and dtype int64 (got {list(ptr.shape)}, {ptr.dtype}).")
     values = ptr.tolist()
@@ -76,10 +76,10 @@ def check_ptr(ptr: Tensor, num_tokens: int) -> None:
 
 
 def check_sorted(batch: Tensor) -> None:
-    """Raises unless ``batch [M]`` is sorted: flat layout keeps the tokens of an image together."""
+    """Raises unless ``batch [M]`` is sorted, as the flat layout needs the tokens of an image in one block."""
     if batch.numel() > 1 and bool((batch[1:] < batch[:-1]).any()):
         raise ValueError(
-            "Expected a sorted batch vector (got one that falls). Sort the tokens by image first: "
+            "Expected a sorted batch vector (got one that decreases). Sort the tokens by image first: "
             "order = batch.argsort(stable=True)."
         )
 
@@ -89,12 +89,12 @@ def check_grid(grid: tuple[int, ...], num_tokens: int) -> tuple[int, int]: ...
 @overload
 def check_grid(grid: tuple[int, ...], num_tokens: int, *, video: bool) -> tuple[int, ...]: ...
 def check_grid(grid: tuple[int, ...], num_tokens: int, *, video: bool = False) -> tuple[int, ...]:
-    """Returns ``grid`` as ints; raises unless it holds exactly ``num_tokens`` patches.
+    """Returns ``grid`` as ints; raises unless it has exactly ``num_tokens`` patches.
 
     Args:
         grid: ``(H, W)``, or with ``video`` also ``(T, H, W)``.
-        num_tokens: Patches it must hold.
-        video: Whether a grid of frames is welcome.
+        num_tokens: Number of patches it must have.
+        video: Whether to accept a grid of frames.
     """
     if not isinstance(grid, tuple | list) or len(grid) not in ((2, 3) if video else (2,)):
         wanted = "(H, W), or (T, H, W) for a video" if video else "(H, W)"

@@ -1,4 +1,4 @@
-"""Losses that train a model to have fewer tokens: how many it keeps, and what a teacher with all tokens says."""
+"""Losses that train token pruning: the share of kept tokens, and distillation from a teacher with all tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokengraph.flat.segment import segment_sum, wide
 from tokengraph.nn.modes import in_eval
 
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
-OFFICIAL_STAGES = 3  # what the published loss divides by, however many stages there are
+OFFICIAL_STAGES = 3  # the published loss always divides by this
 
 Outputs = tuple[Tensor, Tensor | None]  # logits and tokens
 Teacher = nn.Module | Outputs
@@ -26,7 +26,7 @@ def ratio_loss(
     ptr: Tensor | None = None,
     divisor: int | None = None,
 ) -> Tensor:
-    r"""Squared distance of the share of kept tokens from its target, averaged over stages.
+    r"""Computes the squared distance of the share of kept tokens from its target, averaged over stages.
 
     .. math:: \frac{1}{S} \sum_s \frac{1}{B} \sum_b \big(\bar{d}_{sb} - \rho_s\big)^2 \;\text{(graph)}, \qquad
               \frac{1}{S} \sum_s \big(\tfrac{1}{B} \sum_b \bar{d}_{sb} - \rho_s\big)^2 \;\text{(batch)}
@@ -35,16 +35,17 @@ def ratio_loss(
         decisions: Cumulative masks of the S stages over all patch tokens of the input, each ``[B, N]``, or ``[M]`` with
             ``ptr``.
         ratios: Their targets, each in (0, 1].
-        per: ``"graph"``: each image meets the target; ``"batch"``: the batch does, so that images may differ. Every
-            image counts the same in it, whatever its size. Images without tokens count nowhere.
+        per: ``"graph"``: each image should meet the target; ``"batch"``: the mean over the batch should, so that
+            images may differ. Images have equal weight in this mean, also if their sizes differ; images without
+            tokens are ignored.
         ptr: First token of each image, ``[B+1]``.
-        divisor: Instead of S; the published code always divides by 3.
+        divisor: Replaces S; the published code always divides by 3.
 
     Returns:
         A scalar in float32 or wider.
 
     Raises:
-        ValueError: On ratios outside (0, 1], or another number of them than of decisions.
+        ValueError: If a ratio is outside (0, 1], or the numbers of ratios and decisions differ.
 
     Cost: one pass over the masks; no host synchronisation.
 
@@ -52,7 +53,7 @@ def ratio_loss(
     """
     _check_ratios(ratios)
     if len(decisions) != len(ratios):
-        raise ValueError(f"Expected one decision a ratio, S={len(ratios)} (got {len(decisions)}).")
+        raise ValueError(f"Expected one decision per ratio, S={len(ratios)} (got {len(decisions)}).")
     _check_choice("per", per, ("graph", "batch"))
     terms = []
     for decision, ratio in zip(decisions, ratios, strict=True):
@@ -74,22 +75,22 @@ def token_distillation_loss(
     per: str = "batch",
     ptr: Tensor | None = None,
 ) -> Tensor:
-    """How far the kept tokens are from the teacher's.
+    """Computes the distance of the kept tokens from the teacher's.
 
     Args:
         tokens: ``[B, N, C]``, or ``[M, C]`` flat; after the final LayerNorm, or logits of each token (``"kl"``).
-        teacher_tokens: The same of the teacher. No gradient goes there.
-        keep: The last mask, ``[B, N]`` or ``[M]``; tokens above 0.5 count. ``None``: all count. No gradient goes there.
+        teacher_tokens: The teacher's tokens, of the same shape. They get no gradient.
+        keep: The last mask, ``[B, N]`` or ``[M]``; tokens above 0.5 count. ``None``: all count. It gets no gradient.
         kind: ``"mse"``: squared error, mean over channels; ``"kl"``: KL divergence from the teacher's softmax.
-        per: ``"batch"``: mean over all kept tokens of the batch; ``"graph"``: over those of each image that keeps any,
-            then over these images, so that an image counts the same among any batch mates.
+        per: ``"batch"``: mean over all kept tokens of the batch; ``"graph"``: mean over the kept tokens of each image,
+            then over images that keep any, so that the weight of an image does not depend on the rest of the batch.
         ptr: First token of each image of a flat batch, ``[B+1]``; ``per="graph"`` reads it.
 
     Returns:
-        A scalar in float32 or wider; 0 where no token is kept.
+        A scalar in float32 or wider; 0 if no token is kept.
 
     Raises:
-        ValueError: On shapes that do not fit.
+        ValueError: If shapes do not fit.
 
     Cost: one pass over the tokens; no host synchronisation.
 
@@ -115,13 +116,14 @@ def token_distillation_loss(
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    r"""Mean over images of :math:`\mathrm{KL}(\text{teacher} \,\Vert\, \text{student})`, both ``[B, classes]``.
+    r"""Computes the mean over images of :math:`\mathrm{KL}(\text{teacher} \,\Vert\, \text{student})`.
 
-    A scalar in float32 or wider; no gradient goes to the teacher. The teacher comes first, as in DynamicViT's code
-    (paper: student first).
+    Both are ``[B, classes]``; the result is a scalar in float32 or wider. The teacher gets no gradient.
 
     Raises:
         ValueError: If shapes differ.
+
+    Source: Rao et al., *DynamicViT*, NeurIPS 2021, by its code, where the teacher comes first (paper: student first).
     """
     if logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -133,22 +135,22 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 class DynamicViTLoss(nn.Module):
-    r"""What DynamicViT trains on: :math:`L = L_{cls} + 2 L_{ratio} + 0.5 L_{KL} + 0.5 L_{token}`.
+    r"""The training loss of DynamicViT, :math:`L = L_{cls} + 2 L_{ratio} + 0.5 L_{KL} + 0.5 L_{token}`.
 
     Args:
         ratios: Share of patch tokens to keep after each stage, each in (0, 1].
-        weights: Weights other than these, by name: ``classification``, ``ratio``, ``distillation``, ``token``. A term
-            of weight 0 is not computed.
+        weights: Changes these weights by name: ``classification``, ``ratio``, ``distillation``, ``token``. A term of
+            weight 0 is not computed.
         classification: Loss of ``(logits, target)``; ``None``: cross-entropy, with class ids or soft targets.
         per: See :func:`ratio_loss`.
         token: ``"mse"`` or ``"kl"``; see :func:`token_distillation_loss`.
         token_per: ``"batch"``: the token term is a mean over all kept tokens of the batch, as published; ``"graph"``:
-            each image counts the same in it. With ``per="graph"`` too, and images that all keep a token, the loss is a
-            mean over images, so that the mean over processes with as many images each (DDP) is that of one process.
-        official: Divide the ratio term by 3 however many stages there are, as the published code does.
+            images have equal weight in it. With ``per="graph"`` too, and if every image keeps a token, the loss is a
+            mean over images: then the mean over DDP processes of equal batch size equals the loss of one process.
+        official: Divide the ratio term by 3 for any number of stages, as the published code does.
 
     Raises:
-        ValueError: On ratios outside (0, 1], unknown names of weights and unknown choices.
+        ValueError: If a ratio is outside (0, 1], or the name of a weight or a choice is unknown.
 
     Source: Rao et al., *DynamicViT*, NeurIPS 2021, and its code. Differs: see the parts' functions.
     """
@@ -187,19 +189,19 @@ class DynamicViTLoss(nn.Module):
         x: Tensor | None = None,
         ptr: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted sum and its parts, each unweighted and detached.
+        """Returns the weighted sum, and a dict of its terms, unweighted and detached.
 
         Args:
             logits: ``[B, classes]``.
             target: Class ids ``[B]`` or soft targets ``[B, classes]``.
             decisions: Cumulative masks of the stages, each ``[B, N]``, or ``[M]`` with ``ptr``.
             tokens: The student's patch tokens after the final LayerNorm, ``[B, N, C]`` or ``[M, C]``.
-            teacher: ``(logits, tokens)``, or a module; ``None``: the terms that need one are left out.
+            teacher: ``(logits, tokens)``, or a module; ``None`` leaves out the terms that need a teacher.
             x: Images for a teacher that is a module; see :func:`teacher_outputs`.
             ptr: First token of each image of a flat batch, ``[B+1]``.
 
         Raises:
-            ValueError: If a term lacks what it needs.
+            ValueError: If an argument that a term needs is missing.
         """
         terms = {}
         if self.weights["classification"]:
@@ -234,10 +236,10 @@ class DynamicViTLoss(nn.Module):
 
 @torch.no_grad()
 def teacher_outputs(teacher: nn.Module, x: Tensor) -> Outputs:
-    """Runs a teacher in eval mode without gradient, and leaves its mode as it was.
+    """Runs a teacher in eval mode without gradient, and restores its mode.
 
-    A module with ``forward_features`` and ``forward_head`` (timm's) gives its logits and its patch tokens after the
-    final norm; another one what it returns: ``(logits, tokens)``, or logits alone.
+    A module with ``forward_features`` and ``forward_head`` (timm) gives logits ``[B, classes]`` and patch tokens after
+    the final norm ``[B, N, C]``. Other modules must return ``(logits, tokens)``, or only logits.
     """
     with in_eval(teacher):
         if hasattr(teacher, "forward_features") and hasattr(teacher, "forward_head"):
@@ -249,7 +251,7 @@ def teacher_outputs(teacher: nn.Module, x: Tensor) -> Outputs:
 
 
 def _outputs(teacher: Teacher, x: Tensor | None) -> Outputs:
-    """What a teacher says: as it is given, or by running it on ``x``."""
+    """Returns the given outputs of a teacher, or runs the teacher on ``x``."""
     if not isinstance(teacher, nn.Module):
         return teacher
     if x is None:
@@ -264,12 +266,12 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    """KL from the softmax of ``theirs`` to that of ``ours``, over the last dimension."""
+    """Computes KL(softmax of ``theirs`` || softmax of ``ours``) over the last dimension."""
     return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(dim=-1)
 
 
 def _image_means(values: Tensor, counted: Tensor, ptr: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean of the counted values of each image, ``[B]`` (0 where none is), and whether any is."""
+    """Averages the counted values of each image to ``[B]`` (0 if it has none); also returns True where it has any."""
     values = torch.where(counted, values.to(wide(values)), 0.0)
     if ptr is None:
         if values.dim() != 2:

@@ -1,4 +1,4 @@
-"""Packages that may be missing: Python extras, and compiled engines. Probed lazily; a broken one breaks no import."""
+"""Optional packages: Python extras and compiled extensions. They load lazily, so a broken one breaks no import."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def optional(module: str) -> Any:
 
     Args:
         module: For example ``"rich.table"``; its package is one of ``PACKAGES``.
+
+    Returns:
+        The module.
 
     Raises:
         ImportError: If the package is not installed; names the extra to install.
@@ -49,7 +52,7 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class Backend:
-    """One engine: whether it can be used, its version, and what stands in the way or limits it."""
+    """One backend: whether it can be used, its version, and the reason if it is unusable or limited."""
 
     name: str
     available: bool
@@ -69,20 +72,20 @@ def _probe(name: str) -> tuple[ModuleType | None, str]:
         if error.name == _MODULES[name]:
             return None, f"not installed: {_INSTALL[name]}"
         return None, f"broken: {error}"
-    except Exception as error:  # an extension built for another torch raises OSError, a broken one anything
+    except Exception as error:  # an extension built for another torch raises OSError; a broken one may raise anything
         return None, f"broken: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def load(name: str) -> ModuleType | None:
-    """The optional module behind a backend, or ``None`` when it is missing or broken."""
+    """Returns the module of a backend, or ``None`` if it is missing or broken."""
     return _probe(name)[0]
 
 
 def require(name: str) -> ModuleType:
-    """The optional module behind a backend.
+    """Returns the module of a backend.
 
     Raises:
-        ImportError: With the reason and how to install it.
+        ImportError: If it is missing or broken; the message says why, and how to install it.
     """
     module, reason = _probe(name)
     if module is None:
@@ -91,7 +94,7 @@ def require(name: str) -> ModuleType:
 
 
 def backends() -> dict[str, Backend]:
-    """Says which engines are there, and why not when they are not.
+    """Reports which backends are usable, and why others are not.
 
     Returns:
         ``"torch"``, ``"torch-cluster"``, ``"torch-scatter"`` and ``"pyg-lib"``, each with ``available``, ``version``

@@ -1,4 +1,4 @@
-"""Schedules: how many tokens are left after each block."""
+"""Schedules: the number of tokens after each block. The functions return rules for ``attach``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ Keep = int | float | str | tuple[str, int | float | str]
 Rule = Callable[[int, int], Sequence[Removal]]
 Schedule = int | Sequence[Removal] | Mapping[int, Keep] | Rule
 WORDS = ("cluster", "reconstruct")
-RECONSTRUCT = -1  # in a list of removals: every token is there again
+RECONSTRUCT = -1  # in a list of removals: restores all tokens
 
 
 def constant(removed: int) -> Rule:
-    """Removes the same number of tokens in every block (ToMe's ``r``). Same as giving the int itself."""
+    """Removes the same number of tokens in every block (ToMe's ``r``), as the int ``removed`` does by itself.
+
+    Args:
+        removed: Tokens removed in each block, at least 0.
+    """
     return _Constant(removed)
 
 
 def linear(removed: int) -> Rule:
-    """Removes ``2 * removed`` tokens in the first block, falling to none in the last; about as many in all as constant.
+    """Removes ``2 * removed`` tokens in the first block and linearly fewer down to none in the last one.
+
+    The total is about that of :func:`constant`.
+
+    Args:
+        removed: Mean number of tokens removed in each block, at least 0.
 
     Source: the decreasing schedule of ToMe (Bolya et al., ICLR 2023).
     """
@@ -30,18 +39,22 @@ def linear(removed: int) -> Rule:
 
 
 def ratio(keep: float) -> Rule:
-    """Keeps the share ``keep`` of what is left in every block, rounded up."""
+    """Keeps the share ``keep`` of the current tokens in every block, rounded up.
+
+    Args:
+        keep: A share in (0, 1].
+    """
     return _Ratio(keep)
 
 
 def relative(keep: Mapping[int, float]) -> Relative:
-    """Keeps shares of the tokens that are there, not of the input: ``{3: 0.7, 6: 0.7}`` leaves 70 %, then 49 %.
+    """Keeps shares of the current tokens, not of the input: ``{3: 0.7, 6: 0.7}`` keeps 70 %, then 49 %.
 
     Args:
-        keep: ``{l: share}``: once l blocks are finished, this share in (0, 1] of the tokens stays, rounded up.
+        keep: ``{l: share}``: after l finished blocks, keep this share in (0, 1] of the tokens, rounded up.
 
     Raises:
-        ValueError: For a layer below 1 or a share out of range.
+        ValueError: If a layer is below 1 or a share out of range.
         TypeError: If a share is no float.
 
     Example:
@@ -57,7 +70,7 @@ def relative(keep: Mapping[int, float]) -> Relative:
     return Relative(tuple((int(layer), float(share)) for layer, share in sorted(keep.items())))
 
 
-# Classes, not closures, so that a model holding its schedule can be pickled.
+# Classes, not closures, so that a model with its schedule can be pickled.
 @dataclass(frozen=True)
 class _Constant:
     removed: int
@@ -91,31 +104,31 @@ class _Ratio:
 
 @dataclass(frozen=True)
 class Relative:
-    """Shares of the tokens that are there, in order of layers; see :func:`relative`."""
+    """Shares of the current tokens, in order of layers; see :func:`relative`."""
 
     shares: tuple[tuple[int, float], ...]
 
     def kept(self, num_tokens: int) -> dict[int, int]:
-        """The schedule ``{l: tokens}`` for so many input tokens."""
+        """Returns the schedule ``{l: tokens}`` for ``num_tokens`` input tokens."""
         kept = {}
         for layer, share in self.shares:
             num_tokens = tokens_to_keep(share, num_tokens)
-            kept[layer] = max(num_tokens, 1)  # an image without tokens has none
+            kept[layer] = max(num_tokens, 1)  # a budget is at least 1, also for an image without tokens
         return kept
 
     def __call__(self, depth: int, num_tokens: int) -> list[int]:
-        """Tokens removed in each block."""
+        """Returns the number of tokens removed in each block."""
         counts = tokens_per_layer(self, depth, num_tokens)
         return [before - after for before, after in zip(counts[:-1], counts[1:], strict=True)]
 
 
 def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 4) -> None:
-    """Warns of entries of a schedule ``{l: keep}`` that remove nothing, though they seem to; 1.0 says so itself.
+    """Warns if entries of a schedule ``{l: keep}`` remove nothing, unless they are 1.0.
 
     Args:
-        schedule: As the user gave it; other kinds have no entries.
-        plan: Tokens after each number of blocks.
-        stacklevel: Frames up to where the warning points to: the caller of ``attach`` by default.
+        schedule: The user's schedule; other kinds have no entries.
+        plan: Tokens before the first block and after each block.
+        stacklevel: As for ``warnings.warn``; the default points to the caller of ``attach``.
     """
     if not isinstance(schedule, Mapping):
         return
@@ -126,8 +139,8 @@ def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 4) 
     ]
     if idle:
         warnings.warn(
-            f"The schedule removes nothing at layers {idle}: numbers say how many of the input tokens stay "
-            f"(tokens: {list(plan)}). For shares of the tokens that are there: "
+            f"The schedule removes nothing at layers {idle}: its numbers count input tokens, or are shares of them "
+            f"(tokens: {list(plan)}). For shares of the current tokens: "
             "tokengraph.schedule.relative({3: 0.7, 6: 0.7, 9: 0.7}).",
             stacklevel=stacklevel,
         )
@@ -141,27 +154,31 @@ def tokens_per_layer(
     *,
     clusters: int | None = None,
 ) -> list[int]:
-    """Works a schedule out for a model of ``depth`` blocks and ``num_tokens`` patch tokens an image.
+    """Computes the token counts of a schedule for a model of ``depth`` blocks and ``num_tokens`` patch tokens.
 
     Args:
-        schedule: An int: tokens removed in every block. A sequence of ``depth`` ints: removed block by block. A mapping
-            ``{l: keep}``: once l blocks are finished, ``keep`` tokens are left (an int, or a float share of the input;
-            ``"cluster"``: ``clusters``; ``"reconstruct"``: all of them again). A callable
-            ``(depth, num_tokens) -> removed``, as :func:`linear` and :func:`ratio` return. ``RECONSTRUCT`` among
-            removals brings all tokens back. :func:`relative`: shares of the tokens that are there. A pair says that
-            all come back and some leave at once: ``("reconstruct", keep)``, or ``(RECONSTRUCT, removed)`` in a list.
+        schedule: One of
+
+            * an int: removes this many tokens in every block;
+            * a sequence of ``depth`` ints: the tokens removed in each block (``RECONSTRUCT`` restores all
+              tokens, ``(RECONSTRUCT, removed)`` also removes some again);
+            * a mapping ``{l: keep}``: keeps ``keep`` tokens after l finished blocks. ``keep`` is an int, a float share
+              of the input, ``"cluster"`` (the number ``clusters``) or ``"reconstruct"`` (restores all tokens);
+            * a callable ``(depth, num_tokens) -> removed``, such as :func:`linear` and :func:`ratio` return;
+            * :func:`relative`: shares of the current tokens.
         depth: Blocks in the model.
-        num_tokens: Patch tokens an image at the input.
-        fewest: The fewest clusters one step can leave of n tokens. Removals are cut to it; a mapping that asks for less
-            is an error.
-        clusters: What ``"cluster"`` stands for.
+        num_tokens: Patch tokens per image at the input.
+        fewest: A function of n tokens that returns the fewest clusters that one step can reach. Removals are clamped to
+            it; a mapping that asks for fewer is an error.
+        clusters: The number of tokens for ``"cluster"``.
 
     Returns:
         ``depth + 1`` counts: tokens before the first block, then after each block.
 
     Raises:
-        ValueError: For a key outside ``[0, depth]``, a list of the wrong length, a negative removal, counts that rise.
-        TypeError: For anything that is no schedule.
+        ValueError: If a key is outside ``[0, depth]``, a list has the wrong length, a removal is negative, or counts
+            rise.
+        TypeError: If it is no schedule.
 
     Example:
         >>> tokens_per_layer({2: 0.25}, 4, 196)
@@ -239,7 +256,7 @@ def _kept(
         if layer in schedule:
             wanted = schedule[layer]
             back = isinstance(wanted, tuple) or wanted == "reconstruct"
-            if back and not asked:  # by what was asked, not by counts: a small image may have nothing to reduce
+            if back and not asked:  # checks the request, not the counts: a small image may have nothing to reduce
                 raise ValueError(f"Expected something to reconstruct at layer {layer} (got all {left} tokens).")
             if isinstance(wanted, tuple):
                 wanted, left = _after_return(wanted, layer), num_tokens
@@ -259,7 +276,7 @@ def _after_return(pair: tuple[str, int | float | str], layer: int) -> int | floa
 def _left(
     wanted: int | float | str, layer: int, left: int, num_tokens: int, least: Callable[[int], int], clusters: int | None
 ) -> int:
-    """Tokens left after a layer at which a mapping says ``wanted``."""
+    """Returns the number of tokens after a layer for which a mapping asks for ``wanted``."""
     if wanted == "reconstruct":
         return num_tokens
     if wanted == "cluster":
@@ -283,7 +300,14 @@ def _left(
 
 
 def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
-    """Turns a budget into tokens: an int as it is, a ratio in (0, 1] as ``max(1, ceil(ratio * N))``; at most N.
+    """Converts a budget to a number of tokens, at most ``num_tokens``.
+
+    Args:
+        keep: An int, or a ratio in (0, 1], which gives ``max(1, ceil(ratio * N))``.
+        num_tokens: N.
+
+    Returns:
+        The number of tokens, ``min(keep, N)``.
 
     Raises:
         ValueError: If an int is below 1 or a ratio outside (0, 1].
@@ -296,5 +320,5 @@ def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
             raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
         keep = max(1, math.ceil(float(keep) * num_tokens))
     if keep < 1:
-        raise ValueError(f"Expected keep >= 1 tokens an image (got keep={keep}).")
+        raise ValueError(f"Expected keep >= 1 tokens per image (got keep={keep}).")
     return min(int(keep), num_tokens)

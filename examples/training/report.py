@@ -1,4 +1,4 @@
-"""What a training shows: its progress, its curves, and accuracy against time of what came out."""
+"""Reports of a training: progress, curves, and accuracy against time of the trained models."""
 
 import statistics
 import time
@@ -23,12 +23,12 @@ def progress(disable: bool) -> Progress:
 
 
 def average(rows: list[Row], name: str) -> Any:
-    """Mean over rows of a number, or of a list of numbers."""
+    """Averages a number, or a list of numbers, over rows."""
     return torch.tensor([row[name] for row in rows], dtype=torch.float64).mean(dim=0).tolist()
 
 
 def facts(rows: list[Row]) -> str:
-    """Losses and kept shares on one line."""
+    """Formats losses and kept shares as one line."""
     losses = [f"{name} {average(rows, name):.3f}" for name in ("loss", *PARTS) if name in rows[0]]
     kept = [f"{share:.3f}" for share in average(rows, "kept")]
     return "  ".join(losses + (["kept", *kept] if kept else []))
@@ -36,7 +36,7 @@ def facts(rows: list[Row]) -> str:
 
 @torch.no_grad()
 def compare(models: dict[str, Callable[[Tensor], Tensor]], images: Tensor, labels: Tensor, rounds: int) -> list[Row]:
-    """Accuracy, and milliseconds an image, taken in turn so that slow phases of the machine hit all models."""
+    """Measures accuracy, and milliseconds per image in interleaved rounds, so that all models share slow phases."""
     right = {name: (model(images).argmax(dim=1) == labels).double().mean().item() for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
@@ -73,7 +73,7 @@ def kept_table(kept: list[float], ratios: tuple[float, ...]) -> Table:
 
 
 def plot(path: Path, rows: list[Row], ratios: tuple[float, ...], frozen: int) -> None:
-    """Loss parts, and kept shares against their targets: faint by step, bold by epoch."""
+    """Plots loss terms, and kept shares with their targets; faint lines are steps, bold lines are epochs."""
     steps = sum(row["epoch"] == rows[0]["epoch"] for row in rows)
     by_step = [i / steps for i in range(1, len(rows) + 1)]
     by_epoch = [epoch + 0.5 for epoch in range(len(rows) // steps)]

@@ -1,4 +1,4 @@
-"""What any training needs: processes that share a batch, a log, and checkpoints that a run goes on from exactly."""
+"""Parts that any training needs: processes that share a batch, a log, and checkpoints for exact resumption."""
 
 import argparse
 import gc
@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# What a resumed run keeps of the run that wrote the checkpoint.
+# Options that a resumed run takes from the checkpoint.
 SETTINGS = ("images", "batch", "lr", "epochs", "frozen", "keep", "ratio_weight", "seed", "amp", "checkpoint_blocks")
 
 
 class Processes:
-    """The processes that torchrun has started, or this one alone. Each takes its rows of one global batch."""
+    """The processes started by torchrun, or this one alone. Each takes its rows of one global batch."""
 
     def __init__(self, batch: int) -> None:
         if "WORLD_SIZE" in os.environ:
@@ -37,21 +37,21 @@ class Processes:
 
     def close(self) -> None:
         if dist.is_initialized():
-            gc.collect()  # a DistributedDataParallel that outlives its group could wait for it without end
+            gc.collect()  # a DistributedDataParallel that outlives its group may hang
             dist.destroy_process_group()
 
 
 class Run:
-    """The training as a whole: what it has logged, its random numbers, and its checkpoints."""
+    """The state of the whole training: its log, its random numbers, and its checkpoints."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.saved: dict[str, Any] = {} if args.resume is None else torch.load(args.resume, weights_only=True)
         for name, value in self.saved.get("settings", {}).items():
             setattr(args, name, value)
         self.args, self.processes, self.epochs_left = args, Processes(args.batch), args.stop_after
-        torch.manual_seed(args.seed)  # of weights
-        self.generator = torch.Generator().manual_seed(args.seed)  # of order and noise: the same on all processes
-        self.rows: list[dict[str, Any]] = self.saved.get("rows", [])  # one a step
+        torch.manual_seed(args.seed)  # for weights
+        self.generator = torch.Generator().manual_seed(args.seed)  # for order and noise, equal on all processes
+        self.rows: list[dict[str, Any]] = self.saved.get("rows", [])  # one per step
         self.dense: dict[str, Tensor] = self.saved.get("dense", {})
         self.first = self.processes.rank == 0
         if self.first:
@@ -59,7 +59,7 @@ class Run:
             self._write(self.rows, "w")
 
     def finish_epoch(self, rows: list[dict[str, Any]], task: Any, optimizer: Any, schedule: Any, epoch: int) -> None:
-        """Logs the epoch's steps, and saves all that the next epoch depends on."""
+        """Logs the epoch's steps, and saves the state that the next epoch needs."""
         self.rows += rows
         self.epochs_left -= 1
         if not self.first:
@@ -70,10 +70,10 @@ class Run:
         state |= {"generator": self.generator.get_state(), "random": torch.get_rng_state()}
         state["settings"] = {name: getattr(self.args, name) for name in SETTINGS}
         torch.save(state, self.args.out / "checkpoint.tmp")
-        os.replace(self.args.out / "checkpoint.tmp", self.args.out / "checkpoint.pt")  # whole, or not at all
+        os.replace(self.args.out / "checkpoint.tmp", self.args.out / "checkpoint.pt")  # atomic
 
     def restore(self, task: Any, optimizer: Any, schedule: Any) -> int:
-        """Loads the checkpoint, where it is one of this task, and returns the epochs that are done."""
+        """Loads the checkpoint if it belongs to this task, and returns the number of finished epochs."""
         if self.saved.get("phase") != task.name:
             return 0
         for name, part in _parts(task, optimizer, schedule).items():

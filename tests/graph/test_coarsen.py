@@ -239,8 +239,8 @@ def test_coarsen_groups_images_by_grid_as_well_as_by_count():
 @pytest.mark.parametrize(
     ("keep", "error", "message"),
     [
-        (0, ValueError, r"keep >= 1 tokens an image \(got keep=0\)"),
-        (-2, ValueError, r"keep >= 1 tokens an image \(got keep=-2\)"),
+        (0, ValueError, r"keep >= 1 tokens per image \(got keep=0\)"),
+        (-2, ValueError, r"keep >= 1 tokens per image \(got keep=-2\)"),
         (0.0, ValueError, r"a keep ratio in \(0, 1\] \(got keep=0.0\)"),
         (1.5, ValueError, r"a keep ratio in \(0, 1\] \(got keep=1.5\)\. Give a count as an int"),
         (torch.nan, ValueError, r"a keep ratio in \(0, 1\] \(got keep=nan\)"),
@@ -264,7 +264,7 @@ def test_coarsen_refuses_what_is_not_finite():
 def test_coarsen_refuses_unsorted_images():
     graph = grids((1, 2), (1, 2))
     graph.batch = torch.tensor([0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"Expected a sorted batch vector \(got one that falls\)"):
+    with pytest.raises(ValueError, match=r"Expected a sorted batch vector \(got one that decreases\)"):
         coarsen(graph, "dpc-knn", 1)
 
 

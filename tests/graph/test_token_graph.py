@@ -116,10 +116,10 @@ def test_to_tokens_refuses_ragged_images():
         ([torch.zeros(2, 7, 4)], None, 0, r"tokens of shape \[M, C\] \(got \[2, 7, 4\]\)"),
         (torch.zeros(0, 7, 4), None, 0, r"at least one image \(got none\)"),
         ([], None, 0, r"at least one image \(got none\)"),
-        (torch.zeros(2, 7, 4), None, 8, r"0 <= num_prefix <= tokens an image \(got num_prefix=8\)"),
-        (torch.zeros(2, 7, 4), None, -1, r"0 <= num_prefix <= tokens an image \(got num_prefix=-1\)"),
+        (torch.zeros(2, 7, 4), None, 8, r"0 <= num_prefix <= tokens per image \(got num_prefix=8\)"),
+        (torch.zeros(2, 7, 4), None, -1, r"0 <= num_prefix <= tokens per image \(got num_prefix=-1\)"),
         ([torch.zeros(6, 4), torch.zeros(6, 5)], None, 0, r"one channel count \(got \[4, 5\]\)"),
-        ([torch.zeros(6, 4), torch.zeros(2, 4)], [(2, 3)], 0, r"one grid an image, B=2 \(got 1\)"),
+        ([torch.zeros(6, 4), torch.zeros(2, 4)], [(2, 3)], 0, r"one grid per image, B=2 \(got 1\)"),
         ([torch.zeros(6, 4), torch.zeros(2, 4)], (2, 3), 0, r"a grid of N=2 patches \(got 2 x 3 = 6\)"),
     ],
 )
@@ -316,7 +316,9 @@ def test_connect_grid_and_window_refuse_what_is_no_full_grid():
 def test_connect_knn_refuses_unsorted_images():
     graph = TokenGraph.from_tokens(torch.randn(2, 3, 4))
     graph.batch = torch.tensor([0, 1, 0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"Expected a sorted batch vector \(got one that falls\)\. Sort the tokens"):
+    with pytest.raises(
+        ValueError, match=r"Expected a sorted batch vector \(got one that decreases\)\. Sort the tokens"
+    ):
         graph.connect_knn(1)
 
 

@@ -84,7 +84,7 @@ def test_other_sizes_are_refused_not_cropped():
         tiny()(torch.randn(1, 3, 0, 96))
     with pytest.raises(ValueError, match="multiples of 16"):
         FastITPN(24, (1, 1, 1), 3, img_size=100)
-    with pytest.raises(ValueError, match=r"heads=5 divide \(got width=24\)"):
+    with pytest.raises(ValueError, match=r"multiple of 4 and of heads=5 \(got width=24\)"):
         FastITPN(24, (1, 1, 1), 5)
 
 

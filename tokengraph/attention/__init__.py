@@ -1,1 +1,1 @@
-"""What stands in for an attention mask, and what strategies read of attention."""
+"""Objects that stock blocks take as attention masks, and the attention statistics that strategies read."""

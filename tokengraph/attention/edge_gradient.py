@@ -1,4 +1,4 @@
-"""The gradients of attention over edges weighted by keep decisions, a few heads at a time."""
+"""Gradients of attention whose edges are weighted by keep decisions, computed a few heads at a time."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from torch import Tensor
 
 from tokengraph.flat.segment import wide
 
-CAP = 1e6  # bound on the weight of a dropped key's edge, that of the best allowed key being 1
-CACHE = 1 << 20  # bytes of a piece of the map on a CPU: it should stay in the cache
-MEMORY = 1 << 28  # and on a GPU
+CAP = 1e6  # upper bound on the weight of a dropped key's edge, relative to the best allowed key
+CACHE = 1 << 20  # bytes of a piece of the map on a CPU, so that it stays in the cache
+MEMORY = 1 << 28  # bytes of a piece of the map on a GPU
 
 
 def attention_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, out: Tensor, scale: float, cap: float = CAP
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Gradients of q, k, v and keep.
+    r"""Computes the gradients of q, k, v and keep.
 
     With :math:`z_i = \sum_k E_{ik} G_{ik}` and signals :math:`r_{ij} = E_{ij} (g_i v_j - g_i o_i) / z_i`:
     :math:`\partial d_j = \sum_{i \ne j} r_{ij}`, whether j is kept or not; :math:`\partial P = r G`; the map is
     :math:`E G / z`. G has d in its columns and 1 on its diagonal.
 
     Args:
-        grad: g, of the output, ``[B, H, N, D]``.
+        grad: g, the gradient of the output, ``[B, H, N, D]``.
         q: Queries, ``[B, H, N, D]``.
         k: Keys, ``[B, H, N, D]``.
         v: Values, ``[B, H, N, D]``.
         keep: d, ``[B, N]``.
         out: o, the output, ``[B, H, N, D]``.
         scale: Factor on the scores.
-        cap: Bound on the weight of a dropped key's edge.
+        cap: Upper bound on the weight of a dropped key's edge.
 
-    Cost: 5 products of ``B H N^2 D``; three pieces of the map at a time.
+    Returns:
+        The gradients of ``q``, ``k``, ``v`` and ``keep``, in their shapes.
+
+    Cost: 5 products of ``B H N^2 D``; memory for three pieces of the map at a time.
     """
     heads, wanted = q.size(1), (q, k, v, keep)
     grad, q, k, v, out = (t.to(wide(t)).flatten(0, 1) for t in (grad, q, k, v, out))
@@ -45,7 +48,7 @@ def attention_gradients(
         raw = _exponentials(q[part], k[part], keep[part], cap)
         edges = _on_edges(raw, keep[part])
         total = edges.sum(dim=2, keepdim=True)
-        # Rows are divided where they are narrow.
+        # Divides rows of width D, not rows of the map.
         g = grad[part] / total
         dv[part] = torch.bmm(edges.transpose(1, 2), g)
         signal = torch.baddbmm(delta[part] / total, g, v[part].transpose(1, 2), beta=-1).mul_(raw)
@@ -60,7 +63,7 @@ def attention_gradients(
 
 
 def _parts(q: Tensor) -> list[slice]:
-    """Heads of all images ``[B*H, N, D]`` in pieces, at least one."""
+    """Cuts the heads of all images ``[B*H, N, D]`` into pieces of at least one head."""
     rows, tokens = q.shape[:2]
     limit = MEMORY if q.is_cuda else CACHE
     # A few heads at once keep all cores of a CPU busy.
@@ -69,7 +72,7 @@ def _parts(q: Tensor) -> list[slice]:
 
 
 def _exponentials(q: Tensor, k: Tensor, keep: Tensor, cap: float) -> Tensor:
-    """E of some heads, dropped keys included, ``[b, N, N]``."""
+    """Computes E of some heads, dropped keys included, ``[b, N, N]``."""
     scores = torch.bmm(q, k.transpose(1, 2))
     allowed = scores + torch.where(keep > 0, 0.0, -torch.inf).to(scores.dtype)
     allowed.diagonal(dim1=1, dim2=2).copy_(scores.diagonal(dim1=1, dim2=2))
@@ -77,7 +80,7 @@ def _exponentials(q: Tensor, k: Tensor, keep: Tensor, cap: float) -> Tensor:
 
 
 def _on_edges(values: Tensor, keep: Tensor) -> Tensor:
-    """``values * G`` for ``values [b, N, N]`` and ``keep [b, 1, N]``."""
+    """Computes ``values * G`` for ``values [b, N, N]`` and ``keep [b, 1, N]``."""
     out = values * keep
     out.diagonal(dim1=1, dim2=2).copy_(values.diagonal(dim1=1, dim2=2))
     return out

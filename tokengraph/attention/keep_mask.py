@@ -1,4 +1,4 @@
-"""Attention over edges weighted by keep decisions, whose gradient also reaches the dropped tokens."""
+"""Attention whose edges are weighted by keep decisions; its gradient also reaches the dropped tokens."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from tokengraph.flat.segment import wide
 def masked_softmax(
     scores: Tensor, keep: Tensor, *, official: bool = False, eps: float = 1e-6, cap: float = CAP
 ) -> Tensor:
-    r"""Softmax over edges of weight :math:`G_{ij} = d_j + (1 - d_j) [i = j]`: dropped keys out, self-loops in.
+    r"""Computes a softmax with edge weights :math:`G_{ij} = d_j + (1 - d_j) [i = j]`.
+
+    Dropped keys get no attention, except from themselves.
 
     .. math:: A_{ij} = E_{ij} G_{ij} / \sum_k E_{ik} G_{ik}, \quad
               E_{ij} = \exp \min(P_{ij} - \max_{k: G_{ik} > 0} P_{ik}, \ln \text{cap})
 
-    The bound only acts on dropped keys: it changes no value of A, and keeps their gradient finite.
+    The bound acts only on dropped keys: it changes no value of A, and their gradient stays finite.
 
     Args:
         scores: P, scaled, ``[B, H, N, N]``.
         keep: d, ``[B, N]`` in [0, 1]; prefix tokens have 1.
-        official: The published form: the maximum over all keys, ``eps / N`` added to the numerator and ``eps`` to the
-            denominator, no bound. A dropped key far above the others then takes mass (up to the uniform row).
-        eps: Of the published form.
-        cap: Bound on the weight of a dropped key's edge in the gradient, that of the best allowed key being 1.
+        official: Use the published form: maximum over all keys, ``eps / N`` added to the numerator and ``eps`` to the
+            denominator, no bound. There, a dropped key with a far higher score pulls the row towards uniform.
+        eps: The eps of the published form.
+        cap: Upper bound on the weight of a dropped key's edge in the gradient, relative to the best allowed key.
 
     Returns:
         ``[B, H, N, N]`` in the dtype of ``scores``; computed in float32 or wider.
 
     Raises:
-        ValueError: On shapes that do not fit.
+        ValueError: If shapes do not fit.
 
-    Cost: a handful of ``[B, H, N, N]`` floats. :func:`masked_attention` does without.
+    Cost: several ``[B, H, N, N]`` tensors. :func:`masked_attention` needs none.
 
     Source: Rao et al., *DynamicViT*, NeurIPS 2021, eqs. (10), (11), and its code. Differs unless ``official``: the
     maximum is over allowed keys, no eps, bounded exponent.
@@ -62,12 +64,15 @@ def masked_softmax(
 
 
 def additive_mask(keep: Tensor) -> Tensor:
-    """What to add to scores for the same softmax: ``log G``, ``[B, 1, N, N]`` in float32 or wider, without gradient.
+    """Returns ``log G``, an additive mask that gives the same softmax: ``[B, 1, N, N]`` in float32 or wider.
 
-    Exact in value. No gradient goes through it, as that of a log is infinite at dropped keys: :class:`KeepMask` has it.
+    Its values are exact, but it has no gradient, because that of the log is infinite at dropped keys. Use
+    :class:`KeepMask` if gradients are needed.
 
     Args:
         keep: ``[B, N]`` in [0, 1].
+
+    Cost: one ``[B, 1, N, N]`` tensor; no host synchronisation.
     """
     log = keep.detach().to(wide(keep) if keep.is_floating_point() else torch.float32).log()
     mask = log[:, None, None, :].repeat(1, 1, keep.size(1), 1)
@@ -85,10 +90,10 @@ def masked_attention(
     official: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attention by :func:`masked_softmax`, forward and gradients, by the fused kernel.
+    """Computes attention with :func:`masked_softmax` by the fused kernel, with the same gradients.
 
-    Forward is ``scaled_dot_product_attention`` with :func:`additive_mask`. Where ``keep`` wants a gradient, backward
-    makes the map again, a few heads at a time: the signal to a dropped key is what its edge would carry.
+    Forward is ``scaled_dot_product_attention`` with :func:`additive_mask`. If ``keep`` needs a gradient, backward
+    recomputes the map, a few heads at a time. A dropped key gets the gradient that its edge would carry if kept.
 
     Args:
         q: Queries, ``[B, H, N, D]``.
@@ -96,34 +101,37 @@ def masked_attention(
         v: Values, ``[B, H, N, D]``.
         keep: ``[B, N]`` in [0, 1], over all N tokens; prefix tokens have 1.
         scale: Factor on the scores; ``None``: ``D ** -0.5``.
-        official: See :func:`masked_softmax`; the map is then made.
-        dropout_p: Probability that an edge is left out; above 0 the map is made.
+        official: See :func:`masked_softmax`; True computes the whole map.
+        dropout_p: Dropout probability of the attention weights; above 0, the whole map is computed.
 
     Returns:
         ``[B, H, N, D]``.
 
     Raises:
-        ValueError: On shapes that do not fit.
+        ValueError: If shapes do not fit.
 
-    Cost: forward that of the fused kernel; backward 5 products of ``B H N^2 D``, as the fused kernel's own, and no
-    ``[B, H, N, N]`` tensor is kept. Gradients of gradients only where the map is made.
+    Cost: forward that of the fused kernel; backward 5 products of ``B H N^2 D``, as many as the fused kernel's own,
+    and no ``[B, H, N, N]`` tensor is kept. Second derivatives exist only if the whole map is computed.
     """
     _check_heads(q, k, v, keep)
     return _attend(q, k, v, keep, None, q.size(-1) ** -0.5 if scale is None else scale, official, dropout_p)
 
 
 class KeepMask(MaskObject):
-    """A keep decision as the attention mask of a stock block: give it where an ``attn_mask`` is expected.
+    """A keep decision in place of a block's attention mask: pass it as ``attn_mask``.
 
-    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes
-    :func:`masked_attention`, and ``(scores + mask).softmax(-1)`` becomes :func:`masked_softmax`, so that fused and
-    plain attention both come out right, gradients included. Anything else raises rather than lose the gradient.
+    It is no tensor, but torch functions accept it. ``scaled_dot_product_attention`` becomes :func:`masked_attention`,
+    and ``(scores + mask).softmax(-1)`` becomes :func:`masked_softmax`, so both fused and plain attention give correct
+    results and gradients. All other functions raise, because they would lose the gradient.
 
     Args:
         keep: ``[B, N]`` in [0, 1], over all N tokens; prefix tokens have 1.
         official: See :func:`masked_softmax`.
-        cap: See :func:`masked_softmax`. Where attention is sharp, gradients of decisions reach it: a smaller one tames
-            them, and changes no output.
+        cap: See :func:`masked_softmax`. If attention is sharp, the gradients of decisions grow up to this bound; a
+            smaller one limits them, and changes no output.
+
+    Raises:
+        ValueError: If ``keep`` has another shape or ``cap < 1``.
 
     Example:
         >>> mask = KeepMask(torch.tensor([[1.0, 0.0]]))
@@ -145,39 +153,39 @@ class KeepMask(MaskObject):
         self._additive: Tensor | None = None
 
     def additive(self) -> Tensor:
-        """:func:`additive_mask`, made once for all blocks that share the mask."""
+        """Returns :func:`additive_mask`, computed once for all blocks that share this object."""
         if self._additive is None:
             self._additive = additive_mask(self.keep)
         return self._additive
 
     def plus(self, scores: Tensor) -> _KeptScores:
-        """Scores on their way to :func:`masked_softmax`."""
+        """Returns the scores as an object whose ``softmax`` is :func:`masked_softmax`."""
         return _KeptScores(scores, self)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
-        """:func:`masked_attention`."""
+        """Computes :func:`masked_attention`."""
         self.check(q, k, v, enable_gqa)
         factor = q.size(-1) ** -0.5 if scale is None else scale
         return _attend(q, k, v, self.keep, self, factor, self.official, dropout_p)
 
     def check(self, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
-        """Raises ValueError where keys are shared by heads, and on shapes that do not fit."""
+        """Raises ValueError if heads share keys (grouped-query attention) or shapes do not fit."""
         if enable_gqa:
             raise ValueError("Expected enable_gqa=False with a keep mask (got True).")
         _check_heads(q, k, v, self.keep)
 
 
 class _KeptScores:
-    """Scores with their keep mask, on the way to a softmax."""
+    """Scores with their keep mask, before the softmax."""
 
     def __init__(self, scores: Tensor, mask: KeepMask) -> None:
         self.scores, self.mask = scores, mask
         self.dtype, self.device, self.shape = scores.dtype, scores.device, scores.shape
 
     def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-        """:func:`masked_softmax` over keys."""
+        """Computes :func:`masked_softmax` over keys."""
         if dim not in (-1, self.scores.dim() - 1):
             raise ValueError(f"Expected a softmax over keys, dim=-1 (got dim={dim}).")
         scores = self.scores if dtype is None else self.scores.to(dtype)
@@ -206,7 +214,7 @@ def _attend(
 
 
 class _FusedMaskedAttention(torch.autograd.Function):
-    """The fused kernel forward; its gradients and that of keep backward."""
+    """Runs the fused kernel forward; backward gives the gradients of q, k, v and keep."""
 
     @staticmethod
     def forward(

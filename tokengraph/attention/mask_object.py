@@ -1,4 +1,4 @@
-"""What stands where a stock block expects its attention mask, and is told what becomes of it."""
+"""An object in place of an attention mask: it takes over when a stock block uses its mask."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SOFTMAXES = (torch.softmax, F.softmax, torch.Tensor.softmax)
 
 
 class MaskObject(ABC):
-    """Not a tensor, but torch's functions take it for one where a stock block hands its mask on.
+    """Base class of mask objects: no tensors, but torch functions accept them (``__torch_function__``).
 
-    Fused attention calls ``scaled_dot_product_attention``, which becomes :meth:`attention`; plain attention adds the
-    mask to its scores, which becomes :meth:`plus`. Anything else goes to :meth:`other`.
+    If the block calls ``scaled_dot_product_attention``, :meth:`attention` runs. If it adds the mask to its scores,
+    :meth:`plus` runs. All other torch functions go to :meth:`other`.
     """
 
     dtype: torch.dtype
@@ -26,14 +26,14 @@ class MaskObject(ABC):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
-        """Attention ``[B, H, N, E]`` of queries, keys and values ``[B, H, N, D]`` under this mask."""
+        """Computes attention ``[B, H, N, E]`` of queries, keys and values ``[B, H, N, D]`` under this mask."""
 
     @abstractmethod
     def plus(self, scores: Tensor) -> Any:
-        """``scores + mask``: a tensor, or what takes the softmax that follows."""
+        """Computes ``scores + mask``: a tensor, or an object with the ``softmax`` that the block calls next."""
 
     def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Any other function of torch with the mask among its arguments; a ``TypeError`` unless overridden."""
+        """Handles every other torch function that gets the mask; raises ``TypeError`` unless overridden."""
         raise TypeError(
             f"Expected {type(self).__name__} to meet scaled_dot_product_attention, or scores + mask "
             f"(got {func.__name__})."
@@ -45,7 +45,7 @@ class MaskObject(ABC):
     __radd__ = __add__
 
     def __getitem__(self, index: Any) -> MaskObject:
-        """Itself: older attention cuts its mask to as many keys as there are, which is all."""
+        """Returns itself: older attention code slices its mask to the number of keys, and the mask already fits."""
         return self
 
     @classmethod
@@ -56,7 +56,7 @@ class MaskObject(ABC):
         mine = next(a for a in (*args, *kwargs.values()) if isinstance(a, MaskObject))
         if func in ADDS and not kwargs:
             scores = args[1] if mine is args[0] else args[0]
-            return mine.plus(scores)  # not by +, which torch.compile sends back to here
+            return mine.plus(scores)  # torch.compile would route + back to this method
         return mine.other(func, args, kwargs)
 
 
@@ -70,7 +70,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` whose mask is an object; its signature."""
+    """Has the signature of ``scaled_dot_product_attention`` and lets the mask object compute."""
     if is_causal:
         raise ValueError("Expected is_causal=False (got True): clusters have no order in time.")
     return attn_mask.attention(query, key, value, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa)

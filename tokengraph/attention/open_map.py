@@ -1,4 +1,4 @@
-"""Attention in the open: an attention mask that makes a stock block compute its map, and lets a strategy edit it."""
+"""A mask object that makes a stock block compute its attention map, and lets a strategy read and edit the map."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from tokengraph.attention.size_bias import SizeBias
 
 
 class OpenMap(MaskObject):
-    """An attention mask that opens the map: give it where an ``attn_mask`` is expected.
+    """Exposes the attention map of a block: pass it as ``attn_mask``.
 
-    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes scores, softmax and
-    values, one after another, and ``(scores + mask).softmax(-1)`` passes through it too, so that fused and plain
-    attention both come out right. After the softmax, before dropout, the map is edited, and left in ``seen``.
+    It is no tensor, but torch functions accept it. ``scaled_dot_product_attention`` then computes scores, softmax and
+    values as separate steps, and ``(scores + mask).softmax(-1)`` goes through this object too, so both fused and plain
+    attention give correct results. The edit runs after the softmax and before dropout.
 
     Args:
-        seen: Where the edited map is left, as ``seen["map"]``; ``None``: nowhere.
-        edit: What the map ``[B, H, N, N]`` becomes; it must not write into its argument. ``None``: it stays.
-        bias: What is added to the scores, as a block's attention takes it: additive, or bool (True: attend).
+        seen: A dict that receives the edited map as ``seen["map"]``; ``None``: the map is not stored.
+        edit: A function of the map ``[B, H, N, N]`` that returns the map to use; it must not write into its argument.
+            ``None``: no edit.
+        bias: Added to the scores, in the form of an ``attn_mask``: additive, or bool (True: attend).
 
-    Cost: one ``[B, H, N, N]`` tensor for each of scores and softmax, and one for the edit, where it changes anything.
+    Cost: one ``[B, H, N, N]`` tensor each for scores, softmax and edit.
 
     Example:
         >>> mask = OpenMap(seen := {})
@@ -49,7 +50,7 @@ class OpenMap(MaskObject):
         self.dtype = torch.float32 if bias is None or bias.dtype == torch.bool else bias.dtype
 
     def plus(self, scores: Tensor) -> OpenMap:
-        """The same mask with ``scores`` added to its bias: or one more bias."""
+        """Returns the same mask with ``scores`` (or a second bias) added to its bias."""
         bias: Any = self.bias
         if bias is None:
             return OpenMap(self.seen, self.edit, scores)
@@ -58,7 +59,7 @@ class OpenMap(MaskObject):
         return OpenMap(self.seen, self.edit, scores + bias)
 
     def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-        """The edited map of scores that were added before."""
+        """Computes the softmax of the scores that :meth:`plus` added, and edits and stores the map."""
         if dim not in (-1, 3):
             raise ValueError(f"Expected a softmax over keys, dim=-1 (got dim={dim}).")
         scores: Any = self.bias
@@ -69,7 +70,7 @@ class OpenMap(MaskObject):
         return attention
 
     def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The softmax of scores that were added before."""
+        """Routes torch's softmax functions to :meth:`softmax`."""
         if func not in SOFTMAXES:
             return super().other(func, args, kwargs)
         return self.softmax(*args[1:2], **{k: v for k, v in kwargs.items() if k in ("dim", "dtype")})
@@ -77,10 +78,10 @@ class OpenMap(MaskObject):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
-        """Scores, softmax and values, one after another."""
+        """Computes scores, softmax and values as separate steps."""
         if enable_gqa:
             groups = q.size(1) // k.size(1)
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
         q = q * (q.size(-1) ** -0.5 if scale is None else scale)
-        attention = self.plus(torch.matmul(q, k.transpose(-2, -1))).softmax(dim=-1)  # scores are let go here
+        attention = self.plus(torch.matmul(q, k.transpose(-2, -1))).softmax(dim=-1)  # frees the scores
         return torch.matmul(F.dropout(attention, dropout_p).to(v.dtype), v)

@@ -1,4 +1,4 @@
-"""The size bias of proportional attention, as a mask or folded into the heads so that mask-free kernels stay usable."""
+"""The size bias of proportional attention: as a mask, or folded into the heads for kernels that take no mask."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tokengraph.attention.mask_object import MaskObject
 
 POWERS = {"log": 1.0, "half-log": 0.5, "none": 0.0, "inverse": -1.0}
 WAYS = ("auto", "mask", "fold")
-# Device types where "auto" folds: those on which folding was measured to be faster (benchmarks/size_bias.py). On CPU
-# attention takes 1.2 to 2.0 times as long folded as with a mask. CUDA has not been measured.
+# Device types on which "auto" folds, because folding was measured to be faster there (benchmarks/size_bias.py). On CPU
+# folded attention takes 1.2 to 2.0 times as long as attention with a mask. CUDA has not been measured.
 FOLDS: tuple[str, ...] = ()
-MULTIPLE = 8  # of the head width, which fused kernels ask for
+MULTIPLE = 8  # fused kernels need a head width that is a multiple of this
 
 
 @dataclass(frozen=True)
 class SizeRule:
-    r"""How keys are weighed by their sizes: :math:`p \log s` is added to their logits.
+    r"""How attention weights keys by their sizes: it adds :math:`p \log s` to their logits.
 
     Args:
-        power: p; 0: nothing is added.
-        way: ``"mask"``, ``"fold"`` or ``"auto"``: folded on the devices in ``FOLDS``.
+        power: p; 0 adds nothing.
+        way: ``"mask"``, ``"fold"`` or ``"auto"`` (fold on the device types in ``FOLDS``).
     """
 
     power: float
@@ -34,14 +34,14 @@ class SizeRule:
 
     @classmethod
     def of(cls, prop_attn: bool | str, way: str = "mask") -> SizeRule:
-        """From what ``attach`` takes.
+        """Makes a rule from the arguments of ``attach``.
 
         Args:
             prop_attn: ``"log"`` (True), ``"half-log"``, ``"none"`` (False) or ``"inverse"``.
             way: ``"auto"``, ``"mask"`` or ``"fold"``.
 
         Raises:
-            ValueError: For anything else.
+            ValueError: If an argument is none of these.
         """
         if way not in WAYS:
             raise ValueError(f"Expected size_bias to be auto, mask or fold (got {way!r}).")
@@ -52,12 +52,12 @@ class SizeRule:
         return cls(POWERS[prop_attn], way)
 
     def bias(self, size: Tensor) -> Tensor:
-        """What to add to the logits of keys of ``size``: float32, ``-inf`` for size 0 (padding) whatever the power."""
+        """Returns the bias for the logits of keys of ``size``, same shape, float32; always ``-inf`` at size 0."""
         log = self.power * size.log()
         return log if self.power > 0 else torch.where(size > 0, log, -torch.inf)
 
     def folds(self, device: torch.device) -> bool:
-        """Whether it is folded on this device."""
+        """True if the bias is folded into the heads on this device."""
         return self.way == "fold" or (self.way == "auto" and device.type in FOLDS)
 
 
@@ -71,30 +71,30 @@ def folded_attention(
     dropout_p: float = 0.0,
     enable_gqa: bool = False,
 ) -> Tensor:
-    r"""Attention with a bias on its keys, by ``scaled_dot_product_attention`` without a mask.
+    r"""Computes attention with a bias on its keys by ``scaled_dot_product_attention`` without a mask.
 
     .. math:: q' = [q, c, c], \quad k' = [k, h, l], \quad h + l = b / (c \cdot \mathrm{scale})
 
-    c is the power of two next to ``1 / scale``, and h, l are the high and the low part of the number: exact up to 16
-    bits in bfloat16, where a mask of that dtype has 8. Heads are padded with zeros to a multiple of 8; so are values,
-    as fused kernels want one width. The gradient of the bias is kept.
+    c is the power of two nearest to ``1 / scale``. h and l are the high and low part of this quotient, so in bfloat16
+    it has up to 16 significant bits, where a bfloat16 mask has 8. Queries, keys and values are padded with zeros to one
+    head width, a multiple of 8, as fused kernels need it. The bias gets its gradient.
 
     Args:
         q: Queries, ``[B, H, N, D]``.
         k: Keys, ``[B, H, M, D]``.
         v: Values, ``[B, H, M, E]``.
-        bias: ``[B, 1, 1, M]``; ``-inf`` bars a key.
+        bias: ``[B, 1, 1, M]``; ``-inf`` excludes a key.
         scale: Factor on the products; ``None``: ``D ** -0.5``.
-        dropout_p: Probability that an edge is left out.
-        enable_gqa: Keys and values have fewer heads.
+        dropout_p: Dropout probability of the attention weights.
+        enable_gqa: Keys and values have fewer heads (grouped-query attention).
 
     Returns:
         ``[B, H, N, E]``.
 
     Raises:
-        ValueError: On a bias of another shape.
+        ValueError: If the bias has another shape.
 
-    Cost: copies of q, k and v, and ``D + 2`` rounded up to a multiple of 8 in place of D in the kernel.
+    Cost: copies of q, k and v; the kernel runs with a head width of ``D + 2`` rounded up to a multiple of 8.
     """
     if bias.dim() != 4 or bias.shape[1:3] != (1, 1) or bias.size(3) != k.size(2):
         raise ValueError(f"Expected a bias of shape [B, 1, 1, {k.size(2)}] (got {list(bias.shape)}).")
@@ -116,14 +116,14 @@ def folded_attention(
 
 
 class SizeBias(MaskObject):
-    """A bias on keys as the attention mask of a stock block: give it where an ``attn_mask`` is expected.
+    """A bias on keys in place of a block's attention mask: pass it as ``attn_mask``.
 
-    Not a tensor, but torch's functions take it for one: ``scaled_dot_product_attention`` becomes
-    :func:`folded_attention`; any other function gets the bias as a tensor, so that ``scores + mask`` works too.
+    It is no tensor, but torch functions accept it. ``scaled_dot_product_attention`` becomes :func:`folded_attention`;
+    every other function gets the bias as a tensor, so that ``scores + mask`` works too.
 
     Args:
         bias: ``[B, 1, 1, N]`` float32.
-        dtype: Of the mask that it stands for.
+        dtype: The dtype of the mask that it replaces.
 
     Example:
         >>> mask = SizeBias(torch.tensor([1.0, 3.0]).log().view(1, 1, 1, 2), torch.float32)
@@ -138,28 +138,28 @@ class SizeBias(MaskObject):
         self.shape = bias.shape
 
     def size(self, dim: int) -> int:
-        """Of the mask, as of a tensor."""
+        """Returns the size of the mask along ``dim``, as a tensor does."""
         return self.bias.size(dim)
 
     def float(self) -> Tensor:
-        """The mask in float32."""
+        """Returns the mask in float32."""
         return self.bias
 
     def dim(self) -> int:
-        """4."""
+        """Returns the number of axes, 4."""
         return self.bias.dim()
 
     def plus(self, scores: Tensor) -> Tensor:
-        """``scores`` with the bias on their keys."""
+        """Adds the bias of each key to ``scores [B, H, N, M]``."""
         return scores + self.bias.to(scores.dtype)
 
     def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Any other function gets the bias as a tensor."""
+        """Calls any other function with the bias as a tensor."""
         args = tuple(a.bias.to(a.dtype) if isinstance(a, SizeBias) else a for a in args)
         return func(*args, **{k: a.bias.to(a.dtype) if isinstance(a, SizeBias) else a for k, a in kwargs.items()})
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
     ) -> Tensor:
-        """:func:`folded_attention`."""
+        """Computes :func:`folded_attention`."""
         return folded_attention(q, k, v, self.bias, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa)

@@ -1,4 +1,4 @@
-"""Statistics of an attention map, each by the cheapest exact way; the map itself only where it cannot be avoided."""
+"""Statistics of an attention map, each computed exactly and without the whole map where possible."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK = 512  # rows of the map at a time
+CHUNK = 512  # rows of the map computed at a time
 
 
 class AttentionStats:
-    """Lazily computed statistics of one layer's attention, over its patch tokens.
+    """Statistics of one layer's attention over its patch tokens, computed when a method asks for them.
 
-    Nothing is computed until a method is called, so that a strategy which asks for nothing leaves the fused kernel
-    alone. Where the layer has computed its map in the open, they are read from that map; otherwise from queries and
-    keys: one row for the class token, row chunks for sums over columns. Everything is float32.
+    A strategy that calls no method costs nothing, and its layer keeps the fused kernel. If the layer has computed its
+    map anyway, the methods read that map. Otherwise they compute from queries and keys only what they need: one row
+    for the class token, chunks of rows for column sums. All results are float32, unless a method says otherwise.
 
     Args:
         project: Returns queries and keys ``[B, H, P+N, D]``; called at most once.
-        scale: Factor on the products.
+        scale: Factor on the products of queries and keys.
         num_prefix: P.
         bias: Additive mask that the layer used, broadcastable to ``[B, H, P+N, P+N]``, or ``None``.
-        attention: The map that the layer has used, ``[B, H, P+N, P+N]``: after softmax, as edited.
-        keys: Returns what :meth:`heads_of_keys` gives, where there is a cheaper way than through ``project``.
-        values: Returns values ``[B, H, P+N, D]``; ``None``: nobody knows them.
+        attention: The map that the layer used, ``[B, H, P+N, P+N]``: after softmax and edit.
+        keys: A cheaper way to compute :meth:`heads_of_keys` than ``project``.
+        values: Returns values ``[B, H, P+N, D]``; ``None``: unknown.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class AttentionStats:
 
     @classmethod
     def from_map(cls, attention: Tensor, num_prefix: int = 0) -> AttentionStats:
-        """Statistics of a map ``[B, H, P+N, P+N]`` that is there already. It has no keys."""
+        """Makes statistics of a given map ``[B, H, P+N, P+N]``, after softmax. They have no keys."""
         return cls(None, 1.0, num_prefix, attention=attention)
 
     def _queries_keys(self) -> tuple[Tensor, Tensor]:
         if self._qk is None:
             if self._project is None:
-                raise ValueError("Expected attention with queries and keys (got a map alone).")
+                raise ValueError("Expected attention with queries and keys (got only a map).")
             self._qk = self._project()
         return self._qk
 
@@ -67,22 +67,22 @@ class AttentionStats:
 
     @property
     def bias(self) -> Tensor | None:
-        """What was added to the logits, broadcastable to ``[B, H, P+N, P+N]``, or ``None``."""
+        """The bias on the logits, broadcastable to ``[B, H, P+N, P+N]``, or ``None``."""
         if callable(self._bias):
             self._bias = self._bias()
         return self._bias
 
     def with_bias(self, make: Callable[[], Tensor | None]) -> AttentionStats:
-        """These statistics with a bias that is made when it is first read."""
+        """Sets a bias that ``make`` builds when it is first read; returns ``self``."""
         self._bias = make
         return self
 
     def heads_of_keys(self) -> Tensor:
-        """Keys for matching, ``[B, H, P+N, D]``; H is 1 where the mean over heads was cheaper to make."""
+        """Returns keys for matching, ``[B, H, P+N, D]``; H is 1 if the mean over heads was cheaper to compute."""
         return self._queries_keys()[1] if self._keys is None else self._keys()
 
     def keys(self) -> Tensor:
-        """Keys of the patch tokens, mean over heads, ``[B, N, D]`` in float32 or wider."""
+        """Returns the keys of the patch tokens, averaged over heads: ``[B, N, D]`` in float32 or wider."""
         keys = self.heads_of_keys()[:, :, self.num_prefix :]
         return keys.mean(dim=1, dtype=torch.promote_types(keys.dtype, torch.float32))
 
@@ -110,7 +110,7 @@ class AttentionStats:
             return torch.linalg.vector_norm(rows, dim=2, dtype=torch.promote_types(rows.dtype, torch.float32))
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start : stop`` of the softmaxed map, ``[B, H, stop - start, P+N]``; nothing else is made."""
+        """Computes only rows ``start : stop`` of the map after softmax, ``[B, H, stop - start, P+N]``."""
         if self.attention is not None:
             return self.attention[:, :, start:stop].float()
         q, k = self._queries_keys()
@@ -125,13 +125,16 @@ class AttentionStats:
             return logits.softmax(dim=-1)
 
     def class_row(self) -> Tensor:
-        """What the first token pays each patch token, ``[B, H, N]``. Cost ``O(H N D)``: one row, not the map."""
+        """Returns the attention that the class token pays to each patch token, ``[B, H, N]``.
+
+        Cost: ``O(H N D)`` an image: one row, not the map.
+        """
         if self.attention is not None or self.bias is not None:
             return self.rows(0, 1)[:, :, 0, self.num_prefix :]
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
-            # All heads in one product of keys as they lie in memory with a block-diagonal query: three times as fast
-            # as a product for each head.
+            # One product of the keys, in their memory order, with a block-diagonal query for all heads: three times as
+            # fast as one product for each head.
             row = q[:, :, 0].float() * self.scale
             heads = torch.eye(row.size(1), dtype=row.dtype, device=row.device)
             query = (row[..., None] * heads[:, None]).flatten(1, 2)  # [B, H*D, H]
@@ -139,15 +142,17 @@ class AttentionStats:
             return logits.softmax(dim=1).transpose(1, 2)[..., self.num_prefix :]
 
     def column_sums(self) -> Tensor:
-        """Attention that each patch token receives from all tokens, ``[B, H, N]``, prefix tokens and itself included.
+        """Returns the attention that each patch token receives from all tokens, ``[B, H, N]``.
 
-        Cost: one pass over the map where the layer has made it; else the map, in row chunks, once for this and
-        :meth:`diagonal` together.
+        All tokens include prefix tokens and the token itself.
+
+        Cost: one pass over the map if the layer computed it; otherwise the map is computed in chunks of rows, once for
+        this method and :meth:`diagonal` together.
         """
         return self._columns()[0]
 
     def diagonal(self) -> Tensor:
-        """Attention that each patch token pays itself, ``[B, H, N]``. Cost: as :meth:`column_sums`, or a view."""
+        """Returns the attention that each patch token pays to itself, ``[B, H, N]``. Cost: as :meth:`column_sums`."""
         return self._columns()[1]
 
     def _columns(self) -> tuple[Tensor, Tensor]:

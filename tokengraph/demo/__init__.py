@@ -1,4 +1,4 @@
-"""The demo: real tokens of a photograph become a graph, shrink, run through a stock ViT faster, and come back."""
+"""The demo: makes a graph of a photograph's tokens, coarsens it, and runs a stock ViT faster with strategies."""
 
 from tokengraph.demo.run import demo
 

@@ -1,4 +1,4 @@
-"""Every strategy on one token graph."""
+"""Runs every strategy on one token graph."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select import Select, resolve
 from tokengraph.select.topk import TopK
 
-INSTEAD: dict[str, Select] = {"topk": TopK(score="norm")}  # on a graph no class token pays attention
+INSTEAD: dict[str, Select] = {"topk": TopK(score="norm")}  # a graph has no class token to score by
 
 
 @dataclass
 class Clustering:
-    """One strategy on the token graph: the coarse graph and the map to it; or the reason why it was left out.
+    """The result of one strategy on the token graph, or the reason why it was left out.
 
     Args:
-        name: Of the strategy.
-        label: What to call it in print.
-        graph: The coarse graph; ``None`` when left out.
-        assignment: The map from the fine graph's tokens.
-        rounds: Coarsenings in a row.
+        name: Name of the strategy.
+        label: Name to print.
+        graph: The coarse graph; ``None`` if left out.
+        assignment: The map from the tokens of the fine graph.
+        rounds: Number of coarsenings in a row.
         milliseconds: Median time of all rounds on one thread, edges included.
-        similarity: Mean cosine between tokens and what they get back.
-        skipped: Why it was left out.
+        similarity: Mean cosine between the tokens and their lifted cluster features.
+        skipped: The reason why it was left out.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Clustering:
 
 
 def share(graph: TokenGraph, parts: int) -> int:
-    """One of ``parts`` of the tokens, at least one."""
+    """Returns the number of tokens divided by ``parts``, at least one."""
     return max(1, sum(graph.counts) // parts)
 
 
 def cluster(graph: TokenGraph, name: str, keep: int) -> Clustering:
-    """Coarsens a graph of one image to ``keep`` tokens; in several rounds where one cannot remove so many."""
+    """Coarsens a graph of one image to ``keep`` tokens, in several rounds if one round cannot remove so many."""
     try:
         select = INSTEAD.get(name) or resolve(name)
         if select.learns:
@@ -75,9 +75,9 @@ def _time(graph: TokenGraph, select: Select, keep: int) -> tuple[Hierarchy, floa
         left = fewer
         steps.append(left)
     times, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)  # such short operations gain nothing from more, and lose much on a busy machine
+    torch.set_num_threads(1)  # more threads do not speed up such short operations, and slow them on a busy machine
     try:
-        for _ in range(8):  # the first fills caches
+        for _ in range(8):  # the first one fills caches
             start = time.perf_counter()
             levels = hierarchy(graph, select, steps)
             times.append(1000 * (time.perf_counter() - start))

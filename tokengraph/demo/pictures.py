@@ -1,4 +1,4 @@
-"""The demo's pictures."""
+"""Draws the demo's pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def draw(
     out: Path, photo: Tensor, graph: TokenGraph, clusterings: list[Clustering], runs: list[Run], pretrained: bool
 ) -> list[Path]:
-    """Writes the pictures that show tokens into a folder and returns their paths."""
+    """Writes the pictures of tokens into a folder and returns their paths."""
     assert graph.grids is not None
     grid, weights = graph.grids[0], "pretrained weights" if pretrained else "random weights"
     there = {one.name: one for one in clusterings if one.graph is not None}
@@ -63,7 +63,7 @@ def _save(figure: Figure, file: Path) -> Path:
 
 
 def _graphs(photo: Tensor, graph: TokenGraph, clusterings: dict[str, Clustering]) -> Figure:
-    """The kNN graph and, beside it, what a strategy makes of it."""
+    """Draws the kNN graph, and beside it the graph coarsened by one strategy."""
     coarse = clusterings.get("ailurus") or next(iter(clusterings.values()), None)
     figure = new_figure(
         12.2,

@@ -23,7 +23,7 @@ from tokengraph.select import registry
 if TYPE_CHECKING:
     from rich.console import Console
 
-LAYER = 2  # blocks that have run when the graph is built, and when AiluRus acts
+LAYER = 2  # number of finished blocks when the graph is built, and when AiluRus acts
 NEIGHBORS = 4
 
 
@@ -43,20 +43,20 @@ def demo(
         image: A photograph; by default one that scikit-image ships.
         model: A vision transformer of timm, by name.
         size: Side of the image in pixels, a multiple of the patch size.
-        out: Folder of the pictures; made if need be.
+        out: Folder of the pictures; created if missing.
         pretrained: Whether to look for pretrained weights.
-        console: Where to print.
+        console: Console to print to; ``None``: the standard output.
 
     Returns:
         The pictures' paths.
 
     Raises:
-        ValueError: If image, model, size or folder will not do; before the work, and before anything is written.
+        ValueError: If image, model, size or folder are not usable; raised before any work or output.
         ImportError: If rich, timm, matplotlib or Pillow is not installed; names the extra to install.
     """
     if console is None:
         console = cast("Console", optional("rich.console").Console())
-    for module in ("matplotlib", "PIL"):  # now rather than after the work
+    for module in ("matplotlib", "PIL"):  # fails before the work, not after it
         optional(module)
     photo = load_photo(image, size)
     loaded = load_model(model, img_size=size, pretrained=pretrained)
@@ -81,7 +81,7 @@ def demo(
     clusterings = [cluster(graph, name, share(graph, 8)) for name in registry()]
     print_clusterings(console, clusterings, graph)
     runs, left_out = make_runs(core, images, layer)
-    files = draw(folder, photo, graph, clusterings, runs, loaded.pretrained)  # timing can fail; these are safe now
+    files = draw(folder, photo, graph, clusterings, runs, loaded.pretrained)  # before the timing, which can fail
     if _timed(runs, core, images, console):
         print_runs(console, runs)
         files.append(draw_times(folder, runs))
@@ -92,7 +92,7 @@ def demo(
 
 
 def _timed(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> bool:
-    """Times all runs; where that fails, prints why."""
+    """Times all runs and returns True; if that fails, prints why and returns False."""
     try:
         measure(runs, model, images, console)
     except (RuntimeError, ValueError) as error:
@@ -102,7 +102,7 @@ def _timed(runs: list[Run], model: nn.Module, images: Tensor, console: Console) 
 
 
 def _writable(out: Path) -> Path:
-    """The folder of the pictures, made if need be."""
+    """Returns the folder of the pictures; creates it if missing."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):

@@ -1,4 +1,4 @@
-"""The model as it is, with strategies attached, and their ideals: counted, timed in turn, compared."""
+"""Counts, times and compares the plain model, the model with strategies attached, and their ideals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokengraph.testing.ideal import ideal
 if TYPE_CHECKING:
     from rich.console import Console
 
-SECONDS = 15.0  # about what the timing may take
+SECONDS = 15.0  # approximate limit of the timing
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Run:
     """One form of a model.
 
     Args:
-        name: Of the form; an ideal has the name of the strategy it is the ideal of.
+        name: Name of the form; an ideal has the name of its strategy.
         kind: ``"plain"``, ``"attached"`` or ``"ideal"``.
-        enter: Puts the form in place, until the context ends.
+        enter: Returns a context in which the model has this form.
         counts: Patch tokens before the first block and after each.
-        gflops: Of all blocks; choosing and reducing included where the form does that.
+        gflops: GFLOPs of all blocks, and of choosing and reducing if the form does that.
         features: Patch tokens after the final norm, one for each input patch, ``[B, N, C]``.
-        times: Measured milliseconds, one a round.
+        times: Measured milliseconds, one for each round.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Run:
 
     @property
     def median(self) -> float:
-        """Milliseconds."""
+        """Median time in milliseconds."""
         return self._quantile(0.5)
 
     @property
     def spread(self) -> float:
-        """Interquartile range, milliseconds."""
+        """Interquartile range of the times in milliseconds."""
         return self._quantile(0.75) - self._quantile(0.25)
 
     def similarity(self, other: Run) -> tuple[float, float]:
-        """Mean cosine of patch features to another run's: as they are, and without the other run's mean token."""
+        """Returns the mean cosine of patch features to another run's, plain and minus the other run's mean token."""
         assert self.features is not None and other.features is not None
         mean = other.features.mean(dim=1, keepdim=True)
         plain = F.cosine_similarity(self.features, other.features, dim=2)
@@ -74,8 +74,8 @@ class Run:
 
 
 def strategies(patches: int, layer: int) -> list[tuple[str, Select, Any]]:
-    """Name, strategy and schedule of each form that the demo attaches."""
-    removed = max(1, round(patches * 13 / 196))  # ToMe's published share: 13 of 196 tokens a block
+    """Returns name, strategy and schedule of each form that the demo attaches."""
+    removed = max(1, round(patches * 13 / 196))  # ToMe's published share: 13 of 196 tokens per block
     return [
         (f"AiluRus {{{layer}: 0.25}}", AiluRus(), {layer: 0.25}),
         (f"ToMe r={removed}", ToMe(), removed),
@@ -84,10 +84,10 @@ def strategies(patches: int, layer: int) -> list[tuple[str, Select, Any]]:
 
 
 def check_attaches(model: nn.Module, layer: int) -> None:
-    """Attaches every form and takes it off again.
+    """Attaches every form and removes it again.
 
     Raises:
-        ValueError: If the model takes none of them; the message is that of the last.
+        ValueError: If the model supports none of them, with the message of the last one.
     """
     _, adapter = find_adapter(model)
     height, width = adapter.grid(model)
@@ -103,10 +103,10 @@ def check_attaches(model: nn.Module, layer: int) -> None:
 
 
 def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], list[str]]:
-    """The plain model, then each strategy attached and its ideal, with counts, GFLOPs and features.
+    """Makes the runs of the plain model, of each strategy and of its ideal, with counts, GFLOPs and features.
 
     Returns:
-        The runs, the plain model's first, and a line on each that had to be left out.
+        The runs, the plain model's first, and one line about each form that was left out.
     """
     _, adapter = find_adapter(model)
     height, width = adapter.image_grid(adapter.embedding(model), images)
@@ -126,7 +126,7 @@ def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], 
         cost = _cost(model, counts, select)
         attached = partial(attach, model, select, schedule)
         runs.append(Run(name, "attached", attached, counts, cost.total.flops / 1e9, features))
-        if isinstance(select, GridPool):  # the control is there for its features
+        if isinstance(select, GridPool):  # a control, of which only the features matter
             continue
         cut = Run(
             name,
@@ -144,7 +144,7 @@ def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], 
 
 
 def _features(model: nn.Module, images: Tensor, prefix: int) -> Tensor:
-    """Patch tokens after the final norm, ``[B, N, C]``."""
+    """Returns the patch tokens after the final norm, ``[B, N, C]``."""
     tokens: Any = model.forward_features(images)  # type: ignore[operator]
     if isinstance(tokens, dict):  # NaFlex
         tokens = tokens["patches"]
@@ -152,7 +152,7 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Tensor:
 
 
 def _fails(run: Run, model: nn.Module, images: Tensor) -> str | None:
-    """Why the model cannot run in that form; ``None`` if it can."""
+    """Returns why the model cannot run in that form, or ``None`` if it can."""
     try:
         with run.enter():
             model(images)
@@ -162,7 +162,7 @@ def _fails(run: Run, model: nn.Module, images: Tensor) -> str | None:
 
 
 def measure(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> None:
-    """Times all runs in turn, round by round, so that the machine's moods meet each of them alike."""
+    """Times all runs in interleaved rounds, so that changes in the machine's load affect all alike."""
     start = time.perf_counter()
     _round(runs, model, images)
     for run in runs:

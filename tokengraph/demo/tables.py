@@ -1,4 +1,4 @@
-"""What the demo prints."""
+"""Prints the demo's tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_clusterings(console: Console, clusterings: list[Clustering], graph: TokenGraph) -> None:
-    """One line a strategy, most similar first; then those left out, with the reason."""
+    """Prints one line for each strategy, most similar first; then those left out, with the reason."""
     table = _table(f"The graph of {graph.num_nodes} tokens, coarsened to an eighth by every strategy")
     for column in ("strategy", "tokens", "edges", "dropped", "largest", "rounds", "ms", "cosine"):
         table.add_column(column, justify="left" if column == "strategy" else "right")
@@ -34,7 +34,7 @@ def print_clusterings(console: Console, clusterings: list[Clustering], graph: To
 
 
 def print_runs(console: Console, runs: list[Run]) -> None:
-    """Tokens in each layer, then cost, time and likeness."""
+    """Prints the tokens in each layer, then cost, time and similarity."""
     table = _table("Attached to the model: patch tokens before the first block and after each")
     table.add_column("model", no_wrap=True)
     table.add_column("tokens")

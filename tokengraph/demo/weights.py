@@ -1,4 +1,4 @@
-"""timm models with pretrained weights where a cache or a hub has them, else with random ones, and which it was."""
+"""Makes timm models with pretrained weights if a cache or a hub has them, else with random weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 
-PATIENCE = 4.0  # seconds that a hub has to answer in; timm itself tries for most of a minute
+PATIENCE = 4.0  # seconds to wait for a hub; timm itself tries for most of a minute
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode, whether its weights are pretrained, and where they come from, in words."""
+    """A model in eval mode, whether its weights are pretrained, and a description of where they come from."""
 
     model: nn.Module
     pretrained: bool
@@ -26,17 +26,17 @@ class Loaded(NamedTuple):
 def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int = 0) -> Loaded:
     """Makes a timm model without a head, for square images of ``img_size`` pixels.
 
-    Looks for weights in the hub's cache first, then asks the hub, for at most a few seconds. Without either the
-    weights are random.
+    It looks for weights in the hub's cache, then asks the hub, for at most a few seconds. If both fail, weights are
+    random.
 
     Args:
         name: A name that timm knows, with or without a tag.
         img_size: Side of the images in pixels; position embeddings are resampled to it.
-        pretrained: Whether to look for weights at all.
-        seed: Of random weights; the global generator is left as it was.
+        pretrained: Whether to look for weights.
+        seed: Seed of random weights; the global generator does not change.
 
     Raises:
-        ValueError: If timm does not know the name, or the model is for one image size only.
+        ValueError: If timm does not know the name, or the model supports only one image size.
         ImportError: If timm is not installed; names the extra to install.
     """
     from tokengraph.compat import timm
@@ -65,7 +65,7 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
     cached, address = _cached(config), _address(config)
     if cached is not None:
         overlay: dict[str, Any] = {"file": cached}
-        if not cached.endswith(".npz"):  # the hub's files are plain state_dicts, whatever the form of the original
+        if not cached.endswith(".npz"):  # the hub's files are plain state_dicts, also if the original file is not
             overlay["custom_load"] = False
         return Loaded(create(pretrained=True, pretrained_cfg_overlay=overlay), True, f"weights in {cached}")
     if address is None or not _reachable(address):
@@ -73,12 +73,12 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
         return Loaded(create(), False, f"random weights ({reason})")
     try:
         return Loaded(create(pretrained=True), True, f"weights from {address}")
-    except Exception as error:  # whatever a download or a broken file raises: random weights still show the path
+    except Exception as error:  # downloads and broken files may raise anything; the demo also works with random weights
         return Loaded(create(), False, f"random weights (download failed: {type(error).__name__})")
 
 
 def _cached(config: Any) -> str | None:
-    """The weights' file on this machine, if there is one."""
+    """Returns the file of the weights on this machine, if there is one."""
     if config is None:
         return None
     repository = getattr(config, "hf_hub_id", None)
@@ -99,7 +99,7 @@ def _cached(config: Any) -> str | None:
 
 
 def _address(config: Any) -> str | None:
-    """Where the weights would be asked for."""
+    """Returns the URL of the weights."""
     if getattr(config, "hf_hub_id", None):
         try:
             from huggingface_hub import constants
@@ -110,7 +110,7 @@ def _address(config: Any) -> str | None:
 
 
 def _reachable(address: str, patience: float = PATIENCE) -> bool:
-    """Whether a server answers in time, whatever its answer. Honours proxies; looking a name up is bounded too."""
+    """True if a server answers in time, also with an error. Uses proxies; the limit includes the DNS lookup."""
     answers: list[bool] = []
 
     def ask() -> None:

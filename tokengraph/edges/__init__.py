@@ -1,4 +1,4 @@
-"""How tokens are connected: k nearest neighbours, the patch grid, the window of nearest patches."""
+"""Edges between tokens: k nearest neighbours, the patch grid, windows of nearest patches."""
 
 from tokengraph.edges.grid import grid_graph, grid_positions
 from tokengraph.edges.knn import knn_graph, knn_neighbors

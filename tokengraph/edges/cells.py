@@ -1,10 +1,9 @@
-"""Cells of a coarser grid laid over the patch grid: whose cell a patch lies in, and which cells it may join.
+"""Cells of a coarser grid over the patch grid: the cell in which each patch lies, and the cells that it may join.
 
-Grids are ``(H, W)``, or ``(T, H, W)`` for the frames of a video; "rows and columns alike" then says frames as well, and
-a square around a cell is a cube.
+Grids are ``(H, W)``, or ``(T, H, W)`` for the frames of a video; a square around a cell is then a cube.
 
-Everything here follows from (grid, clusters, window) alone. Each table is built once, cached by device, and shared: do
-not write into it. One image's ids throughout; batches shift them.
+All tables depend on (grid, clusters, window) alone. Each is built once for each device, cached and shared: do not write
+into it. Ids are those of one image; a batch adds offsets.
 """
 
 from __future__ import annotations
@@ -17,21 +16,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_positive
 from tokengraph.flat.tables import table
 
-Sides = tuple[int, ...]  # (H, W) or (T, H, W)
 
-
-def label_map(grid: Sides, clusters: Sides, *, device: torch.device | str = "cpu") -> Tensor:
-    r"""Own cell of each patch: the cell grid enlarged to the patch grid by nearest neighbour.
+def label_map(grid: Grid, clusters: Grid, *, device: torch.device | str = "cpu") -> Tensor:
+    r"""Gives each patch the cell that contains it: enlarges the cell grid to the patch grid by nearest neighbour.
 
     .. math:: \ell(y) = \min(\lfloor y \cdot (h / H) \rfloor,\; h - 1), \quad \text{each step rounded to float32}
 
-    Rows and columns alike. ``(y * h) // H`` is another rule: they differ at single rows, for instance for 44 to 26.
+    The same rule holds for columns (and frames). ``(y * h) // H`` is another rule: the two differ at single rows, for
+    instance for 44 to 26.
+
+    Args:
+        grid: ``(H, W)`` of the patches, or ``(T, H, W)``.
+        clusters: ``(h, w)`` of the cells, or ``(t, h, w)``.
+        device: Device of the table.
 
     Returns:
         ``[N]`` int64 in ``[0, h*w)``, row-major as the patches are.
+
+    Raises:
+        TypeError: If a grid has neither two nor three sides.
+        ValueError: If the two grids differ in their number of sides, or a side is below 1.
+
+    Cost: ``O(N)``, built once.
 
     Example:
         >>> label_map((1, 5), (1, 2)).tolist()
@@ -41,7 +51,7 @@ def label_map(grid: Sides, clusters: Sides, *, device: torch.device | str = "cpu
 
 
 def cell_edges(
-    grid: Sides, clusters: Sides, window: int, *, device: torch.device | str = "cpu"
+    grid: Grid, clusters: Grid, window: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Connects each patch to the cells of a square of side ``window`` around its own, clipped at the border.
 
@@ -49,65 +59,66 @@ def cell_edges(
         grid: ``(H, W)`` of the patches, or ``(T, H, W)``.
         clusters: ``(h, w)`` of the cells, or ``(t, h, w)``.
         window: Side of the square, or cube, in cells, odd.
-        device: Where the tables go.
+        device: Device of the tables.
 
     Returns:
-        ``token [E]`` and ``cluster [E]``, sorted by token, then cluster; and ``by_cluster [E]``, the places of the same
-        edges sorted by cluster, then token. All int64.
+        ``token [E]`` and ``cluster [E]``, sorted by token, then cluster; and ``by_cluster [E]``, the permutation that
+        sorts these edges by cluster, then token. All int64.
 
     Raises:
         ValueError: If ``window`` is even or below 1, or a side below 1.
 
-    Cost: ``O(E)``, at most ``window^2`` edges a patch, ``window^3`` in a video.
+    Cost: ``O(E)``, at most ``window^2`` edges per patch, ``window^3`` in a video.
     """
     check_window(window)
     return _edges(str(device), window // 2, *check_cells(grid, clusters))
 
 
 def pool_matrices(
-    grid: Sides, clusters: Sides, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    grid: Grid, clusters: Grid, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, ...]:
-    """Adaptive average pooling as a product along each axis, ``[h, H]`` and ``[w, W]``, in float32 or float64.
+    """Returns one matrix for each axis, ``[h, H]`` and ``[w, W]``; their products do adaptive average pooling.
 
-    Bin i holds places ``floor(i H / h)`` to ``ceil((i + 1) H / h) - 1``; bins overlap where h does not divide H.
+    Bin i averages places ``floor(i H / h)`` to ``ceil((i + 1) H / h) - 1``; bins overlap if h does not divide H. The
+    matrices are float64 if ``dtype`` is, else float32. Raises as :func:`label_map`.
     """
     return _pool(str(device), dtype == torch.float64, *check_cells(grid, clusters))
 
 
-def pool_edges(grid: Sides, clusters: Sides, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """``token [E]`` and ``cluster [E]`` of the bins of :func:`pool_matrices`, sorted by token, then cluster."""
+def pool_edges(grid: Grid, clusters: Grid, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Returns ``token [E]`` and ``cluster [E]`` int64 of the bins of :func:`pool_matrices`, sorted in this order."""
     return _pool_edges(str(device), *check_cells(grid, clusters))
 
 
 class CellTiles(NamedTuple):
-    """The edges of :func:`cell_edges` cut into T tiles of cells: P patches each, which share J candidate cells.
+    """The edges of :func:`cell_edges` cut into T tiles; the P patches of a tile share J candidate cells.
 
-    The candidates of a tile are its own cells and a rim of ``window // 2`` around them. Products of whole tiles give
-    every edge by matrix products, at a cost linear in the number of patches.
+    The candidates of a tile are its own cells and a margin of ``window // 2`` cells around them. One matrix product for
+    each tile then computes all edges, at a cost linear in the number of patches.
     """
 
     token: Tensor  # [T, P] patch ids; padding repeats the tile's first
     real: Tensor  # [T, P, 1] float32, 0 for padding
     candidate: Tensor  # [T, J] cell ids; padding repeats the tile's first
-    barred: Tensor  # [T, P, J] float32: -inf where there is no edge, 0 elsewhere and all over rows of padding
+    barred: Tensor  # [T, P, J] float32: -inf where there is no edge, 0 at edges and in all rows of padding
     slot: Tensor  # [E] flat position in [T, P, J] of each edge
     source: Tensor  # [S] flat positions in [T, J] of real candidates, sorted by cell
-    first: Tensor  # [h*w] where in ``source`` each cell begins
+    first: Tensor  # [h*w] position in ``source`` at which each cell begins
 
 
 def cell_tiles(
-    grid: Sides, clusters: Sides, window: int, *, side: int = 4, device: torch.device | str = "cpu"
+    grid: Grid, clusters: Grid, window: int, *, side: int = 4, device: torch.device | str = "cpu"
 ) -> CellTiles:
     """Cuts ``cell_edges(grid, clusters, window)`` into tiles of about ``side`` cells along each axis."""
     check_window(window)
     sides = check_cells(grid, clusters)
-    if len(sides) == 6 and sides[0] == sides[3] == 1:  # one frame is an image, to the bit
+    if len(sides) == 6 and sides[0] == sides[3] == 1:  # one frame gives bit-identical results to an image
         sides = (*sides[1:3], *sides[4:])
     return _tiles(str(device), window // 2, side, *sides)
 
 
-def tile_pairs(grid: Sides, clusters: Sides, window: int, *, side: int = 4, device: torch.device | str = "cpu") -> int:
-    """Patch-cell pairs that :func:`cell_tiles` multiplies, padding included; read off its table on that device."""
+def tile_pairs(grid: Grid, clusters: Grid, window: int, *, side: int = 4, device: torch.device | str = "cpu") -> int:
+    """Counts the patch-cell pairs that :func:`cell_tiles` multiplies, padding included; builds its table if needed."""
     tiles, patches, cells = cell_tiles(grid, clusters, window, side=side, device=device).barred.shape
     return tiles * patches * cells
 
@@ -119,7 +130,7 @@ def check_window(window: int) -> None:
         raise ValueError(f"Expected an odd window (got window={window}). It is the side of a square around one cell.")
 
 
-def check_cells(grid: Sides, clusters: Sides) -> tuple[int, ...]:
+def check_cells(grid: Grid, clusters: Grid) -> tuple[int, ...]:
     """Returns ``(H, W, h, w)`` or ``(T, H, W, t, h, w)`` as ints; raises unless all sides are at least 1."""
     for name, pair in (("grid", grid), ("clusters", clusters)):
         if not isinstance(pair, tuple | list) or len(pair) not in (2, 3):
@@ -135,13 +146,13 @@ def check_cells(grid: Sides, clusters: Sides) -> tuple[int, ...]:
 
 
 def _line(size: int, cells: int) -> Tensor:
-    """Cell of each place along one axis. In float32: it is the rounding that defines the rule."""
+    """Returns the cell of each place along one axis. It must run in float32: the rule includes its rounding."""
     step = torch.tensor(float(cells), dtype=torch.float32) / torch.tensor(float(size), dtype=torch.float32)
     return (torch.arange(size, dtype=torch.float32) * step).floor().long().clamp_max(cells - 1)
 
 
 def _axes(sides: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Places and cells along each axis, out of the sides of the grid followed by those of the cells."""
+    """Pairs the number of places and of cells along each axis; ``sides`` lists the grid's first, then the cells'."""
     half = len(sides) // 2
     return list(zip(sides[:half], sides[half:], strict=True))
 
@@ -161,12 +172,12 @@ def _edges(device: str, radius: int, *sides: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _near(size: int, cells: int, radius: int) -> Tensor:
-    """``[size, cells]`` bool: within ``radius`` of the place's own cell along one axis."""
+    """Returns ``[size, cells]`` bool: True if a cell is within ``radius`` of a place's own cell along one axis."""
     return (_line(size, cells)[:, None] - torch.arange(cells)).abs() <= radius
 
 
 def _cross(axes: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Patch and cell of each pair allowed along every axis, sorted by patch, then cell; never ``N x M``."""
+    """Returns patch and cell of each pair that every axis allows, sorted in this order, without an ``N x K`` mask."""
     token = cluster = torch.zeros(1, dtype=torch.long)
     for allowed in axes:
         place, cell = allowed.nonzero().unbind(1)
@@ -178,7 +189,7 @@ def _cross(axes: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 @table(64)
 def _pool(device: str, double: int, *sides: int) -> tuple[Tensor, ...]:
-    # One table for all axes: torch.compile tells constants apart by the function that made them.
+    # One table for all axes: torch.compile tells constants apart by the function that returned them.
     inside = [_bins(*axis).to(torch.float64 if double else torch.float32) for axis in _axes(sides)]
     return tuple((m / m.sum(dim=1, keepdim=True)).to(device) for m in inside)
 
@@ -202,7 +213,7 @@ def _tiles(device: str, radius: int, side: int, *sides: int) -> CellTiles:
     candidate = _grid_ids([near for _, near in bands], [cells for _, cells in axes])
     count = math.prod(cells for _, cells in axes)
     label, apart, below = _labels("cpu", *sides)[token], None, count
-    for _, cells in axes:  # the axis' part of an id: what remains over the axes after it
+    for _, cells in axes:  # the stride of an axis is the number of cells below it
         below //= cells
         own, other = label // below % cells, candidate // below % cells
         far = (own[:, :, None] - other[:, None]).abs()
@@ -221,7 +232,7 @@ def _tiles(device: str, radius: int, side: int, *sides: int) -> CellTiles:
 
 
 def _grid_ids(axes: list[Tensor], sizes: list[int]) -> Tensor:
-    """Ids of the grid ``[tiles, places]`` out of ids along each axis ``[bands, places]``; -1 stays."""
+    """Combines ids along each axis ``[bands, places]`` to ids of the grid ``[tiles, places]``; -1 stays -1."""
     ids, missing = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool)
 
     def cross(a: Tensor, b: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -234,13 +245,13 @@ def _grid_ids(axes: list[Tensor], sizes: list[int]) -> Tensor:
 
 
 def _bands(size: int, cells: int, radius: int, side: int) -> tuple[Tensor, Tensor]:
-    """Cuts one axis into bands of at most ``side`` cells: places and candidate cells of each, padded with -1."""
+    """Cuts one axis into bands of at most ``side`` cells; returns each band's places and candidates, padded with -1."""
     count = -(-cells // side)
     label, places, near = _line(size, cells), [], []
     for band in range(count):
         low, high = band * cells // count, (band + 1) * cells // count
         mine = ((label >= low) & (label < high)).nonzero().flatten()
-        if mine.numel():  # with more cells than places a band may own none
+        if mine.numel():  # if there are more cells than places, a band may have no place
             places.append(mine)
             near.append(torch.arange(max(0, low - radius), min(cells, high + radius)))
     pad = torch.nn.utils.rnn.pad_sequence

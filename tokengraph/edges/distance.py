@@ -1,4 +1,4 @@
-"""Squared Euclidean distances by matrix products, kept accurate by a well-chosen origin."""
+"""Squared Euclidean distances by matrix products; a well-chosen origin keeps them accurate."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from tokengraph.flat.looks import may_look
 
-PIECE = 2**20  # numbers of a gathered copy at a time
-LOST = 1e-4  # a squared distance by products is doubted where rounding may reach this share of it
-BLUR = 0.05  # a softmax of distances is taken by differences where rounding may move its logits by more
-LARGE = 1e36  # squares beyond are near the end of float32
+PIECE = 2**20  # elements gathered at a time
+LOST = 1e-4  # relative rounding error from which a squared distance by products is recomputed by differences
+BLUR = 0.05  # rounding error of logits from which a softmax of distances is computed by differences
+LARGE = 1e36  # larger squares may overflow float32 when they are added
 
 
 def origin(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Each image's token nearest its mean, ``[B, 1, C]``: where to put zero before distances are taken by products.
+    """Returns each image's token nearest to its mean, ``[B, 1, C]``, to subtract before distances by products.
 
-    Distances stay the same, and ``|a|^2 + |b|^2 - 2ab`` loses far fewer digits. A token is used, not the mean itself,
-    so that whole numbers stay whole and equal tokens become exact zeros: their ties stay exact.
+    Distances stay the same, and ``|a|^2 + |b|^2 - 2ab`` loses far fewer digits. A token serves better than the mean
+    itself: whole numbers stay whole, and equal tokens become exact zeros, so that their ties stay exact.
 
     Args:
         x: ``[B, N, C]``, ``N >= 1``; where ``mask [B, N]`` is False it must be zero.
@@ -37,7 +37,7 @@ def origin(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def near_origin(x: Tensor) -> Tensor:
-    """As :func:`origin`, of about 32 tokens of each image ``[B, N, C]``: as good a zero, for a fraction of the cost."""
+    """Approximates :func:`origin` from about 32 tokens of each image ``[B, N, C]``: as accurate, and cheaper."""
     if x.size(1) == 0:
         return x.new_zeros(x.size(0), 1, x.size(2))
     some = x[:, :: max(1, x.size(1) // 32)]
@@ -46,7 +46,7 @@ def near_origin(x: Tensor) -> Tensor:
 
 
 def recentre(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``x [B, N, C]`` minus its :func:`origin`, in float32 or wider; zero where ``mask [B, N]`` is False."""
+    """Subtracts its :func:`origin` from ``x [B, N, C]``; in float32 or wider, zero where ``mask [B, N]`` is False."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if x.size(1) == 0:
         return x
@@ -57,12 +57,14 @@ def recentre(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """``|x|^2`` along the last axis; exact for whole numbers, which the square of a norm is not."""
+    """Computes ``|x|^2`` along the last axis. It is exact for whole numbers; the square of a norm is not."""
     return (x * x).sum(dim=-1)
 
 
 def squared_distance(a: Tensor, b: Tensor, a_norm: Tensor, b_norm: Tensor) -> Tensor:
-    """``|a_i - b_j|^2`` for ``a [B, Q, C]`` and ``b [B, J, C]``, at least 0; ``[B, Q, J]``.
+    """Computes ``|a_i - b_j|^2`` of ``a [B, Q, C]`` and ``b [B, J, C]`` by products: ``[B, Q, J]``, at least 0.
+
+    ``a_norm [B, Q]`` and ``b_norm [B, J]`` are the squared norms.
 
     Cost: one batched product and one pass; ``B Q J`` floats.
     """
@@ -71,10 +73,11 @@ def squared_distance(a: Tensor, b: Tensor, a_norm: Tensor, b_norm: Tensor) -> Te
 
 
 def product_rounding(x: Tensor) -> float:
-    """How far products may miss: ``|a - b|^2`` by products is right within this times ``(|a| + |b|)^2``.
+    """Bounds the error of ``|a - b|^2`` by products of rows like ``x [..., C]``, relative to ``(|a| + |b|)^2``.
 
-    Rounding of C terms as it adds up in practice, like the root of C, with some room: measured were up to 2 epsilons at
-    C = 16, 5 at 384 and 4 at 1024 (this asks 3.2, 5.8 and 7.8); more where products may run in TF32 or bfloat16.
+    The rounding error of C terms grows like the root of C in practice, and the bound has some room: the largest errors
+    measured were 2 epsilons at C = 16, 5 at 384 and 4 at 1024; the bound is 3.2, 5.8 and 7.8. It is larger if products
+    may run in TF32 or bfloat16.
     """
     precise = torch.finfo(x.dtype).eps * (2.5 + x.size(-1) ** 0.5 / 6.0)
     if x.dtype != torch.float32 or (not x.is_cuda and torch.get_float32_matmul_precision() == "highest"):
@@ -85,7 +88,7 @@ def product_rounding(x: Tensor) -> float:
 
 
 def pair_distance(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """``|x_i - x_j|^2`` of listed pairs by differences in float64: right from the smallest to the largest float32.
+    """Computes ``|x_i - x_j|^2`` of listed pairs by differences in float64, accurate for all float32 values.
 
     Args:
         x: Rows ``[M, C]``.
@@ -93,9 +96,9 @@ def pair_distance(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         second: Row j of each pair, ``[E]`` int64.
 
     Returns:
-        ``[E]`` float64 (float32 where the device has no float64). Symmetric; equal rows are at 0.
+        ``[E]`` float64 (float32 if the device has no float64). Symmetric; equal rows have distance 0.
 
-    Cost: three passes over two gathered rows a pair, in pieces of ``PIECE`` numbers.
+    Cost: three passes over two gathered rows for each pair, in pieces of ``PIECE`` elements.
     """
     wide = x.dtype if x.device.type == "mps" else torch.float64
     step = max(1, PIECE // max(1, x.size(1)))
@@ -115,21 +118,22 @@ def mend_close(
     rows: Tensor | None = None,
     columns: Tensor | None = None,
 ) -> Tensor:
-    """Takes again, by differences, the squared distances in which products have lost digits.
+    """Recomputes, by differences, the squared distances in which products have lost digits.
+
+    Distances with a relative rounding error below ``LOST`` stay as they are.
 
     Args:
         squared: ``[B, R, J]`` by products. Changed in place.
-        x: The tokens as they came, ``[B, N, C]``, float32 or wider.
-        norm: ``|x|^2`` after the origin was moved, ``[B, N]``.
+        x: The tokens before the origin was subtracted, ``[B, N, C]``, float32 or wider.
+        norm: ``|x|^2`` after the origin was subtracted, ``[B, N]``.
         start: The rows are tokens ``start : start + R``.
-        rows: Or these, ``[B, R]``.
-        columns: The tokens that each row was measured with, ``[R, J]``; ``None``: all, in their order.
+        rows: The tokens of the rows, ``[B, R]``; replaces ``start``.
+        columns: The tokens of the columns of each row, ``[R, J]``; ``None``: all tokens in order.
 
     Returns:
-        ``squared``; what rounding moves by less than ``LOST`` of itself is left as it is, so ordinary tokens pay for
-        one look at each row.
+        ``squared``.
 
-    Cost: one pass over ``squared`` and a look at its result (a host synchronisation on CUDA); differences for the rest.
+    Cost: one pass over ``squared``, a host synchronisation on CUDA, and differences for the pairs that lost digits.
     """
     token = (
         torch.arange(start, start + squared.size(1), device=x.device).expand(squared.shape[:2])
@@ -137,7 +141,7 @@ def mend_close(
         else rows
     )
     own = norm.gather(1, token)
-    # (|x_i| + |x_j|)^2 <= 8 |x_i|^2 + 2 d^2; 4 |x_i|^2 is what it is for the pairs that are close.
+    # (|x_i| + |x_j|)^2 <= 8 |x_i|^2 + 2 d^2; for close pairs it is about 4 |x_i|^2.
     limit = own * (4.0 * product_rounding(x) / LOST)
     limit = torch.where(norm.amax(dim=1, keepdim=True) < LARGE, limit, torch.inf)
     if columns is None:
@@ -159,9 +163,9 @@ def mend_close(
 
 
 def products_blur(a: Tensor, b: Tensor, scale: float | Tensor) -> bool:
-    """Whether products of rows ``a [B, N, C]`` with rows ``b [B, M, C]`` may miss ``scale * d^2`` by ``BLUR`` or more.
+    """True if products of ``a [B, N, C]`` with ``b [B, M, C]`` may give ``scale * d^2`` with an error above ``BLUR``.
 
-    Eager CPU runs look; on CUDA, where looking would stop the stream, and compiled, the answer is False.
+    Only eager CPU runs check; on CUDA, where reading values would block, and when compiled, it returns False.
 
     Cost: one pass over the rows.
     """

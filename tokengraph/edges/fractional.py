@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.edges.cells import Sides, check_cells, check_window
+from tokengraph.edges.cells import check_cells, check_window
+from tokengraph.edges.grid import Grid
 from tokengraph.flat.tables import table
 
 
 def fractional_edges(
-    grid: Sides, clusters: Sides, window: int, *, device: torch.device | str = "cpu"
+    grid: Grid, clusters: Grid, window: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""As :func:`tokengraph.edges.cells.cell_edges`, around a cell number that was interpolated trilinearly.
 

@@ -1,4 +1,4 @@
-"""The patch grid as a graph: each patch and those that touch it, in the plane or in space and time."""
+"""The patch grid as a graph: edges between patches that touch, in the plane or in space and time."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from torch import Tensor
 
 from tokengraph.flat.tables import table
 
-NEIGHBORS = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # how many axes a step may move along, by how many there are
+Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
+
+# For grids of 2 and 3 axes: the number of neighbours, and along how many axes at once a step to a neighbour may move.
+NEIGHBORS = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 
 def grid_graph(
-    grid: tuple[int, ...], neighbors: int | None = None, *, batch_size: int = 1, device: torch.device | str = "cpu"
+    grid: Grid, neighbors: int | None = None, *, batch_size: int = 1, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Connects each patch of an ``H x W`` or ``T x H x W`` grid to the patches that touch it.
 
     Args:
-        grid: ``(H, W)``, any rectangle; ``(T, H, W)`` for a video. Frames laid below one another, ``(T*H, W)``, would
-            join the last row of a frame to the first of the next.
-        neighbors: 4 (sides) or 8 (sides and corners), the default; in a video 6 (faces), 18 (faces and edges) or 26
-            (faces, edges and corners), the default. Fewer at the border.
-        batch_size: Images; their grids follow one another in flat ids.
-        device: Where the edges go.
+        grid: ``(H, W)``, any rectangle; ``(T, H, W)`` for a video. Do not pass a video as ``(T*H, W)``: that would
+            connect the last row of a frame to the first row of the next.
+        neighbors: For images 4 (sides) or 8 (sides and corners, the default); for videos 6 (faces), 18 (faces and
+            edges) or 26 (faces, edges and corners, the default). Patches at the border have fewer.
+        batch_size: Number of images, B; flat ids count through their grids one after another.
+        device: Device of the edges.
 
     Returns:
         ``edge_index [2, E]`` int64, both directions of every edge, sorted by target then source, no self loops.
 
     Raises:
-        ValueError: If ``neighbors`` is none of these or the grid is empty.
+        ValueError: If ``neighbors`` is none of these or a side is below 1.
         TypeError: If the grid has neither two nor three sides.
 
-    Cost: ``O(N)`` for N patches, built once for each grid and device, then shared: do not write into it.
+    Cost: ``O(B N)`` for N patches per image; built once for each set of arguments, then shared: do not write into it.
 
     Example:
         >>> grid_graph((1, 3), 4).tolist()
@@ -48,7 +51,7 @@ def grid_graph(
     return _grid_graph(reach, batch_size, str(device), *sides)
 
 
-def check_sides(grid: tuple[int, ...]) -> tuple[int, ...]:
+def check_sides(grid: Grid) -> tuple[int, ...]:
     """Returns ``(H, W)`` or ``(T, H, W)`` as ints; raises unless all sides are at least 1."""
     if not isinstance(grid, tuple | list) or len(grid) not in NEIGHBORS:
         raise TypeError(f"Expected grid as (H, W), or (T, H, W) for a video (got {grid!r}).")
@@ -76,10 +79,13 @@ def _grid_graph(reach: int, batch_size: int, device: str, *sides: int) -> Tensor
     return (edges[:, None, :] + shift).reshape(2, -1).to(device)
 
 
-def grid_positions(grid: tuple[int, ...], *, device: torch.device | str = "cpu") -> Tensor:
-    """Centres of the patches in patch units, ``[N, 2]`` float32 as (y, x); patch (0, 0) lies at (0.5, 0.5).
+def grid_positions(grid: Grid, *, device: torch.device | str = "cpu") -> Tensor:
+    """Returns the centres of the patches in patch units, ``[N, 2]`` float32 as (y, x).
 
-    ``[N, 3]`` as (t, y, x) for a grid ``(T, H, W)``; one frame is one unit of time.
+    The centre of patch (0, 0) is (0.5, 0.5). A grid ``(T, H, W)`` gives ``[N, 3]`` as (t, y, x); one frame is one unit
+    of time.
+
+    Cost: ``O(N)``.
     """
     lines = [torch.arange(side, device=device, dtype=torch.float32) + 0.5 for side in grid]
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).reshape(-1, len(lines))

@@ -1,4 +1,4 @@
-"""The k-nearest-neighbour graph of tokens, one set of edges whichever engine finds them."""
+"""The k-nearest-neighbour graph of tokens; every backend gives the same edges."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokengraph.flat.looks import may_look
 from tokengraph.optional import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
-# On CPU the product form beat torch-cluster's k-d tree at every token shape measured (benchmarks/merge_cost.py). No GPU
-# crossover has been measured yet.
+# On CPU the "torch" backend was faster than torch-cluster's k-d tree at every token shape measured
+# (benchmarks/merge_cost.py). GPUs have not been measured.
 AUTO = "torch"
 
 
@@ -32,10 +32,10 @@ def knn_graph(
 
     Args:
         x: Token features, ``[B, N, C]``, or flat ``[M, C]`` with ``ptr`` (without it: one image).
-        k: Neighbours a token, ``1 <= k < N``. Images of a ragged batch with fewer tokens connect all they have.
+        k: Neighbours per token, ``1 <= k < N``. An image of a ragged batch with too few tokens gets all edges.
         ptr: First token of each image, ``[B+1]`` int64, for flat ``x``.
-        cosine: Compare directions; otherwise Euclidean distance. A zero vector has cosine 0 to all others, and 1 to
-            other zero vectors.
+        cosine: Compare directions; otherwise Euclidean distance. A zero vector has cosine 1 to other zero vectors and
+            0 to all other vectors.
         loop: Count each token as its own first neighbour.
         backend: ``"torch"`` (batched product and top-k), ``"torch-cluster"``, ``"pyg-lib"``, or ``"auto"``.
 
@@ -44,16 +44,17 @@ def knn_graph(
         first; and ``weight [E]``, distance in feature units or cosine in [-1, 1], float32 or wider.
 
     Raises:
-        ValueError: If ``k >= N`` (``k > N`` with ``loop``), or tokens are not finite, ``ptr`` does not fit, or a
-            distance is beyond the dtype of ``x``.
+        ValueError: If ``k >= N`` (``k > N`` with ``loop``), tokens are not finite, ``ptr`` does not fit, or a distance
+            exceeds the dtype of ``x``.
         ImportError: If a named backend is not usable; the message says why.
 
-    Cost: ``"torch"``: ``O(B N^2 C)`` time and ``B N^2`` floats, in chunks above 256 MB. Nothing is differentiated.
+    Cost: ``"torch"``: ``O(B N^2 C)`` time and ``B N^2`` floats, in chunks above 256 MB. No gradients.
 
-    Every backend gives the same edges: self excluded by index, ties to the lower index, images never mixed. Products
-    find the candidates; rows in which a rounding bound leaves a neighbour or a weight in doubt are measured again by
-    differences, so that equal tokens are at distance 0. Under ``torch.compile`` products alone decide, as shapes must
-    not depend on the data: there, distances below about ``1e-3`` of the tokens' spread are not reliable.
+    Every backend gives the same edges: self excluded by index, ties to the lower index, no edges between images.
+    Matrix products find the candidates. If the rounding bound of a row leaves a neighbour or a weight uncertain, its
+    distances are recomputed by differences, so that equal tokens have distance 0. Under ``torch.compile`` shapes must
+    not depend on values, so there products alone decide, and distances below about ``1e-3`` of the tokens' spread are
+    not reliable.
     """
     neighbors, weight = knn_neighbors(x, k, ptr=ptr, cosine=cosine, loop=loop, backend=backend)
     target = torch.arange(neighbors.size(0), device=x.device)[:, None].expand_as(neighbors)
@@ -75,8 +76,8 @@ def knn_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """The fixed-degree form of :func:`knn_graph`: ``neighbors [M, k]`` flat ids and ``weight [M, k]``.
 
-    Arguments, errors and cost as there. Nearest first. In a ragged batch a missing neighbour is -1 with weight inf
-    (-inf for cosine).
+    Arguments, errors and cost are the same. Neighbours are sorted, nearest first. In a ragged batch a missing neighbour
+    is -1 with weight inf (-inf for cosine).
     """
     check_tokens(x, dims=(2, 3) if ptr is None else (2,))
     check_positive(k=k)
@@ -105,22 +106,23 @@ def knn_neighbors(
             raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
     if not cosine:
         return neighbors, distance
-    # Between unit vectors |a - b|^2 = 2 - 2 cos.
+    # |a - b|^2 = 2 - 2 cos for unit vectors.
     similarity = (1.0 - 0.5 * distance.square()).clamp_min_(-1.0)
     return neighbors, similarity.masked_fill_(distance == torch.inf, -torch.inf)
 
 
 def directions(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors of rows ``[M, C]``, and which rows are zero, ``[M, 1]``; those stay zero."""
+    """Returns unit vectors of rows ``[M, C]`` (zero rows stay zero), and ``[M, 1]`` bool, True at zero rows."""
     largest = torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True))
-    # Scaled first, so that squares neither overflow nor vanish.
+    # Scales first, so that squares neither overflow nor underflow.
     return F.normalize(x / largest.clamp_min(torch.finfo(x.dtype).tiny), dim=1), largest == 0
 
 
 def _directions(x: Tensor) -> Tensor:
-    """Unit vectors. Zero vectors point along one more axis, at right angles to all others: ``[M, C + 1]``.
+    """Returns unit vectors ``[M, C + 1]``; zero vectors point along the added axis, orthogonal to all others.
 
-    The axis costs a copy and an odd width, so it is left out where a look, free on CPU, says that nobody needs it.
+    The axis costs a copy and an odd width, so on CPU, where reading values is free, it is added only if some vector is
+    zero.
     """
     unit, zero = directions(x)
     if may_look(x) and not bool(zero.any()):

@@ -1,4 +1,4 @@
-"""Rows of a product search in which rounding may have changed a neighbour or a weight, by differences."""
+"""Finds rows of a product search in which rounding may have changed a result, and recomputes them by differences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengraph.edges.distance import LARGE, LOST, pair_distance, product_rounding
 
-SMALL = 1e-30  # below, squares of float32 lose digits or vanish
+SMALL = 1e-30  # smaller squares lose digits in float32 or underflow
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Listed:
 
 
 class Doubt:
-    """How far the products of images ``[B, N, C]`` can be trusted.
+    """Error bounds for distances by products within images ``[B, N, C]``.
 
     Products give ``d^2`` within ``rounding * (|x_i| + |x_j|)^2``, and ``|x_j|`` is at most ``|x_i| + d`` and at
     most the largest norm of the image.
 
     Args:
-        x: Tokens after the origin was moved, ``[B, N, C]``.
+        x: Tokens after the origin was subtracted, ``[B, N, C]``.
         half: ``|x|^2 / 2``, ``[B, N]``.
     """
 
@@ -65,17 +65,17 @@ class Doubt:
         self.largest = self.root.amax(dim=1, keepdim=True)
         overflow = ~(self.largest < (0.5 * LARGE) ** 0.5)
         self.overflow = overflow if bool(overflow.any()) else None  # [B, 1]
-        self.hidden = underflow(x, half)  # [B, 1], rarely there
+        self.hidden = underflow(x, half)  # [B, 1], usually None
 
     def rows(self, value: Tensor, start: int, *, loop: bool, empty: bool) -> Rows:
         """Which rows need a second look.
 
-        A row is certain when each of its nearest is further from the next one than both errors, and the first is not
+        A row is certain if each neighbour differs from the next one by more than both errors, and the first one is not
         so near that ``d^2`` itself loses digits.
 
         Args:
             value: The lowest scores of each row, ascending, ``[B, R, k + 1]``: ``d^2 / 2 - |x_i|^2 / 2``; -inf for the
-                token itself, inf for none.
+                token itself, inf for a missing neighbour.
             start: The first token of the rows.
             loop: Whether each token is its own first neighbour.
             empty: Whether rows may have places without a token.
@@ -151,7 +151,8 @@ class Doubt:
     def _limit(self, far: Tensor, half: Tensor, error: Tensor) -> Tensor:
         """The score by products beyond which no token can be nearer than the k-th, whose ``d^2`` is ``far [F, 1]``.
 
-        From ``(2 |x_i| + d)^2 <= 8 |x_i|^2 + 2 d^2``.
+        ``far``, ``half``, ``error`` and the result are ``[F, 1]``. It follows from
+        ``(2 |x_i| + d)^2 <= 8 |x_i|^2 + 2 d^2``.
         """
         far = (far + error + half * (16.0 * self.rounding)) * (1.0 + 4.0 * self.rounding)
         return 0.5 * far - half
@@ -168,7 +169,7 @@ def _check_fits(distance: Tensor, narrow: Tensor) -> None:
 
 
 def underflow(x: Tensor, half: Tensor) -> Tensor | None:
-    """What vanishing squares may hide in each image, ``[B, 1]``; ``None`` where small rows are exact zeros."""
+    """Bounds the error by underflow in each image, ``[B, 1]``; ``None`` if all small rows are exact zeros."""
     small = half < SMALL
     if int(torch.count_nonzero(small)) <= x.size(0):  # each image's origin alone
         return None

@@ -1,4 +1,4 @@
-"""k nearest neighbours by the compiled kernels of torch-cluster and pyg-lib, behind guards, with canonical edges."""
+"""k nearest neighbours by the compiled kernels of torch-cluster and pyg-lib, corrected to the edges of ``"torch"``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokengraph.edges.distance import pair_distance
 from tokengraph.optional import require
 
 FAINT, VAST = 1e-15, 1e18
-SPARE = 2  # one for the token itself, one to see whether the last place is tied
+SPARE = 2  # extra neighbours: one for the token itself, one to detect a tie at the last place
 
 
 def search(name: str, x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
@@ -18,10 +18,10 @@ def search(name: str, x: Tensor, counts: list[int], k: int, *, loop: bool) -> tu
 
     Raises:
         ImportError: If the extension is missing or broken.
-        ValueError: If its kernel cannot serve the request.
+        ValueError: If its kernel does not support this ``k``.
 
-    Cost: the kernel's, plus a host synchronisation: these kernels return as many edges as they find. Rows whose last
-    place is tied are searched again by the torch backend.
+    Cost: the kernel's, plus a host synchronisation, because these kernels return as many edges as they find. Rows with
+    a tie at the last place are searched again by the torch backend.
     """
     module = require(name)
     if name == "pyg-lib" and not hasattr(torch.ops.pyg, "knn"):
@@ -44,7 +44,7 @@ def search(name: str, x: Tensor, counts: list[int], k: int, *, loop: bool) -> tu
 def _canonical(
     x: Tensor, counts: list[int], image: Tensor, row: Tensor, col: Tensor, ask: int, k: int, loop: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sorts edges by (target, distance, source), moves or removes self by index, and mends ties at the last place."""
+    """Sorts edges by (target, distance, source), moves or removes self loops, and resolves ties at the last place."""
     distance = pair_distance(x, row, col).sqrt_()
     distance = torch.where(row == col, -1.0 if loop else torch.inf, distance)
     order = col.argsort(stable=True)
@@ -60,13 +60,13 @@ def _canonical(
     neighbors[row, rank], table[row, rank] = col, distance
     own = torch.arange(x.size(0), device=x.device)
     count = torch.tensor(counts, device=x.device)[image]
-    # Full rows whose last place is tied, or from which duplicates have pushed the token itself out; and rows in which
-    # the kernel found too few: it ignores tokens beyond a fixed distance.
+    # Search again: full rows with a tie at the last place, or out of which duplicates have pushed the token itself; and
+    # rows in which the kernel found too few, as it ignores tokens beyond a fixed distance.
     unsure = (table[:, k] <= table[:, k - 1] * (1 + 1e-5)) & (count - int(not loop) > k)
     unsure |= found < count.clamp_max(ask)
     if loop:
         unsure |= neighbors[:, 0] != own
-    # Squares of float32 that vanish or overflow leave the kernel without an order.
+    # The kernel cannot order distances whose float32 squares underflow or overflow.
     unsure |= (table[:, k] < FAINT) | (table[:, k - 1] > VAST)
     neighbors = torch.where(table == torch.inf, -1, neighbors)[:, :k].contiguous()
     table = table[:, :k].clamp_min(0.0).to(x.dtype)

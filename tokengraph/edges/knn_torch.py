@@ -19,11 +19,16 @@ def search(x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor,
     Args:
         x: Flat tokens ``[M, C]``, float32 or wider.
         counts: Tokens of each image.
-        k: Neighbours a token.
+        k: Neighbours per token.
         loop: Whether a token is its own first neighbour.
 
     Returns:
-        ``neighbors [M, k]`` flat ids (-1 where an image has too few) and Euclidean ``distance [M, k]`` (inf there).
+        ``neighbors [M, k]`` flat ids (-1 if an image has too few) and Euclidean ``distance [M, k]`` (inf there).
+
+    Raises:
+        ValueError: If a distance exceeds the dtype of ``x``.
+
+    Cost: ``O(B N^2 C)`` time; blocks of at most ``BUDGET`` bytes.
     """
     if len(set(counts)) <= 1:
         return search_equal(x.view(len(counts), -1, x.size(1)), k, loop=loop)
@@ -35,14 +40,14 @@ def search(x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor,
 
 
 def search_equal(x: Tensor, k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
-    """As :func:`search`, for images ``[B, N, C]`` that all have N tokens."""
+    """Does :func:`search` for images ``[B, N, C]`` that all have N tokens."""
     local, distance = _nearest(x, None, k, loop)
     start = torch.arange(x.size(0), device=x.device) * x.size(1)
     return (local + start[:, None, None]).flatten(0, 1), distance.flatten(0, 1)
 
 
 def _nearest(dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> tuple[Tensor, Tensor]:
-    """Neighbours within each image ``[B, N, k]``, and their distances; inf where there are too few."""
+    """Returns neighbours within each image ``[B, N, k]`` and their distances, inf for missing neighbours."""
     images, tokens = dense.shape[:2]
     search = _Search(dense, mask, k, loop)
     rows = BUDGET // max(1, tokens * dense.element_size())
@@ -55,9 +60,9 @@ def _nearest(dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> tuple[Te
 
 
 class _Search:
-    """One search over images ``[B, N, C]``: products for all rows, differences for rows that rounding may have changed.
+    """One search over images ``[B, N, C]``: products for all rows, then differences for rows with uncertain results.
 
-    Compiled, shapes must not depend on the data, so all is taken from the products.
+    When compiled, shapes must not depend on values, so it uses products alone.
     """
 
     def __init__(self, dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> None:
@@ -65,15 +70,15 @@ class _Search:
         self.x = recentre(dense, mask) if mask is not None else dense - near_origin(dense)
         self.half = 0.5 * squared_norm(self.x)
         self.barred = self.half if mask is None else self.half.masked_fill(~mask, torch.inf)
-        self.products_only = torch.compiler.is_compiling() or under_vmap()  # which show no numbers to doubt
+        self.products_only = torch.compiler.is_compiling() or under_vmap()  # there, values cannot be read
         if not self.products_only:
             self.doubt = Doubt(self.x, self.half)
 
     def block(self, start: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Neighbours of tokens ``start : start + rows``, and their distances ``[B, rows, k]``."""
+        """Returns the neighbours of tokens ``start : start + rows``, and their distances ``[B, rows, k]``."""
         x, k = self.x, self.k
         query = x[:, start : start + rows]
-        # |x_j|^2 / 2 - x_i x_j ranks as the distance does.
+        # |x_j|^2 / 2 - x_i x_j has the same order as the distance.
         score = torch.baddbmm(self.barred[:, None, :], query, x.transpose(1, 2), alpha=-1.0)
         score.diagonal(start, 1, 2).fill_(-torch.inf if self.loop else torch.inf)
         half = self.half[:, start : start + rows]
@@ -118,10 +123,13 @@ class _Search:
 
 
 def lowest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest of each row ``[..., J]``, ascending, ties to the lower index: ``(value, index)`` ``[..., k]``.
+    """Returns the k smallest of each row ``[..., J]``, ascending, ties to the lower index.
 
-    ``torch.topk`` leaves ties open. Rows where the k-th value ties with the next one are looked at again, exactly;
-    under ``torch.compile`` all rows are, so that shapes stay fixed.
+    ``torch.topk`` leaves the order of ties open. Rows in which the k-th value ties with the next one are sorted in
+    full; under ``torch.compile`` all rows are, so that shapes stay fixed.
+
+    Returns:
+        ``value`` and ``index``, both ``[..., k]``.
     """
     if torch.compiler.is_compiling() or under_vmap():
         value, index = score.sort(dim=-1, stable=True)
@@ -152,7 +160,7 @@ def _topk(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _ties(score: Tensor, value: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The first k of ``k + 1`` values and places by top-k, equal ones put in the order of their places."""
+    """Returns the first k of ``k + 1`` values and indices from top-k, with ties sorted by index."""
     if value.size(-1) > k:
         tied = (value[..., k] == value[..., k - 1]) & (value[..., k] != torch.inf)
         value, index = value[..., :k].contiguous(), index[..., :k].contiguous()

@@ -1,4 +1,4 @@
-"""The window graph: each patch and its lambda nearest patches, by rank of grid distance."""
+"""The window graph: edges from the lambda nearest patches on the grid to each patch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokengraph.edges.grid import check_sides
+from tokengraph.edges.grid import Grid, check_sides
 from tokengraph.errors import check_positive
 from tokengraph.flat.tables import table
 
 
-def window_graph(grid: tuple[int, ...], lam: int, *, device: torch.device | str = "cpu") -> Tensor:
+def window_graph(grid: Grid, lam: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Lists each patch's ``lam`` nearest patches on the grid, nearest first.
 
-    Order is by (squared distance, index), so column r - 1 holds the patch of rank r; the patch itself has rank 0 and is
-    left out. At borders the window reaches further in, so that every patch has the same number of neighbours.
+    The order is by (squared distance, index): column r - 1 holds the patch of rank r. The patch itself, of rank 0, is
+    left out. Near borders the window reaches further inward, so that every patch has the same number of neighbours.
 
     Args:
-        grid: ``(H, W)``, any rectangle; ``(T, H, W)`` for a video, a step in time as long as one in the plane.
-        lam: Neighbours a patch; clamped to ``N - 1``.
-        device: Where the table goes.
+        grid: ``(H, W)``, any rectangle; ``(T, H, W)`` for a video, in which one frame counts as far as one patch.
+        lam: Neighbours per patch; clamped to ``N - 1``.
+        device: Device of the table.
 
     Returns:
         ``[N, min(lam, N - 1)]`` int64 patch ids.
+
+    Raises:
+        TypeError: If the grid has neither two nor three sides.
+        ValueError: If ``lam`` or a side is below 1.
 
     Cost: ``O(N lam)`` time and memory, built once for each (grid, lam, device), then shared: do not write into it.
 
@@ -34,7 +38,8 @@ def window_graph(grid: tuple[int, ...], lam: int, *, device: torch.device | str 
         >>> window_graph((1, 4), 2).tolist()
         [[1, 2], [0, 2], [1, 3], [2, 1]]
 
-    Source: the neighbourhood of AiluRus (Li et al., NeurIPS 2023); its exact form here is our own choice.
+    Source: the neighbourhood of AiluRus (Li et al., NeurIPS 2023). Differs: its exact form is this
+    project's own.
     """
     check_positive(lam=lam)
     sides = check_sides(grid)
@@ -44,32 +49,30 @@ def window_graph(grid: tuple[int, ...], lam: int, *, device: torch.device | str 
 class Tiles(NamedTuple):
     """The window graph cut into tiles of patches that share one list of candidates.
 
-    T tiles of Q patches see J candidates each. Products of whole tiles with their candidates give every distance of
-    the window graph by matrix products, at a cost linear in the number of patches.
+    Each of T tiles has Q patches and J candidates. One matrix product for each tile computes all distances of the
+    window graph, at a cost linear in the number of patches.
     """
 
-    queries: Tensor  # [T, Q] patch ids; tiles over the rim repeat a patch
-    candidates: Tensor  # [T, J] patch ids, the union of the tile's windows, padded with its first
-    local: Tensor  # [T, Q, L] where in the tile's candidates each neighbour is
+    queries: Tensor  # [T, Q] patch ids; tiles that overlap the border repeat a patch
+    candidates: Tensor  # [T, J] patch ids, the union of the tile's windows, padded with the first one
+    local: Tensor  # [T, Q, L] position of each neighbour in the tile's candidates
     slot: Tensor  # [N] flat position in [T, Q] of each patch
 
 
-def window_tiles(
-    grid: tuple[int, ...], lam: int, *, tile: int | None = None, device: torch.device | str = "cpu"
-) -> Tiles:
+def window_tiles(grid: Grid, lam: int, *, tile: int | None = None, device: torch.device | str = "cpu") -> Tiles:
     """Cuts ``window_graph(grid, lam)`` into tiles of ``tile`` patches along each axis; built once and cached.
 
     By default 8 x 8, and 4 x 4 x 4 in a video.
     """
     sides = check_sides(grid)
-    if len(sides) == 3 and sides[0] == 1:  # one frame is an image, to the bit
+    if len(sides) == 3 and sides[0] == 1:  # one frame gives bit-identical results to an image
         sides = sides[1:]
     tile = (8 if len(sides) == 2 else 4) if tile is None else tile
     return _tiles(min(lam, math.prod(sides) - 1), tile, str(device), *sides)
 
 
-def reach(grid: tuple[int, ...], lam: int) -> int:
-    """The smallest whole radius around a corner that holds ``lam`` other patches; elsewhere it holds more."""
+def reach(grid: Grid, lam: int) -> int:
+    """Returns the smallest integer radius that covers ``lam`` other patches around a corner, the patch with fewest."""
     *outer, width = grid
     radius = max(math.isqrt(lam), 1) if len(grid) == 2 else 1
     while radius * radius < sum((side - 1) ** 2 for side in grid):
@@ -92,7 +95,7 @@ def _window(lam: int, device: str, *sides: int) -> Tensor:
     lines = [torch.arange(-min(radius, side - 1), min(radius, side - 1) + 1) for side in sides]
     step = torch.cartesian_prod(*lines)
     distance = step.square().sum(dim=1)
-    # Among equal distances a lower index is a smaller step, whatever the centre: one order serves all patches.
+    # Among equal distances, a lower index means a smaller step around every patch, so one order serves all patches.
     order = distance.argsort(stable=True)
     order = order[(distance[order] > 0) & (distance[order] <= radius * radius)]
     step = step[order]
@@ -111,7 +114,7 @@ def _window(lam: int, device: str, *sides: int) -> Tensor:
 def _tiles(lam: int, tile: int, device: str, *sides: int) -> Tiles:
     window = _window(lam, "cpu", *sides)
     queries, slot = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
-    for side in sides:  # ids of the tile and of the place in it grow by one axis
+    for side in sides:  # adds one axis to the ids of tiles and of places in them
         long = tile if len(sides) == 2 else min(tile, side)  # a video may have fewer frames than a tile
         count = -(-side // long)
         line = torch.arange(count * long).clamp_max(side - 1).view(1, count, 1, long)

@@ -1,1 +1,1 @@
-"""How rows lie in memory: segments of flat tokens, padding, cached tables."""
+"""Memory layout of token rows: sums over segments, padding, cached tables."""

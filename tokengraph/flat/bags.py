@@ -1,4 +1,4 @@
-"""Weighted sums of edges by ``embedding_bag``, with the second derivative and the tangent that it lacks."""
+"""Weighted sums over edges by ``embedding_bag``; adds its missing second derivative and forward-mode derivative."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokengraph.flat.looks import may_differentiate
 
-SUM = 0  # embedding_bag's number of this mode
+SUM = 0  # the number by which embedding_bag's kernels know mode="sum"
 
 
 def bag_sums(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def bag_sums(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: T
         index: ``[E]`` int64 in ``[0, rows)``, sorted: the row that each edge goes to.
         starts: ``[rows]`` int64: the first edge of each row.
 
-    Cost: that of ``embedding_bag``, also of its first gradient; with ``create_graph=True`` two copies ``[E, C]``.
+    Cost: that of ``embedding_bag``, forward and first gradient; ``create_graph=True`` adds two copies ``[E, C]``.
     """
     if not may_differentiate(x) and not may_differentiate(weight):
         return F.embedding_bag(source, x, starts, mode="sum", per_sample_weights=weight)
@@ -32,7 +32,7 @@ def bag_sums(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: T
 
 
 class _Bags(torch.autograd.Function):
-    """``embedding_bag`` of ``x [M, C]``, whose gradient has a gradient where ``create_graph=True`` wants one."""
+    """``embedding_bag`` of ``x [M, C]`` that can be differentiated twice (``create_graph=True``)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, source: Tensor, index: Tensor, starts: Tensor) -> Tensor:  # type: ignore[override]
@@ -50,7 +50,7 @@ class _Bags(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 of_weight = (grad.index_select(0, index) * x.index_select(0, source)).sum(dim=1)
             return of_x, of_weight, None, None, None
-        # What autograd calls for embedding_bag: several times faster.
+        # The kernels that autograd calls for embedding_bag: several times faster.
         aten, grad, none = torch.ops.aten, grad.contiguous(), index.new_empty(0)
         if ctx.needs_input_grad[0]:
             of_x = aten._embedding_bag_dense_backward(grad, source, index, none, none, x.size(0), False, SUM, weight)

@@ -66,7 +66,10 @@ class Layout:
 
 
 def pad(x: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Lays flat rows ``[M, ...]`` out as ``[B, max(counts), ...]`` with zeros behind, and the mask ``[B, N]`` bool."""
+    """Pads flat rows ``[M, ...]`` to ``[B, N, ...]`` with zeros at the end, N = ``max(counts)``.
+
+    Also returns the mask ``[B, N]`` bool, True at real rows.
+    """
     count = torch.tensor(counts, device=x.device, dtype=torch.long)
     mask = torch.arange(max(counts, default=0), device=x.device) < count[:, None]
     dense = x.new_zeros(*mask.shape, *x.shape[1:])
@@ -90,9 +93,10 @@ def spread(rows: Tensor, valid: Tensor) -> Tensor:
 
 
 def flat_ids(index: Tensor, tokens: int, mask: Tensor | None, counts: Tensor | None) -> Tensor:
-    """Token numbers within each image ``[B, K]`` as flat ids ``[sum K_b]`` over the True tokens of ``mask [B, N]``.
+    """Turns token numbers within each image ``[B, K]`` into flat ids ``[sum K_b]``.
 
-    ``counts [B]`` says how many of each row's K numbers there are; ``None``: all.
+    Flat ids count the True tokens of ``mask [B, N]``, or all ``tokens`` of each image if ``mask`` is ``None``.
+    ``counts [B]`` says how many of the K numbers of each row to use; ``None``: all.
     """
     images, width = index.shape
     ids = torch.arange(images * tokens, device=index.device) if mask is None else mask.flatten().cumsum(0) - 1

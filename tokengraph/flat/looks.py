@@ -1,4 +1,4 @@
-"""Where code may look at the numbers in a tensor: short cuts on eager CPU, which programs and ``torch.func`` forbid."""
+"""Says where code may read the values of a tensor: in eager mode on CPU, but not compiled or under ``torch.func``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _functorch: Any = getattr(torch._C, "_functorch", None)
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether a look at the numbers of ``x`` is free and allowed: on CPU, not compiled, under no ``torch.func.vmap``.
+    """True if reading the values of ``x`` is free and allowed: on CPU, not compiled, not under ``torch.func.vmap``.
 
     Cost: well below a microsecond.
     """
@@ -20,19 +20,19 @@ def may_look(x: Tensor) -> bool:
 
 
 def under_vmap() -> bool:
-    """Whether a ``torch.func.vmap`` runs, at any depth of transforms."""
+    """True if a ``torch.func.vmap`` is active, at any depth of transforms."""
     if not transforming():
         return False
     return any(level.key() == _functorch.TransformType.Vmap for level in _functorch.get_interpreter_stack())
 
 
 def transforming() -> bool:
-    """Whether any transform of ``torch.func`` runs: ``grad``, ``vmap``, ``jvp`` and their relatives."""
+    """True if any transform of ``torch.func`` is active: ``grad``, ``vmap``, ``jvp`` and their relatives."""
     return _functorch is not None and _functorch.peek_interpreter_stack() is not None
 
 
 def may_differentiate(x: Tensor) -> bool:
-    """Whether gradients or tangents may pass through ``x``: by autograd, forward mode or a transform."""
+    """True if derivatives may pass through ``x``: by autograd, forward mode or a transform."""
     if torch.is_grad_enabled() and x.requires_grad:
         return True
     return not torch.compiler.is_compiling() and (transforming() or forward_ad.unpack_dual(x).tangent is not None)

@@ -1,4 +1,4 @@
-"""Sums and maxima of rows by cluster: ``index_add_``, or sorted segments where the order of the sum must be fixed."""
+"""Sums and maxima of rows by cluster: by ``index_add_``, or by sorted segments if the summation order must be fixed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from tokengraph.flat.bags import bag_sums
 from tokengraph.flat.looks import may_look, transforming
 
-CROWD = 256  # rows of one index from which a running float32 sum loses digits that one can see
+CROWD = 256  # with more rows of one index, a running float32 sum loses visible digits
 BACKENDS = ("auto", "index_add", "segment")
 
 
@@ -19,13 +19,16 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
         x: ``[M, ...]``.
         index: ``[M]`` int64 in ``[0, rows)``.
         rows: Rows of the result.
-        backend: ``"index_add"``; ``"segment"``: sort, then torch-scatter's ``segment_csr`` (PyTorch's own segment
-            reduction where it is missing), which always adds in index order; ``"auto"``: index_add, and segments on
-            CUDA under ``torch.use_deterministic_algorithms(True)``.
+        backend: ``"index_add"``; ``"segment"`` (sorts, then adds in index order by torch-scatter's ``segment_csr``, or
+            by PyTorch's ``segment_reduce`` if torch-scatter is missing); ``"auto"`` takes ``"segment"`` on CUDA under
+            ``torch.use_deterministic_algorithms(True)``, else ``"index_add"``.
 
     Returns:
         ``[rows, ...]`` in float32, or float64 for float64 input. On eager CPU, sums of more than ``CROWD`` rows run in
-        float64 inside; on CUDA and compiled they do not.
+        float64 internally; on CUDA and compiled they do not.
+
+    Raises:
+        ValueError: If ``backend`` is unknown.
 
     Cost: one pass over ``x``; ``"segment"`` adds a sort of ``[M]`` and a gathered copy of ``x``.
     """
@@ -50,24 +53,27 @@ def _add(x: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
 
 
 def crowded(x: Tensor, index: Tensor) -> bool:
-    """Whether a sum of ``x`` (float32, eager CPU) has more than ``CROWD`` rows of an index; ``[M]`` is not counted."""
+    """True if a sum of ``x`` (float32, eager CPU) may add more than ``CROWD`` rows to one index.
+
+    One-dimensional ``x [M]`` always counts as crowded above ``CROWD`` rows: counting would cost more than the sum.
+    """
     if not may_look(index) or x.dtype != torch.float32 or index.numel() <= CROWD:
         return False
     return x.dim() == 1 or int(torch.bincount(index).max()) > CROWD
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """The dtype that sums are taken in: float32, or float64 for float64."""
+    """Returns the dtype for sums of ``x``: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def row_norm(x: Tensor) -> Tensor:
-    """Norm of each row of ``[M, ...]``, ``[M]``, in float32 or wider."""
+    """Returns the norm of each row of ``[M, ...]``: ``[M]``, in float32 or wider."""
     return torch.linalg.vector_norm(x[..., None].flatten(1).to(wide(x)), dim=1)
 
 
 def with_norm(x: Tensor, norm: Tensor) -> Tensor:
-    """Rows ``[M, ...]`` scaled to the norms ``[M]``; zero rows stay zero. The dtype of ``x`` comes back."""
+    """Scales rows ``[M, ...]`` to the norms ``[M]``; zero rows stay zero. Returns the dtype of ``x``."""
     own = row_norm(x)
     scale = torch.where(own > 0, norm / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     return (x * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
@@ -76,11 +82,12 @@ def with_norm(x: Tensor, norm: Tensor) -> Tensor:
 def weighted_sum(
     x: Tensor, weight: Tensor, index: Tensor, rows: int, *, source: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """Sums ``weight_e * x_e`` over rows that share an index; arguments and result as :func:`segment_sum`.
+    """Sums ``weight_e * x_e`` over rows that share an index; returns and raises as :func:`segment_sum`.
 
-    ``index_add_`` wants a weighted copy of the rows, one for each edge. Where ``"auto"`` meets eager CPU tensors, the
-    same rows are added in the same order by ``embedding_bag``, which weighs as it adds: half the time or less, and no
-    copy. With gradients that is done for edges only (``source``), where the copy is many times the rows.
+    ``index_add_`` needs a weighted copy of the rows, one for each edge. On eager CPU tensors, ``"auto"`` adds the same
+    rows in the same order by ``embedding_bag`` instead, which multiplies while it adds: half the time or less, and no
+    copy. If a gradient is needed, ``"auto"`` does so only with ``source``, where the copy is many times larger than
+    ``x``.
 
     Args:
         x: ``[M, ...]``.
@@ -89,6 +96,8 @@ def weighted_sum(
         rows: Rows of the result.
         source: ``[E]`` int64: the row of ``x`` that each edge carries; ``None``: edge i carries row i.
         backend: As for :func:`segment_sum`.
+
+    Cost: one pass over ``x``, or over ``[E, C]`` with ``source``; the copy ``[E, C]`` except on eager CPU.
     """
     x, weight = x.to(wide(x)), weight.to(wide(x))
     if backend == "auto" and may_look(x) and not transforming():
@@ -104,7 +113,7 @@ def weighted_sum(
 
 
 def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | None) -> Tensor:
-    """The sum as one bag a row; edges that come sorted by index need no sort."""
+    """The same sum by ``embedding_bag``, one bag for each row; sorts the edges unless they come sorted by index."""
     order = None if bool((index[1:] >= index[:-1]).all()) else index.argsort(stable=True)
     if order is not None:
         index, weight = index[order], weight[order]
@@ -133,6 +142,6 @@ def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 def segment_max(x: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Takes the maximum over rows that share an index; rows nobody has an index for get zeros. ``[rows, ...]``."""
+    """Takes the maximum over rows that share an index: ``[rows, ...]``, zeros where no row has that index."""
     expanded = index.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
     return x.new_zeros(rows, *x.shape[1:]).scatter_reduce(0, expanded, x, "amax", include_self=False)

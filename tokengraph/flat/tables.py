@@ -1,4 +1,4 @@
-"""Tables that follow from a few numbers alone, built once for each and shared: window graphs, grids, band plans."""
+"""A cache for tables that depend on a few numbers alone, such as window graphs and grids."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Caches a function of plain numbers and strings that returns tensors, which nobody may write into.
+    """Caches a function of plain numbers and strings that returns tensors. Callers must not write into the tensors.
 
-    The tables are ordinary tensors, made on the CPU, whatever is going on around the first call: inference mode would
-    make them useless for training, and neither the fake tensors of ``torch.export`` nor those of a default device may
-    stay in a cache. To ``torch.compile`` they are constants.
+    The first call builds ordinary tensors on the CPU, even if it runs in inference mode (whose tensors cannot be used
+    in training), under ``torch.export`` (whose tensors are fake) or with another default device. ``torch.compile``
+    treats the tensors as constants.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,13 +28,13 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
             with _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
                 return cached(*key)
 
-        # torch.compile tells constants apart by the code name of the function that gives them.
+        # torch.compile tells constants apart by the code name of the function that returns them.
         name = f"{build.__module__}.{build.__qualname__}".replace(".", "_")
         constant.__code__ = constant.__code__.replace(co_name=name)
 
         @wraps(build)
         def look_up(*key: Any) -> Any:
-            # index() makes plain ints of what torch.compile holds as symbols when sizes change.
+            # index() turns the symbolic sizes of torch.compile into plain ints.
             return constant(*[k if isinstance(k, str) else operator.index(k) for k in key])
 
         look_up.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def equal_ptr(images: int, each: int, device: torch.device | str) -> Tensor:
-    """``[B+1]`` int64: where each of B images begins when all have ``each`` rows."""
+    """Returns ``ptr [B+1]`` int64: the first row of each of B images that all have ``each`` rows."""
     if torch.compiler.is_compiling():  # a constant would pin the batch
         return torch.arange(images + 1, device=device) * each
     return _equal_ptr(images, each, str(device))

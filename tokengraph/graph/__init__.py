@@ -1,4 +1,4 @@
-"""Tokens as a PyG graph, and coarsening outside of models."""
+"""Tokens as a PyG graph, and coarsening without a model."""
 
 import torch
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
@@ -6,7 +6,7 @@ from torch_geometric.data.storage import GlobalStorage
 
 from tokengraph.graph.token_graph import TokenGraph
 
-# torch.load(weights_only=True), as PyG loads data sets, takes the classes that are named here.
+# torch.load(weights_only=True), by which PyG loads data sets, accepts only registered classes.
 torch.serialization.add_safe_globals([TokenGraph, DataEdgeAttr, DataTensorAttr, GlobalStorage])
 
 __all__ = ["TokenGraph"]

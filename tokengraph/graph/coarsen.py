@@ -1,4 +1,4 @@
-"""Coarsening a token graph: once, or level by level."""
+"""Coarsens a token graph: once, or level by level."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_sorted
-from tokengraph.graph.fields import Grid
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
@@ -21,7 +21,7 @@ from tokengraph.select.tokens import Tokens
 
 
 class Coarsening(NamedTuple):
-    """A coarse graph, and the map from the fine graph's tokens to it."""
+    """The result of :func:`coarsen`: the coarse graph, and the map from the tokens of the fine graph to its nodes."""
 
     graph: TokenGraph
     assignment: Assignment | SoftAssignment
@@ -33,21 +33,23 @@ def coarsen(
     """Coarsens every image of a token graph to ``keep`` tokens.
 
     Args:
-        graph: Tokens of one image or many, also ragged.
+        graph: Tokens of one image or of many, which may differ in size.
         select: A strategy by name, class or instance. Strategies that need attention need a model: use ``attach``.
-        keep: Tokens an image (int), or a share of each image's tokens (float in (0, 1]); at most what there is.
-        clamp: Leave as few as one step of the strategy can (``select.fewest``; half for ToMe) where ``keep`` asks for
-            fewer, instead of raising as ``attach`` does.
+        keep: Tokens per image (int), or a share of each image's tokens (float in (0, 1]); clamped to the tokens that
+            an image has.
+        clamp: If ``keep`` is below what one step of the strategy can reach (``select.fewest``; half for ToMe), keep
+            the fewest possible instead of raising.
 
     Returns:
-        The coarse graph (features and positions averaged by size, sizes added up, edges and their weights summed
-        between clusters, loops left out) and the map, whose ``lift`` brings rows back.
+        The coarse graph and the map, whose ``lift`` expands rows again. Features and positions are averages weighted by
+        size, sizes are sums, and edge weights are sums over all edges between two clusters; self loops are left out.
 
     Raises:
-        ValueError: If ``keep`` is out of range, or fewer than one step can leave; if tokens are not finite, or the
-            strategy cannot serve the graph.
+        ValueError: If ``keep`` is out of range or below what one step can reach, tokens are not finite, or the strategy
+            does not support the graph.
 
-    Cost: the strategy's, one reduction, and a sort of the edges if there are any. Images of equal size go together.
+    Cost: the strategy's, one reduction, and a sort of the edges if there are any. Images of equal size run in one
+    batch.
 
     Example:
         >>> graph = TokenGraph.from_tokens(torch.randn(2, 16, 8), grid=(4, 4))
@@ -70,7 +72,7 @@ def coarsen(
 
 
 def _check_reach(select: Select, counts: list[int], budgets: list[int]) -> None:
-    """Raises where one step of the strategy cannot leave as few tokens as are asked for."""
+    """Raises if one step of the strategy cannot reach as few tokens as the budgets ask for."""
     for count, budget in zip(counts, budgets, strict=True):
         if budget < (fewest := select.fewest(count)):
             raise ValueError(
@@ -81,12 +83,23 @@ def _check_reach(select: Select, counts: list[int], budgets: list[int]) -> None:
 
 
 def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reduction: str = "mean") -> TokenGraph:
-    """The coarse graph that a map makes of a graph; fields as :func:`coarsen` says."""
+    """Coarsens a graph by a given map; :func:`coarsen` describes the fields of the result.
+
+    Args:
+        graph: The fine graph, M tokens.
+        assignment: A map over these M tokens.
+        reduction: Reduction of the features, as in the map's ``reduce``.
+
+    Returns:
+        The coarse graph. It keeps fields of the whole graph, and drops other fields of nodes and edges.
+
+    Cost: one reduction, and a sort of the edges if there are any.
+    """
     if isinstance(assignment, Assignment):
         x, size = assignment.reduce(graph.x, graph.size, reduce=reduction)
     else:
         x, size = assignment.reduce(graph.x, graph.size)
-    # What else stands at nodes or edges does not fit the coarse graph; what stands at the graph does.
+    # Other fields of nodes and edges do not fit the coarse graph.
     others = set(graph.keys()) - {"x", "size", "pos", "batch", "ptr", "grid", "prefix"}
     coarse = graph.without(*(k for k in others if graph.is_edge_attr(k) or graph.is_node_attr(k)))
     coarse.x, coarse.size = x, size
@@ -103,13 +116,17 @@ def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reducti
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Ever coarser graphs. ``graphs[0]`` is the input; ``assignments[i]`` maps ``graphs[i]`` to ``graphs[i + 1]``."""
+    """Graphs from fine to coarse: ``graphs[0]`` is the input, ``assignments[i]`` maps ``graphs[i]`` to the next."""
 
     graphs: list[TokenGraph]
     assignments: list[Assignment | SoftAssignment]
 
     def between(self, level: int, to: int = 0) -> Assignment | SoftAssignment:
-        """One map from the tokens of ``graphs[to]`` to those of ``graphs[level]``, ``to < level``."""
+        """Composes one map from the tokens of ``graphs[to]`` to those of ``graphs[level]``.
+
+        Raises:
+            ValueError: Unless ``0 <= to < level < len(graphs)``.
+        """
         level = level + len(self.graphs) if level < 0 else level
         if not 0 <= to < level < len(self.graphs):
             raise ValueError(f"Expected 0 <= to < level < {len(self.graphs)} (got level={level}, to={to}).")
@@ -119,23 +136,28 @@ class Hierarchy:
         return composed
 
     def lift(self, y: Tensor, level: int = -1, to: int = 0) -> Tensor:
-        """Brings rows ``[K, C]`` of ``graphs[level]`` back to the tokens of ``graphs[to]``."""
+        """Expands rows ``[K, C]`` of ``graphs[level]`` to rows ``[M, C]`` of the tokens of ``graphs[to]``."""
         return self.between(level, to).lift(y)
 
 
 def hierarchy(
     graph: TokenGraph, select: str | type[Select] | Select, schedule: Sequence[int | float], *, clamp: bool = False
 ) -> Hierarchy:
-    """Coarsens level by level.
+    """Coarsens a graph level by level.
 
     Args:
         graph: The finest graph.
         select: A strategy by name, class or instance.
-        schedule: What each level keeps: tokens an image (int), or a share of the level before (float in (0, 1]).
+        schedule: The budget of each level: tokens per image (int), or a share of the level before (float in (0, 1]).
         clamp: As for :func:`coarsen`.
 
     Returns:
         All graphs and maps.
+
+    Raises:
+        ValueError: As for :func:`coarsen`, at any level.
+
+    Cost: one :func:`coarsen` for each level.
 
     Example:
         >>> graph = TokenGraph.from_tokens(torch.randn(1, 64, 8), grid=(8, 8))
@@ -152,7 +174,7 @@ def hierarchy(
 
 
 def _assign(graph: TokenGraph, select: Select, counts: list[int], budgets: list[int]) -> Assignment | SoftAssignment:
-    """Runs the strategy on each group of alike images, and lays the maps together in the order of the images."""
+    """Runs the strategy on each group of images of equal size and grid, and joins the maps in the images' order."""
     grids = graph.grids or [None] * len(counts)
     groups: dict[tuple[int, int, Grid | None], list[int]] = {}
     for b, key in enumerate(zip(counts, budgets, grids, strict=True)):
@@ -181,7 +203,7 @@ def _tokens(graph: TokenGraph, rows: Tensor, images: int, grid: Grid | None) -> 
 def _lay_together(
     parts: list[tuple[list[int], Tensor, Assignment | SoftAssignment]], graph: TokenGraph
 ) -> Assignment | SoftAssignment:
-    """One map for the whole batch out of maps over groups of its images."""
+    """Joins maps over groups of images to one map for the whole batch."""
     device = graph.x.device
     kept = torch.zeros(graph.num_images, dtype=torch.long, device=device)
     for images, _, part in parts:
@@ -219,7 +241,7 @@ def _lay_together(
         graph.x.size(0),
         total,
         soft[0].normalize,
-        _WayUp(soft, tuple(rows), tuple(homes)) if any(s.up is not None for s in soft) else None,
+        _JoinedEdges(soft, tuple(rows), tuple(homes)) if any(s.up is not None for s in soft) else None,
         graph.ptr,
         cluster_ptr,
         centers,
@@ -231,8 +253,8 @@ def _lay_together(
 
 
 @dataclass(frozen=True, eq=False)
-class _WayUp:
-    """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
+class _JoinedEdges:
+    """Computes the joined lift edges when a lift needs them. A class, not a closure, so that maps can be pickled."""
 
     parts: tuple[SoftAssignment, ...]
     rows: tuple[Tensor, ...]
@@ -243,7 +265,7 @@ class _WayUp:
 
 
 def _joined(edges: Sequence[Edges], rows: Sequence[Tensor], homes: Sequence[Tensor]) -> Edges:
-    """Edges of groups of images with the flat ids of the batch."""
+    """Joins the edges of groups of images, with flat ids of the batch."""
     each = [(row[e[0]], home[e[1]], e[2]) for e, row, home in zip(edges, rows, homes, strict=True)]
     token, cluster, weight = (torch.cat(part) for part in zip(*each, strict=True))
     return token, cluster, weight
@@ -258,7 +280,7 @@ def _by_token(values: Sequence[Tensor | None], rows: Sequence[Tensor], size: Ten
 
 
 def _by_cluster(values: Sequence[Tensor | None], homes: Sequence[Tensor]) -> Tensor | None:
-    """Rows of the clusters of each group, in the order of the batch; ``None`` where a group has none."""
+    """Joins the cluster rows of all groups in the order of the batch; ``None`` if a group has none."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None

@@ -1,4 +1,4 @@
-"""What users hand to TokenGraph in place of images or tokens, and what to hand instead."""
+"""Checks the images and tokens that users pass to TokenGraph; errors say what to pass instead."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tokengraph.errors import check_tokens
 
 
 def check_images(images: Any) -> None:
-    """Raises unless this is a tensor of images, or a mapping of a model's inputs; adapters check what is in it.
+    """Raises unless this is a tensor, or a mapping of a model's inputs. Adapters check its values.
 
     Raises:
-        TypeError: For anything else; the message says how to make a tensor of it.
+        TypeError: If it is anything else; the message says how to convert it.
     """
     if hasattr(images, "last_hidden_state"):
         raise TypeError(
@@ -34,11 +34,11 @@ def check_images(images: Any) -> None:
 
 
 def check_token_sets(tokens: Any) -> list[Tensor]:
-    """The tokens of each image, ``[P+N_b, C]``.
+    """Returns the tokens of each image, ``[P+N_b, C]``.
 
     Raises:
-        ValueError: If shapes are others, or there is no image.
-        TypeError: If these are no floating-point tensors.
+        ValueError: If shapes are wrong, or there is no image.
+        TypeError: If these are not floating-point tensors.
     """
     if hasattr(tokens, "last_hidden_state") or isinstance(tokens, Mapping):
         raise TypeError(
@@ -58,7 +58,7 @@ def check_token_sets(tokens: Any) -> list[Tensor]:
     for each in tokens:
         if isinstance(each, Tensor) and each.dim() != 2:
             raise ValueError(
-                f"Expected a list of tokens of shape [M, C] (got {list(each.shape)}), one an image. Give a batch "
+                f"Expected a list of tokens of shape [M, C] (got {list(each.shape)}), one per image. Give a batch "
                 "[B, P+N, C] by itself; of a tuple that a model returns, the part that has the tokens: output[0]."
             )
         check_tokens(each, dims=(2,), name="tokens")

@@ -1,4 +1,4 @@
-"""A graph of many images taken apart: what stands at nodes, at edges, at images and at the whole graph."""
+"""Splits a graph of many images: fields of nodes, of edges, of images and of the whole graph."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch_geometric.data import Data
 
 
 def cut(graph: Data, ptr: Tensor) -> list[dict[str, Any]]:
-    """The fields of each image but for its layout, as PyG's ``batch[i]`` keeps them.
+    """Returns the fields of each image, except ``batch``, ``ptr`` and ``grid``, as PyG's ``batch[i]`` does.
 
     Args:
         graph: B images, their nodes one after another.
         ptr: First node of each image, ``[B+1]`` int64.
 
     Returns:
-        B dicts. Fields of nodes and edges are cut up; of tensors, lists and tuples with one entry an image each image
-        gets its own (tensors keep that axis, of length 1); everything else goes to every image as it is.
+        B dicts. Each image gets its own rows of node and edge fields, and its own entry of tensors, lists and tuples
+        of length B (tensors keep this axis, with length 1). All images share the other fields.
 
     Cost: one sort of the edges, by the image of their target; a host synchronisation on CUDA.
     """
@@ -52,7 +52,7 @@ def _edges_by_image(graph: Data, ptr: Tensor) -> tuple[Tensor | None, list[int]]
 
 
 def _of_edges(graph: Data, key: str, value: Any, order: Tensor, count: list[int], bounds: list[int]) -> list[Any]:
-    """A field of the edges, image by image; ids of nodes are counted from the image's first."""
+    """Splits an edge field by image; node ids then count from the first node of each image."""
     if not isinstance(value, Tensor):
         values, ends = [value[i] for i in order.tolist()], torch.tensor([0, *count]).cumsum(0).tolist()
         return [values[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]

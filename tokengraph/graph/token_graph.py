@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_sorted
 from tokengraph.flat.layout import pad
-from tokengraph.graph.fields import Grid, Size, batch_layout, grid_of_each, is_one
+from tokengraph.graph.fields import Size, batch_layout, grid_of_each, is_one
 from tokengraph.graph.inputs import check_images, check_token_sets
 from tokengraph.graph.split import cut
 from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
 
 class TokenGraph(Data):
-    """A graph whose nodes are patch tokens. Prefix tokens (class, distillation, registers) are kept beside it.
+    """A graph whose nodes are patch tokens. Prefix tokens (class, distillation, registers) are a separate field.
 
-    It is a :class:`torch_geometric.data.Data`: loaders, transforms, ``Batch``, NetworkX export and layers take it as it
-    is. One TokenGraph holds one image or many; ``Batch.from_data_list`` takes single images (see :meth:`split`).
+    It is a :class:`torch_geometric.data.Data`, so PyG's loaders, transforms, ``Batch``, NetworkX export and layers
+    accept it. One TokenGraph holds one image or many; ``Batch.from_data_list`` takes single images (see :meth:`split`).
 
     Attributes:
         x: Features, ``[M, C]``, the tokens of all images one after another.
-        size: Input patches each node stands for, ``[M]`` float32.
+        size: Number of input patches in each node, ``[M]`` float32.
         pos: Centroids in patch units, ``[M, 2]`` float32 as (y, x); the centre of patch (0, 0) is (0.5, 0.5). In a
             video ``[M, 3]`` as (t, y, x). Absent without a grid.
         batch: Image of each node, ``[M]`` int64, sorted.
@@ -38,7 +39,7 @@ class TokenGraph(Data):
         prefix: Prefix tokens, ``[B, P, C]``; absent when there are none.
     """
 
-    x: Tensor  # PyG types them as optional
+    x: Tensor  # PyG declares it as optional
     pos: Tensor
     batch: Tensor
 
@@ -54,16 +55,15 @@ class TokenGraph(Data):
         """Builds a graph without edges from the tokens of a model.
 
         Args:
-            tokens: ``[B, P+N, C]``, or a list of ``[P+N_b, C]``, one an image.
-            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. ``(T, H, W)``
-                for a video: in ``(T*H, W)`` the last row of a frame would touch the first of the next. ``None``: no
-                positions.
-            num_prefix: P, the prefix tokens in front.
-            check: Look for NaN and infinity (on CUDA this synchronises with the host).
+            tokens: ``[B, P+N, C]``, or a list with ``[P+N_b, C]`` for each image.
+            grid: ``(H, W)`` with ``H*W = N``, row-major; for a list of tokens also a list of grids. ``(T, H, W)`` for
+                a video, not ``(T*H, W)``, which looks like an image. ``None``: no positions.
+            num_prefix: P, the number of prefix tokens at the front.
+            check: Check for NaN and infinity (a host synchronisation on CUDA).
 
         Raises:
             ValueError: If shapes or grid do not fit, or tokens are not finite.
-            TypeError: If ``tokens`` are no floating-point tensors, or a model's whole output.
+            TypeError: If ``tokens`` are no floating-point tensors, for example the whole output of a model.
 
         Cost: one copy of the tokens.
 
@@ -73,7 +73,7 @@ class TokenGraph(Data):
         """
         sets = check_token_sets(tokens)
         if not 0 <= num_prefix <= min(t.size(0) for t in sets):
-            raise ValueError(f"Expected 0 <= num_prefix <= tokens an image (got num_prefix={num_prefix}).")
+            raise ValueError(f"Expected 0 <= num_prefix <= tokens per image (got num_prefix={num_prefix}).")
         if len({t.size(1) for t in sets}) > 1:
             raise ValueError(f"Expected one channel count (got {sorted({t.size(1) for t in sets})}).")
         counts = [t.size(0) - num_prefix for t in sets]
@@ -95,7 +95,7 @@ class TokenGraph(Data):
     def from_propagation(
         cls, graph: PropagationGraph, patch: Tensor | None = None, size: Tensor | None = None
     ) -> TokenGraph:
-        """The patches that survive in GTP's propagation graph: features before block 0, and edges with their weights.
+        """Builds a graph of the patches that survive in GTP's propagation graph, with features before block 0.
 
         Arguments, errors and cost as for :meth:`tokengraph.PropagationGraph.survivors`.
         """
@@ -105,14 +105,14 @@ class TokenGraph(Data):
 
     @classmethod
     def from_model(cls, model: nn.Module, images: Tensor | Mapping[str, Tensor], *, layer: int = -1) -> TokenGraph:
-        """Runs a supported vision transformer and takes its tokens as they are after some of its blocks.
+        """Runs a supported vision transformer and takes its tokens after ``layer`` blocks, before the final norm.
 
         Args:
             model: A model that :func:`tokengraph.attach` supports; it is not changed.
-            images: ``[B, 3, H, W]``, normalised as the model wants them; for models of images of any shape (NaFlex)
-                their inputs by name.
-            layer: Finished blocks, as in schedules and ``trace``: 0 for the tokens that come to the first block, the
-                depth for those that leave the last one; negative from the end, -1 for the last. Before the final norm.
+            images: ``[B, 3, H, W]``, normalised as the model expects; for models of images of any shape (NaFlex) a
+                mapping of their inputs by name.
+            layer: Number of finished blocks, as in schedules and ``trace``: 0 for the input of the first block, the
+                depth for the output of the last one; negative numbers count from the end, -1 is the last block.
 
         Returns:
             A graph of the patch tokens, without padding, with ``grid``, ``pos`` and ``prefix``.
@@ -130,7 +130,7 @@ class TokenGraph(Data):
 
     @property
     def size(self) -> Tensor:  # type: ignore[override]  # Data.size() is the shape of the adjacency matrix
-        """Input patches a node stands for, ``[M]`` float32; one each if unset. Called, it is PyG's ``Data.size()``."""
+        """Input patches in each node, ``[M]`` float32, 1 if unset. ``size()`` is PyG's method."""
         stored = self._store.get("size")
         if stored is None:
             device = None if self.x is None else self.x.device
@@ -147,7 +147,7 @@ class TokenGraph(Data):
         stored, nodes = self._store.get("ptr"), self.num_nodes or 0
         if stored is not None and int(stored[-1]) == nodes:
             return stored
-        # PyG's Batch.get_example leaves ptr out, its subgraph leaves it as it was; both keep batch up to date.
+        # PyG's Batch.get_example drops ptr, and its subgraph does not update it; both update batch.
         counts = [nodes]
         if self.num_images > 1:
             counts = torch.bincount(self.batch, minlength=self.num_images).tolist()
@@ -159,7 +159,7 @@ class TokenGraph(Data):
 
     @property
     def grid(self) -> Any:
-        """``(H, W)`` or ``(T, H, W)`` of the patches, one for all or a list, one an image; ``None``: not on a grid."""
+        """``(H, W)`` or ``(T, H, W)`` of the patches, or a list with one for each image; ``None``: no grid."""
         return self._store.get("grid")
 
     @grid.setter
@@ -168,7 +168,7 @@ class TokenGraph(Data):
 
     @property
     def num_graphs(self) -> int:
-        """B, as PyG's ``Batch`` calls it."""
+        """B, under the name that PyG's ``Batch`` uses."""
         return self.num_images
 
     @property
@@ -178,12 +178,12 @@ class TokenGraph(Data):
 
     @property
     def counts(self) -> list[int]:
-        """Nodes of each image (a host synchronisation on CUDA)."""
+        """Number of nodes of each image (a host synchronisation on CUDA)."""
         return self.ptr.diff().tolist()
 
     @property
     def grids(self) -> list[Grid] | None:
-        """The patch grid of each image."""
+        """The patch grid of each image, or ``None``."""
         grid = self._store.get("grid")
         if grid is None:
             return None
@@ -192,7 +192,7 @@ class TokenGraph(Data):
         return [tuple(int(side) for side in one) for one in grid]
 
     def to_tokens(self) -> Tensor:
-        """The tokens as ``[B, P+N, C]``, prefix tokens in front.
+        """Returns the tokens as ``[B, P+N, C]``, prefix tokens first.
 
         Raises:
             ValueError: If images have different numbers of tokens; use :meth:`to_padded`.
@@ -202,13 +202,13 @@ class TokenGraph(Data):
         return self._with_prefix(self.x.view(self.num_images, -1, self.x.size(1)))
 
     def to_padded(self) -> tuple[Tensor, Tensor]:
-        """The tokens as ``[B, P+N_max, C]`` with zeros behind, and a mask ``[B, P+N_max]``, True at tokens."""
+        """Returns the tokens as ``[B, P+N_max, C]``, padded with zeros, and ``[B, P+N_max]`` bool, True at tokens."""
         dense, mask = pad(self.x, self.counts)
         tokens = self._with_prefix(dense)
         return tokens, torch.cat([mask.new_ones(mask.size(0), tokens.size(1) - mask.size(1)), mask], dim=1)
 
     def with_edges(self, edge_index: Tensor, edge_weight: Tensor | None = None) -> TokenGraph:
-        """The same nodes with these edges, ``[2, E]`` int64 and ``[E]``."""
+        """Returns the same nodes with edges ``[2, E]`` int64 and weights ``[E]``; raises on other shapes."""
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
         ones = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)
@@ -217,7 +217,7 @@ class TokenGraph(Data):
         return graph
 
     def connect_knn(self, k: int, *, cosine: bool = False, backend: str = "auto") -> TokenGraph:
-        """The same nodes, each with edges from its k nearest; see :func:`tokengraph.knn_graph`."""
+        """Returns the same nodes with edges from each node's k nearest; see :func:`tokengraph.knn_graph`."""
         if self.batch is not None:
             check_sorted(self.batch)
         ptr = self.ptr if len(set(self.counts)) > 1 else None
@@ -225,12 +225,12 @@ class TokenGraph(Data):
         return self.with_edges(*knn_graph(x, k, ptr=ptr, cosine=cosine, backend=backend))
 
     def connect_grid(self, neighbors: int | None = None) -> TokenGraph:
-        """The same nodes with the edges of the patch grid, 8 or in a video 26; see :func:`tokengraph.grid_graph`."""
+        """Returns the same nodes with the edges of the patch grid; see :func:`tokengraph.grid_graph`."""
         parts = [grid_graph(g, neighbors, device=self.x.device) for g in self._full_grids()]
         return self.with_edges(self._shift(parts))
 
     def connect_window(self, lam: int) -> TokenGraph:
-        """The same nodes, each with edges from its ``lam`` nearest patches; see :func:`tokengraph.window_graph`."""
+        """Returns the same nodes with edges from the ``lam`` nearest patches; see :func:`tokengraph.window_graph`."""
         parts = []
         for grid in self._full_grids():
             near = window_graph(grid, lam, device=self.x.device)
@@ -239,7 +239,7 @@ class TokenGraph(Data):
         return self.with_edges(self._shift(parts))
 
     def split(self) -> list[TokenGraph]:
-        """One graph an image, with everything that stands at its nodes, its edges and itself (labels, masks, names)."""
+        """Returns one graph for each image, with all fields of its nodes, its edges and itself (labels, masks)."""
         grids, graphs = self.grids, []
         for b, fields in enumerate(cut(self, self.ptr)):
             fields |= batch_layout([fields["x"].size(0)], self.x)
@@ -249,37 +249,37 @@ class TokenGraph(Data):
         return graphs
 
     def to_data_list(self) -> list[TokenGraph]:
-        """As :meth:`split`, under the name that PyG's ``Batch`` has for it."""
+        """Calls :meth:`split`; the name that PyG's ``Batch`` uses."""
         return self.split()
 
     def without(self, *names: str) -> TokenGraph:
-        """A graph of the other fields; tensors are shared, not copied (PyG's ``clone`` copies them)."""
+        """Returns a graph of the other fields, which shares their tensors (PyG's ``clone`` copies them)."""
         return TokenGraph(**{k: v for k, v in self._store.to_dict().items() if k not in names})
 
     def apply(self, func: Callable[[Any], Any], *args: str) -> TokenGraph:
-        """Applies a function to all tensors, as ``.to()`` does; PyG would make lists of tuples on the way."""
+        """Applies a function to all tensors, as ``.to()`` does; PyG's own method would turn tuples into lists."""
         kept = {k: self._store[k] for k in ("grid",) if k in self}
         super().apply(func, *args)
         self._store.update(kept)
         return self
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """Guards PyG's batching: it would take several images for one graph."""
+        """Stops PyG from batching a graph of several images, which it would treat as one graph."""
         if self.num_images > 1:
             raise ValueError(
                 f"Expected graphs of one image to batch (got one of {self.num_images}). Use graph.split() first."
             )
-        if key == "batch":  # PyG would take the highest image in it, which an empty image does not have
+        if key == "batch":  # PyG would use the highest image id, which an empty image does not have
             return 1
         return super().__inc__(key, value, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out PyG's cache of field kinds, which the safe way of loading refuses."""
+        """Leaves out PyG's cache of field kinds, which ``torch.load(weights_only=True)`` rejects."""
         self._store.__dict__.pop("_cached_attr", None)
         return super().__getstate__()
 
     def __repr__(self) -> str:
-        if self.x is None:  # while PyG fills one field by field
+        if self.x is None:  # while PyG fills the fields one after another
             return super().__repr__()
         edges = 0 if self.edge_index is None else self.edge_index.size(1)
         prefix = self.prefix.size(1) if "prefix" in self else 0

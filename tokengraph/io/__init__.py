@@ -1,1 +1,1 @@
-"""Files in and out: photographs, checkpoints, ONNX."""
+"""Reads and writes files: photographs, checkpoints, ONNX."""

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's file without running code from it, and saying why a file cannot be read."""
+"""Reads checkpoint files without running code from them, and explains why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from tokengraph.optional import optional
 
 LFS = b"version https://git-lfs"
-HARMLESS: list[Any] = [  # what training scripts store beside weights; making these runs no code of the file
+HARMLESS: list[Any] = [  # types that training scripts store beside weights; loading them runs no code of the file
     *(argparse.Namespace, types.SimpleNamespace, collections.deque, collections.defaultdict),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
     *(int, float, bool, str, complex, list, dict, set, frozenset, slice, range),
@@ -30,16 +30,18 @@ PATHS = [pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath, pathlib.
 
 
 def read_checkpoint(path: str | PathLike[str], weights_only: bool = True) -> Any:
-    """What a file of ``torch.save`` or safetensors holds, with tensors on the CPU.
+    """Returns the content of a file by ``torch.save`` or safetensors, with tensors on the CPU.
 
     Args:
         path: The file.
-        weights_only: Makes tensors and harmless types (``argparse.Namespace``, NumPy's numbers, paths, dates), and
-            nothing else. Without it, the file may run any code.
+        weights_only: Load only tensors and harmless types (``argparse.Namespace``, NumPy's numbers, paths, dates). If
+            False, the file may run any code.
 
     Raises:
-        ValueError: If there is no file, it is a pointer or cut off, or holds what ``weights_only`` does not make.
-        ImportError: If the file is of safetensors and that package is not installed.
+        ValueError: If there is no file, it is truncated or a git-lfs pointer, or it needs ``weights_only=False``.
+        ImportError: If the file is in safetensors format and that package is not installed.
+
+    Cost: one read of the file.
     """
     name = repr(str(path))
     head = _head(path, name)
@@ -47,7 +49,7 @@ def read_checkpoint(path: str | PathLike[str], weights_only: bool = True) -> Any
         load = optional("safetensors.torch").load_file
         try:
             return load(path)
-        except Exception as error:  # its own class of errors, which an older version lacks
+        except Exception as error:  # older versions of safetensors lack its own error class
             raise ValueError(
                 f"Expected a whole file of safetensors (got {name}: {error}). Download it anew."
             ) from error
@@ -59,7 +61,7 @@ def read_checkpoint(path: str | PathLike[str], weights_only: bool = True) -> Any
 
 
 def _head(path: str | PathLike[str], name: str) -> bytes:
-    """The first bytes of a file that may be a checkpoint."""
+    """Returns the first bytes of a file; raises if it cannot be a checkpoint."""
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -80,10 +82,10 @@ def _head(path: str | PathLike[str], name: str) -> bytes:
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """Allows harmless types while it lasts."""
+    """Allows ``torch.load`` to load harmless types inside the context."""
     serialization: Any = torch.serialization
     allowed = [*HARMLESS, *PATHS, *_functions()]
-    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):  # which take names that have moved since
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):  # these versions accept types under old names
         renamed = [(thing, f"{module}.{thing.__name__}") for thing in PATHS for module in ("pathlib", "pathlib._local")]
         modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
         renamed += [(thing, f"{module}.{thing.__name__}") for thing in _functions() for module in modules]
@@ -98,12 +100,12 @@ def _harmless() -> Iterator[None]:
 
 
 def _functions() -> list[Any]:
-    """What makes NumPy's scalars and arrays, found through their own pickles: its place differs between versions."""
+    """Returns the functions that rebuild NumPy's scalars and arrays, found by pickling: versions move them."""
     return [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
 
 
 def _why(path: str | PathLike[str], name: str, error: Exception, weights_only: bool) -> str:
-    """The message for a file that torch does not load."""
+    """Returns the error message for a file that torch cannot load."""
     text = str(error)
     trust = "If you trust it: load_checkpoint(model, path, weights_only=False)."
     if weights_only and "TorchScript" in text:

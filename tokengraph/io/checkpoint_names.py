@@ -1,4 +1,4 @@
-"""Which of the state dicts in a checkpoint fits a model, under which key and behind which prefix."""
+"""Finds the state dict in a checkpoint that fits a model: its key and the prefix of its names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ EMA = (
     *("model_ema", "state_dict_ema", "ema", "ema_model", "ema_state_dict", "model_ema_state_dict"),
     *("ema_model_state_dict", "params_ema", "module_ema", "net_ema", "network_ema"),
 )
-WRAPPERS = (*PLAIN, *EMA, "teacher", "student")  # what training scripts put around a state dict; the first is taken
-WORDS = frozenset(  # what wrappers put in front of names
+WRAPPERS = (*PLAIN, *EMA, "teacher", "student")  # keys under which training scripts store state dicts, best first
+WORDS = frozenset(  # parts of prefixes that wrappers add to names
     (*WRAPPERS, "backbone", "encoder", "visual", "trunk", "vit", "image_encoder", "vision_model", "vision_tower")
 ) | {"base_model", "_forward_module", "online_encoder", "_orig_mod"}
-INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # these also stand in front of blocks
-DEPTH = 4  # of dicts in dicts
+# Wrappers of single blocks add these words inside names, too.
+INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+DEPTH = 4  # of nested dicts to search
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Fit:
     """One way to read a checkpoint.
 
     Args:
-        key: Where the state dict is: ``"model"``, ``"state.model"``; empty: the outermost dict.
-        prefix: In front of the checkpoint's names.
-        own: In front of the model's names, where that is wrapped.
-        names: Name in the checkpoint by name of the model, for all that both have.
-        loads: How many of them have the same shape.
+        key: The dotted key of the state dict: ``"model"``, ``"state.model"``; empty: the outermost dict.
+        prefix: The prefix of the checkpoint's names.
+        own: The prefix of the model's names, if the model is wrapped.
+        names: Maps each shared name from the model's to the checkpoint's form.
+        loads: How many of these tensors have the same shape in both.
     """
 
     key: str
@@ -44,7 +45,7 @@ class Fit:
 
     @property
     def shown(self) -> str:
-        """The prefix as the checkpoint has it, wrappers' own words included."""
+        """The prefix as it appears in the checkpoint, with the parts that wrappers add inside names."""
         left, shown = self.prefix.split(".")[:-1], ""
         for part in next(iter(self.names.values())).split(".")[:-1]:
             if part not in INSIDE and part != next(iter(left), None):
@@ -54,18 +55,18 @@ class Fit:
 
     @property
     def ema(self) -> bool:
-        """Whether these are averaged weights, as far as key and prefix say."""
+        """True if key or prefix say that these are averaged weights (EMA)."""
         return any(word in EMA for word in (*self.key.split("."), *self.prefix.split(".")))
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """The smaller, the sooner taken, of several that fit."""
+        """Sort key among several that fit; the smallest is loaded."""
         words = [w for w in (*self.key.split("."), *self.prefix.split(".")) if w in WRAPPERS]
         return max((WRAPPERS.index(w) for w in words), default=-1), -self.loads, len(self.prefix)
 
 
 def state_dicts(loaded: Any, key: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every state dict in what a file held, outermost first, by its dotted key."""
+    """Yields each state dict in the content of a file with its dotted key, outermost first."""
     if isinstance(loaded, nn.Module):
         loaded = loaded.state_dict()
     if not isinstance(loaded, Mapping):
@@ -79,7 +80,7 @@ def state_dicts(loaded: Any, key: str = "", depth: int = DEPTH) -> Iterator[tupl
 
 
 def fits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: str, prefix: str | None = None) -> list[Fit]:
-    """Every way in which names of the model are names of one state dict, behind the known prefixes or a given one."""
+    """Returns every way to match the model's names with one state dict, with known prefixes or a given one."""
     plain = {_without_inside(k): k for k in theirs}
     own = {_without_inside(k): k for k in ours}
     found = []
@@ -98,9 +99,9 @@ def fits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: str, pre
 
 
 def choose(candidates: Iterable[Fit]) -> tuple[Fit | None, list[Fit]]:
-    """The one to load, plain weights before averaged ones, and others that would load about as much."""
+    """Returns the fit to load, plain weights before averaged ones, and others that would load about as much."""
     best: dict[tuple[str, str], Fit] = {}
-    for fit in candidates:  # of ways to read the same names the one that loads most, with the shortest prefixes
+    for fit in candidates:  # of all ways to read the same names, prefer most tensors, then the shortest prefixes
         rank = (fit.loads, len(fit.names), -len(fit.own))
         now = best.get((fit.key, fit.prefix))
         if now is None or rank > (now.loads, len(now.names), -len(now.own)):
@@ -111,7 +112,7 @@ def choose(candidates: Iterable[Fit]) -> tuple[Fit | None, list[Fit]]:
 
 
 def guess_prefix(ours: Iterable[str], theirs: Iterable[str]) -> str:
-    """The prefix behind which most of the model's names are the checkpoint's; empty if none."""
+    """Returns the prefix with which most of the model's names are in the checkpoint; empty if there is none."""
     own, votes = set(ours), Counter[str]()
     for name in theirs:
         parts = name.split(".")
@@ -135,7 +136,7 @@ def _without_inside(name: str) -> str:
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
-    """Every run of known words that names begin with, each with its dot; the empty one too."""
+    """Returns every prefix of the names that consists of known words, with the final dot, and the empty prefix."""
     found = {""}
     for name in names:
         prefix = ""

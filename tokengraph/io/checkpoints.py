@@ -1,4 +1,4 @@
-"""Loading weights by name, with a report of what did not match."""
+"""Loads weights by name, and reports the names that did not match."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tokengraph.io.checkpoint_names import WRAPPERS, Fit, choose, fits, guess_pr
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to each name. Printing it says so in words.
+    """Lists the names that were loaded and those that were not. ``print`` shows it as text.
 
     Args:
         loaded: Names that were loaded.
-        missing: Names of the model that the checkpoint lacks; they keep their values.
+        missing: Names of the model that the checkpoint lacks; these tensors are unchanged.
         unexpected: Names of the checkpoint that the model lacks.
-        mismatched: Names with another shape: ``(name, model's shape, checkpoint's shape)``; they keep their values.
-        key: Where in the checkpoint the weights were; empty: outermost.
-        prefix: What was taken off the checkpoint's names.
-        ema: Whether they are averaged weights, as far as key and prefix say.
-        others: Other weights in the checkpoint that fit as well, each as the argument that loads them.
+        mismatched: ``(name, model's shape, checkpoint's shape)`` where shapes differ; these tensors are unchanged.
+        key: The key of the weights in the checkpoint; empty: the outermost dict.
+        prefix: The prefix that was removed from the checkpoint's names.
+        ema: True if key or prefix say that these are averaged weights.
+        others: The arguments that would load other fitting weights of the checkpoint.
     """
 
     loaded: list[str]
@@ -39,7 +39,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every name was loaded, and nothing was left over."""
+        """True if the names and shapes of model and checkpoint all matched."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
@@ -62,29 +62,36 @@ def load_checkpoint(
     prefix: str | None = None,
     weights_only: bool = True,
 ) -> LoadReport:
-    """Loads into a model what a checkpoint has under the model's names, and says what did not match.
+    """Loads the tensors of a checkpoint whose names and shapes match the model's, and reports all others.
 
     Published checkpoints of DynamicViT load into a timm model with :class:`~tokengraph.DynamicViT` attached: their
-    names are timm's, and ``score_predictor.*``. A head of another number of classes, or position embeddings of another
-    grid, stay as they are in the model, and are reported.
+    names are timm's, and ``score_predictor.*``. Tensors of another shape, such as a head for another number of classes
+    or position embeddings for another grid, are reported, and the model keeps its own.
 
-    Of several weights in one checkpoint the plain ones are loaded rather than averaged ones (``model_ema``,
+    If a checkpoint has several sets of weights, plain weights are preferred over averaged ones (``model_ema``,
     ``state_dict_ema``, ``teacher``), and the report names the others. Prefixes of wrappers (``module.``,
-    ``_orig_mod.``, ``model.``, ``backbone.`` and others, also several in a row) are taken off, from the model's names
-    too.
+    ``_orig_mod.``, ``model.``, ``backbone.`` and others, also combined) are removed, also from the model's names.
 
     Args:
         model: Any module.
         source: A state dict, a training script's dict around one (``{"model": ...}``), a module, or a file of any of
             these, by ``torch.save`` or safetensors.
-        key: Where in the checkpoint to look: ``"model_ema"``; with dots for dicts in dicts. By default known keys.
-        prefix: What to take off the checkpoint's names: ``"teacher.backbone."``. By default known ones.
-        weights_only: Reads files without running code from them: tensors and harmless types only. A whole pickled
-            model needs ``False``, which trusts the file.
+        key: The key of the state dict in the checkpoint, such as ``"model_ema"``; with dots for nested dicts. By
+            default known keys are tried.
+        prefix: The prefix to remove from the checkpoint's names, such as ``"teacher.backbone."``. By default known
+            prefixes are tried.
+        weights_only: Load only tensors and harmless types from files, so that they run no code. A whole pickled model
+            needs ``False``; use it only for files that you trust.
+
+    Returns:
+        A report of the names.
 
     Raises:
-        ValueError: If the file cannot be read, there is no state dict, or none of its names is the model's; the
-            message says what to do.
+        ValueError: If the file cannot be read, there is no state dict, or none of its names matches; the message says
+            what to do.
+        ImportError: If the file is in safetensors format and that package is not installed.
+
+    Cost: one read of the file, and one copy of the tensors.
 
     Example:
         >>> report = load_checkpoint(nn.Linear(2, 3), {"model": {"weight": torch.ones(3, 2), "bias": torch.ones(5)}})
@@ -108,7 +115,7 @@ def load_checkpoint(
 
 
 def _searched(found: Mapping[str, dict[str, Tensor]], key: str | None) -> dict[str, dict[str, Tensor]]:
-    """The state dicts to look into: the one under a given key, or those under known ones."""
+    """Returns the state dicts to search: the one under the given key, or those under known keys."""
     if key is None:
         return {name: theirs for name, theirs in found.items() if not name or name.split(".")[-1] in WRAPPERS}
     inside = {name: theirs for name, theirs in found.items() if name == key or name.startswith(f"{key}.")}
@@ -134,7 +141,7 @@ def _load(
 
 
 def _argument(other: Fit, chosen: Fit) -> str:
-    """What to give to load the other one instead."""
+    """Returns the argument that loads the other fit instead."""
     return f"key={other.key!r}" if other.key != chosen.key else f"prefix={other.shown!r}"
 
 
@@ -145,7 +152,7 @@ def _nothing_fits(
     searched: Mapping[str, dict[str, Tensor]],
     candidates: list[Fit],
 ) -> str:
-    """The message for a checkpoint of which nothing loads: what is there, and the argument that would help."""
+    """Returns the error message if nothing loads: the content of the checkpoint, and an argument that would help."""
     if candidates:
         name, their = next(iter(candidates[0].names.items()))
         shape = list(found[candidates[0].key][their].shape)

@@ -1,4 +1,4 @@
-"""The mean and deviation, and the channels, of the images that a model was trained on."""
+"""Finds the mean, standard deviation and channels of the images that a model expects."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ OF_IMAGENET = (
     *("clipseg", "clipseg_vision_model", "deit", "depth_anything", "dinov2", "dinov2_with_registers", "dinov3_vit"),
     *("eomt", "ijepa", "sam", "sam_vision_model", "vit_mae", "vit_msn", "vitpose", "yolos"),
 )
-BY_TYPE = dict.fromkeys(OF_CLIP, CLIP) | dict.fromkeys(OF_IMAGENET, IMAGENET)  # transformers' types; others have 0.5
+BY_TYPE = dict.fromkeys(OF_CLIP, CLIP) | dict.fromkeys(OF_IMAGENET, IMAGENET)  # by transformers' model type; else 0.5
 FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def find_mean_std(model: nn.Module, processor: Any = None) -> tuple[Triple, Triple]:
-    """Finds what a model's images are normalised with.
+    """Finds the mean and standard deviation that normalise a model's images.
 
-    From the outside of a wrapper inwards, the first module that says something decides: ``preprocess_cfg`` (open_clip),
-    ``pretrained_cfg`` (timm), the processor's file of transformers beside the weights or in the hub's cache (nothing is
-    downloaded), what most published weights of that family of transformers have, or torchvision's ImageNet.
-    Where none does, mean and deviation are 0.5.
+    It searches from the outermost module inwards, and takes the first of: ``preprocess_cfg`` (open_clip),
+    ``pretrained_cfg`` (timm), the processor file of transformers beside the weights or in the hub's cache (it downloads
+    nothing), the values of most published weights of that transformers model type, or torchvision's ImageNet values. If
+    it finds none, mean and deviation are 0.5.
 
     Args:
         model: Any module.
-        processor: Decides if given: a processor of transformers, or a dict with ``mean`` and ``std``.
+        processor: A processor of transformers, or a dict with ``mean`` and ``std``; if given, it decides.
 
     Returns:
-        Mean and deviation, three numbers each for images in [0, 1].
+        Mean and deviation, three numbers each, for images in [0, 1].
 
     Raises:
-        TypeError: If ``processor`` holds no mean and deviation.
-        ValueError: If several models inside disagree.
+        TypeError: If ``processor`` has no mean and deviation.
+        ValueError: If several inner models disagree.
+
+    Cost: a walk over the modules; for models of transformers, reading of small local files.
     """
     if processor is not None:
         found = _of_processor(processor)
@@ -69,10 +71,10 @@ def find_mean_std(model: nn.Module, processor: Any = None) -> tuple[Triple, Trip
 
 
 def input_channels(model: nn.Module) -> int:
-    """How many channels the model's images have; 3 where that cannot be seen."""
+    """Returns the number of channels of the model's images; 3 if it cannot be found."""
     try:
         core, adapter = find_adapter(model)
-    except ValueError:  # not served, or several; the first convolution of other models may take anything but images
+    except ValueError:  # no adapter, or several; in other models the first convolution need not take images
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         return 1 if first is not None and first.in_channels == 1 else 3
     embedding: Any = adapter.embedding(core)
@@ -84,7 +86,7 @@ def input_channels(model: nn.Module) -> int:
 
 
 def _inside(module: nn.Module) -> dict[tuple[Triple, Triple], str]:
-    """All that the module or, if it says nothing, modules inside it say, each with the name of a class that says it."""
+    """Returns the values of the module, or else of the modules inside it, each with the name of a class that has it."""
     own = _own(module)
     if own is not None:
         return {own: type(module).__name__}
@@ -111,14 +113,14 @@ def _own(module: Any) -> tuple[Triple, Triple] | None:
 
 
 def _of_config(config: Any) -> tuple[Triple, Triple] | None:
-    """Mean and deviation in timm's or open_clip's dict (or dataclass); where it has only one, the other is 0.5."""
+    """Reads timm's or open_clip's dict (or dataclass); if it has only mean or deviation, the other is 0.5."""
     get = config.get if isinstance(config, Mapping) else partial(_attribute, config)
     mean, std = get("mean"), get("std")
     return None if mean is None and std is None else (_triple(mean or HALF), _triple(std or HALF))
 
 
 def _of_processor(processor: Any) -> tuple[Triple, Triple] | None:
-    """Mean and deviation in a processor or in its file, a dict."""
+    """Reads mean and deviation from a processor, or from the dict in its file."""
     get = processor.get if isinstance(processor, Mapping) else partial(_attribute, processor)
     if get("image_processor") is not None:
         return _of_processor(get("image_processor"))
@@ -133,12 +135,12 @@ def _attribute(thing: Any, name: str) -> Any:
 
 
 def _of_file(name: str) -> tuple[Triple, Triple] | None:
-    """What the processor's file says, in a folder or in the cache of weights of this name."""
+    """Reads the processor file in a folder, or in the hub's cache of weights of this name."""
     for file in FILES:
         path = Path(name) / file if Path(name).is_dir() else _cached(name, file) if name else None
         try:
             found = _of_processor(json.loads(Path(path).read_text())) if path is not None else None
-        except (OSError, TypeError, ValueError):  # not there, or no processor's file
+        except (OSError, TypeError, ValueError):  # missing, or not a processor file
             continue
         if found is not None:
             return found
@@ -152,7 +154,7 @@ def _cached(name: str, file: str) -> str | None:
 
     try:
         found = try_to_load_from_cache(name, file)
-    except ValueError:  # a name that no repository can have
+    except ValueError:  # not a valid repository name
         return None
     return found if isinstance(found, str) else None
 

@@ -1,4 +1,4 @@
-"""ONNX files of attached models: what PyTorch's exporter does not translate by itself."""
+"""Exports attached models to ONNX, with translations that PyTorch's exporter lacks."""
 
 from __future__ import annotations
 
@@ -33,32 +33,33 @@ def to_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> Any:
-    """Translates a model, with the strategy attached to it, to ONNX for inputs of these shapes, and writes the file.
+    """Exports a model, with its attached strategy, to ONNX for inputs of these shapes.
 
-    Sorts become ONNX's ``TopK``, which gives ties in the order of their index, as a stable sort does. Sums by cluster
-    become ``ScatterElements``, which gives the same in every run, with any number of threads. AiluRus's search for
-    anchors of tokens that see none is made for every token, as a graph cannot skip it.
+    Sorts become ONNX's ``TopK``, which orders ties by index, as a stable sort does. Sums by cluster become
+    ``ScatterElements``, which gives the same result in every run and with any number of threads. AiluRus searches
+    anchors for tokens that see none; the exported graph does this for every token, as it cannot branch.
 
     Args:
         model: In eval mode, with a strategy whose budget is fixed.
         *inputs: Images ``[B, 3, H, W]``, and the other tensors that the model is called with.
-        path: The file to write, in a folder that exists; weights above 2 GB go to a second file beside it. ``None``
-            writes none.
-        dynamic_batch: The file takes any B, which every input has in front; give ``B >= 2`` here. Otherwise B is fixed.
-        input_names: One an input. ``None``: the names in the model's ``forward``, and ``"images"`` for a first one
-            that is only called ``x`` there.
-        output_names: One an output tensor. ``None``: the fields of the model's output, such as ``"logits"``, and
-            ``"output"`` for a model that returns one tensor.
+        path: The file to write, in an existing folder; weights above 2 GB go to a second file beside it. ``None``
+            writes no file.
+        dynamic_batch: Export for any B, the first axis of every input; give ``B >= 2`` here. If False, B is fixed.
+        input_names: One name for each input. ``None``: the argument names of the model's ``forward``, but
+            ``"images"`` if the first one is just ``x`` or similar.
+        output_names: One name for each output tensor. ``None``: the fields of the model's output, such as
+            ``"logits"``, and ``"output"`` for a model that returns one tensor.
 
     Returns:
-        An ``ONNXProgram``; its ``.save("model.onnx")`` writes the file too, its ``.model_proto`` is what it holds.
+        An ``ONNXProgram``; ``.save("model.onnx")`` writes it to a file, ``.model_proto`` is its content.
 
     Raises:
-        ImportError: Without onnx and onnxscript; names the extra.
-        TypeError: For inputs that are no tensors.
-        ValueError: For a dynamic batch of fewer than two images, a path without a folder, or a wrong number of names.
+        ImportError: If onnx or onnxscript is missing; names the extra.
+        TypeError: If an input is no tensor.
+        ValueError: If a dynamic batch has fewer than two images, the folder of ``path`` does not exist, or names do
+            not match.
 
-    Cost: seconds. For AiluRus the file computes ``B N K C`` floats more than the model.
+    Cost: seconds. With AiluRus the exported graph computes ``B N K C`` more values than the model.
 
     Example:
         >>> with tg.attach(model, "tome", 8):  # doctest: +SKIP
@@ -69,7 +70,7 @@ def to_onnx(
     signature = program.graph_signature
     names_in = names_of_inputs(input_names, [str(name) for name in signature.user_inputs])
     names_out = names_of_outputs(output_names, program.call_spec.out_spec, len(signature.user_outputs))
-    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # silences the exporter's progress report
         onnx_program: Any = torch.onnx.export(
             program,
             inputs,
@@ -86,7 +87,7 @@ def to_onnx(
 
 
 def _check(inputs: Sequence[Tensor], path: str | os.PathLike[str] | None, dynamic_batch: bool) -> None:
-    """Raises what can be known to fail before the seconds that an export takes."""
+    """Raises for known errors before the export, which takes seconds."""
     for x in inputs:
         if not isinstance(x, Tensor):
             raise TypeError(f"Expected inputs that are tensors (got {type(x).__name__}). Name a file with path=.")
@@ -107,24 +108,24 @@ def _check(inputs: Sequence[Tensor], path: str | os.PathLike[str] | None, dynami
 
 
 def _describe_weights_once(onnx_program: Any) -> None:
-    """Takes out the second description of each weight, beside that in its data.
+    """Removes the separate shape and type of each weight, which its data has, too.
 
-    onnxruntime's ``quantize_dynamic`` transposes weights, and then stumbles over the second one's old shape.
+    onnxruntime's ``quantize_dynamic`` transposes weights, and then fails on the separate shape, which is outdated.
     """
     for weight in onnx_program.model.graph.initializers.values():
         weight.shape = weight.type = None
 
 
 def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
-    """The model as a program of operators that ONNX has, or that have a translation here."""
-    # DYNAMIC finds its own bounds: strategies that measure all distances at once have a largest batch.
+    """Exports the model to a program of operators that ONNX has, or that have a translation here."""
+    # DYNAMIC lets export infer the bounds: strategies that compute all distances at once limit the batch size.
     shapes = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if dynamic_batch else None
-    # Of parameters that want gradients the decompositions make a backward pass wherever the graph turns gradients on.
+    # If parameters require gradients, decompositions add a backward pass wherever the graph enables gradients.
     model = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes)
         _describe_constants(program)
-        program = program.run_decompositions({})  # first, as others expect no writing into views
+        program = program.run_decompositions({})  # first: later decompositions expect no in-place writes into views
         aten, own = torch.ops.aten, torch.ops.tokengraph
         return program.run_decompositions(
             {
@@ -138,7 +139,7 @@ def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) 
 
 
 def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """``aten::sort.stable`` by ``TopK`` over the whole axis."""
+    """Translates ``aten::sort.stable`` to ``TopK`` over the whole axis."""
     import onnx
     from onnxscript import opset18
 
@@ -151,7 +152,7 @@ def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = F
 
 
 def _diagonal_scatter(x: Tensor, rows: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """``aten::diagonal_scatter`` of square matrices without writing into a view, as its own decomposition does."""
+    """Computes ``aten::diagonal_scatter`` of square matrices; its own decomposition would write into a view."""
     if offset != 0 or x.size(dim1) != x.size(dim2):
         raise ValueError(f"Expected the main diagonal of square matrices (got offset {offset} of {list(x.shape)}).")
     whole = x.movedim((dim1, dim2), (-2, -1))
@@ -160,7 +161,7 @@ def _diagonal_scatter(x: Tensor, rows: Tensor, offset: int = 0, dim1: int = 0, d
 
 
 def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """``aten::kthvalue`` by sorting."""
+    """Computes ``aten::kthvalue`` by sorting."""
     values, index = (t.narrow(dim, k - 1, 1) for t in x.sort(dim=dim, stable=True))
     return (values, index) if keepdim else (values.squeeze(dim), index.squeeze(dim))
 
@@ -176,7 +177,7 @@ def _adopt_orphans(
     alpha: float,
     frames: int = 1,
 ) -> Tensor:
-    """:func:`~tokengraph.select.peaks.orphans.adopt_orphans` for every token, kept for orphans alone."""
+    """Runs :func:`~tokengraph.select.peaks.orphans.adopt_orphans` for every token; uses the result only for orphans."""
     images, patches, channels = x.shape
     patch = torch.arange(patches, device=x.device)
     place = (patch // (height * width), patch // width % height, patch % width)
@@ -194,7 +195,7 @@ def _adopt_orphans(
 
 
 def _describe_constants(program: ExportedProgram) -> None:
-    """Cached tables come into the program as real tensors without a description, which decompositions want."""
+    """Adds the metadata that decompositions need to cached tables, which enter the program as real tensors."""
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     guards: Any = importlib.import_module("torch._guards")
     mode = guards.detect_fake_mode([node.meta["val"] for node in nodes if "val" in node.meta])

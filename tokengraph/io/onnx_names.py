@@ -8,19 +8,19 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-UNNAMED = ("x", "input", "inputs", "img", "image", "args_0")  # of forward methods, for what is given first
+UNNAMED = ("x", "input", "inputs", "img", "image", "args_0")  # names of a first argument that say little
 
 
 def input_names(given: Sequence[str] | None, found: Sequence[str]) -> list[str]:
-    """The names of a file's inputs.
+    """Returns the names of a file's inputs.
 
     Args:
-        given: What the user wants; ``None``: the names of the arguments of the model's ``forward``, but ``"images"``
-            where the first has none of its own (``x``).
-        found: What the exporter would call them, one an input.
+        given: The user's names; ``None``: the argument names of the model's ``forward``, but ``"images"`` if the first
+            one is just ``x`` or similar.
+        found: The exporter's name for each input.
 
     Raises:
-        ValueError: If ``given`` has another length or names twice.
+        ValueError: If ``given`` has another length or repeats a name.
     """
     if given is not None:
         return _checked(given, len(found), "input_names")
@@ -28,16 +28,16 @@ def input_names(given: Sequence[str] | None, found: Sequence[str]) -> list[str]:
 
 
 def output_names(given: Sequence[str] | None, outputs: Any, count: int) -> list[str]:
-    """The names of a file's outputs.
+    """Returns the names of a file's outputs.
 
     Args:
-        given: What the user wants; ``None``: the fields of the model's output (``"logits"``), with the place in front
-            of or behind it where it holds several tensors (``"hidden_states_0"``), and ``"output"`` for a bare tensor.
+        given: The user's names; ``None``: the fields of the model's output (``"logits"``), with an index for fields of
+            several tensors (``"hidden_states_0"``), and ``"output"`` for a bare tensor.
         outputs: The pytree spec of the model's output.
-        count: Tensors in it.
+        count: Number of tensors in the output.
 
     Raises:
-        ValueError: If ``given`` has another length or names twice.
+        ValueError: If ``given`` has another length or repeats a name.
     """
     if given is not None:
         return _checked(given, count, "output_names")

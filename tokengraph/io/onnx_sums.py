@@ -1,8 +1,8 @@
-"""Sums of rows that share an index, in a form that onnxruntime adds up the same in every run.
+"""Sums of rows that share an index, in a form for which onnxruntime gives the same result in every run.
 
 PyTorch translates ``index_add`` and ``index_put(accumulate=True)`` to ``ScatterND(reduction="add")``. On CPU
-onnxruntime shares its updates out among threads, and loses some where two threads add to one row. ``scatter_add``
-becomes ``ScatterElements``, which one thread works through.
+onnxruntime runs it in several threads, and loses updates if two threads add to one row. ``scatter_add`` becomes
+``ScatterElements``, which runs in one thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """``aten::index_add`` by ``scatter_add`` over a flat axis, which onnxruntime adds up in half the time of rows."""
+    """Computes ``aten::index_add`` by ``scatter_add`` over a flat axis: in onnxruntime twice as fast as over rows."""
     if alpha != 1:
         source = source * alpha
     source = source.to(x.dtype)
@@ -33,10 +33,10 @@ def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: floa
 
 
 def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """``aten::index_put`` with ``accumulate`` by ``scatter_add``.
+    """Computes ``aten::index_put`` with ``accumulate`` by ``scatter_add``.
 
     Returns:
-        ``NotImplemented``, which leaves the call as it is, where no two rows can share an index: without
+        The result, or ``NotImplemented``, which keeps the original call, if no two rows can share an index: without
         ``accumulate``, and for boolean masks.
     """
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
@@ -49,7 +49,7 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     row = torch.zeros_like(picked[0])
     for index, size in zip(picked, shape, strict=True):
         row = row * size + _from_front(index, size)
-    # Values lie as indexing gives them: the picked axes where they are neighbours, else in front.
+    # As in indexing, the indexed axes of the values stay in place if they are adjacent, else they come first.
     together = dims == list(range(dims[0], dims[-1] + 1))
     before, after = (rest[: dims[0]], rest[dims[0] :]) if together else ([], rest)
     sizes = [*(x.size(d) for d in before), *row.shape, *(x.size(d) for d in after)]
@@ -62,5 +62,5 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
 
 
 def _from_front(index: Tensor, size: int) -> Tensor:
-    """Indices counted from the end as indices from the front."""
+    """Converts negative indices to nonnegative ones."""
     return torch.where(index < 0, index + size, index)

@@ -1,4 +1,4 @@
-"""A photograph as a model wants it: one that the user gives, or one that scikit-image ships."""
+"""Loads a photograph, the user's or one that scikit-image ships, and normalises it for a model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tokengraph.io.pixels import to_light
 from tokengraph.optional import optional
 
 SHIPPED = ("coffee.png", "chelsea.png", "astronaut.png", "rocket.jpg")  # in scikit-image's wheel: nothing to download
-ORIENTATION = 274  # tag of EXIF
-TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # its values as those of Pillow's Image.Transpose
+ORIENTATION = 274  # EXIF tag
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # maps its values to those of Pillow's Image.Transpose
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow weighs red, green and blue
 
 
 def find_photo(path: str | PathLike[str] | None = None) -> Path:
-    """The file at ``path``; without one, a photograph inside the installed scikit-image.
+    """Returns ``path``, or without one the path of a photograph inside the installed scikit-image.
 
     Raises:
         TypeError: If ``path`` is no path.
         ValueError: If there is no file at ``path``.
-        ImportError: If neither a path is given nor scikit-image is installed.
+        ImportError: If no path is given and scikit-image is not installed.
     """
     if path is not None:
         return _existing(path)
@@ -60,11 +60,11 @@ def _existing(path: str | PathLike[str]) -> Path:
 
 
 def load_photo(path: str | PathLike[str] | None = None, size: int = 448) -> Tensor:
-    """Loads a photograph, scales its shorter side and cuts the centre out.
+    """Loads a photograph, scales its shorter side to ``size`` and crops the centre.
 
-    The photograph is turned upright by its EXIF orientation. Transparent pixels show white. An animation, or a file
-    of several pages, gives its first. Pixels of more than 8 bits are scaled by the range of the file's type or, where
-    that says nothing, of the data: see :func:`tokengraph.io.pixels.to_light`. Colour profiles are ignored.
+    It applies the EXIF orientation, puts transparent pixels on white, and takes the first frame or page of a file. It
+    scales pixels of more than 8 bits by the range of the file's type, or else of the data: see
+    :func:`tokengraph.io.pixels.to_light`. It ignores colour profiles.
 
     Args:
         path: An image file; ``None`` takes one that scikit-image ships.
@@ -78,6 +78,8 @@ def load_photo(path: str | PathLike[str] | None = None, size: int = 448) -> Tens
         ValueError: If the file is missing, is no image or a broken one, has more pixels than Pillow allows, or holds
             NaN.
         ImportError: If Pillow is not installed; names the extra to install.
+
+    Cost: decoding and scaling of the whole image, on the CPU.
     """
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise TypeError(f"Expected size as a whole number of pixels (got {size!r}).")
@@ -93,7 +95,7 @@ def load_photo(path: str | PathLike[str] | None = None, size: int = 448) -> Tens
 
 
 def _upright(file: Path) -> Any:
-    """The image in a file as ``"RGB"`` or ``"F"``."""
+    """Opens an image file, applies its orientation, and returns it as ``"RGB"`` or ``"F"``."""
     pillow = optional("PIL.Image")
     try:
         with pillow.open(file) as opened:
@@ -113,24 +115,30 @@ def _upright(file: Path) -> Any:
 def _orientation(image: Any) -> Any:
     try:
         return image.getexif().get(ORIENTATION)
-    except Exception:  # tags that cannot be read turn nothing
+    except Exception:  # unreadable tags mean no rotation
         return None
 
 
 def normalize(photo: Tensor, model: nn.Module, *, processor: Any = None) -> Tensor:
     """Applies the model's own mean and deviation to ``[3, H, W]`` and adds the batch: ``[1, 3, H, W]``.
 
-    They come from ``processor`` or, without one, from the model: see :func:`tokengraph.io.mean_std.find_mean_std`. A
-    model for one channel gets ``[1, 1, H, W]``: luma, with the mean over channels of mean and deviation.
+    They come from ``processor`` or, without one, from the model: see :func:`tokengraph.io.mean_std.find_mean_std`. For
+    a model of one channel it returns luma, ``[1, 1, H, W]``, and averages mean and deviation over channels.
 
     Args:
-        photo: ``[3, H, W]`` in [0, 1], as :func:`load_photo` gives it.
+        photo: ``[3, H, W]`` in [0, 1], as :func:`load_photo` returns it.
         model: Any model, or a wrapper around one.
-        processor: An image processor of transformers, or a dict with ``mean`` and ``std``; it decides if given.
+        processor: An image processor of transformers, or a dict with ``mean`` and ``std``; if given, it decides.
+
+    Returns:
+        ``[1, 3, H, W]``, or ``[1, 1, H, W]``, on the device of ``photo``.
+
+    Cost: two passes over the photograph; without ``processor`` also a look at small files of transformers models.
 
     Raises:
-        ValueError: If photo has another shape, the model takes neither 1 nor 3 channels, or it holds several models
-            that disagree.
+        ValueError: If ``photo`` has another shape, the model takes neither 1 nor 3 channels, or it contains several
+            models that disagree.
+        TypeError: If ``processor`` has no mean and deviation.
     """
     if photo.dim() != 3 or photo.size(0) != 3:
         raise ValueError(f"Expected a photo of shape [3, H, W] (got {list(photo.shape)}).")

@@ -1,4 +1,4 @@
-"""Pillow images of any mode as RGB or as grey values in [0, 1], without clipping."""
+"""Converts Pillow images of any mode to RGB or to grey values in [0, 1], without clipping."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from tokengraph.optional import optional
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 UNSIGNED, SIGNED, WHITE_IS_ZERO = 1, 2, 0  # values of the last two
 WHITE = (255, 255, 255, 255)
 
 
 def to_light(image: Any) -> Any:
-    """Converts an image so that black is 0 and white is the most, as a screen shows it.
+    """Converts an image so that black is 0 and white is the maximum, as a screen shows it.
 
-    Bytes stay bytes: every mode of 8 bits a channel becomes ``"RGB"``, with transparent pixels on white. Modes with
-    more than a byte, which ``convert("RGB")`` would clip at 255, become grey values in [0, 1], mode ``"F"``:
+    Every mode of 8 bits per channel becomes ``"RGB"``, with transparent pixels on white. Wider modes, which
+    ``convert("RGB")`` would clip at 255, become grey values in [0, 1], mode ``"F"``:
 
-    * 16 bits: by the range that the file names, 65,535 or less (4,095 for 12 bits);
-    * floats that all lie in [0, 1]: as they are;
-    * other floats, and whole numbers of 32 bits or with a sign: from their lowest value, 0, to their highest, 1.
+    * 16 bits are divided by the maximum that the file states, 65,535 or less (4,095 for 12 bits);
+    * floats that all lie in [0, 1] stay as they are;
+    * other floats, and integers of 32 bits or with a sign, are scaled so that their minimum is 0 and their maximum 1.
 
     Args:
-        image: A ``PIL.Image.Image`` as opened from a file. Upright, if its orientation matters: tags get lost here.
+        image: A ``PIL.Image.Image`` as opened from a file. Rotate it first if needed: the result has no tags.
 
     Returns:
         A ``PIL.Image.Image`` of the same size, mode ``"RGB"`` or ``"F"``.
 
     Raises:
         ValueError: If values are NaN or infinite.
+
+    Cost: a few passes over the pixels, on the CPU.
     """
     tags = getattr(image, "tag_v2", None) or {}
     if image.mode in ("I", "F", *SIXTEEN_BITS) or _first(tags, SAMPLE_FORMAT) == SIGNED:
         return optional("PIL.Image").fromarray(_grey(image, tags))
-    if image.mode == "La":  # its only way out
+    if image.mode == "La":  # Pillow converts "La" to "LA" alone
         image = image.convert("LA")
     if _transparent(image):
         return _on_white(image)
@@ -45,16 +47,16 @@ def to_light(image: Any) -> Any:
 
 
 def _grey(image: Any, tags: Any) -> np.ndarray:
-    """Values of one wide channel, ``[H, W]`` float32 in [0, 1]."""
+    """Returns the values of one wide channel, ``[H, W]`` float32 in [0, 1]."""
     raw = np.asarray(image)
     values = raw.astype(np.float64)
     if image.mode in SIXTEEN_BITS:
         light = values / (2 ** min(int(_first(tags, BITS, 16)), 16) - 1)
-    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow widens their 16 bits
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow widens 16 bits of these formats
         light = values / 65535
     else:
         light = _stretched(_as_stored(values, image.mode, tags), keep_unit=image.mode == "F")
-    if _first(tags, PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "L":  # Pillow turns that round for bytes only
+    if _first(tags, PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "L":  # Pillow inverts only 8-bit images
         light = 1 - light
     hidden = image.info.get("transparency")
     if isinstance(hidden, int):
@@ -63,7 +65,7 @@ def _grey(image: Any, tags: Any) -> np.ndarray:
 
 
 def _as_stored(values: np.ndarray, mode: str, tags: Any) -> np.ndarray:
-    """Undoes the wrong sign that Pillow gives bytes with a sign and 32 bits without one."""
+    """Corrects signed bytes and unsigned 32-bit values, which Pillow reads with the wrong sign."""
     if mode == "L":
         return np.where(values > 127, values - 256, values)
     if mode == "I" and _first(tags, BITS) == 32 and _first(tags, SAMPLE_FORMAT, UNSIGNED) == UNSIGNED:
@@ -72,7 +74,7 @@ def _as_stored(values: np.ndarray, mode: str, tags: Any) -> np.ndarray:
 
 
 def _stretched(values: np.ndarray, keep_unit: bool) -> np.ndarray:
-    """Values from their lowest, 0, to their highest, 1; one value alone becomes 0.5."""
+    """Scales values so that their minimum is 0 and their maximum 1; constant values become 0.5."""
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ValueError(f"Expected finite pixels (got {wrong} that are NaN or infinite). Fill them first.")
@@ -89,7 +91,7 @@ def _transparent(image: Any) -> bool:
 
 def _on_white(image: Any) -> Any:
     hidden = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(hidden, tuple) and max(hidden) > 255:  # 16 bits, of which Pillow reads 8
+    if image.mode == "RGB" and isinstance(hidden, tuple) and max(hidden) > 255:  # 16 bits; Pillow reads 8
         image.info["transparency"] = tuple(value >> 8 for value in hidden)
     clear = image.convert("RGBA")
     pillow = optional("PIL.Image")
@@ -97,6 +99,6 @@ def _on_white(image: Any) -> Any:
 
 
 def _first(tags: Any, tag: int, default: Any = None) -> Any:
-    """The value of a tag, or its first one where it has one for each channel."""
+    """Returns the value of a tag, or the first value if it has one for each channel."""
     value = tags.get(tag, default)
     return value[0] if isinstance(value, tuple) and value else value

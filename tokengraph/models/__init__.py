@@ -1,4 +1,4 @@
-"""Backbones that no library carries: Fast-iTPN and its pyramid."""
+"""Backbones that no library has: Fast-iTPN and its pyramid."""
 
 from tokengraph.models.fast_itpn import (
     FastITPN,

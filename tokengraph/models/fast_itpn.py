@@ -32,12 +32,12 @@ class FastITPNTrunk(nn.Module):
         width: C of stage 3, a multiple of 4 and of ``heads``.
         depths: Blocks of stages 1, 2 and 3.
         heads: H of the main blocks.
-        img_size: Side of the images that the position embedding is made for, or ``(H, W)``. Images may have any other
-            size; a checkpoint wants the one that it was trained with.
+        img_size: Side or ``(H, W)`` of the images that the position embedding is made for. Images may have any other
+            size; to load a checkpoint, give the size that it was trained with.
         in_chans: Channels of an image.
-        drop_path_rate: Stochastic depth of the last block in training; it grows from 0 at the first.
-        migration: Token migration, after Fast-iTPN; the definition is this project's own. Without parameters, so it
-            may be set or taken away at any time.
+        drop_path_rate: Stochastic depth rate of the last block in training; rates grow linearly from 0 at the first.
+        migration: Token migration, after Fast-iTPN; the definition is this project's own. It has no parameters, so it
+            may be set or removed at any time.
         gathering: Token gathering, after Fast-iTPN; the definition is this project's own. Its gathering tokens have a
             learned part, ``gather_tokens``.
 
@@ -60,7 +60,7 @@ class FastITPNTrunk(nn.Module):
         super().__init__()
         check_positive(width=width, heads=heads)
         if width % 4 or width % heads:
-            raise ValueError(f"Expected a width that 4 and heads={heads} divide (got width={width}).")
+            raise ValueError(f"Expected a width that is a multiple of 4 and of heads={heads} (got width={width}).")
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (size[0], size[1])
         self.grid = _grid(*self.img_size)
@@ -82,15 +82,15 @@ class FastITPNTrunk(nn.Module):
         return [block for block in self.blocks if isinstance(block, MainBlock)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: main blocks keep no activations."""
+        """Turns gradient checkpointing of the main blocks on or off: less memory in training, but more time."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should leave alone."""
+        """Returns the names of parameters that should get no weight decay."""
         return {"pos_embed", "gather_tokens"}
 
     def forward_stem(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stages 1 and 2.
+        """Runs stages 1 and 2 on images ``[B, 3, H, W]``.
 
         Returns:
             C2 ``[B, H/4, W/4, C/4]`` and C3 ``[B, H/8, W/8, C/2]``, each before its merge, and the input of stage 3
@@ -110,7 +110,7 @@ class FastITPNTrunk(nn.Module):
         return before[0], before[1], x
 
     def forward_main(self, x: Tensor) -> TokenRecord:
-        """Stage 3 on ``[B, H/16, W/16, C]``: positions, main blocks, and everything that left put back."""
+        """Runs stage 3 on ``[B, H/16, W/16, C]``: adds positions, runs the main blocks, and restores all tokens."""
         grid = (x.size(1), x.size(2))
         tokens = x.flatten(1, 2) + interpolate_positions(self.pos_embed, self.grid, grid)
         return main_stage(
@@ -124,7 +124,7 @@ class FastITPNTrunk(nn.Module):
         )
 
     def forward_record(self, images: Tensor) -> TokenRecord:
-        """Images ``[B, 3, H, W]`` to every position's last value, and who left when; see :class:`TokenRecord`."""
+        """Maps images ``[B, 3, H, W]`` to the final value of every position, and records which tokens left when."""
         return self.forward_main(self.forward_stem(images)[2])
 
     def _init_weights(self) -> None:
@@ -139,10 +139,10 @@ class FastITPNTrunk(nn.Module):
 
 
 class FastITPN(FastITPNTrunk):
-    """Fast-iTPN as a classifier, by the official parameter names.
+    """Fast-iTPN as a classifier, with the official parameter names.
 
-    Without ``migration`` and ``gathering`` it is the official network. With them it is this project's own definition,
-    after Fast-iTPN; the authors published no code of either.
+    Without ``migration`` and ``gathering`` it is the official network. Both are defined by this project, after
+    Fast-iTPN, because the authors published no code for them.
 
     Args:
         width: C of stage 3.
@@ -150,8 +150,11 @@ class FastITPN(FastITPNTrunk):
         heads: H of the main blocks.
         num_classes: Classes; 0: no head.
         use_mean_pooling: Average the tokens, then norm (``fc_norm``); otherwise norm, then average (``norm``).
-        drop_rate: Dropout in front of the head.
-        **trunk: Anything that :class:`FastITPNTrunk` takes.
+        drop_rate: Dropout before the head.
+        **trunk: Other arguments of :class:`FastITPNTrunk`.
+
+    Raises:
+        ValueError: If the width does not fit, or ``img_size`` is no multiple of 16.
 
     Source: Tian et al., *Fast-iTPN: Integrally Pre-Trained Transformer Pyramid Network with Token Migration*, TPAMI
     2024, and its official code, which has neither migration nor gathering.
@@ -175,11 +178,11 @@ class FastITPN(FastITPNTrunk):
         self.reset_classifier(num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Returns the head."""
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Gives the model a new head; 0: none."""
+        """Gives the model a new head; 0 removes it."""
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes:
@@ -189,23 +192,23 @@ class FastITPN(FastITPNTrunk):
             self.head.to(self.pos_embed.device, self.pos_embed.dtype)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to every position in raster order, ``[B, N, C]``, whatever left in between."""
+        """Maps images ``[B, 3, H, W]`` to all positions in raster order, ``[B, N, C]``, tokens that left included."""
         return self.norm(self.forward_record(images).table)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens ``[B, n, C]`` to logits ``[B, classes]``, or to what the head gets, ``[B, C]``."""
+        """Maps tokens ``[B, n, C]`` to logits ``[B, classes]``; with ``pre_logits`` to the head's input ``[B, C]``."""
         x = self.fc_norm(x.mean(dim=1))
         return x if pre_logits else self.head(self.head_drop(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]``, H and W multiples of 16, to logits ``[B, classes]``."""
+        """Maps images ``[B, 3, H, W]``, H and W multiples of 16, to logits ``[B, classes]``."""
         record = self.forward_record(images)
         kept = self.migration is not None and self.migration.pool == "kept"
         return self.forward_head(self.norm(record.tokens if kept else record.table))
 
 
 def _blocks(width: int, depths: Sequence[int], heads: int, drop_path: float) -> list[nn.Module]:
-    """Stem blocks, merges and main blocks in the official order."""
+    """Makes stem blocks, merges and main blocks in the official order."""
     first, second, main = depths
     quarter, half, last = width // 4, width // 2, max(sum(depths) - 1, 1)
     rates = iter([drop_path * i / last for i in range(sum(depths))])
@@ -225,20 +228,20 @@ def _grid(height: int, width: int) -> tuple[int, int]:
 
 
 def fast_itpn_tiny(num_classes: int = 1000, **options: Any) -> FastITPN:
-    """Fast-iTPN-T, 24.2 M parameters: ``fast_itpn_tiny_1112_patch16_224``; options as :class:`FastITPN`."""
+    """Makes Fast-iTPN-T, 24.2 M parameters: ``fast_itpn_tiny_1112_patch16_224``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["tiny"], num_classes=num_classes, **options)
 
 
 def fast_itpn_small(num_classes: int = 1000, **options: Any) -> FastITPN:
-    """Fast-iTPN-S, 39.9 M parameters: ``fast_itpn_small_2220_patch16_224``; options as :class:`FastITPN`."""
+    """Makes Fast-iTPN-S, 39.9 M parameters: ``fast_itpn_small_2220_patch16_224``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["small"], num_classes=num_classes, **options)
 
 
 def fast_itpn_base(num_classes: int = 1000, **options: Any) -> FastITPN:
-    """Fast-iTPN-B, 84.8 M parameters: ``fast_itpn_base_3324_patch16_224``; options as :class:`FastITPN`."""
+    """Makes Fast-iTPN-B, 84.8 M parameters: ``fast_itpn_base_3324_patch16_224``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["base"], num_classes=num_classes, **options)
 
 
 def fast_itpn_large(num_classes: int = 1000, **options: Any) -> FastITPN:
-    """Fast-iTPN-L, 312.0 M parameters: ``fast_itpn_large_2240_patch16_256``; options as :class:`FastITPN`."""
+    """Makes Fast-iTPN-L, 312.0 M parameters: ``fast_itpn_large_2240_patch16_256``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["large"], num_classes=num_classes, **options)

@@ -1,6 +1,6 @@
-"""Token gathering (TG-1), after Fast-iTPN; the authors published no code of it, the definition is this project's own.
+"""Token gathering (TG-1), after Fast-iTPN; the authors published no code for it, the definition is this project's own.
 
-Attention inside windows, and a few gathering tokens that exchange with all of them: hubs of a window graph.
+Tokens attend inside windows, and a few gathering tokens (hubs) connect all windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, ea
 
 
 class Windows(NamedTuple):
-    """Tokens laid out in W windows of L slots each; R is B, or 1 where all images share the layout."""
+    """A layout of tokens in W windows of L slots each; R is B, or 1 if all images share the layout."""
 
     token: Tensor  # [R, W, L] int64: token in each slot; 0 where there is none
     filled: Tensor | None  # [R, W, L] bool; None: every slot has a token
@@ -33,13 +33,16 @@ class Windows(NamedTuple):
 def make_windows(
     grid: tuple[int, int], window: tuple[int, int], ids: Tensor | None = None, *, device: torch.device | str = "cpu"
 ) -> Windows:
-    """Lays tokens out in windows of the grid; a token's window follows from its grid id and never changes.
+    """Assigns tokens to windows of the grid; a token's window depends only on its grid id.
 
     Args:
         grid: ``(H, W)``.
-        window: Cells a window, rows and columns. Windows at the lower and right border may be smaller.
-        ids: Grid ids of the tokens that are left, ``[B, n]``; ``None``: all of them, in raster order.
-        device: Where the tables go, without ``ids``.
+        window: Rows and columns of a window in cells. Windows at the lower and right border may be smaller.
+        ids: Grid ids of the remaining tokens, ``[B, n]``; ``None``: all tokens, in raster order.
+        device: Device of the tables if ``ids`` is ``None``.
+
+    Raises:
+        ValueError: If a side of the window is below 1.
 
     Cost: ``O(B H W)`` integers; without ``ids`` a cached table.
 
@@ -60,7 +63,7 @@ def make_windows(
         return Windows(token.view(shape), None if regular else filled.view(shape), slot[None])
     slot = slot.index_select(0, ids.flatten()).view(ids.shape)
     filled = torch.zeros(ids.size(0), shape[1] * shape[2], dtype=torch.bool, device=ids.device).scatter(1, slot, True)
-    if may_look(ids):  # reads values: elsewhere that would wait
+    if may_look(ids):  # reads values, which would synchronise elsewhere
         return _compact(slot, filled.view(shape))
     places = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
     return Windows(
@@ -69,7 +72,7 @@ def make_windows(
 
 
 def _compact(slot: Tensor, filled: Tensor) -> Windows:
-    """Windows no longer than the fullest one, from the slots ``[B, n]`` of full-length ones ``[B, W, L]``."""
+    """Shortens windows ``[B, W, L]`` to the length of the fullest one; ``slot [B, n]`` counts in the full windows."""
     images, windows, length = filled.shape
     rank = filled.cumsum(dim=2) - 1
     longest = int(rank[..., -1].max()) + 1 if filled.numel() else 0
@@ -82,7 +85,7 @@ def _compact(slot: Tensor, filled: Tensor) -> Windows:
 
 @table(64)
 def _slots(height: int, width: int, rows: int, columns: int, device: str) -> Tensor:
-    """Flat slot of each grid id, ``[H*W]``: by window, then by row and column inside it."""
+    """Returns the flat slot of each grid id, ``[H*W]``: by window, then by row and column inside it."""
     y, x = torch.arange(height)[:, None], torch.arange(width)
     window = y // rows * -(-width // columns) + x // columns
     return (window * rows * columns + y % rows * columns + x % columns).flatten().to(device)
@@ -90,7 +93,7 @@ def _slots(height: int, width: int, rows: int, columns: int, device: str) -> Ten
 
 @table(64)
 def _tokens(height: int, width: int, rows: int, columns: int, device: str) -> tuple[Tensor, Tensor]:
-    """Grid id in each slot, 0 where there is none, and whether there is one."""
+    """Returns the grid id in each slot (0 in empty slots), and True where a slot is filled."""
     slot = _slots(height, width, rows, columns, "cpu")
     size = -(-height // rows) * -(-width // columns) * rows * columns
     token = torch.zeros(size, dtype=torch.long).scatter(0, slot, torch.arange(height * width))
@@ -98,16 +101,18 @@ def _tokens(height: int, width: int, rows: int, columns: int, device: str) -> tu
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """Attention of all tokens to all tokens, in the fused kernel.
+    """Computes attention of all tokens to all tokens by the fused kernel.
 
     Args:
         q: Queries ``[B, n, H, D]``.
         k: Keys ``[B, n', H, D]``.
-        v: Values, as the keys.
+        v: Values, the shape of the keys.
         key_bias: Added to the logits of each key, ``[B, n']``, or a mask that broadcasts to ``[B, H, n, n']``.
 
     Returns:
         ``[B, n, H, D]``.
+
+    Cost: that of ``scaled_dot_product_attention``.
     """
     if key_bias is not None:
         key_bias = (key_bias[:, None, None] if key_bias.dim() == 2 else key_bias).to(q.dtype)
@@ -116,7 +121,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = No
 
 
 def gathering_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, key_bias: Tensor | None = None) -> Tensor:
-    r"""Attention of n tokens and m gathering tokens: global attention with edges removed, one softmax a node and head.
+    r"""Computes attention of n tokens and m gathering tokens over fewer edges, with one softmax per node and head.
 
     .. math::
         \mathcal N(i) = \{j : w(j) = w(i)\} \cup G, \qquad \mathcal N(g) = \{1 \dots n\} \cup G
@@ -125,13 +130,13 @@ def gathering_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, key_b
         q: Queries ``[B, n + m, H, D]``, gathering tokens last.
         k: Keys, the same shape.
         v: Values, the same shape.
-        windows: Where the n tokens lie; the others are gathering tokens.
+        windows: The windows of the n tokens; the other tokens are gathering tokens.
         key_bias: Added to the logits of each key, ``[B, n + m]``.
 
     Returns:
         ``[B, n + m, H, D]``.
 
-    Cost: ``O(B (W L (L + m) + n m) H D)``; no ``n x n`` scores. Where every window is full no mask is needed.
+    Cost: ``O(B (W L (L + m) + n m) H D)``; no ``n x n`` scores. If every window is full, it needs no mask.
 
     Source: this project's own definition, after Fast-iTPN (Tian et al., TPAMI 2024).
     """
@@ -152,9 +157,9 @@ def gathering_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, key_b
 
 
 def _window_bias(windows: Windows, sources: Tensor, q: Tensor, key_bias: Tensor | None) -> Tensor | None:
-    """What is added to the logits of each window's keys, ``[B*W, L + m]``, or ``None``.
+    """Returns the bias on the logits of each window's keys, ``[B*W, L + m]``, or ``None``.
 
-    Empty slots get a finite number: a window without any key would otherwise give NaN, which spreads through gradients.
+    Empty slots get a finite bias: a window without any key would otherwise give NaN, also in gradients.
     """
     count = windows.token.size(1)
     bias = q.new_zeros(())
@@ -172,17 +177,17 @@ def _window_bias(windows: Windows, sources: Tensor, q: Tensor, key_bias: Tensor 
 class TokenGathering:
     """Settings of token gathering, after Fast-iTPN; the definition is this project's own.
 
-    All blocks keep their weights, and their attention runs on n tokens and m gathering tokens with fewer edges. One
-    window and no gathering tokens is exactly the official block. :func:`tokengraph.models.gathering_edges` gives those
-    edges as a graph.
+    All blocks keep their weights; their attention runs on n tokens and m gathering tokens over fewer edges. With one
+    window and no gathering tokens a block is exactly the official one. :func:`tokengraph.models.gathering_edges`
+    returns the edges as a graph.
 
     Args:
-        window: Cells a window: one side, ``(rows, columns)``, ``None`` for no windows, or ``"auto"``: a quarter of the
-            grid's side, at least 7, so 7 at 14, 8 at 32 and 16 at 64.
-        hubs: ``(rows, columns)`` of the grid that gathering tokens start from, one a cell; ``None``: no such tokens.
-        pooled: Start from the mean of each cell, plus a learned part that is zero at first. Otherwise the learned part
-            is all, and random at first.
-        global_layers: Blocks, from 1, whose tokens attend to everything.
+        window: Size of a window in cells: one side, ``(rows, columns)``, ``None`` (no windows) or ``"auto"`` (a quarter
+            of the grid's side, at least 7, so 7 at 14, 8 at 32 and 16 at 64).
+        hubs: ``(rows, columns)`` of a coarse grid with one gathering token in each cell; ``None``: no gathering tokens.
+        pooled: Gathering tokens start from the mean of their cell plus a learned part, initially zero. If False, they
+            start from the learned part alone, initially random.
+        global_layers: Blocks, counted from 1, with global attention.
 
     Raises:
         ValueError: If a side is below 1, or the window is no window.
@@ -203,11 +208,11 @@ class TokenGathering:
 
     @property
     def num_hubs(self) -> int:
-        """Gathering tokens an image, m."""
+        """Number of gathering tokens per image, m."""
         return 0 if self.hubs is None else self.hubs[0] * self.hubs[1]
 
     def window_on(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """Rows and columns of a window on a grid, or ``None``."""
+        """Returns rows and columns of a window on this grid, or ``None``."""
         if self.window is None:
             return None
         if self.window == "auto":
@@ -217,7 +222,7 @@ class TokenGathering:
         return rows, columns  # type: ignore[return-value]
 
     def start(self, x: Tensor, grid: tuple[int, int], learned: Tensor) -> Tensor:
-        """Gathering tokens ``[B, m, C]`` to begin with, from ``x [B, H*W, C]`` and ``learned [m, C]``."""
+        """Returns the initial gathering tokens ``[B, m, C]`` for ``x [B, H*W, C]`` and ``learned [m, C]``."""
         hubs = learned.to(x.dtype).expand(x.size(0), -1, -1)
         if not self.pooled or self.hubs is None:
             return hubs
@@ -226,7 +231,7 @@ class TokenGathering:
         return hubs + pooled.flatten(2).transpose(1, 2)
 
     def attend(self, layer: int, windows: Windows | None, key_bias: Tensor | None = None) -> Attend:
-        """The attention of one block, from 1: ``(q, k, v)`` to values."""
+        """Returns the attention function ``(q, k, v) -> output`` of one block; ``layer`` counts from 1."""
         if windows is None or layer in self.global_layers:
             return partial(full_attention, key_bias=key_bias)
         return partial(gathering_attention, windows=windows, key_bias=key_bias)

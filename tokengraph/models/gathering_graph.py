@@ -1,6 +1,6 @@
 """Token gathering (TG-1) as a graph, after Fast-iTPN; the definition is this project's own.
 
-Cliques inside windows, and hubs joined to everything. The same numbers as the dense form, one edge at a time.
+Each window is a clique, and hubs connect to all nodes. Results equal those of the dense form.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from tokengraph.models.gathering import make_windows
 def gathering_edges(
     grid: tuple[int, int], window: tuple[int, int] | None, hubs: int = 0, *, ids: Tensor | None = None
 ) -> Tensor:
-    """The graph that gathering attention runs on, self loops included.
+    """Returns the graph over which gathering attention runs, self loops included.
 
-    Nodes of an image are its n tokens, then its m hubs; images lie one after another. A token hears the tokens of its
-    window and all hubs, a hub everything of its image.
+    The nodes of an image are its n tokens, then its m hubs; images follow one another. A token attends to the tokens of
+    its window and to all hubs; a hub attends to all nodes of its image.
 
     Args:
         grid: ``(H, W)``.
-        window: Cells a window; ``None``: one window over everything.
-        hubs: m.
-        ids: Grid ids of the tokens that are left, ``[B, n]``; ``None``: one image with all of them.
+        window: Rows and columns of a window in cells; ``None``: one window over the grid.
+        hubs: m, the number of gathering tokens.
+        ids: Grid ids of the remaining tokens, ``[B, n]``; ``None``: one image with all tokens.
 
     Returns:
         ``[2, E]`` int64, source to target, sorted by target, then source.
@@ -33,7 +33,7 @@ def gathering_edges(
     Raises:
         ValueError: If a side of the window is below 1.
 
-    Cost: ``O(E)`` edges from ``B (n + m) n`` comparisons: for inspection and tests, not for speed.
+    Cost: ``B (n + m) n`` comparisons, so it is meant for inspection and tests, not for speed.
 
     Example:
         >>> gathering_edges((1, 4), (1, 2)).tolist()
@@ -51,7 +51,7 @@ def gathering_edges(
 
 
 def edge_attention(q: Tensor, k: Tensor, v: Tensor, edge_index: Tensor) -> Tensor:
-    r"""Attention over the edges of a graph, one softmax over what each node hears.
+    r"""Computes attention over the edges of a graph, with one softmax over the sources of each node.
 
     .. math:: y_a = \sum_{b \to a} \mathrm{softmax}_{b \to a}(q_a \cdot k_b / \sqrt D)\, v_b
 
@@ -62,7 +62,7 @@ def edge_attention(q: Tensor, k: Tensor, v: Tensor, edge_index: Tensor) -> Tenso
         edge_index: ``[2, E]``, source to target.
 
     Returns:
-        ``[M, H, D]``; nodes that hear nothing get zeros.
+        ``[M, H, D]``; nodes without incoming edges get zeros.
 
     Cost: ``O(E H D)`` time and memory.
     """

@@ -24,7 +24,7 @@ class MainAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, attend: Attend = full_attention) -> tuple[Tensor, Tensor]:
-        """Attends: ``[B, n, C]`` to ``[B, n, C]``, and the keys ``[B, n, H, D]``."""
+        """Maps ``[B, n, C]`` to ``[B, n, C]``; also returns the keys ``[B, n, H, D]``."""
         shape = (*x.shape[:2], self.heads, x.size(2) // self.heads)
         q = F.linear(x, self.q_proj.weight, self.q_bias).view(shape)
         k = self.k_proj(x).view(shape)
@@ -33,7 +33,7 @@ class MainAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """``w3(ffn_ln(silu(w1 x) * (w2 x)))``."""
+    """The SwiGLU MLP ``w3(ffn_ln(silu(w1 x) * (w2 x)))``."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -43,12 +43,12 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., C]``."""
+        """Maps ``[..., C]`` to ``[..., C]``."""
         return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
 
 
 class MainBlock(nn.Module):
-    r"""A block of stage 3, the only place where positions mix.
+    r"""A block of stage 3; only these blocks mix positions.
 
     .. math::
         x \leftarrow x + \gamma_1 \odot \mathrm{attn}(\mathrm{LN}_1 x), \qquad
@@ -58,8 +58,8 @@ class MainBlock(nn.Module):
         width: C.
         heads: H.
         mlp_ratio: Hidden width over C.
-        layer_scale: Start value of both gammas.
-        drop_path: Share of images whose branch is left out in training, for each branch.
+        layer_scale: Initial value of both gammas.
+        drop_path: Stochastic depth rate of each branch in training.
 
     Source: Tian et al., *Fast-iTPN*, TPAMI 2024, and its official code.
     """
@@ -77,11 +77,11 @@ class MainBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def run(self, x: Tensor, attend: Attend = full_attention) -> tuple[Tensor, Tensor]:
-        """The block with any attention, and the keys that it made.
+        """Runs the block with a given attention function, and also returns its keys.
 
         Args:
             x: Tokens ``[B, n, C]``.
-            attend: The attention, given queries, keys and values, ``[B, n, H, D]`` each.
+            attend: A function of queries, keys and values, ``[B, n, H, D]`` each.
 
         Returns:
             Tokens ``[B, n, C]``; keys ``[B, n, H, D]``, without a bias.
@@ -90,9 +90,9 @@ class MainBlock(nn.Module):
         return self.feed(x + self.drop_path(self.gamma_1 * mixed)), keys
 
     def feed(self, x: Tensor) -> Tensor:
-        """The MLP half: ``[..., C]`` to ``[..., C]``."""
+        """Runs the MLP half: ``[..., C]`` to ``[..., C]``."""
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The official block: ``[B, n, C]`` to ``[B, n, C]``."""
+        """Runs the official block: ``[B, n, C]`` to ``[B, n, C]``."""
         return self.run(x)[0]

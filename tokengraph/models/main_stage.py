@@ -1,4 +1,4 @@
-"""Stage 3 of Fast-iTPN: the main blocks, with token migration and token gathering where they are wanted."""
+"""Stage 3 of Fast-iTPN: the main blocks, optionally with token migration and token gathering."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tokengraph.select.migration.redundancy import (
 
 @dataclass(frozen=True, eq=False)
 class TokenRecord:
-    """What stage 3 leaves behind.
+    """The result of stage 3.
 
     Attributes:
-        table: Every position, in raster order, ``[B, N, C]``; nothing missing, nothing twice.
+        table: The final value of every position in raster order, ``[B, N, C]``.
         tokens: The tokens that stayed to the end, ``[B, n, C]``.
-        ids: Their positions ``[B, n]``, ascending.
-        steps: The steps of leaving.
+        ids: The positions of these tokens, ``[B, n]``, ascending.
+        steps: The migration steps.
         grid: ``(H, W)`` of the N positions.
     """
 
@@ -44,22 +44,22 @@ class TokenRecord:
 
     @property
     def left_at(self) -> Tensor:
-        """``[B, N]``: the block, from 1, after which a position left; 0 where it stayed."""
+        """``[B, N]``: the block, counted from 1, after which a position left; 0 if it stayed."""
         return departures(self.steps, self.ids, self.table.size(1))[0]
 
     @property
     def twin(self) -> Tensor:
-        """``[B, N]``: the position that a position resembled when it left; -1 where it stayed."""
+        """``[B, N]``: the position that was most similar when a position left; -1 if it stayed."""
         return departures(self.steps, self.ids, self.table.size(1))[1]
 
 
 @dataclass
 class _State:
-    """The tokens that are left."""
+    """The remaining tokens."""
 
     grid: tuple[int, int]
     ids: Tensor  # [B, n]
-    size: Tensor | None  # [B, n] float32: how many tokens each one stands for
+    size: Tensor | None  # [B, n] float32: number of tokens that each one represents
     steps: tuple[Departure, ...] = ()
 
 
@@ -79,10 +79,13 @@ def main_stage(
         blocks: L blocks.
         x: Tokens with their positions added, ``[B, N, C]``, raster order.
         grid: ``(H, W)``, N patches.
-        migration: After Fast-iTPN; the definition is this project's own. ``None``: nobody leaves.
+        migration: After Fast-iTPN; the definition is this project's own. ``None``: all tokens stay.
         gathering: After Fast-iTPN; the definition is this project's own. ``None``: global attention.
-        learned: Learned part of the gathering tokens, ``[m, C]``; where there are any.
-        checkpointing: Keep no activations inside blocks; make them again for the gradient.
+        learned: Learned part of the gathering tokens, ``[m, C]``; needed if ``gathering`` has such tokens.
+        checkpointing: Keep no activations inside blocks; recompute them in backward.
+
+    Returns:
+        The tokens of all positions, and the steps in which tokens left.
 
     Raises:
         ValueError: If gathering tokens have no learned part of their number, or the schedule names a missing layer.
@@ -121,7 +124,7 @@ def _check_learned(gathering: TokenGathering, learned: Tensor | None) -> None:
 
 
 def _leave(tokens: Tensor, keys: Tensor, layer: int, removed: int, state: _State, migration: TokenMigration) -> Tensor:
-    """Takes the redundant tokens out; returns the others."""
+    """Removes the redundant tokens and returns the others."""
     board = state.grid if migration.split == "checkerboard" and not state.steps else None
     choice = pick_redundant(keys if migration.similarity == "keys" else tokens, removed, board)
     state.steps += (Departure(layer, choice, state.ids, tokens),)
@@ -132,12 +135,12 @@ def _leave(tokens: Tensor, keys: Tensor, layer: int, removed: int, state: _State
 
 
 def _inherit(size: Tensor, choice: Redundant) -> Tensor:
-    """Twins take over the weight of those who leave: ``[B, n]`` to ``[B, n - r]``."""
+    """Adds the sizes of the removed tokens to their most similar tokens: ``[B, n]`` to ``[B, n - r]``."""
     return size.scatter_add(1, choice.twin, size.gather(1, choice.dropped)).gather(1, choice.keep)
 
 
 def _windows(gathering: TokenGathering | None, state: _State) -> Windows | None:
-    """Where the tokens that are left lie; ``None``: nothing parts them."""
+    """Returns the windows of the remaining tokens, or ``None`` if there are no windows."""
     window = None if gathering is None else gathering.window_on(state.grid)
     if window is None or (window[0] >= state.grid[0] and window[1] >= state.grid[1]):
         return None
@@ -147,9 +150,9 @@ def _windows(gathering: TokenGathering | None, state: _State) -> Windows | None:
 def _attention(
     gathering: TokenGathering | None, layer: int, windows: Windows | None, state: _State, count: int
 ) -> Attend:
-    """The attention of one block over ``count`` nodes."""
+    """Returns the attention function of one block over ``count`` nodes."""
     bias = None
-    if state.size is not None and state.steps:  # gathering tokens stand for themselves
+    if state.size is not None and state.steps:  # gathering tokens have size 1
         bias = F.pad(state.size.log(), (0, count - state.size.size(1)))
     if gathering is not None:
         return gathering.attend(layer, windows, bias)

@@ -11,19 +11,21 @@ from tokengraph.errors import check_grid
 def interpolate_positions(table: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Resamples a position embedding from one grid to another, as the official code does when it loads a checkpoint.
 
-    Bicubic, with scale factors ``(H + 0.1) / H_source`` and likewise for columns. The 0.1 moves the sampling points a
-    little, so resampling to a size does not match it.
+    It is bicubic, with scale factors ``(H + 0.1) / H_source`` and likewise for columns. The 0.1 shifts the sampling
+    points a little, so the result differs from resampling to a target size.
 
     Args:
         table: ``[1, N, C]`` in raster order.
         source: Grid of the table.
-        grid: The wanted grid. The table itself comes back where it is the same.
+        grid: The target grid. If it equals ``source``, the table itself is returned.
 
     Returns:
         ``[1, H*W, C]``, in the dtype of ``table``.
 
     Raises:
         ValueError: If ``source`` does not hold N patches, or a side of ``grid`` is below 1.
+
+    Cost: one interpolation of ``[1, C, H, W]``; nothing if the grids are equal.
 
     Source: the official code of Tian et al., *Fast-iTPN*, TPAMI 2024. Differs: the source grid may be any rectangle.
     """

@@ -1,4 +1,4 @@
-"""The integral pyramid of Fast-iTPN: channel MLPs only, one map a scale, for detectors and segmenters."""
+"""The integral pyramid of Fast-iTPN: channel MLPs that make one feature map per scale, for dense prediction."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ STRIDES = {"C2": 4, "C3": 8, "C4": 16, "P2": 4, "P3": 8, "P4": 16, "P5": 32, "P6
 
 
 class FeatureInfo(list):
-    """One dict a map, ``num_chs``, ``reduction`` and ``module``, with timm's two methods."""
+    """One dict for each map with ``num_chs``, ``reduction`` and ``module``, and the methods of timm's class."""
 
     def channels(self) -> list[int]:
-        """Channels of each map."""
+        """Returns the channels of each map."""
         return [info["num_chs"] for info in self]
 
     def reduction(self) -> list[int]:
-        """Stride of each map."""
+        """Returns the stride of each map."""
         return [info["reduction"] for info in self]
 
     def module_name(self) -> list[str]:
-        """Name of each map."""
+        """Returns the name of each map."""
         return [info["module"] for info in self]
 
 
 class FastITPNPyramid(FastITPNTrunk):
     r"""Fast-iTPN as a backbone for dense prediction, with the pyramid that it was pre-trained with.
 
-    With Z the normed output of stage 3, put back to every position, and C2, C3 the stem's two levels:
+    With Z the normed output of stage 3 at every position, and C2, C3 the two levels of the stem:
 
     .. math::
         t_3 = B_3(\mathrm{Split}(Z) + A_8 C_3), \quad t_2 = B_2(\mathrm{Split}(t_3) + A_4 C_2), \quad
         P_4, P_3, P_2 = M_0(A_{16} Z), M_1(t_3), M_2(t_2)
 
-    P5 is every other place of P4, P6 every other place of P5. Names of parameters are those of the official layout, so
-    detection checkpoints load by name. Migration and gathering are after Fast-iTPN; the definition is this project's
-    own. A map never shows a hole: tokens that left are back in their places before the pyramid begins.
+    P5 is every other position of P4, P6 every other position of P5. Parameters have the official names, so detection
+    checkpoints load by name. Migration and gathering are after Fast-iTPN; the definition is this project's own. Tokens
+    that left are back at their positions before the pyramid begins, so maps have no holes.
 
     Args:
         width: C of stage 3.
         depths: Blocks of stages 1, 2 and 3.
         heads: H of the main blocks.
         fpn_dim: Channels f of the pyramid.
-        fpn_depth: MLP blocks at each step down.
-        levels: Which maps, finest first: ``"P2"`` to ``"P6"``, or the raw ``"C2"``, ``"C3"``, ``"C4"``.
+        fpn_depth: MLP blocks at each level of the pyramid.
+        levels: The maps to return, finest first: ``"P2"`` to ``"P6"``, or the raw ``"C2"``, ``"C3"``, ``"C4"``.
         mlp_ratio: Hidden width of the pyramid's MLPs over f.
-        **trunk: Anything that :class:`FastITPNTrunk` takes.
+        **trunk: Other arguments of :class:`FastITPNTrunk`.
 
     Attributes:
         channels: Channels of each map.
         strides: Stride of each map.
-        feature_info: Both, as timm has them.
-        size_divisibility: What H and W must be multiples of.
+        feature_info: Channels and strides in timm's format.
+        size_divisibility: H and W must be multiples of this.
 
     Raises:
-        ValueError: If a level is unknown, or they do not run from fine to coarse.
+        ValueError: If a level is unknown, or the levels do not run from fine to coarse.
 
     Source: Tian et al., *Fast-iTPN*, TPAMI 2024; the layout is that of a public port by its first author.
     """
@@ -103,14 +103,14 @@ class FastITPNPyramid(FastITPNTrunk):
         )
 
     def top_down(self, c2: Tensor, c3: Tensor, z: Tensor) -> list[Tensor]:
-        """P2, P3 and P4 from rows ``[B, H, W, C]`` of three levels; ``z`` is normed. Rows again, f channels."""
+        """Computes P2, P3 and P4, rows of f channels, from rows ``[B, H, W, C]`` of three levels; ``z`` is normed."""
         t3 = self.block_16to8(self.split_16to8(z) + self.align_dim_16to8(c3))
         t2 = self.block_8to4(self.split_8to4(t3) + self.align_dim_8to4(c2))
         p4, p3, p2 = (m(t) for m, t in zip(self.fpn_modules, (self.align_dim_16tofpn(z), t3, t2), strict=True))
         return [p2, p3, p4]
 
     def forward_pyramid(self, images: Tensor) -> tuple[list[Tensor], TokenRecord]:
-        """The maps of :meth:`forward`, and the record of who left when."""
+        """Returns the maps of :meth:`forward`, and the record of the tokens that left."""
         height, width = images.shape[-2:]
         if height % self.size_divisibility or width % self.size_divisibility:
             raise ValueError(
@@ -128,7 +128,7 @@ class FastITPNPyramid(FastITPNTrunk):
         return [maps[level].permute(0, 3, 1, 2).contiguous() for level in self.levels], record
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images ``[B, 3, H, W]`` to contiguous maps ``[B, channels, H / stride, W / stride]``, finest first."""
+        """Maps images ``[B, 3, H, W]`` to contiguous maps ``[B, channels, H / stride, W / stride]``, finest first."""
         return self.forward_pyramid(images)[0]
 
 
@@ -143,7 +143,13 @@ def _check_levels(levels: Sequence[str]) -> tuple[str, ...]:
 
 
 def fast_itpn_pyramid(size: str, **options: Any) -> FastITPNPyramid:
-    """Fast-iTPN with its pyramid: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``; options as the class has them.
+    """Makes Fast-iTPN with its pyramid: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``.
+
+    Options are those of :class:`FastITPNPyramid`.
+
+    Args:
+        size: The size.
+        **options: Options of the class.
 
     Raises:
         ValueError: If the size is unknown.

@@ -1,4 +1,4 @@
-"""Fast-iTPN as timm models."""
+"""Registers Fast-iTPN with timm."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LEVELS = ("P2", "P3", "P4", "P5", "P6")
 
 
 def register_with_timm() -> list[str]:
-    """Makes ``timm.create_model("fast_itpn_tiny")`` work, and likewise for every size and for the official names.
+    """Registers every size with timm, so that ``timm.create_model("fast_itpn_tiny")`` works; official names too.
 
-    Importing ``tokengraph.models`` calls this where timm is imported already, and never imports timm itself. With
-    ``features_only=True`` timm gets :class:`~tokengraph.models.FastITPNPyramid`; ``out_indices`` count P2, P3, ...
+    Importing ``tokengraph.models`` calls this if timm is already imported, and never imports timm itself. With
+    ``features_only=True`` timm makes a :class:`~tokengraph.models.FastITPNPyramid`; ``out_indices`` count P2, P3, ...
 
     Returns:
-        The names, whether or not they were registered before.
+        All names, also those that were registered before.
 
     Raises:
         ImportError: If timm is not installed; names the extra to install.
@@ -44,14 +44,14 @@ def register_with_timm() -> list[str]:
 
 
 def register_if_imported() -> None:
-    """Registers where timm is imported already; a timm that is half imported or broken is left alone."""
+    """Registers if timm is already imported; does nothing if timm is only half imported or broken."""
     timm = sys.modules.get("timm")
     if hasattr(timm, "create_model") and hasattr(timm, "is_model"):
         register_with_timm()
 
 
 def _entry(name: str, size: str, pixels: int) -> Callable[..., nn.Module]:
-    """What timm calls: a function of the model's name."""
+    """Returns the entry point that timm calls, a function with the model's name."""
 
     def create(
         pretrained: bool = False,

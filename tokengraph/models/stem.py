@@ -1,7 +1,7 @@
-"""The stem of Fast-iTPN: 1x1 and stride-sized convolutions, so nothing passes between 16 x 16-pixel units.
+"""The stem of Fast-iTPN: 1x1 and non-overlapping convolutions, so units of 16 x 16 pixels do not mix.
 
-Everything runs on rows, ``[B, H, W, C]``: the convolutions are then plain matrix products. Their weights keep the
-shapes of convolution kernels, as the official checkpoints have them.
+All layers run on channels-last rows, ``[B, H, W, C]``, on which these convolutions are plain matrix products. Their
+weights keep the shapes of convolution kernels, as in the official checkpoints.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-6  # of every LayerNorm in the network
+EPS = 1e-6  # eps of every LayerNorm in the network
 ROWS = 1024
 
 
 class PatchEmbed(nn.Module):
-    """Cuts images into 4 x 4 pixels: ``[B, 3, H, W]`` to rows ``[B, H/4, W/4, C]``; no norm, no activation."""
+    """Embeds patches of 4 x 4 pixels: ``[B, 3, H, W]`` to rows ``[B, H/4, W/4, C]``; no norm, no activation."""
 
     def __init__(self, width: int, channels: int = 3):
         super().__init__()
@@ -29,14 +29,14 @@ class PatchEmbed(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, leaves a branch out for some images, and scales it up for the others (stochastic depth)."""
+    """Stochastic depth: in training, drops a branch for some images and scales it up for the others."""
 
     def __init__(self, rate: float = 0.0):
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, ...]`` to ``[B, ...]``."""
+        """Maps ``[B, ...]`` to ``[B, ...]``."""
         if not self.training or self.rate == 0.0:
             return x
         keep = torch.rand(x.size(0), *[1] * (x.dim() - 1), device=x.device) >= self.rate
@@ -50,12 +50,12 @@ class Pointwise(nn.Conv2d):
         super().__init__(width, out, 1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., C']``."""
+        """Maps ``[..., C]`` to ``[..., C']``."""
         return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 class ConvMlp(nn.Module):
-    """``fc2(ffn_ln(GELU(fc1(x))))`` over rows; the pyramid's form has no ``ffn_ln``."""
+    """The MLP ``fc2(ffn_ln(GELU(fc1(x))))`` over rows; the pyramid's form has no ``ffn_ln``."""
 
     def __init__(self, width: int, hidden: int, *, sub_norm: bool = True):
         super().__init__()
@@ -64,7 +64,7 @@ class ConvMlp(nn.Module):
         self.fc2 = Pointwise(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., C]``."""
+        """Maps ``[..., C]`` to ``[..., C]``."""
         return self.fc2(self.ffn_ln(F.gelu(self.fc1(x))))
 
 
@@ -75,7 +75,7 @@ class StemBlock(nn.Module):
         width: C.
         hidden: Width inside the MLP.
         sub_norm: Whether the MLP has a LayerNorm inside; the stem does, the pyramid does not.
-        drop_path: Share of images whose MLP is left out in training.
+        drop_path: Stochastic depth rate of the MLP in training.
     """
 
     def __init__(self, width: int, hidden: int, *, sub_norm: bool = True, drop_path: float = 0.0):
@@ -85,9 +85,9 @@ class StemBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, ..., C]`` to ``[B, ..., C]``."""
+        """Maps ``[B, ..., C]`` to ``[B, ..., C]``."""
         if x.is_cpu and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            # Rows do not see each other: a block at a time, the hidden ones stay in a core's cache.
+            # Rows are independent: in chunks, the hidden activations stay in a core's cache.
             rows = [r + self.mlp(self.norm2(r)) for r in x.flatten(0, -2).split(ROWS)]
             return rows[0].view(x.shape) if len(rows) == 1 else torch.cat(rows).view(x.shape)
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -102,7 +102,7 @@ class Merge(nn.Module):
         self.reduction = nn.Conv2d(width, 2 * width, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, H, W, C]``, H and W even, to ``[B, H/2, W/2, 2C]``."""
+        """Maps ``[B, H, W, C]``, H and W even, to ``[B, H/2, W/2, 2C]``."""
         batch, height, width, channels = x.shape
         cells = self.norm(x).view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
         return F.linear(cells.flatten(3), self.reduction.weight.permute(0, 2, 3, 1).flatten(1), self.reduction.bias)
@@ -117,7 +117,7 @@ class Split(nn.Module):
         self.reduction = nn.ConvTranspose2d(width, out, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, H, W, C]`` to ``[B, 2H, 2W, C']``."""
+        """Maps ``[B, H, W, C]`` to ``[B, 2H, 2W, C']``."""
         batch, height, width, _ = x.shape
         weight, bias = self.reduction.weight, self.reduction.bias
         cells = F.linear(self.norm(x), weight.permute(2, 3, 1, 0).flatten(0, 2))

@@ -1,4 +1,4 @@
-"""Learned and structural parts: the prediction module, its decisions, and attention over weighted edges."""
+"""Learned parts: DynamicViT's prediction module, its keep decisions and their attention masks, and two-path layers."""
 
 from tokengraph.attention.keep_mask import KeepMask, additive_mask, masked_attention, masked_softmax
 from tokengraph.nn.decisions import gumbel_keep

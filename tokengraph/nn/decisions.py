@@ -1,4 +1,4 @@
-"""Decisions that training can go through: which tokens are kept, drawn, and with a gradient."""
+"""Differentiable keep decisions: draws which tokens are kept, with a gradient (Gumbel-Softmax, straight-through)."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def gumbel_keep(
 
     Args:
         logp: Log-probabilities, ``[..., N, 2]``, channel 0 for keep; ``[M, 2]`` flat.
-        previous: The mask so far, ``[..., N]``; ``None``: everything is still there. Gradients flow into it.
+        previous: The mask of earlier stages, ``[..., N]``; ``None``: all tokens are kept so far. It gets a gradient.
         ptr: First token of each image, ``[B+1]``, for a flat batch; only ``at_least_one`` reads it.
-        generator: Where noise is drawn from; ``None``: torch's own.
-        noise: The noise itself, ``[..., N, 2]``, instead of drawing it.
+        generator: Draws the noise; ``None``: torch's global generator.
+        noise: The Gumbel noise, ``[..., N, 2]``, instead of a draw.
         tau: Temperature of the soft sample.
-        at_least_one: In an image that would lose its last token, the best scored of those left stays.
+        at_least_one: In an image that would lose all tokens, keep the one with the best score.
 
     Returns:
         ``[..., N]`` in float32 or wider.
 
     Raises:
-        ValueError: On shapes that do not fit or ``tau <= 0``.
+        ValueError: If shapes do not fit or ``tau <= 0``.
 
     Cost: a few passes over ``[..., N]``; no host synchronisation.
 
@@ -63,18 +63,18 @@ def gumbel_keep(
     if noise is None:
         noise = torch.empty_like(logp, requires_grad=False).exponential_(generator=generator).log().neg()
     noisy = logp + noise
-    # Of two channels the softmax is a sigmoid of the difference.
+    # The softmax of two channels is the sigmoid of their difference.
     soft = torch.sigmoid((noisy[..., 0] - noisy[..., 1]) / tau)
     hard = noisy[..., 0] >= noisy[..., 1]
     if at_least_one:
         hard = hard | _last_ones(logp.detach()[..., 0], hard, previous, ptr)
-    # Written so that soft cancels exactly.
+    # In this order soft cancels exactly.
     keep = hard.to(soft.dtype) + (soft - soft.detach())
     return keep if previous is None else keep * previous
 
 
 def _last_ones(score: Tensor, hard: Tensor, previous: Tensor | None, ptr: Tensor | None) -> Tensor:
-    """The best token still there of each image that would keep none, bool of the shape of ``score``."""
+    """Marks the best remaining token of each image that would keep none, bool of the shape of ``score``."""
     left = torch.ones_like(hard) if previous is None else previous.detach() > 0
     flat, order = score.flatten(), torch.arange(score.numel(), device=score.device)
     if ptr is None:
@@ -89,6 +89,6 @@ def _last_ones(score: Tensor, hard: Tensor, previous: Tensor | None, ptr: Tensor
     candidate = alone & left.flatten()
     best = torch.where(candidate, flat, -torch.inf)
     candidate = candidate & (flat == extreme(best, -torch.inf, "amax"))
-    # Of equals, the lowest index.
+    # Ties go to the lowest index.
     first = extreme(torch.where(candidate, order, flat.numel()), flat.numel(), "amin")
     return (candidate & (order == first)).view_as(hard)

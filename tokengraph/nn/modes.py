@@ -1,4 +1,4 @@
-"""Modes of a module, and of torch, for a while."""
+"""Context managers that change the mode of a module or of torch; and tests for a running backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks"
 
 @contextmanager
 def in_eval(module: nn.Module) -> Iterator[None]:
-    """Puts a module into eval mode, and each of its parts back into its own mode at the end."""
+    """Puts a module into eval mode; at the end, each submodule gets its own mode back."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -25,7 +25,7 @@ def in_eval(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Runs of a module that leave no trace: its buffers come back, and hooks on it and its parts are not called."""
+    """Lets a module run without side effects: restores its buffers, and calls no hooks on it or its submodules."""
     parts = list(module.modules())
     buffers = [(m._buffers, name, b, b.clone()) for m in parts for name, b in m._buffers.items() if b is not None]
     hooks = [(m.__dict__, name, m.__dict__[name]) for m in parts for name in HOOKS]
@@ -45,7 +45,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def precise(device: torch.device) -> Iterator[None]:
-    """Operations in the dtype of their inputs: no autocast, and no products of float32 in less than that."""
+    """Runs operations in the dtype of their inputs: no autocast, and float32 products in full float32."""
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
@@ -56,10 +56,10 @@ def precise(device: torch.device) -> Iterator[None]:
 
 
 def backward_task() -> int:
-    """Number of the backward pass that autograd is at in this thread; -1: none."""
+    """Returns the id of the backward pass that runs in this thread, -1 if none does."""
     return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
 
 
 def in_backward() -> bool:
-    """Whether autograd is at work in this thread: then a block that runs is being computed again."""
+    """True if a backward pass runs in this thread; a block that runs then is recomputed by checkpointing."""
     return backward_task() != -1

@@ -1,4 +1,4 @@
-"""DynamicViT's prediction module: how likely each token is kept."""
+"""DynamicViT's prediction module: predicts the probability that each token is kept."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ POOLINGS = ("masked", "mean")
 
 
 class TokenPredictor(nn.Module):
-    r"""Scores tokens by their own features and one summary of their image.
+    r"""Scores tokens by their own features and by one summary of their image.
 
     .. math:: h = \mathrm{GELU}(W_1 \mathrm{LN}(x)), \quad
               g = \sum_i d_i h_i^{(2)} / \max(1, \sum_i d_i), \quad
               \log p_i = \mathrm{LogSoftmax}(\mathrm{MLP}([h_i^{(1)}, g]))
 
-    where :math:`h^{(1)}, h^{(2)}` are the halves of the channels and d the keep mask. Channel 0 means keep. Names in
-    the state dict are the published ones: ``in_conv.{0,1}`` and ``out_conv.{0,2,4}``.
+    Here :math:`h^{(1)}, h^{(2)}` are the halves of the channels, and d is the keep mask. Channel 0 means keep. The
+    state dict has the published names: ``in_conv.{0,1}`` and ``out_conv.{0,2,4}``.
 
     Args:
         channels: C, a multiple of 4.
-        eps: Of the LayerNorm.
-        pooling: ``"masked"``: the summary is the mean over kept tokens; ``"mean"``: over all, the mask is not read.
-        generator: Where initial weights are drawn from; ``None``: torch's own. Linear weights are drawn from a normal
-            of deviation 0.02 truncated at 2, biases are 0.
+        eps: The eps of the LayerNorm.
+        pooling: ``"masked"``: the summary is the mean over kept tokens; ``"mean"``: the mean over all tokens, without
+            the mask.
+        generator: Draws the initial weights; ``None``: torch's global generator. Linear weights come from a normal
+            distribution of deviation 0.02 truncated at 2; biases are 0.
 
     Raises:
+        TypeError: If ``channels`` is no int.
         ValueError: If ``channels`` is no multiple of 4 or ``pooling`` is unknown.
 
     Cost: ``1.375 C^2`` multiply-adds a token; no host synchronisation.
@@ -66,7 +68,7 @@ class TokenPredictor(nn.Module):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws all weights anew."""
+        """Draws new weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
@@ -79,11 +81,11 @@ class TokenPredictor(nn.Module):
 
         Args:
             x: Patch tokens, ``[B, N, C]``; or ``[M, C]`` flat, with ``ptr``.
-            keep: What earlier stages kept, ``[B, N]`` or ``[M]``; ``None``: everything.
+            keep: The mask of earlier stages, ``[B, N]`` or ``[M]``; ``None``: all tokens are kept.
             ptr: First token of each image, ``[B+1]``; a flat ``x`` without it is one image.
 
         Raises:
-            ValueError: On shapes that do not fit.
+            ValueError: If shapes do not fit.
         """
         check_tokens(x, dims=(2, 3))
         if x.size(-1) != self.channels:
@@ -94,7 +96,8 @@ class TokenPredictor(nn.Module):
             raise ValueError("Expected ptr with a flat x [M, C] only (got one with [B, N, C]).")
         local, pooled = self.in_conv(x).chunk(2, dim=-1)
         keep = None if self.pooling == "mean" else keep
-        # The first linear layer on [local, global]: the global half is the same for a whole image, so it is done once.
+        # The first linear layer on [local, global]: the global half is equal for all tokens of an image, so it is
+        # computed once.
         first: nn.Linear = self.out_conv[0]  # type: ignore[assignment]
         of_local, of_global = first.weight.chunk(2, dim=1)
         hidden = F.linear(local, of_local)
@@ -110,7 +113,7 @@ class TokenPredictor(nn.Module):
 
 
 def _mean(h: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean over the kept tokens of ``[..., N, C]``, ``[..., 1, C]``. A product: no weighted copy of ``h`` is made."""
+    """Averages the kept tokens of ``h [..., N, C]`` to ``[..., 1, C]``, by a product without a weighted copy."""
     h = h.to(wide(h))
     weight = h.new_ones(h.shape[:-1]) if keep is None else keep.to(h.dtype)
     with torch.autocast(h.device.type, enabled=False):
@@ -119,7 +122,7 @@ def _mean(h: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _segment_mean(h: Tensor, keep: Tensor | None, image: Tensor, ptr: Tensor) -> Tensor:
-    """The same of flat tokens ``[M, C]`` by image, ``[B, C]``."""
+    """Averages the kept tokens of each image of flat ``h [M, C]`` to ``[B, C]``."""
     images = ptr.numel() - 1
     h = h.to(wide(h))
     weight = h.new_ones(h.size(0)) if keep is None else keep.to(h.dtype)

@@ -1,4 +1,4 @@
-"""What tests of strategies and adapters need; shipped, so that users can hold their own to the same laws."""
+"""Laws and helpers for tests of strategies and adapters, shipped so that users can check their own."""
 
 from tokengraph.testing.attach_laws import ATTACH_LAWS, AttachCase, check_attach
 from tokengraph.testing.model_case import ModelCase

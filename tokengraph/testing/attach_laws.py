@@ -1,4 +1,4 @@
-"""The laws of attaching, over plain, windowed and spatial models; each raises ``AssertionError`` where it is broken."""
+"""The laws of attaching, for plain, windowed and spatial models; each raises ``AssertionError`` if it is broken."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class AttachCase:
 
     Args:
         make: Makes the model, with the same weights each time, in evaluation mode.
-        images: What the model is called with.
+        images: The input of the model.
         put: Attaches the strategy under test.
-        block: A block of the model that ``put`` changes.
-        others: More ways to attach something to the same model, for handles that must not touch each other.
+        block: Returns a block of the model that ``put`` changes.
+        others: Other ways to attach something to the same model; handles must not affect each other.
     """
 
     make: Callable[[], nn.Module]
@@ -36,14 +36,14 @@ class AttachCase:
     others: Sequence[Callable[[nn.Module], Handle]] = ()
 
     def run(self, model: nn.Module) -> list[Tensor]:
-        """Every tensor of the model's output, without gradient, the same random numbers each time."""
+        """Returns every tensor of the model's output, without gradient and with fixed random numbers."""
         torch.manual_seed(7)
         with torch.no_grad():
             return tensors(model(self.images))
 
 
 def gives_back(case: AttachCase) -> None:
-    """``remove`` restores classes, hooks, parameter names and outputs; a second one does nothing."""
+    """``remove`` restores classes, hooks, parameter names and outputs; a second call does nothing."""
     model = case.make()
     plain, keys, before = case.run(model), list(model.state_dict()), anatomy(model)
     handle = case.put(model)
@@ -56,7 +56,7 @@ def gives_back(case: AttachCase) -> None:
 
 
 def ignores_a_stale_handle(case: AttachCase) -> None:
-    """Once something else is attached, ``remove`` of a handle from before touches nothing."""
+    """After something else is attached, ``remove`` of an older handle changes nothing."""
     for put in (case.put, *case.others):
         model = case.make()
         old = case.put(model)
@@ -100,7 +100,7 @@ def copies_on_its_own(case: AttachCase) -> None:
 
 
 def refuses_a_replaced_forward(case: AttachCase) -> None:
-    """A block whose ``forward`` somebody has replaced is an error at attach, and the model stays as it was."""
+    """``attach`` raises if the ``forward`` of a block was replaced, and leaves the model unchanged."""
     model = case.make()
     block = case.block(model)
     own = block.forward
@@ -109,7 +109,7 @@ def refuses_a_replaced_forward(case: AttachCase) -> None:
 
 
 def refuses_data_parallel(case: AttachCase) -> None:
-    """``nn.DataParallel`` around the model is an error at attach, and the model stays as it was."""
+    """``attach`` raises for ``nn.DataParallel`` around the model, and leaves the model unchanged."""
     _refused(case, nn.DataParallel(case.make()), "DataParallel")
 
 
@@ -135,10 +135,10 @@ ATTACH_LAWS: list[Callable[[AttachCase], None]] = [
 
 
 def check_attach(case: AttachCase, *, without: Sequence[str] = ()) -> None:
-    """Holds a way of attaching to every law; see :func:`tokengraph.testing.check_select` for ``without``.
+    """Checks a way of attaching against every law; see :func:`tokengraph.testing.check_select` for ``without``.
 
     Raises:
-        AssertionError: If a law is broken; the message names the first.
+        AssertionError: If a law is broken; the message names the first one.
         ValueError: If ``without`` names a law that does not exist.
     """
     hold(ATTACH_LAWS, case, "The attachment", without)

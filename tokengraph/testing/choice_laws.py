@@ -1,4 +1,4 @@
-"""The laws of one choice: its budget, its mass, its numbers. Each raises ``AssertionError`` where it is broken."""
+"""The laws of one choice: its budget, mass and numerics. Each raises ``AssertionError`` if it is broken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRID = (6, 8)
 
 
 def features(images: int = 3, channels: int = 16, seed: int = 0) -> Tensor:
-    """Random tokens of a full grid, ``[B, 48, C]``."""
+    """Returns random tokens of a full grid, ``[B, 48, C]``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(images, GRID[0] * GRID[1], channels, generator=generator)
 
@@ -26,13 +26,13 @@ def _fields(assignment: Assignment | SoftAssignment) -> list[Tensor]:
 
 
 def budgets(select: Select, tokens: int) -> list[int]:
-    """Budgets below ``tokens`` that the strategy can keep."""
+    """Returns budgets below ``tokens`` that the strategy can reach."""
     found = {1, 2, tokens // 4, tokens // 2 + 1, tokens - 3, tokens - 1}
     return sorted(k for k in found if k >= select.fewest(tokens))
 
 
 def used(a: Assignment | SoftAssignment) -> tuple[Tensor, Tensor]:
-    """Token and cluster of each edge."""
+    """Returns token and cluster of each edge."""
     if isinstance(a, SoftAssignment):
         return a.token, a.cluster
     used = a.cluster < a.num_clusters
@@ -40,7 +40,7 @@ def used(a: Assignment | SoftAssignment) -> tuple[Tensor, Tensor]:
 
 
 def keeps_the_budget(select: Select) -> None:
-    """Exactly ``select.makes(keep)`` clusters an image, every one with a token, clusters of an image together."""
+    """Each image gets exactly ``select.makes(keep)`` clusters, none of them empty, with consecutive numbers."""
     x = features()
     tokens = x.size(1)
     for asked in budgets(select, tokens):
@@ -59,7 +59,7 @@ def keeps_the_budget(select: Select) -> None:
 
 
 def keeps_all_when_asked(select: Select) -> None:
-    """With ``keep = N``, and with more, nothing happens: every token is its own cluster, in order."""
+    """With ``keep >= N`` every token is its own cluster, in order."""
     x = features()
     for keep in (x.size(1), x.size(1) + 5):
         a = select(make_tokens(x, GRID), keep)
@@ -70,7 +70,7 @@ def keeps_all_when_asked(select: Select) -> None:
 
 
 def refuses_an_empty_budget(select: Select) -> None:
-    """``keep = 0`` is an error."""
+    """``keep = 0`` raises."""
     try:
         select(make_tokens(features(), GRID), 0)
     except ValueError as error:
@@ -80,7 +80,7 @@ def refuses_an_empty_budget(select: Select) -> None:
 
 
 def conserves_mass(select: Select) -> None:
-    """Sizes sum to the tokens of each image, unless the map says that it loses some."""
+    """Sizes sum to the tokens of each image, unless the map says that it drops some."""
     x = features()
     tokens = x.size(1)
     size = torch.rand(3 * tokens, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -96,7 +96,7 @@ def conserves_mass(select: Select) -> None:
 
 
 def lifts_back(select: Select) -> None:
-    """``reduce(lift(y)) == y`` for hard maps; for soft ones, what is lifted lies within what the clusters hold."""
+    """``reduce(lift(y)) == y`` for hard maps; soft maps lift to values in the range of the clusters' values."""
     x = features()
     a = select(make_tokens(x, GRID), x.size(1) - 9)
     y = torch.randn(a.num_clusters, 5, generator=torch.Generator().manual_seed(2))
@@ -109,9 +109,9 @@ def lifts_back(select: Select) -> None:
 
 
 def treats_images_alone(select: Select) -> None:
-    """An image's choice is the same alone and among any batch mates; weights agree within rounding."""
+    """The choice for an image does not depend on the rest of the batch; weights agree within rounding."""
     _check_alone(select, features(4), GRID)
-    many = torch.randn(3, 24 * 24, 96, generator=torch.Generator().manual_seed(3))  # where products go by other kernels
+    many = torch.randn(3, 24 * 24, 96, generator=torch.Generator().manual_seed(3))  # large: other kernels
     _check_alone(select, many, (24, 24))
 
 
@@ -125,7 +125,7 @@ def _check_alone(select: Select, x: Tensor, grid: tuple[int, int]) -> None:
             if isinstance(a, Assignment):
                 mine = a.cluster.view(batch.size(0), n)[place]
                 mine = torch.where(mine == a.num_clusters, k, mine - place * k)
-                assert torch.equal(mine, alone.cluster), f"keep={keep}: batch mates changed the choice"
+                assert torch.equal(mine, alone.cluster), f"keep={keep}: the rest of the batch changed the choice"
             else:
                 own = a.token // n == place
                 assert isinstance(alone, SoftAssignment)
@@ -138,7 +138,7 @@ def _check_alone(select: Select, x: Tensor, grid: tuple[int, int]) -> None:
 
 
 def repeats_itself(select: Select) -> None:
-    """The same call gives the same map, and touches no global random state."""
+    """The same call gives the same map, and does not change the global random state."""
     tokens = make_tokens(features(), GRID)
     before = torch.random.get_rng_state()
     first, second = (select(tokens, 30) for _ in range(2))
@@ -147,7 +147,7 @@ def repeats_itself(select: Select) -> None:
 
 
 def survives_corner_cases(select: Select) -> None:
-    """No NaN out of finite input, and the budget kept: constant, duplicate, zero, huge tokens, N = 1, thin grids."""
+    """Constant, duplicate, zero and huge tokens, one token and thin grids give no NaN, and the right budget."""
     for name, (x, grid) in corner_cases().items():
         tokens = x.size(1)
         for keep in sorted({max(1, select.fewest(tokens)), max(tokens * 3 // 4, 1), tokens}):
@@ -161,7 +161,7 @@ def survives_corner_cases(select: Select) -> None:
 
 
 def keeps_the_dtype(select: Select) -> None:
-    """Half precision in, same dtype out; the choice is that of the float32 copy."""
+    """Half precision gives results of the same dtype, and the choice of the float32 copy."""
     for dtype in (torch.float16, torch.bfloat16):
         x = features().to(dtype)
         a = select(make_tokens(x, GRID), 30)
@@ -176,7 +176,7 @@ def keeps_the_dtype(select: Select) -> None:
 
 
 def ignores_autocast(select: Select) -> None:
-    """Under autocast the choice is what it is without."""
+    """Autocast does not change the choice."""
     x = features()
     plain = select(make_tokens(x, GRID), 30)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -185,7 +185,7 @@ def ignores_autocast(select: Select) -> None:
 
 
 def lets_gradients_through(select: Select) -> None:
-    """Gradients reach the features through reduce and lift, finite also for duplicate tokens."""
+    """Gradients reach the features through reduce and lift, and are finite, also for duplicate tokens."""
     for x in (features(2), corner_cases()["duplicate"][0], corner_cases()["zero"][0]):
         grid = GRID if x.size(1) == GRID[0] * GRID[1] else (4, 6)
         x = x.clone().requires_grad_()
@@ -196,17 +196,17 @@ def lets_gradients_through(select: Select) -> None:
 
 
 def compiles_whole(select: Select) -> None:
-    """``torch.compile(fullgraph=True)`` takes choice and reduction in one graph, with equal results for any batch."""
+    """``torch.compile(fullgraph=True)`` compiles choice and reduction to one graph, with equal results for any B."""
 
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a = select(make_tokens(x, GRID), 30)
         pooled, size = a.reduce(x.flatten(0, 1))
-        # Weighted maps may have slots that carry nothing, to be of fixed shape.
+        # Weighted maps may have empty slots, so that their shape is fixed.
         return a.cluster if isinstance(a, Assignment) else size, pooled, a.lift(pooled)
 
     torch.compiler.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    for images in (2, 3, 5):  # the second and third time with a batch that changes
+    for images in (2, 3, 5):  # the second and third run with another batch size
         x = features(images)
         for ours, theirs in zip(compiled(x), run(x), strict=True):
             assert_close(ours, theirs)

@@ -1,4 +1,4 @@
-"""Runs laws over one subject and names the law that is broken."""
+"""Runs laws over one subject, and names the first broken one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def hold(laws: Sequence[Callable[[Any], None]], subject: Any, name: str, without
     """Runs each law over ``subject``.
 
     Args:
-        laws: Functions that raise where their law is broken.
-        subject: What they take.
-        name: What to call it in messages.
+        laws: Functions that raise if their law is broken.
+        subject: Their argument.
+        name: The name of the subject in messages.
         without: Names of laws to leave out.
 
     Raises:

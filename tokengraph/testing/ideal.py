@@ -1,4 +1,4 @@
-"""The ideal: a model with fewer tokens and no selection at all, the floor that every strategy is timed against."""
+"""The ideal: a model with fewer tokens and no selection, the lower bound for the time of every strategy."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ PLACEMENTS = ("before", "inside", "after")
 def ideal(
     model: nn.Module, counts: Sequence[int], placement: str = "inside", *, open_maps: bool = False
 ) -> Iterator[nn.Module]:
-    """Runs a model with given token counts, by cutting the sequence off: nothing is chosen, nothing is merged.
+    """Runs a model with given token counts by truncating the sequence, without selection or merging.
 
-    The first tokens are kept, as a view; where counts rise again, zeros are added. So outputs mean nothing; the time is
-    what the same counts cost at least.
+    It keeps the first tokens, as a view; if counts rise again, it adds zeros. Outputs are meaningless; the time is the
+    least that these counts cost.
 
     Args:
-        model: A model that :func:`tokengraph.attach` supports, not attached; as it was again on exit.
+        model: A model that :func:`tokengraph.attach` supports, with nothing attached; it is restored on exit.
         counts: Patch tokens before the first block and after each block, ``depth + 1`` numbers, as
             ``trace.counts`` or :func:`tokengraph.schedule.tokens_per_layer` gives them.
-        placement: Where in a block the sequence is cut: ``"before"`` it, ``"inside"`` (between attention and MLP) or
-            ``"after"``; what the strategy compared with has.
-        open_maps: Leave the fused attention in blocks that cut, as strategies do that read the whole map.
+        placement: Where to truncate: ``"before"`` a block, ``"inside"`` (between attention and MLP) or ``"after"``;
+            give the placement of the strategy that you compare with.
+        open_maps: Use unfused attention in blocks that truncate, as for strategies that read the whole map.
 
     Yields:
         The model itself.
 
     Raises:
-        ValueError: If counts do not fit the model, placement is unknown, the model is changed already, or, in a run, if
+        ValueError: If counts do not fit the model, placement is unknown, or the model is already changed; in a run, if
             its blocks take more than tokens (rotary tables, relative bias).
 
-    Cost: one view in each block that cuts; blocks that do not are left alone.
+    Cost: one view in each block that truncates; other blocks stay unchanged.
 
     Example:
         >>> import torch
@@ -68,16 +68,16 @@ def ideal(
 
 
 def _ends(counts: Sequence[int], index: int, placement: str) -> tuple[int | None, int | None]:
-    """Patch tokens that block ``index`` cuts down to in front of it, and in or behind it; ``None``: it does not."""
+    """Returns the patch tokens that block ``index`` keeps before it, and inside or after it; ``None``: no cut there."""
     after = counts[index + 1] if counts[index + 1] != counts[index] else None
     if placement != "before":
         return None, after
     before = counts[index] if index == 0 or counts[index] != counts[index - 1] else None
-    return before, after if index + 2 == len(counts) else None  # behind the last block there is no next one
+    return before, after if index + 2 == len(counts) else None  # after the last block there is no next one
 
 
 def _cut(x: Tensor, count: int | None) -> Tensor:
-    """The first ``count`` tokens, with zeros where there are fewer."""
+    """Returns the first ``count`` tokens, padded with zeros if there are fewer."""
     if count is None or count <= x.size(1):
         return x[:, :count]
     return torch.cat([x, x.new_zeros(x.size(0), count - x.size(1), x.size(2))], dim=1)
@@ -92,7 +92,7 @@ def _cutting(
                 f"Expected blocks that take nothing but tokens (got {type(block).__name__}, which takes a mask, a bias "
                 "or rotary tables too)."
             )
-        mask: Any = OpenMap({}) if open_maps else None  # it holds the map, as what reads it does
+        mask: Any = OpenMap({}) if open_maps else None  # keeps the map alive, as a strategy that reads it does
         x = adapter.attend(block, _cut(x, before), mask)
         if placement == "inside" and (after is None or after < x.size(1)):
             return adapter.feed(block, _cut(x, after))

@@ -14,7 +14,7 @@ from tokengraph.testing.tokens import make_tokens
 
 
 def dense(a: Assignment | SoftAssignment) -> Tensor:
-    """The matrix ``S [M, K]`` of a map in float64; rows of dropped tokens are zero."""
+    """Returns the matrix ``S [M, K]`` of a map in float64; rows of dropped tokens are zero."""
     s = torch.zeros(a.num_tokens, a.num_clusters + 1, dtype=torch.float64)
     if isinstance(a, SoftAssignment):
         s.index_put_((a.token, a.cluster), a.weight.detach().double(), accumulate=True)
@@ -24,7 +24,7 @@ def dense(a: Assignment | SoftAssignment) -> Tensor:
 
 
 def composes(select: Select) -> None:
-    """``a.then(b)`` reduces as ``b`` after ``a`` does, and lifts as ``a`` after ``b`` does."""
+    """``a.then(b)`` reduces like ``a`` and then ``b``, and lifts like ``b`` and then ``a``."""
     x = features(2)
     a = select(make_tokens(x, GRID), 30)
     pairs = torch.arange(a.num_clusters // 2).expand(2, -1)  # [2, K]: clusters j and j + 1 of an image join
@@ -41,7 +41,7 @@ def composes(select: Select) -> None:
 
 
 def connects(select: Select) -> None:
-    """``connect`` gives ``S^T A S``, for weighted edges that point one way."""
+    """``connect`` returns ``S^T A S`` for weighted, directed edges."""
     x = features(2)
     a = select(make_tokens(x, GRID), 30)
     generator = torch.Generator().manual_seed(5)
@@ -57,7 +57,7 @@ def connects(select: Select) -> None:
 
 
 def has_exact_gradients(select: Select) -> None:
-    """In float64 the gradients of ``reduce`` and ``lift`` are those of finite differences."""
+    """In float64 the gradients of ``reduce`` and ``lift`` match finite differences."""
     x = features(1, 2)[:, :12]
     with torch.no_grad():
         a = select(make_tokens(x, (3, 4)), 8)
@@ -65,6 +65,6 @@ def has_exact_gradients(select: Select) -> None:
     y = torch.randn(a.num_clusters, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     reduced = a.reduce(rows.detach())[0].dtype
     assert reduced == torch.float64, f"reduce makes {reduced} of float64"
-    # Sums may run in float32 weights; the maps are linear, so that steps of any size are exact.
+    # Weights may be float32; the maps are linear, so finite differences are exact for steps of any size.
     assert torch.autograd.gradcheck(lambda r: a.reduce(r)[0], rows, atol=1e-4)
     assert torch.autograd.gradcheck(a.lift, y.requires_grad_(), atol=1e-4)

@@ -1,4 +1,4 @@
-"""The laws of meaning: what a coarsened model computes, not only that it runs."""
+"""The laws of meaning: they check the values that a coarsened model computes, not only that it runs."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from tokengraph.testing.model_case import ModelCase
 
 
 def group_of(count: int) -> Tensor:
-    """Groups of 1, 2, 3, ... neighbours, ``[N]`` int64: 0 1 1 2 2 2 3 ...; unequal, so that a lost weight shows."""
+    """Returns groups of 1, 2, 3, ... neighbours, ``[N]`` int64: 0 1 1 2 2 2 3 ... Unequal sizes reveal lost weights."""
     sizes = torch.arange(1, count + 1)
     return torch.repeat_interleave(sizes - 1, sizes)[:count]
 
 
 @dataclass(frozen=True)
 class Groups(Select):
-    """Merges each group of :func:`group_of` in two steps: first its even and odd tokens apart, then the whole group.
+    """Merges each group of :func:`group_of` in two steps: first its even and its odd tokens, then both halves.
 
-    The maps are weighted ones, of weight 1, so that the two steps stay two maps.
+    The maps are ``SoftAssignment`` with weights 1, because soft maps of two steps are not composed to one.
     """
 
     reads: ClassVar[str] = "nothing"
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
-        """Maps the tokens to groups; the budget is not asked."""
+        """Maps the tokens to groups, and ignores the budget."""
         width, mask = tokens.x.size(1), tokens.mask
         counts = [width] * tokens.x.size(0) if mask is None else mask.sum(dim=1).tolist()
         rows, made = [], []
         for count in counts:
-            cluster = torch.arange(count)  # behind the second block: nothing more to merge
+            cluster = torch.arange(count)  # after the second block there is nothing more to merge
             if tokens.layer < 2:
                 cluster = self._halves(count) if tokens.layer == 0 else self._wholes(count)
             rows.append(torch.nn.functional.pad(cluster, (0, width - count)))
@@ -65,7 +65,7 @@ class Groups(Select):
 
 @contextmanager
 def _equal_groups(case: ModelCase, model: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """While it lasts, patch tokens that come to the first block equal the first of their group."""
+    """Inside the context, patch tokens at the first block equal the first token of their group."""
     prefix, blocks = case.prefix, case.blocks(model)
 
     def change(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -90,9 +90,9 @@ def _equal_groups(case: ModelCase, model: nn.Module, seen: list[Tensor]) -> Iter
 
 
 def changes_nothing_by_merging_equal_tokens(case: ModelCase) -> None:
-    """Where patches of a group are equal, merging each group leaves outputs and lifted features as they were.
+    """If patches of a group are equal, merging each group changes neither outputs nor lifted features.
 
-    Asks nothing of models whose own attention tells equal tokens apart by their places (rotary, relative bias).
+    Models whose attention distinguishes equal tokens by position (rotary, relative bias) are skipped.
     """
     plain, model = case.make(), case.make()
     seen: list[Tensor] = []
@@ -109,7 +109,7 @@ def changes_nothing_by_merging_equal_tokens(case: ModelCase) -> None:
             assert trace.output is not None and trace.counts[-1] < trace.counts[0], "nothing was merged"
             _close(trace.lift(trace.output), patches * trace.valid(0)[..., None], "lifted features")
             for ours, theirs in zip(got, wanted, strict=True):
-                if ours.shape != theirs.shape:  # tokens, which are fewer now
+                if ours.shape != theirs.shape:  # tokens; the coarsened model returns fewer
                     ours, theirs = trace.lift(ours[:, prefix:] if _whole(ours, trace) else ours), theirs[:, prefix:]
                     theirs = theirs * trace.valid(0)[..., None]
                 _close(ours, theirs, "the output")
@@ -126,7 +126,7 @@ def _close(ours: Tensor, theirs: Tensor, what: str) -> None:
 
 @dataclass(frozen=True)
 class _Reader(Select):
-    """Keeps what a block's attention says, by projections or by its open map, and merges neighbours."""
+    """Stores the attention statistics of a block, from projections or from its map, and merges neighbours."""
 
     open: bool = False
     seen: list[Any] = field(default_factory=list, compare=False)
@@ -141,8 +141,8 @@ class _Reader(Select):
 
 
 def reads_the_attention_of_its_block(case: ModelCase) -> None:
-    """Keys and attention rows, sums and diagonal that a strategy reads are those of the map that the block used."""
-    for schedule in ({1: 0.7}, {1: 0.7, 2: 0.4}):  # the second block weighs keys by sizes
+    """Keys, attention rows, column sums and diagonal that a strategy reads are those of the block's own map."""
+    for schedule in ({1: 0.7}, {1: 0.7, 2: 0.4}):  # the second block weights keys by sizes
         found = []
         for opened in (False, True):
             reader, model = _Reader(opened), case.make()

@@ -1,6 +1,6 @@
-"""The laws that ``attach`` keeps over every model, each a function that raises ``AssertionError`` where it is broken.
+"""The laws that ``attach`` obeys on every model, each a function that raises ``AssertionError`` if it is broken.
 
-Run them over a model family of your own with :func:`check_model`.
+Check a model family of your own with :func:`check_model`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tokengraph.testing.meaning_laws import (
 )
 from tokengraph.testing.model_case import ModelCase, anatomy, same
 
-HALF = 0.1  # of the norm: three digits a number, through a few blocks
+HALF = 0.1  # tolerance relative to the norm: half precision has three digits, and a few blocks lose some
 
 
 def _gradients(case: ModelCase, model: nn.Module) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def _gradients(case: ModelCase, model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_bit_identical_while_nothing_is_removed(case: ModelCase) -> None:
-    """With an empty schedule outputs do not change by a bit, in evaluation and in training."""
+    """With an empty schedule outputs are bit-identical to the plain model's, in evaluation and in training."""
     for train in (False, True):
         model = case.make().train(train)
         with torch.no_grad():
@@ -49,7 +49,7 @@ def is_bit_identical_while_nothing_is_removed(case: ModelCase) -> None:
 
 
 def gives_the_model_back(case: ModelCase) -> None:
-    """``remove`` restores classes, hooks and outputs; parameters have the same names all the time."""
+    """``remove`` restores classes, hooks and outputs; names of parameters never change."""
     model = case.make()
     with torch.no_grad():
         plain, keys, before = case.run(model), list(model.state_dict()), anatomy(model)
@@ -64,7 +64,7 @@ def gives_the_model_back(case: ModelCase) -> None:
 
 
 def removes_what_was_asked(case: ModelCase) -> None:
-    """Counts fall by the schedule, every patch is accounted for, and features come back to every patch."""
+    """Counts follow the schedule, sizes account for every patch, and features lift to every patch."""
     model = case.make()
     depth = len(case.blocks(model))
     with case.attach(model, {1: 0.5}) as handle, torch.no_grad():
@@ -79,7 +79,7 @@ def removes_what_was_asked(case: ModelCase) -> None:
 
 
 def treats_images_alone(case: ModelCase) -> None:
-    """An image's output does not depend on the others in its batch, and a second run repeats the first."""
+    """The output for an image does not depend on the rest of the batch, and a second run repeats the first."""
     model = case.make()
     with case.attach(model), torch.no_grad():
         together = case.run(model)
@@ -106,7 +106,7 @@ def copies_are_independent(case: ModelCase) -> None:
 
 
 def _saves(model: nn.Module) -> bool:
-    """Whether the model can be saved as it is; some backbones of transformers hold functions that cannot."""
+    """True if the model can be pickled; some backbones of transformers hold functions that cannot."""
     try:
         _saved(model)
     except (AttributeError, pickle.PicklingError):
@@ -122,7 +122,7 @@ def _saved(model: nn.Module) -> nn.Module:
 
 
 def loads_its_state(case: ModelCase) -> None:
-    """A state of the plain model loads into the attached one, and the other way round."""
+    """The state dict of the plain model loads into the attached one, and vice versa."""
     model, other = case.make(), case.make()
     with torch.no_grad(), case.attach(model):
         attached = case.run(model)
@@ -134,7 +134,7 @@ def loads_its_state(case: ModelCase) -> None:
 
 
 def has_the_plain_gradients_under_checkpointing(case: ModelCase) -> None:
-    """Checkpointing, the model's own switch or torch's function around blocks, leaves gradients as they are."""
+    """Gradient checkpointing, by the model's own switch or by torch around blocks, does not change gradients."""
     found = []
     for checkpointed in (False, True):
         model = case.make().train()
@@ -159,9 +159,9 @@ def _checkpoint(case: ModelCase, model: nn.Module) -> None:
 
 
 def trains(case: ModelCase) -> None:
-    """Each parameter with a gradient of its own has a finite one under the strategy, and a step along it lowers a loss.
+    """Each parameter that trains in the plain model gets a finite gradient, and a step along it lowers a loss.
 
-    The loss is compared in evaluation mode, where nothing is drawn at random.
+    The loss is compared in evaluation mode, which is not random.
     """
     model = case.make().train()
     wanted = set(_gradients(case, model))
@@ -170,7 +170,7 @@ def trains(case: ModelCase) -> None:
         assert set(got) == wanted, wanted ^ set(got)
         assert all(gradient.isfinite().all() for gradient in got.values())
     model.eval()
-    with attach(model, Groups(), {1: 0.7}, adapter=case.adapter):  # a step may make others choose other tokens
+    with attach(model, Groups(), {1: 0.7}, adapter=case.adapter):  # others may choose other tokens after a step
         got = _gradients(case, model)
         slope = sum(g.double().square().sum() for g in got.values())
         before = _loss(case, model)
@@ -187,9 +187,9 @@ def _loss(case: ModelCase, model: nn.Module) -> Tensor:
 
 
 def runs_in_half_precision(case: ModelCase) -> None:
-    """Under autocast, and in bfloat16 itself, outputs are near those of float32; sizes stay in float32.
+    """Under autocast and in bfloat16, outputs are near those of float32; sizes stay in float32.
 
-    With half precision other tokens may be chosen, so what is compared merges equal neighbours: see ``Groups``.
+    In half precision a strategy may choose other tokens, so this law uses ``Groups``, whose choice is fixed.
     """
     model = case.make()
     half = ModelCase(case.make, *(_halved(v) for v in (case.inputs, case.named)))
@@ -198,7 +198,7 @@ def runs_in_half_precision(case: ModelCase) -> None:
             assert all(t.isfinite().all() for t in case.run(model))
         assert all(t.isfinite().all() for t in half.run(model.bfloat16()))
         assert handle.trace.size().dtype == torch.float32
-    if not case.alone:  # bfloat16 draws other numbers
+    if not case.alone:  # in bfloat16 a random model draws other numbers
         return
     model = case.make()
     with attach(model, Groups(), {1: 0.7}, adapter=case.adapter), torch.no_grad():
@@ -220,13 +220,13 @@ def _halved(values: Any) -> Any:
 
 
 def trains_after_inference_mode(case: ModelCase) -> None:
-    """A run under ``inference_mode`` leaves nothing behind that breaks a later backward, where the model itself can."""
+    """A run under ``inference_mode`` does not break a later backward, unless it does so in the plain model."""
     model = case.make()
     with torch.inference_mode():
         case.run(model)
     try:
         _gradients(case, model)
-    except RuntimeError:  # the model keeps inference tensors by itself
+    except RuntimeError:  # the plain model itself keeps inference tensors
         return
     with case.attach(model):
         with torch.inference_mode():
@@ -236,7 +236,7 @@ def trains_after_inference_mode(case: ModelCase) -> None:
 
 
 def compiles_in_one_graph(case: ModelCase) -> None:
-    """``torch.compile(fullgraph=True)`` gives what eager mode gives; with graph breaks where one graph cannot be."""
+    """``torch.compile(fullgraph=True)`` gives the results of eager mode; graph breaks are allowed if needed."""
     model = case.make()
     torch.compiler.reset()
     with case.attach(model), torch.no_grad():
@@ -271,18 +271,20 @@ def check_model(
     without: Sequence[str] = (),
     **named: Any,
 ) -> None:
-    """Holds a model that ``attach`` should serve to every law; run it on a small configuration.
+    """Checks a model that ``attach`` should support against every law; use a small configuration.
 
     Args:
         make: Makes the model, with the same weights each time, in evaluation mode.
-        *inputs: What the model is called with; tensors have one row an image, two images at least.
-        adapter: For models that ``attach`` cannot recognise by itself.
+        *inputs: The inputs of the model; tensors have one row per image, for at least two images.
+        adapter: The adapter, for models that ``attach`` cannot recognise.
         without: Names of laws to leave out.
-        **named: The same as ``inputs``, by name.
+        **named: Inputs by name.
 
     Raises:
-        AssertionError: If a law is broken or ends in any other error; the message names the first such law.
+        AssertionError: If a law is broken or raises any other error; the message names the first such law.
         ValueError: If ``without`` names a law that does not exist.
+
+    Cost: many runs of the model, and one compilation.
 
     Example:
         >>> from tokengraph.testing import tiny_vit

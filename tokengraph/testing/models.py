@@ -9,11 +9,11 @@ from torch import nn
 
 
 def tiny_vit(*, seed: int = 0, **options: Any) -> nn.Module:
-    """A timm ``VisionTransformer`` of 3 blocks, 32 channels, 4 x 4 patches of 8 pixels, in eval mode.
+    """Makes a timm ``VisionTransformer`` of 3 blocks, 32 channels, 4 x 4 patches of 8 pixels, in eval mode.
 
     Args:
-        seed: Of the random weights; the global generator is left as it was.
-        **options: Given to timm's ``VisionTransformer``; override the sizes too.
+        seed: Seed of the random weights; the global generator does not change.
+        **options: Options of timm's ``VisionTransformer``, which may also change the sizes.
     """
     from tokengraph.compat import timm
 
@@ -28,6 +28,6 @@ def tiny_vit(*, seed: int = 0, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = timm.models.vision_transformer.VisionTransformer(**{**sizes, **options})
-        for parameter in model.parameters():  # timm's start hides patches from the class token; here all parts matter
+        for parameter in model.parameters():  # timm's initial values nearly hide patches from the class token
             nn.init.normal_(parameter, std=0.3 if parameter.dim() <= 1 or not parameter.any() else 0.2)
     return model.eval()

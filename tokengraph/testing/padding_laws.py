@@ -1,4 +1,4 @@
-"""The laws of batches whose images have different numbers of tokens."""
+"""The laws of batches with different numbers of tokens per image."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tokengraph.testing.choice_laws import GRID, features
 from tokengraph.testing.map_laws import dense
 from tokengraph.testing.tokens import make_tokens
 
-GRIDS = ((6, 8), (5, 6), (2, 9))  # of three images in one batch, padded to 48 tokens
-KEEP = [24, 15, 9]  # half, which every strategy can keep, also as a grid
+GRIDS = ((6, 8), (5, 6), (2, 9))  # three images in one batch, padded to 48 tokens
+KEEP = [24, 15, 9]  # half of each, a budget that every strategy can reach, also as a grid
 
 
 def by_image(select: Select) -> bool:
-    """Whether a ragged batch reaches the strategy image by image."""
+    """True if a ragged batch reaches the strategy image by image."""
     return select.alone or select.needs_grid
 
 
 def takes_padding(select: Select) -> None:
-    """In a padded batch an image's map is what it is alone; the padding holds large random rows.
+    """The map of an image in a padded batch equals its map alone, also if padding has large random values.
 
-    Strategies that are ``alone`` or need a grid get such a batch image by image, here as in a model.
+    Strategies that need a grid, or take one image at a time, get such a batch image by image, as in a model.
     """
     counts = [h * w for h, w in GRIDS]
     x, mask = features(3), torch.arange(48) < torch.tensor(counts)[:, None]
-    x = torch.where(mask[..., None], x, 50 * features(3, seed=9))  # rubbish, far larger than the tokens
+    x = torch.where(mask[..., None], x, 50 * features(3, seed=9))  # padding with values far larger than the tokens
     tokens = make_tokens(x, None, mask=mask)
     pos = [F.pad(grid_positions(grid), (0, 0, 0, 48 - h * w)) for grid in GRIDS for h, w in [grid]]
     tokens.locate = lambda: torch.stack([p.view(48, 2) for p in pos])
@@ -57,7 +57,7 @@ def takes_padding(select: Select) -> None:
 
 
 def ragged_equals_fixed(select: Select) -> None:
-    """A mask that is True everywhere, or images handed over one by one, give the map of the batch without a mask."""
+    """A mask that is True everywhere, or a call for each image, gives the map of the batch without a mask."""
     x = features(2)
     fixed = select(make_tokens(x, GRID if by_image(select) else None), 30)
     mask = torch.ones(2, x.size(1), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""All laws of strategies, and :func:`check_select`, which holds one to them."""
+"""All laws of strategies, and :func:`check_select`, which checks a strategy against them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ SELECT_LAWS: list[Callable[[Select], None]] = [
 
 
 def check_select(select: str | type[Select] | Select, *, without: Sequence[str] = ()) -> None:
-    """Holds a strategy to all laws.
+    """Checks a strategy against all laws.
 
     Args:
         select: The strategy, by name, class or instance.
-        without: Names of laws that it does not claim, such as ``"compiles_whole"``.
+        without: Names of laws to leave out, such as ``"compiles_whole"``.
 
     Raises:
-        AssertionError: If a law is broken or ends in any other error; the message names the first such law.
+        AssertionError: If a law is broken or raises any other error; the message names the first such law.
         ValueError: If ``without`` names a law that does not exist.
+
+    Cost: many calls of the strategy, and one compilation.
 
     Example:
         >>> from tokengraph import ToMe

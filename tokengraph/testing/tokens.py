@@ -1,4 +1,4 @@
-"""Token sets that strategies stumble over, and tokens as a block would give them, without any model."""
+"""Token sets for corner cases of strategies, and tokens as inside a block, without a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from tokengraph.select.tokens import Tokens
 
 
 def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask: Tensor | None = None) -> Tokens:
-    """Tokens of a full grid ``x [B, H*W, C]`` behind one class token, with attention made from the features.
+    """Makes tokens of a full grid with a class token before them, and attention from the features.
 
-    Queries are fixed; keys are the features cut into two heads, so that everything follows from each image alone.
+    Queries are fixed, and keys are the features split into two heads, so images do not affect each other.
 
-    With ``mask [B, N]`` (True where there is a token) the batch is padded as inside a model: attention bars padding.
-    ``grid`` may then be ``None``, as a model gives it where images have grids of their own.
+    Args:
+        x: ``[B, H*W, C]``.
+        grid: ``(H, W)``; with ``mask`` it may be ``None``, as in a model whose images have different grids.
+        layer: Number of finished blocks.
+        mask: ``[B, N]`` bool, True at tokens: the batch is padded as inside a model, and attention ignores padding.
     """
     images, _, channels = x.shape
     width = max(channels // 2, 1)
@@ -39,7 +42,7 @@ def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask
 
 
 def corner_cases() -> dict[str, tuple[Tensor, tuple[int, int]]]:
-    """Token sets ``[B, H*W, C]`` with their grid: constant, duplicate, zero, huge, tiny, one token, a thin grid."""
+    """Returns token sets ``[B, H*W, C]`` and grids: constant, duplicate, zero, huge, tiny, one token, thin grid."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Pictures of token graphs: clusters and edges over the image, feature maps, what each step costs.
+"""Pictures of token graphs: clusters and edges over the image, feature maps, the cost of each step.
 
-Everything returns an array or a matplotlib figure that no window and no pyplot state belongs to: save it with
-``figure.savefig(path)``. Matplotlib is imported at the first plot; the extra ``viz`` brings it.
+Functions return an array, or a matplotlib figure without window or pyplot state: save it with
+``figure.savefig(path)``. The first plot imports matplotlib; the extra ``viz`` installs it.
 """
 
 from tokengraph.viz.clusters import cluster_overlay, plot_clusters

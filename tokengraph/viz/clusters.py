@@ -1,4 +1,4 @@
-"""Clusters over the image they come from."""
+"""Draws clusters over their image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokengraph.edges.grid import Grid
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.viz.figure import new_figure, show
-from tokengraph.viz.image import Grid, enlarge, one_of, to_array, to_frames, to_rgb
+from tokengraph.viz.image import enlarge, one_of, to_array, to_frames, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,22 +26,23 @@ def cluster_overlay(
     fill: float = 1.0,
     line: int | None = None,
 ) -> np.ndarray:
-    """Draws clusters over an image: each in its mean colour, a line where two meet, dropped patches dark and grey.
+    """Draws clusters over an image, each in its mean colour, with lines between them; dropped patches are dark grey.
 
     Args:
         image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8; see :func:`to_rgb`. T of them for a video.
         clusters: An :class:`~tokengraph.Assignment`, a :class:`~tokengraph.SoftAssignment` (each token goes to its
-            heaviest cluster), or cluster numbers over the patches, negative ones dropped.
-        grid: ``(H, W)`` of the patches; ``(T, H, W)`` for a video, whose clusters keep their colour in all frames.
-        index: Which image of the batch that ``clusters`` is over.
-        fill: Share of the mean colour against the photograph: 1 paints clusters flat, 0 leaves only the lines.
-        line: Width of the lines in pixels; by default it follows the size of a patch. 0: no lines.
+            heaviest cluster), or cluster numbers of the patches; negative numbers mean dropped.
+        grid: ``(H, W)`` of the patches; ``(T, H, W)`` for a video, whose clusters have one colour in all frames.
+        index: Which image of the batch in ``clusters``.
+        fill: Opacity of the mean colours: 1 hides the photograph, 0 shows only the lines.
+        line: Width of the lines in pixels; by default it depends on the size of a patch. 0: no lines.
 
     Returns:
         ``[H, W, 3]`` float32 in [0, 1], of the image's own size; ``[T, H, W, 3]`` for a video.
 
     Raises:
         ValueError: If the image, the grid or ``fill`` does not fit.
+        TypeError: If cluster numbers are no integers.
 
     Cost: a few passes over the pixels.
 
@@ -67,11 +69,21 @@ def cluster_overlay(
 
 
 def labels_of(clusters: Any, grid: Grid, index: int = 0) -> np.ndarray:
-    """Cluster numbers of the patches of one image, ``[H, W]`` int, or a video, ``[T, H, W]``; dropped ones are -1."""
+    """Returns the cluster numbers of one image, ``[H, W]`` int, or video, ``[T, H, W]``; dropped patches are -1.
+
+    Args:
+        clusters: As for :func:`cluster_overlay`.
+        grid: ``(H, W)`` or ``(T, H, W)`` of the patches.
+        index: Which image of the batch.
+
+    Raises:
+        ValueError: If the clusters do not fit the grid.
+        TypeError: If cluster numbers are no integers.
+    """
     if isinstance(clusters, SoftAssignment):
         token, cluster, weight = (to_array(t, "edges") for t in (clusters.token, clusters.cluster, clusters.weight))
         flat = np.full(clusters.num_tokens, -1)
-        order = np.lexsort((-cluster, weight))  # the heaviest edge is written last; of equals the lower cluster
+        order = np.lexsort((-cluster, weight))  # the heaviest edge comes last; ties go to the lower cluster
         flat[token[order]] = cluster[order]
     elif isinstance(clusters, Assignment):
         flat = to_array(clusters.cluster, "clusters")
@@ -95,22 +107,27 @@ def plot_clusters(
     title: str = "",
     subtitle: str = "",
 ) -> Figure:
-    """Puts the photograph and the clusters of several methods side by side.
+    """Draws the photograph and the clusters of several methods side by side.
 
-    Of a video each has a row, and each frame a column.
+    For a video, each method has a row and each frame a column.
 
     Args:
         image: As in :func:`cluster_overlay`.
-        methods: Clusters by the name to write above them.
+        methods: Maps the name to write above a picture to its clusters.
         grid: ``(H, W)`` of the patches; ``(T, H, W)`` for a video.
         index: Which image of the batch.
-        fill: Share of the mean colour against the photograph.
+        fill: Opacity of the mean colours.
         columns: Pictures in a row; a video's rows have its T frames.
         title: Above the figure.
         subtitle: Below the title, fainter.
 
     Returns:
-        A figure of its own.
+        A new figure.
+
+    Raises:
+        ValueError: If there are no methods, or as for :func:`cluster_overlay`.
+
+    Cost: one :func:`cluster_overlay` for each picture.
     """
     if not methods:
         raise ValueError("Expected at least one method's clusters (got none).")
@@ -135,7 +152,7 @@ def plot_clusters(
 def _plot_frames(
     frames: np.ndarray, methods: Mapping[str, Any], grid: Grid, index: int, fill: float, title: str, subtitle: str
 ) -> Figure:
-    """The frames in a row, and below them a row for each method."""
+    """Draws the frames in a row, and below them a row for each method."""
     rows, columns = 1 + len(methods), len(frames)
     tall = 2.0 * frames.shape[1] / frames.shape[2] + 0.35
     figure = new_figure(2.0 * columns + 0.2, tall * rows + 0.2 + 0.5 * bool(title), title, subtitle)
@@ -156,7 +173,7 @@ def _note(labels: np.ndarray) -> str:
 
 
 def _mean_colors(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each pixel's cluster's mean colour, of the shape of ``rgb``; over all frames of a video."""
+    """Returns the mean colour of each pixel's cluster, in the shape of ``rgb``; over all frames of a video."""
     ids = np.unique(labels, return_inverse=True)[1].reshape(-1)
     count = np.bincount(ids)
     means = [np.bincount(ids, rgb[..., c].reshape(-1)) / count for c in range(3)]
@@ -164,10 +181,10 @@ def _mean_colors(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _borders(labels: np.ndarray, line: int) -> np.ndarray:
-    """Where clusters meet, ``[H, W]`` bool, ``line`` pixels wide, half of them on either side."""
+    """Returns ``[H, W]`` bool, True along borders of clusters; ``line`` pixels wide, half of them on either side."""
     out = np.zeros(labels.shape, dtype=bool)
     for axis in (0, 1):
-        met = np.nonzero(np.diff(labels, axis=axis))  # pixels whose next one belongs to another cluster
+        met = np.nonzero(np.diff(labels, axis=axis))  # the next pixel belongs to another cluster
         for shift in range(-((line - 1) // 2), line // 2 + 1) if line else ():
             at = [i if a != axis else (i + shift).clip(0, labels.shape[a] - 1) for a, i in enumerate(met)]
             out[tuple(at)] = True

@@ -1,4 +1,4 @@
-"""What each step costs, as bars."""
+"""Draws the costs of steps as bars."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KINDS = {"plain": GREY, "attached": BLUE, "ideal": "#b9cdf3"}
 
 
 def plot_stage_costs(rows: Sequence[Row], *, title: str = "", subtitle: str = "") -> Figure:
-    """Stacks the stages of each method, as graph operations and as dense matrices, one panel a shape.
+    """Draws stacked bars of each method's stages, as graph operations and as dense matrices, one panel per shape.
 
     Args:
-        rows: One a stage, with ``method``, ``form`` (``"graph"`` or ``"dense"``), ``shape`` (text), ``stage``
+        rows: One for each stage, with ``method``, ``form`` (``"graph"`` or ``"dense"``), ``shape`` (text), ``stage``
             (``"build"``, ``"select"``, ``"reduce"`` or ``"lift"``), ``median_ms`` and ``iqr_ms``.
         title: Above the figure.
         subtitle: Below the title, fainter.
 
     Returns:
-        A figure of its own. Whiskers: the stages' interquartile ranges, added in quadrature.
+        A new figure. Whiskers show the interquartile ranges of the stages, added in quadrature.
 
     Raises:
         ValueError: If there are no rows, a key is missing, or a form or stage is unknown.
@@ -53,16 +53,16 @@ def plot_stage_costs(rows: Sequence[Row], *, title: str = "", subtitle: str = ""
 
 
 def plot_end_to_end(rows: Sequence[Row], *, title: str = "", subtitle: str = "") -> Figure:
-    """Compares whole models: plain, attached, and the ideal with the same token counts and no selection.
+    """Compares times of whole models: plain, attached, and ideal (the same token counts without selection).
 
     Args:
-        rows: One a measurement, with ``name``, ``kind`` (``"plain"``, ``"attached"`` or ``"ideal"``), ``median_ms``,
-            ``iqr_ms`` and ``ratio_to_plain``. Rows of one name stand together.
+        rows: One for each measurement, with ``name``, ``kind`` (``"plain"``, ``"attached"`` or ``"ideal"``),
+            ``median_ms``, ``iqr_ms`` and ``ratio_to_plain``. Rows of one name are drawn together.
         title: Above the figure.
         subtitle: Below the title, fainter.
 
     Returns:
-        A figure of its own. Whiskers: interquartile ranges.
+        A new figure. Whiskers show interquartile ranges.
 
     Raises:
         ValueError: If there are no rows, a key is missing, or a kind is unknown.
@@ -97,7 +97,7 @@ def plot_end_to_end(rows: Sequence[Row], *, title: str = "", subtitle: str = "")
 
 
 def _stage_panel(ax: Axes, rows: list[Row], methods: list[str]) -> None:
-    """Two bars a method: graph above, dense below it, hatched."""
+    """Draws two bars for each method: the graph form, and below it the dense form, hatched."""
     totals: dict[tuple[str, str], float] = {}
     for row in rows:
         key = (row["method"], row["form"])

@@ -1,4 +1,4 @@
-"""Feature maps as colours."""
+"""Draws feature maps as colours."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokengraph.edges.grid import Grid
 from tokengraph.viz.figure import new_figure, show
-from tokengraph.viz.image import Grid, one_of, to_array, to_rgb
+from tokengraph.viz.image import one_of, to_array, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 0) -> np.ndarray:
-    r"""Shows features by their three main directions as red, green and blue.
+    r"""Shows the first three principal components of features as red, green and blue.
 
     With :math:`V` the first three principal directions of ``like`` and :math:`\mu` its mean, the colours are
     :math:`(X - \mu) V`, scaled so that the middle 96 % of ``like`` spans [0, 1].
@@ -23,13 +24,13 @@ def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 
     Args:
         features: ``[N, C]``, or ``[B, N, C]`` in row-major order.
         grid: ``(H, W)`` with ``H*W = N``; ``(T, H, W)`` for a video.
-        like: Features ``[..., C]`` that fix directions and scale, so that pictures compare: one PCA over all their
-            rows, or over the rows of several arrays in a list; ``index`` does not apply. By default the image's own.
+        like: Features ``[..., C]``, or a list of such arrays, whose PCA sets directions and scale, so that several
+            pictures are comparable; ``index`` does not apply to them. By default the features of the image itself.
         index: Which image of the batch ``features``.
 
     Returns:
-        ``[H, W, 3]`` float32 in [0, 1], a colour a patch; ``[T, H, W, 3]`` of a video. The sign of each direction is
-        fixed: largest entry positive.
+        ``[H, W, 3]`` float32 in [0, 1], one colour per patch; ``[T, H, W, 3]`` for a video. The sign of each direction
+        is fixed: its largest entry is positive.
 
     Raises:
         ValueError: If shapes do not fit the grid or each other, or ``like`` holds NaN or infinity.
@@ -51,26 +52,31 @@ def plot_features(
     title: str = "",
     subtitle: str = "",
 ) -> Figure:
-    """Puts the photograph and several feature maps side by side, in the same colours.
+    """Draws the photograph and several feature maps side by side, in comparable colours.
 
     Args:
         image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8.
-        maps: Features ``[N, C]`` or ``[B, N, C]`` by the name to write above.
+        maps: Maps the name to write above a picture to its features ``[N, C]`` or ``[B, N, C]``.
         grid: ``(H, W)`` of the patches.
-        like: Features that fix the colours, as in :func:`feature_colors`; by default the image's in the first map.
+        like: Features that set the colours, as in :func:`feature_colors`; by default the first map's.
         index: Which image of the batch.
-        notes: A word to write beside a name.
+        notes: Maps a name to a short note beside it.
         title: Above the figure.
         subtitle: Below the title, fainter.
 
     Returns:
-        A figure of its own.
+        A new figure.
+
+    Raises:
+        ValueError: If there are no maps, the grid is a video's, or as for :func:`feature_colors`.
+
+    Cost: one eigendecomposition of ``[C, C]``.
     """
     if not maps:
         raise ValueError("Expected at least one feature map (got none).")
     if len(grid) != 2:
         raise ValueError(
-            f"Expected grid as (H, W) (got {tuple(grid)}). Of a video, draw feature_colors frame by frame."
+            f"Expected grid as (H, W) (got {tuple(grid)}). For a video, draw feature_colors frame by frame."
         )
     rgb = to_rgb(image)
     rows = {name: _rows(features, grid, index) for name, features in maps.items()}
@@ -94,7 +100,7 @@ def plot_features(
 
 
 class _Palette(NamedTuple):
-    """What turns features into colours."""
+    """The mean, directions and scale that turn features into colours."""
 
     mean: np.ndarray  # [C]
     directions: np.ndarray  # [C, 3 or fewer]
@@ -107,7 +113,7 @@ class _Palette(NamedTuple):
             raise ValueError("Expected finite features to fit colours to (got NaN or infinity).")
         mean = x.mean(axis=0)
         centred = x - mean
-        directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]  # eigenvalues come in rising order
+        directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]  # eigenvalues come in ascending order
         directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
         low, high = np.percentile(centred @ directions, [2, 98], axis=0)
         return cls(mean, directions, low, np.where(high - low > 1e-9, high - low, 1.0))
@@ -130,7 +136,7 @@ def _rows(features: Any, grid: Grid, index: int) -> np.ndarray:
 
 
 def _all_rows(like: Any) -> np.ndarray:
-    """Every row ``[M, C]`` of features of any shape, or of several such in a list."""
+    """Returns all rows ``[M, C]`` of features ``[..., C]``, or of a list of such features."""
     several = isinstance(like, list | tuple) and len(like) > 0 and all(getattr(part, "ndim", 0) > 1 for part in like)
     arrays = [to_array(part, "like").astype(np.float64) for part in (like if several else [like])]
     if not all(array.ndim >= 2 and array.size for array in arrays):

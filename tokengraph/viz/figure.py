@@ -1,4 +1,4 @@
-"""One look for all figures, without pyplot and without touching matplotlib's settings."""
+"""The common style of all figures, without pyplot and without changes to matplotlib's settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLUE, TEAL, AMBER, ROSE, GREY = "#3b6fd4", "#2a9d8f", "#e9a23b", "#d1495b", "#9a
 
 
 def new_figure(width: float, height: float, title: str = "", subtitle: str = "") -> Figure:
-    """An empty figure of this size in inches, title on the left."""
+    """Makes an empty figure of this size in inches, with the title on the left."""
     figure = optional("matplotlib.figure").Figure(
         figsize=(width, height), dpi=150, facecolor="white", layout="constrained"
     )
@@ -32,20 +32,20 @@ def new_figure(width: float, height: float, title: str = "", subtitle: str = "")
 
 
 def show(ax: Axes, picture: np.ndarray, title: str = "", note: str = "", **options: Any) -> None:
-    """A picture ``[H, W, 3]`` without axes; its name above it and, fainter, a note."""
+    """Draws a picture ``[H, W, 3]`` without axes, with its name and a fainter note above it."""
     ax.imshow(picture, **{"interpolation": "hanning", **options})
     ax.set_axis_off()
     caption(ax, title, note)
 
 
 def caption(ax: Axes, title: str, note: str = "") -> None:
-    """A name in bold at the upper left corner of the axes, a note at the right."""
+    """Writes a name in bold at the upper left corner of the axes, and a note at the right."""
     ax.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=5)
     ax.set_title(note, loc="right", fontsize=9, color=FAINT, pad=5)
 
 
 def plain_axes(ax: Axes, label: str) -> None:
-    """Axes for horizontal bars: faint vertical rules, no box."""
+    """Styles axes for horizontal bars: faint vertical rules, no box."""
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.spines["bottom"].set_color(RULE)

@@ -1,4 +1,4 @@
-"""A token graph over the image it comes from."""
+"""Draws a token graph over its image."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ def plot_graph(
     dim: float = 0.65,
     title: str = "",
 ) -> Figure:
-    """Draws a token graph over its image: nodes at their centroids, edges in the colour and opacity of their weight.
+    """Draws a token graph over its image: nodes at their centroids, edges coloured by weight.
 
     Args:
         image: ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8.
-        graph: With a grid; coarsened or not. A node's area follows ``size``, its colour the photograph's.
+        graph: A graph with a grid, coarsened or not. The area of a node shows its ``size``, its colour is the
+            photograph's.
         index: Which image of the graph.
-        ax: Where to draw; by default a new figure.
-        distance: Whether edge weights are distances (short ones are strong) or similarities (large ones are strong).
-            Colours follow the rank of the weight.
-        max_edges: Draw at most so many edges, a random sample that is the same each time; ``None``: all.
-        dim: How far the photograph steps back, from 0 (as it is) to 1 (black).
-        title: Above the picture; the numbers of nodes and edges stand beside it.
+        ax: Axes to draw in; by default a new figure.
+        distance: True if edge weights are distances (small is strong), False if they are similarities (large is
+            strong). Colour and opacity show the rank of the weight.
+        max_edges: Draw at most this many edges, a fixed random sample; ``None``: all.
+        dim: How much to darken the photograph, from 0 (not at all) to 1 (black).
+        title: Above the picture, beside the numbers of nodes and edges.
 
     Returns:
-        The figure drawn in.
+        The figure.
 
     Raises:
         ValueError: If the graph has no grid, or no image ``index``.
@@ -56,7 +57,7 @@ def plot_graph(
         raise ValueError(f"Expected dim in [0, 1] (got dim={dim}).")
     if len(graph.grids[index]) == 3:
         raise ValueError(
-            f"Expected a graph with a grid (H, W) (got {graph.grids[index]}). Of a video, draw the clusters with "
+            f"Expected a graph with a grid (H, W) (got {graph.grids[index]}). For a video, draw the clusters with "
             "plot_clusters."
         )
     rgb = to_rgb(image)
@@ -78,7 +79,7 @@ def plot_graph(
 
 
 def _patch_colors(rgb: np.ndarray, pos: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """The mean colour of the patch that each node lies in, ``[K, 3]``."""
+    """Returns the mean colour of the patch in which each node lies, ``[K, 3]``."""
     number = enlarge(np.arange(grid[0] * grid[1]).reshape(grid), rgb.shape[:2]).reshape(-1)
     count = np.bincount(number, minlength=grid[0] * grid[1]).clip(1)
     means = np.stack([np.bincount(number, rgb[..., c].reshape(-1), len(count)) / count for c in range(3)], axis=1)
@@ -92,7 +93,7 @@ def _draw_edges(
     """Draws the edges, weak ones first, and returns how many pairs of nodes they connect."""
     if graph.edge_index is None or graph.edge_index.size(1) == 0:
         return 0
-    ends = np.sort(to_array(graph.edge_index, "edge_index").T, axis=1)  # both directions lie on one line
+    ends = np.sort(to_array(graph.edge_index, "edge_index").T, axis=1)  # both directions of an edge are one line
     weight = to_array(graph.edge_weight, "edge_weight").astype(float)
     ends, first = np.unique(ends, axis=0, return_index=True)
     ends, weight = ends[ends[:, 0] != ends[:, 1]], weight[first][ends[:, 0] != ends[:, 1]]
@@ -114,7 +115,7 @@ def _draw_edges(
 
 
 def _draw_nodes(ax: Axes, shade: np.ndarray, at: np.ndarray, size: np.ndarray, patch: np.ndarray) -> None:
-    """Circles whose area is that of the patches they stand for, scaled down so that neighbours stay apart."""
+    """Draws circles with the area of the patches in a node, scaled down so that neighbours do not overlap."""
     order = np.argsort(-size, kind="stable")  # small ones on top
     at, shade = at[order], shade[order]
     wide = 0.42 * np.sqrt(np.maximum(size[order], 0) * patch.prod())

@@ -1,4 +1,4 @@
-"""Images and patch labels as numpy arrays."""
+"""Converts images and patch labels to numpy arrays."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_grid
-
-Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
 
 
 def to_array(values: Any, name: str) -> np.ndarray:
-    """A tensor or array-like as a numpy array, wherever it lies."""
+    """Converts a tensor on any device, or an array-like, to a numpy array; ``name`` is for the error message.
+
+    Raises:
+        TypeError: If it is neither.
+    """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
@@ -25,17 +28,18 @@ def to_array(values: Any, name: str) -> np.ndarray:
 
 
 def to_rgb(image: Any) -> np.ndarray:
-    """Takes an image in any of the usual forms.
+    """Converts an image of any usual layout.
 
     Args:
-        image: Tensor or array, ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8. Where both would fit, tensors
-            are read as ``[3, H, W]`` and arrays as ``[H, W, 3]``.
+        image: Tensor or array, ``[3, H, W]`` or ``[H, W, 3]``, float in [0, 1] or uint8. If both layouts fit, a tensor
+            is read as ``[3, H, W]`` and an array as ``[H, W, 3]``.
 
     Returns:
         ``[H, W, 3]`` float32 in [0, 1].
 
     Raises:
-        ValueError: For another shape, or values outside [0, 1].
+        ValueError: If the image has another shape, or values outside [0, 1].
+        TypeError: If it is no tensor or array.
     """
     array = to_array(image, "image")
     if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]) or array.size == 0:
@@ -55,22 +59,26 @@ def to_rgb(image: Any) -> np.ndarray:
 
 
 def to_frames(frames: Any, count: int) -> np.ndarray:
-    """The pictures of a video, each as :func:`to_rgb` takes it, as ``[T, H, W, 3]``; raises unless T is ``count``."""
+    """Converts the frames of a video by :func:`to_rgb` to ``[T, H, W, 3]``; raises unless T is ``count``."""
     made = [to_rgb(frame) for frame in frames]
     if len(made) != count or len({frame.shape for frame in made}) != 1:
         shapes = sorted({frame.shape[:2] for frame in made})
-        raise ValueError(f"Expected T={count} pictures of one shape, one a frame (got {len(made)} of {shapes}).")
+        raise ValueError(f"Expected T={count} pictures of one shape, one per frame (got {len(made)} of {shapes}).")
     return np.stack(made)
 
 
 def enlarge(patches: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Values of patches ``[H, W, ...]`` at every pixel of an image of ``shape``."""
+    """Copies values of patches ``[H, W, ...]`` to every pixel of an image of ``shape``."""
     rows, columns = ((np.arange(n) + 0.5) * p / n for n, p in zip(shape, patches.shape, strict=False))
     return patches[rows.astype(int)[:, None], columns.astype(int)]
 
 
 def one_of(values: np.ndarray, grid: Grid, index: int, name: str) -> np.ndarray:
-    """The rows of image ``index`` out of ``values [B*H*W, ...]``, as ``[H, W, ...]``; ``[T, H, W, ...]`` of a video."""
+    """Returns the rows of image ``index`` of ``values [B*H*W, ...]`` as ``[H, W, ...]``, or ``[T, H, W, ...]``.
+
+    Raises:
+        ValueError: If the values do not fit the grid, or ``index`` is out of range.
+    """
     patches = math.prod(map(int, grid))
     if patches < 1 or len(values) == 0 or len(values) % patches:
         check_grid(grid, len(values), video=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges.cells import (
-    Sides,
     check_cells,
     check_window,
     label_map,
@@ -18,6 +17,7 @@ from tokengraph.edges.cells import (
     tile_pairs,
 )
 from tokengraph.edges.distance import origin, products_blur
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
@@ -54,8 +54,8 @@ class Clustering(NamedTuple):
 
 def token_clustering(
     x: Tensor,
-    grid: Sides,
-    clusters: Sides,
+    grid: Grid,
+    clusters: Grid,
     *,
     iterations: int = 5,
     inv_temperature: float | str = 0.02,
@@ -147,7 +147,7 @@ def check_temperature(inv_temperature: float | str | Tensor) -> None:
         )
 
 
-def cluster_tokens(x: Tensor, grid: Sides, clusters: Sides, how: How, mask: Tensor | None = None) -> Clustering:
+def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor | None = None) -> Clustering:
     """:func:`token_clustering` without checks of options, with what the way back needs."""
     grid = check_grid(grid, x.size(1), video=True)
     clusters = check_cells(grid, clusters)[len(grid) :]
@@ -181,7 +181,7 @@ def cluster_tokens(x: Tensor, grid: Sides, clusters: Sides, how: How, mask: Tens
         return Clustering(s, zero, weight, token, cluster, t)
 
 
-def _choose(how: How, grid: Sides, clusters: Sides, device: torch.device) -> type[Dense] | type[Edges] | type[Tiles]:
+def _choose(how: How, grid: Grid, clusters: Grid, device: torch.device) -> type[Dense] | type[Edges] | type[Tiles]:
     form = how.form
     if form == "auto" and how.label_map != "nearest":
         form = "dense"
@@ -191,7 +191,7 @@ def _choose(how: How, grid: Sides, clusters: Sides, device: torch.device) -> typ
     return {"dense": Dense, "edges": Edges, "tiles": Tiles}[form]
 
 
-def _start(z: Tensor, grid: Sides, clusters: Sides, real: Tensor | None) -> Tensor:
+def _start(z: Tensor, grid: Grid, clusters: Grid, real: Tensor | None) -> Tensor:
     """Averages over bins, ``[B, h*w, C]``; of the real tokens alone, where ``real [B, N, 1]`` says which are."""
     if real is None:
         return _pool(z, grid, clusters)
@@ -201,7 +201,7 @@ def _start(z: Tensor, grid: Sides, clusters: Sides, real: Tensor | None) -> Tens
     return torch.where(share > 0, part, whole)
 
 
-def _pool(z: Tensor, grid: Sides, clusters: Sides) -> Tensor:
+def _pool(z: Tensor, grid: Grid, clusters: Grid) -> Tensor:
     """Averages over bins, ``[B, h*w, C]``, as one product along each axis."""
     images, _, channels = z.shape
     done, rest = images, math.prod(grid) * channels  # rows before the axis, and numbers a row from it on
@@ -214,7 +214,7 @@ def _pool(z: Tensor, grid: Sides, clusters: Sides) -> Tensor:
     return z.view(images, math.prod(clusters), channels)
 
 
-def _temperature(z: Tensor, s: Tensor, grid: Sides, clusters: Sides, mask: Tensor | None) -> Tensor:
+def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor | None) -> Tensor:
     """One over the median squared distance of tokens to the average of their own cell, ``[B, 1, 1]``."""
     own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
     squared = (z.detach() - own).square().sum(dim=2)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tokengraph.cost import Cost
-from tokengraph.edges.cells import Sides, tile_pairs
+from tokengraph.edges.cells import tile_pairs
+from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import equal_ptr
@@ -26,8 +27,8 @@ INV_TEMPERATURE = 0.02  # suits the residual stream of the published ViT-L
 
 def expedite(
     x: Tensor,
-    grid: Sides,
-    clusters: Sides,
+    grid: Grid,
+    clusters: Grid,
     *,
     iterations: int = 5,
     inv_temperature: float | str = INV_TEMPERATURE,
@@ -128,7 +129,7 @@ class Expedite(Select):
     merges: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = True
     reads: ClassVar[str] = "nothing"
-    clusters: Sides | None = None
+    clusters: Grid | None = None
     iterations: int = 5
     inv_temperature: float | str = INV_TEMPERATURE
     tau: float | None = None
@@ -158,7 +159,7 @@ class Expedite(Select):
             check_positive(**dict(zip("wht", reversed(self.clusters), strict=False)))
 
     @classmethod
-    def published(cls, clusters: Sides | None = None) -> Expedite:
+    def published(cls, clusters: Grid | None = None) -> Expedite:
         """The released behaviour in images: L2 weights on the way up, all clusters that tie, empty clusters at zero.
 
         Args:
@@ -199,7 +200,7 @@ class Expedite(Select):
             return replace(SoftAssignment.from_hard(same), lossless=True)
         return _expedite(tokens.x, tokens.grid, self._grid_for(keep, tokens.grid), self, "auto")
 
-    def makes(self, keep: int, num_tokens: int, grid: Sides | None = None) -> int:
+    def makes(self, keep: int, num_tokens: int, grid: Grid | None = None) -> int:
         """Clusters of the largest grid within ``keep``; without a grid, as if the patches formed a square."""
         if keep >= num_tokens:
             return num_tokens
@@ -225,7 +226,7 @@ class Expedite(Select):
         distances = Cost(2 * num_tokens * keep * channels, passes + 4 * num_tokens * keep)
         return Cost(2 * num_tokens * channels, 2 * passes) + step * self.iterations + distances
 
-    def _grid_for(self, keep: int, grid: Sides) -> Sides:
+    def _grid_for(self, keep: int, grid: Grid) -> Grid:
         if self.clusters is None:
             return cluster_grid(grid, keep)
         if keep != self.own_budget:
@@ -236,7 +237,7 @@ class Expedite(Select):
         return self.clusters
 
 
-def cluster_grid(grid: Sides, keep: int) -> Sides:
+def cluster_grid(grid: Grid, keep: int) -> Grid:
     """The grid ``(h, w)`` with the most cells, ``h * w <= keep``, whose aspect is about that of ``grid``.
 
     In a video each frame keeps its own cells, as published, while there is a cell for each.
@@ -258,7 +259,7 @@ def cluster_grid(grid: Sides, keep: int) -> Sides:
 
 
 def _expedite(
-    x: Tensor, grid: Sides, clusters: Sides, how: Expedite, form: str, mask: Tensor | None = None
+    x: Tensor, grid: Grid, clusters: Grid, how: Expedite, form: str, mask: Tensor | None = None
 ) -> SoftAssignment:
     images, tokens = x.shape[:2]
     way_down = How(how.iterations, how.temperature, how.window, how.empty, how.detach, form, how.label_map)

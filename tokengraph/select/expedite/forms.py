@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from tokengraph.edges.cells import Sides, cell_edges, cell_tiles
+from tokengraph.edges.cells import cell_edges, cell_tiles
 from tokengraph.edges.fractional import fractional_edges
+from tokengraph.edges.grid import Grid
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
@@ -27,8 +28,8 @@ class Dense:
     def __init__(
         self,
         z: Tensor,
-        grid: Sides,
-        clusters: Sides,
+        grid: Grid,
+        clusters: Grid,
         window: int,
         t: float | Tensor,
         real: Tensor | None = None,
@@ -58,8 +59,8 @@ class Edges:
     def __init__(
         self,
         z: Tensor,
-        grid: Sides,
-        clusters: Sides,
+        grid: Grid,
+        clusters: Grid,
         window: int,
         t: float | Tensor,
         real: Tensor | None = None,
@@ -105,8 +106,8 @@ class Tiles:
     def __init__(
         self,
         z: Tensor,
-        grid: Sides,
-        clusters: Sides,
+        grid: Grid,
+        clusters: Grid,
         window: int,
         t: float | Tensor,
         real: Tensor | None = None,

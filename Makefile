@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 # One resolution with torch in it, always under the tested versions; a newer torch would not fit torchvision.
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 PYTEST_ARGS ?=
+# Seconds that each process of `make test` gives to tests marked slow; it skips the others. inf: all of them.
+SLOW_SECONDS ?= 60
 # In the environment $(1). One thread a process: no contention.
-pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --slow-seconds $(SLOW_SECONDS) $(PYTEST_ARGS)
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
 REQUIRE_CLUSTER ?=
 
@@ -20,7 +22,7 @@ help:  ## show this list
 demo: $(VENV)/demo.stamp  ## make and coarsen a graph of a photograph's tokens; run a faster model
 	$(BIN)/python -m tokengraph demo
 
-test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'not slow'" for the quick ones
+test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the tests, slow ones for a minute; SLOW_SECONDS=inf for all
 	@grep -qx ok $(VENV)/cluster.stamp || { \
 	  echo "torch-cluster or torch-scatter did not install or import: the reason stands in that install's output."; \
 	  echo "Tests that need them are skipped. To try again: rm $(VENV)/cluster.stamp && make test"; \
@@ -28,7 +30,7 @@ test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## all tests; PYTEST_ARGS="-m 'n
 	$(call pytest,$(VENV))
 
 # The oldest versions stand in pyproject.toml; the rest as tested, in an environment of its own.
-test-oldest:  ## all tests with the oldest timm and transformers that are supported
+test-oldest:  ## these tests with the oldest timm and transformers that are supported
 	$(MAKE) VENV=$(VENV)-oldest $(VENV)-oldest/test.stamp $(VENV)-oldest/cluster.stamp
 	$(VENV)-oldest/bin/python -m pip install $$(sed -nE 's/^(timm|transformers) = \["[a-z]+>=(.*)"\]$$/\1==\2/p' pyproject.toml)
 	$(call pytest,$(VENV)-oldest)

@@ -9,10 +9,12 @@ gather and no scatter. All run in interleaved rounds in one process; ratios are 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import torch
-from harness import Call, Effort, environment, interleave, warn_if_busy
-from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from command import Benchmark, Result, Run
+from harness import Call, Effort, interleave
+from report import markdown, progress, ratio_fields, timing_fields, with_quartiles
 from torch import Tensor, nn
 
 import tokengraph as tg
@@ -24,20 +26,15 @@ COLUMNS = ("model", "what", "median ms", "IQR ms", "over ideal", "over dense")
 GOAL = 1.10
 
 
-def main() -> None:
-    """Runs the benchmark and writes ``dynamic_spatial.json`` and ``.md``."""
-    args = _arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    record = environment(device) | {"batch": args.batch, "keep": args.keep}
-    warn_if_busy()
+def results(run: Run) -> Iterator[Result]:
+    """Rows for each model and what they reach."""
+    args = run.args
+    run.record.update(batch=args.batch, keep=args.keep)
     rows, targets = [], []
-    effort = Effort(5, 60.0) if args.quick else Effort(args.rounds, args.seconds)
     with torch.inference_mode(), progress(len(args.models)) as step:
         for name in args.models:
             step(name)
-            timings = interleave(_calls(name, args, device), effort)
+            timings = interleave(_calls(name, args, run.device), run.effort)
             dense, ideal = timings["dense"], timings["ideal"]
             for what, timing in timings.items():
                 row = {"model": name, "what": what} | timing_fields(timing)
@@ -48,31 +45,17 @@ def main() -> None:
                 )
             for against, goal in (("ideal", f"<= {GOAL}"), ("dense", "< 1")):
                 targets.append({"target": f"{name} over {against}", "goal": goal, "ratio": rows[-1][f"over_{against}"]})
-    where = out_file(args.out, "dynamic_spatial", device)
-    write_json(where, {"environment": record, "rows": rows, "targets": targets})
     cells = [_cells(row) for row in rows]
-    head = f"{record['device_name']}, {record['threads']} threads; 224 px, B={args.batch}, rho={args.keep}; "
-    head += "random weights."
-    notes = (__doc__ or "").split("\n\n", 2)[2].strip()
+    head = f"{run.machine}; 224 px, B={args.batch}, rho={args.keep}; random weights."
     goals = f"Goals: at most {GOAL} times the ideal, and faster than dense."
-    page = f"# Dynamic spatial sparsification\n\n{head}\n\n{notes}\n\n{markdown(COLUMNS, cells)}\n{goals}\n"
-    where.with_suffix(".md").write_text(page, encoding="utf-8")
-    show("Dynamic spatial sparsification", COLUMNS, cells)
-    print(f"Written: {where}, and .md beside it")
+    page = f"{head}\n\n{BENCHMARK.notes}\n\n{markdown(COLUMNS, cells)}\n{goals}\n"
+    yield Result({"rows": rows, "targets": targets}, page, [(BENCHMARK.title, COLUMNS, cells)])
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds")
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, help=f"timm names; default: {' '.join(MODELS)}")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--keep", type=float, default=0.7, help="rho; shares are rho, rho - .2, rho - .4")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=120.0, help="about how long a model may take")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    add_out(parser, "dynamic_spatial")
-    return parser.parse_args()
 
 
 def _calls(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Call]:
@@ -123,5 +106,9 @@ def _cells(row: dict) -> list[str]:
     ]
 
 
+BENCHMARK = Benchmark(
+    "dynamic_spatial", "Dynamic spatial sparsification", __doc__, results, Effort(15, 120.0), Effort(5, 60.0), _options
+)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

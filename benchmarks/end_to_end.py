@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import Call, Effort, Timing, environment, interleave, warn_if_busy
+from command import Benchmark, Result, Run
+from harness import Call, Effort, Timing, interleave
 from report import (
-    add_out,
     markdown,
-    out_file,
     progress,
     ratio_fields,
-    save_plot,
-    show,
     timing_fields,
     with_quartiles,
-    write_json,
 )
 from stock_models import OTHERS, Shape, make
 from torch import Tensor, nn
@@ -94,56 +91,39 @@ TARGETS = {"deit_small_patch16_224": DEIT_SMALL} | dict.fromkeys(OTHERS, EVERYWH
 WHAT = {"ratio_to_ideal": "time over its ideal", "ratio_to_plain": "time over plain", "speedup": "speed over plain"}
 
 
-def main() -> None:
-    """Runs the benchmark and writes ``end_to_end.json``, ``.md`` and ``.png``, again after each model."""
-    args = _arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    record = environment(device) | {"batch": args.batch, "compile": args.compile, "dtype": args.dtype}
-    warn_if_busy()
+def results(run: Run) -> Iterator[Result]:
+    """Rows for each model, and its targets; a result after each."""
+    args = run.args
+    run.record.update(batch=args.batch, compile=args.compile, dtype=args.dtype)
     rows: list[dict[str, Any]] = []
-    where = out_file(args.out, "end_to_end", device)
     for name in args.models:
-        rows += measure(name, device, args)
+        rows += measure(name, run)
         targets = _targets(rows) if args.batch == 8 and args.image_size in (None, 224) else []
-        write_json(where, {"environment": record, "rows": rows, "targets": targets})
         cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
-        where.with_suffix(".md").write_text(_page(record, cells, target_cells), encoding="utf-8")
-        save_plot(where.with_suffix(".png"), "plot_end_to_end", [r | {"name": _title(r, args.models)} for r in rows])
-    show("End to end", COLUMNS, cells)
-    if targets:
-        show("Targets", TARGET_COLUMNS, target_cells)
-    print(f"Written: {where}, and .md and .png beside it")
+        tables = [(BENCHMARK.title, COLUMNS, cells)] + ([("Targets", TARGET_COLUMNS, target_cells)] if targets else [])
+        plot = ("plot_end_to_end", [r | {"name": _title(r, args.models)} for r in rows])
+        yield Result({"rows": rows, "targets": targets}, _page(run, cells, target_cells), tables, plot=plot)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two strategies, few rounds: under a minute")
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", default=["deit_small_patch16_224"], help=f"names of timm's, or {', '.join(OTHERS)}"
     )
     parser.add_argument("--only", nargs="+", help="only strategies with one of these words in their name")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, help="default: the model's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
-    parser.add_argument("--rounds", type=int, help="rounds at most, default 21, quick 9")
-    parser.add_argument("--seconds", type=float, help="about how long a model may take, default 600, quick 40")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    add_out(parser, "end_to_end")
-    return parser.parse_args()
 
 
 @torch.inference_mode()
-def measure(name: str, device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(name: str, run: Run) -> list[dict[str, Any]]:
     """Rows for one model: plain, then attached and ideal for each setting."""
+    args, device = run.args, run.device
     model = make(name, args.image_size).to(device, getattr(torch, args.dtype))
     shape = Shape.of(model)
     images = torch.randn(args.batch, 3, *shape.image, device=device, dtype=getattr(torch, args.dtype))
     settings = [s for s in _wanted(args) if not s.select.needs_class_token or shape.has_class_token]
-    rounds = args.rounds or (9 if args.quick else 21)
     with ExitStack() as stack:
         calls: dict[str, Call] = {"plain": _call(model, images, args.compile)}
         counts: dict[str, list[int]] = {}
@@ -156,10 +136,9 @@ def measure(name: str, device: torch.device, args: argparse.Namespace) -> list[d
             cut = stack.enter_context(ideal(_twin(model), handle.trace.counts, place, open_maps=opened))
             calls[f"{setting.name} attached"] = _call(attached, images, args.compile)
             calls[f"{setting.name} ideal"] = _call(cut, images, args.compile)
-        with progress(rounds + 1) as step:
+        with progress(run.effort.rounds + 1) as step:
             step(f"{name}: warm-up" + (", compiling" if args.compile else ""))
-            effort = Effort(rounds, args.seconds or (40.0 if args.quick else 600.0), block=0.0)
-            timings = interleave(calls, effort, tick=lambda: step(f"{name}: round"))
+            timings = interleave(calls, run.effort, tick=lambda: step(f"{name}: round"))
     return _rows(name, shape, settings, counts, timings)
 
 
@@ -236,14 +215,24 @@ def _target_cells(row: dict[str, Any]) -> list[str]:
     return [row["target"], row["goal"], with_quartiles(row, "ratio", 3), "yes" if row["reached"] else "no"]
 
 
-def _page(record: dict[str, Any], cells: list[list[str]], targets: list[list[str]]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    head = f"{record['device_name']}, {record['threads']} threads; B={record['batch']}, {record['dtype']}"
-    head += f"{', compiled' if record['compile'] else ''}; random weights; Python {record['python']}; {versions}."
-    notes = __doc__.split("\n\n", 2)[2].strip()
+def _page(run: Run, cells: list[list[str]], targets: list[list[str]]) -> str:
+    args = run.args
+    head = f"{run.machine}; B={args.batch}, {args.dtype}"
+    head += f"{', compiled' if args.compile else ''}; random weights; {run.versions}."
     goals = f"\n## Targets\n\n{markdown(TARGET_COLUMNS, targets)}" if targets else ""
-    return f"# End to end\n\n{head}\n\n{notes}\n\n{markdown(COLUMNS, cells)}{goals}"
+    return f"{head}\n\n{BENCHMARK.notes}\n\n{markdown(COLUMNS, cells)}{goals}"
 
+
+BENCHMARK = Benchmark(
+    "end_to_end",
+    "End to end",
+    __doc__,
+    results,
+    Effort(21, 600.0, block=0.0),
+    Effort(9, 40.0, block=0.0),
+    _options,
+    "two strategies, few rounds: under a minute",
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -11,14 +11,15 @@ are left out.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import Effort, Timing, environment, interleave, peak_memory, warn_if_busy
-from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from command import Benchmark, Result, Run
+from harness import Effort, Timing, interleave, peak_memory
+from report import markdown, progress, ratio_fields, timing_fields, with_quartiles
 from torch import Tensor
 
 from tokengraph.compat import timm
@@ -50,38 +51,21 @@ class Case:
             raise SystemExit(f"Expected a case as HxW-hxw-C, for example {CASES[1]} (got {text!r}).") from None
 
 
-def main() -> None:
-    """Runs the benchmark and writes ``expedite.json`` and ``.md``."""
-    args = _arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    effort = Effort(5, 6.0) if args.quick else Effort(args.rounds, args.seconds)
-    record = environment(device)
-    warn_if_busy()
+def results(run: Run) -> Iterator[Result]:
+    """Rows for each case."""
     rows: list[dict[str, Any]] = []
-    with torch.inference_mode(), progress(len(args.cases)) as step:
-        for text in args.cases:
+    with torch.inference_mode(), progress(len(run.args.cases)) as step:
+        for text in run.args.cases:
             step(text)
-            rows += _measure(Case.parse(text), device, effort)
-    where = out_file(args.out, "expedite", device)
-    write_json(where, {"environment": record, "rows": rows})
+            rows += _measure(Case.parse(text), run.device, run.effort)
     cells = [_cells(row) for row in rows]
-    where.with_suffix(".md").write_text(_page(record, cells), encoding="utf-8")
-    show("Expedite", COLUMNS, cells)
-    print(f"Written: {where}, and .md beside it")
+    options = f"T {ITERATIONS}, t {TEMPERATURE}, window {WINDOW}, k {NEIGHBORS}, one image, float32."
+    page = f"{run.machine}; {run.versions}.\n\n{BENCHMARK.notes}\n\n{options}\n\n{markdown(COLUMNS, cells)}"
+    yield Result({"rows": rows}, page, [(BENCHMARK.title, COLUMNS, cells)])
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="HxW-hxw-C", help=f"default: {' '.join(CASES)}")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds at most, default 15")
-    parser.add_argument("--seconds", type=float, default=60.0, help="about how long a case may take, default 60")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    add_out(parser, "expedite")
-    return parser.parse_args()
 
 
 def _measure(case: Case, device: torch.device, effort: Effort) -> list[dict[str, Any]]:
@@ -183,12 +167,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [*head, *numbers, *ratios]
 
 
-def _page(record: dict[str, Any], cells: list[list[str]]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    head = f"{record['device_name']}, {record['threads']} threads; Python {record['python']}; {versions}."
-    options = f"T {ITERATIONS}, t {TEMPERATURE}, window {WINDOW}, k {NEIGHBORS}, one image, float32."
-    return f"# Expedite\n\n{head}\n\n{__doc__.split(chr(10), 4)[4]}\n{options}\n\n{markdown(COLUMNS, cells)}"
-
+BENCHMARK = Benchmark("expedite", "Expedite", __doc__, results, Effort(15, 60.0), Effort(5, 6.0), _options)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

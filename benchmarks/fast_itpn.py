@@ -10,11 +10,13 @@ taken in each round.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from harness import Call, Effort, environment, interleave, warn_if_busy
-from report import add_out, markdown, out_file, progress, ratio_fields, show, timing_fields, with_quartiles, write_json
+from command import Benchmark, Result, Run
+from harness import Call, Effort, interleave
+from report import markdown, progress, ratio_fields, timing_fields, with_quartiles
 
 from tokengraph.models import FastITPN, TokenGathering, TokenMigration
 from tokengraph.models.fast_itpn import CONFIGS
@@ -39,42 +41,27 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Runs the benchmark and writes ``fast_itpn.json`` and ``.md``."""
-    args = _arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    effort = Effort(5, 20.0) if args.quick else Effort(args.rounds, args.seconds)
-    record = environment(device) | {"size": args.size, "pixels": args.pixels, "batch": args.batch}
-    warn_if_busy()
+def results(run: Run) -> Iterator[Result]:
+    """Rows for the networks and for their parts."""
+    args = run.args
+    run.record.update(size=args.size, pixels=args.pixels, batch=args.batch)
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), progress(2) as step:
         for name, table, calls in (("networks", NETWORKS, _networks), ("parts", PARTS, _parts)):
             step(name)
-            rows += _measure(calls(args, device), table, effort)
+            rows += _measure(calls(args, run.device), table, run.effort)
     if (args.size, args.pixels, args.batch) != ("tiny", 512, 1):
         rows = [{key: value for key, value in row.items() if key != "goal"} for row in rows]
-    where = out_file(args.out, "fast_itpn", device)
-    write_json(where, {"environment": record, "rows": rows})
     cells = [_cells(row) for row in rows]
-    where.with_suffix(".md").write_text(_page(record, cells), encoding="utf-8")
-    show("Fast-iTPN", COLUMNS, cells)
-    print(f"Written: {where}, and .md beside it")
+    options = f"Size {args.size}, {args.pixels} px, {args.batch} image(s), float32."
+    page = f"{run.machine}; {run.versions}.\n\n{BENCHMARK.notes}\n\n{options}\n\n{markdown(COLUMNS, cells)}"
+    yield Result({"rows": rows}, page, [(BENCHMARK.title, COLUMNS, cells)])
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="tiny", choices=list(CONFIGS))
     parser.add_argument("--pixels", type=int, default=512, help="side of the images, default 512")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds at most, default 15")
-    parser.add_argument("--seconds", type=float, default=60.0, help="about how long each half may take, default 60")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    add_out(parser, "fast_itpn")
-    return parser.parse_args()
 
 
 def _networks(args: argparse.Namespace, device: torch.device) -> dict[str, Call]:
@@ -133,12 +120,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["what"], *times, row.get("against", ""), with_quartiles(row, "ratio", 3), goal]
 
 
-def _page(record: dict[str, Any], cells: list[list[str]]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    head = f"{record['device_name']}, {record['threads']} threads; Python {record['python']}; {versions}."
-    options = f"Size {record['size']}, {record['pixels']} px, {record['batch']} image(s), float32."
-    return f"# Fast-iTPN\n\n{head}\n\n{__doc__.split(chr(10), 4)[4]}\n{options}\n\n{markdown(COLUMNS, cells)}"
-
+BENCHMARK = Benchmark("fast_itpn", "Fast-iTPN", __doc__, results, Effort(15, 60.0), Effort(5, 20.0), _options)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -10,23 +10,20 @@ one process; ratios are taken in each round.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from harness import Effort, environment, interleave, peak_memory, warn_if_busy
+from command import Benchmark, Result, Run
+from harness import Effort, interleave, peak_memory
 from merge_cases import STAGES, Case, Problem, cases
 from merge_targets import TARGETS
 from report import (
-    add_out,
     markdown,
-    out_file,
     progress,
     ratio_fields,
-    save_plot,
-    show,
     timing_fields,
     with_quartiles,
-    write_json,
 )
 
 SHAPES = ("8x196x384", "1x1024x768", "4x1024x1024", "1x4096x768")
@@ -36,43 +33,26 @@ COLUMNS = ("method", "stage", "B x N x C", "keep", "form", "median ms", "IQR ms"
 TARGET_COLUMNS = ("target", "B x N x C", "goal", "ratio [quartiles]", "reached")
 
 
-def main() -> None:
-    """Runs the benchmark and writes ``merge_cost.json``, ``.md`` and ``.png``."""
-    args = _arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+def results(run: Run) -> Iterator[Result]:
+    """Rows for each stage of each method, and the targets."""
+    args = run.args
     shapes = [_shape(s) for s in args.shapes or (QUICK if args.quick else SHAPES)]
-    effort = Effort(7, 0.3) if args.quick else Effort(args.rounds, args.seconds)
-    record = environment(device)
-    warn_if_busy()
     with torch.no_grad():
-        rows, skipped = _stages(shapes, device, effort)
-        targets = [] if args.no_targets else _targets(device, effort)
-    where = out_file(args.out, "merge_cost", device)
-    content = {"environment": record, "rows": rows, "targets": targets, "skipped": skipped}
-    write_json(where, content)
+        rows, skipped = _stages(shapes, run.device, run.effort)
+        targets = [] if args.no_targets else _targets(run.device, run.effort)
     cells, target_cells = [_cells(r) for r in rows], [_target_cells(r) for r in targets]
-    where.with_suffix(".md").write_text(_page(record, cells, target_cells, skipped), encoding="utf-8")
-    save_plot(where.with_suffix(".png"), "plot_stage_costs", [r for r in rows if r["variant"] in PLOTTED])
-    show("Merge cost", COLUMNS, cells)
-    for method, reason in skipped.items():
-        print(f"Skipped {method}: {reason}")
-    show("Targets", TARGET_COLUMNS, target_cells)
-    print(f"Written: {where}, and .md and .png beside it")
+    yield Result(
+        {"rows": rows, "targets": targets, "skipped": skipped},
+        _page(run, cells, target_cells, skipped),
+        [(BENCHMARK.title, COLUMNS, cells), ("Targets", TARGET_COLUMNS, target_cells)],
+        [f"Skipped {method}: {reason}" for method, reason in skipped.items()],
+        ("plot_stage_costs", [r for r in rows if r["variant"] in PLOTTED]),
+    )
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two shapes, few rounds: under a minute")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", nargs="+", metavar="BxNxC", help=f"N a square; default: {' '.join(SHAPES)}")
-    parser.add_argument("--rounds", type=int, default=21, help="rounds at most, default 21")
-    parser.add_argument("--seconds", type=float, default=8.0, help="about how long a group may take, default 8")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
     parser.add_argument("--no-targets", action="store_true", help="leave out the section of targets")
-    add_out(parser, "merge_cost")
-    return parser.parse_args()
 
 
 def _shape(text: str) -> tuple[int, int, int]:
@@ -134,14 +114,23 @@ def _target_cells(row: dict[str, Any]) -> list[str]:
     return [row["target"], row["shape"], row["goal"], with_quartiles(row, "ratio", 3), reached]
 
 
-def _page(record: dict[str, Any], cells: list[list[str]], targets: list[list[str]], skipped: dict[str, str]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    head = f"{record['device_name']}, {record['threads']} threads; Python {record['python']}; {versions}."
+def _page(run: Run, cells: list[list[str]], targets: list[list[str]], skipped: dict[str, str]) -> str:
     skips = "".join(f"\nSkipped {method}: {reason}\n" for method, reason in skipped.items())
-    stages = f"\n## Stages ({', '.join(STAGES)})\n\n{__doc__.split(chr(10), 4)[4]}\n"
+    stages = f"\n## Stages ({', '.join(STAGES)})\n\n{BENCHMARK.notes}\n"
     targets_part = f"\n## Targets\n\n{markdown(TARGET_COLUMNS, targets)}" if targets else ""
-    return f"# Merge cost\n\n{head}\n{stages}\n{markdown(COLUMNS, cells)}{skips}{targets_part}"
+    return f"{run.machine}; {run.versions}.\n{stages}\n{markdown(COLUMNS, cells)}{skips}{targets_part}"
 
+
+BENCHMARK = Benchmark(
+    "merge_cost",
+    "Merge cost",
+    __doc__,
+    results,
+    Effort(21, 8.0),
+    Effort(7, 0.3),
+    _options,
+    "two shapes, few rounds: under a minute",
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import harness
 import torch
 import torch.nn.functional as F
-from report import add_out, markdown, out_file, ratio_fields, show, with_quartiles, write_json
+from command import Benchmark, Result, Run
+from report import markdown, ratio_fields, with_quartiles
 
 import tokengraph as tg
 from tokengraph.attention.size_bias import folded_attention
@@ -52,38 +53,33 @@ def models(dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
     return calls
 
 
-def main() -> None:
-    """Prints a line for each shape and dtype, and writes ``size_bias.json`` and ``.md``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0, help="a line")
-    add_out(parser, "size_bias")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    harness.warn_if_busy()
+def results(run: Run) -> Iterator[Result]:
+    """A row for each shape and dtype."""
     rows: list[dict[str, Any]] = []
+    device = run.args.device
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
-            cases = {f"attention {list(s)}": kernels(s, dtype, args.device) for s in SHAPES}
-            cases["ViT-S, ToMe r=13, B=8"] = models(dtype, args.device)
+            cases = {f"attention {list(s)}": kernels(s, dtype, device) for s in SHAPES}
+            cases["ViT-S, ToMe r=13, B=8"] = models(dtype, device)
             for name, calls in cases.items():
-                none, mask, fold = harness.interleave(calls, harness.Effort(31, args.seconds)).values()
+                none, mask, fold = harness.interleave(calls, run.effort).values()
                 row = {"what": name, "dtype": str(dtype)[6:], "none_ms": round(none.ms.median, 4)}
                 row |= ratio_fields("mask_over_none", mask.over(none)) | ratio_fields("fold_over_none", fold.over(none))
                 rows.append(row | ratio_fields("fold_over_mask", fold.over(mask)))
-    record = harness.environment(torch.device(args.device))
-    where = out_file(args.out, "size_bias", args.device)
-    write_json(where, {"environment": record, "rows": rows})
     cells = [
         [r["what"], r["dtype"], f"{r['none_ms']:.2f}", *(with_quartiles(r, name) for name in RATIOS)] for r in rows
     ]
-    about = f"{record['device_name']}, {record['threads']} threads. Ratios are taken round by round, in one process."
-    page = f"# The size bias: a mask, or folded into the heads\n\n{about}\n\n{markdown(COLUMNS, cells)}"
-    where.with_suffix(".md").write_text(page, encoding="utf-8")
-    show("Size bias", COLUMNS, cells)
-    print(f"Written: {where}, and .md beside it")
+    page = f"{run.machine}. Ratios are taken round by round, in one process.\n\n{markdown(COLUMNS, cells)}"
+    yield Result({"rows": rows}, page, [("Size bias", COLUMNS, cells)])
 
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(device="cpu", threads=1)
+
+
+TITLE = "The size bias: a mask, or folded into the heads"
+FULL, QUICK = harness.Effort(31, 5.0), harness.Effort(3, 1.0)
+BENCHMARK = Benchmark("size_bias", TITLE, __doc__, results, FULL, QUICK, _options)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

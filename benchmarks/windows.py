@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Iterator
 
 import torch
-from harness import Call, Effort, Summary, Timing, environment, interleave, warn_if_busy
-from report import add_out, markdown, out_file, ratio_fields, show, timing_fields, with_quartiles, write_json
+from command import Benchmark, Result, Run
+from harness import Call, Effort, Summary, Timing, interleave
+from report import markdown, ratio_fields, timing_fields, with_quartiles
 from torch import Tensor
 
 import tokengraph as tg
@@ -29,48 +31,32 @@ COLUMNS = ("what", "median ms", "IQR ms", "over stock")
 GOAL = 0.25
 
 
-def main() -> None:
-    """Runs the benchmark and writes ``windows.json`` and ``.md``."""
-    args = _arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    warn_if_busy()
-    record = environment(device) | {"model": args.model, "size": args.size, "batch": args.batch, "before": args.before}
+def results(run: Run) -> Iterator[Result]:
+    """Rows for the stock blocks, for the coarse ones and for what they need."""
+    args = run.args
+    run.record.update(model=args.model, size=args.size, batch=args.batch, before=args.before)
     with torch.inference_mode():
-        timings = interleave(_calls(args, device), Effort(args.rounds, args.seconds))
+        timings = interleave(_calls(args, run.device), run.effort)
     stock = timings["stock blocks"]
     rows = [{"what": n} | timing_fields(t) | ratio_fields("over_stock", t.over(stock)) for n, t in timings.items()]
     share = _share(timings)
     target = {"target": "clustering + reconstruction over saved", "goal": f"<= {GOAL}"} | ratio_fields("ratio", share)
-    where = out_file(args.out, "windows", device)
-    write_json(where, {"environment": record, "rows": rows, "targets": [target]})
     cells = [
         [r["what"], f"{r['median_ms']:.1f}", f"{r['iqr_ms']:.1f}", with_quartiles(r, "over_stock", 3)] for r in rows
     ]
-    head = f"{record['device_name']}, {record['threads']} threads; {args.model} at {args.size} px, B={args.batch}, "
+    head = f"{run.machine}; {args.model} at {args.size} px, B={args.batch}, "
     head += f"windows of 14 to {args.clusters}, before block {args.before}."
     goal = f"Clustering and reconstruction over what they save: {with_quartiles(target, 'ratio', 3)}; goal {GOAL}."
-    notes = (__doc__ or "").split("\n\n", 2)[2].strip()
-    page = f"# Coarsening inside windows\n\n{head}\n\n{notes}\n\n{markdown(COLUMNS, cells)}\n{goal}\n"
-    where.with_suffix(".md").write_text(page, encoding="utf-8")
-    show("Coarsening inside windows", COLUMNS, cells)
-    print(f"{goal}\nWritten: {where}, and .md beside it")
+    page = f"{head}\n\n{BENCHMARK.notes}\n\n{markdown(COLUMNS, cells)}\n{goal}\n"
+    yield Result({"rows": rows, "targets": [target]}, page, [(BENCHMARK.title, COLUMNS, cells)], [goal])
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="samvit_base_patch16")
     parser.add_argument("--size", type=int, default=1024, help="pixels a side")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--clusters", type=int, default=9, help="clusters along each side of a window")
     parser.add_argument("--before", type=int, default=4, help="the block that clusters")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=180.0, help="about how long it may take")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
-    add_out(parser, "windows")
-    return parser.parse_args()
 
 
 def _calls(args: argparse.Namespace, device: torch.device) -> dict[str, Call]:
@@ -128,5 +114,9 @@ def _share(timings: dict[str, Timing]) -> Summary:
     return Summary.of([(down + up) / (dense - ideal) for down, up, dense, ideal in rounds])
 
 
+BENCHMARK = Benchmark(
+    "windows", "Coarsening inside windows", __doc__, results, Effort(7, 180.0), Effort(3, 40.0), _options
+)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

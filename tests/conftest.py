@@ -1,5 +1,8 @@
 """What every test gets."""
 
+import gc
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,44 @@ from needs import library
 
 HERE = Path(__file__).parent / "reference"
 SHARED = Path(__file__).parents[2] / "shared" / "reference"  # vectors too large for the repository
+
+
+def pytest_collection_finish():
+    """The garbage collector need not look through all that is imported again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slow-seconds", type=float, help="of slow tests in each process; slow tests behind that are skipped"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """With a limit, slow tests come in an order of this run's own, so that over many runs all of them run."""
+    if config.getoption("slow_seconds") is not None:
+        run = getattr(config, "workerinput", {}).get("testrunuid")  # the same in all processes: they must agree
+        slow = [i for i, item in enumerate(items) if item.get_closest_marker("slow")]
+        mixed = random.Random(run).sample(slow, len(slow))
+        places = dict(zip(slow, mixed, strict=True))
+        items[:] = [items[places.get(i, i)] for i in range(len(items))]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Adds up what slow tests took in this process."""
+    start = time.monotonic()
+    result = yield
+    if item.get_closest_marker("slow"):
+        item.config.slow_spent = getattr(item.config, "slow_spent", 0.0) + time.monotonic() - start
+    return result
+
+
+def pytest_runtest_setup(item):
+    limit = item.config.getoption("slow_seconds")
+    if limit is not None and item.get_closest_marker("slow") and getattr(item.config, "slow_spent", 0.0) >= limit:
+        pytest.skip(f"slow tests of this process had their {limit:g} seconds; make test SLOW_SECONDS=inf runs all")
 
 
 @pytest.fixture(autouse=True)

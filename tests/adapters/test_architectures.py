@@ -8,6 +8,7 @@ from needs import is_pinned, library, made
 from variants import strategy_cases, variants
 
 import tokengraph as tg
+from tokengraph.adapters import find_adapter
 from tokengraph.testing import MODEL_LAWS, check_model, tiny_vit
 
 README = Path(__file__).parents[2] / "README.md"
@@ -23,6 +24,26 @@ ONCE = {  # with ToMe alone
 ON_EVERY_MODEL = {"copies_are_independent", "has_the_plain_gradients_under_checkpointing"}  # the others on one
 WITH_EVERY_LAW = {("timm", "vit_base_patch16_224")}
 OF_FIXED_WEIGHTS = {"is_bit_identical_while_nothing_is_removed", "gives_the_model_back", "trains"}
+COMPILED = {  # one model of each kind of block
+    ("timm", "vit_base_patch16_224"),
+    ("timm", "eva02_tiny_patch14_224"),
+    ("timm", "vit_small_patch16_rope_mixed_ape_224"),
+    ("timm", "BEiT, timm_both"),
+    ("timm", "naflexvit_base_patch16_gap"),
+    *(("transformers", f"{stem}Model") for stem in "ViT DeiT Dinov2WithRegisters DINOv3ViT ViTMAE ViTMSN".split()),
+    *(("transformers", name) for name in ("IJepaModel", "CLIPVisionModelWithProjection", "SiglipVisionModel")),
+    *(("transformers", name) for name in ("Dinov2Backbone", "BeitModel", "Data2VecVisionModel")),
+    ("torchvision", "VisionTransformer (vit_b_16, ...)"),
+    ("open_clip", "VisionTransformer"),
+    ("torch", "nn.TransformerEncoder, by adapter="),
+}
+
+
+def kind_of_block(case, model):
+    core, adapter = find_adapter(model, case.adapter)
+    block = adapter.blocks(core)[0]
+    attention = next(type(part) for part in block.modules() if "Attention" in type(part).__name__)
+    return type(adapter), type(block), attention
 
 
 def laws_of(name, case):
@@ -40,13 +61,18 @@ def hold(law, case):
     law(case)
 
 
-def slow(name, law):
-    """Compiling a batch of several shapes takes 20 s; the files of these models do it with one strategy each."""
-    return law.__name__ == "compiles_in_one_graph" and not CASES[name].one_graph and name in variants()
+def params():
+    """Compiling takes seconds, for several shapes 20: the quick run compiles one model of each kind of block."""
+    for name, case in CASES.items():
+        for law in MODEL_LAWS:
+            compiles = law.__name__ == "compiles_in_one_graph"
+            if compiles and not case.one_graph and name in variants():
+                continue  # the files of these models do it with one strategy each
+            marks = pytest.mark.slow if compiles and name not in COMPILED else ()
+            yield pytest.param(name, law, marks=marks, id=f"{'/'.join(name)}-{law.__name__}")
 
 
-@pytest.mark.parametrize(("name", "law"), [(n, law) for n in CASES for law in MODEL_LAWS if not slow(n, law)],
-                         ids=lambda part: "/".join(part) if isinstance(part, tuple) else part.__name__)  # fmt: skip
+@pytest.mark.parametrize(("name", "law"), params())
 def test_every_law_holds(name, law):
     hold(law, CASES[name])
 
@@ -63,11 +89,16 @@ def test_every_model_is_made_by_the_versions_of_the_constraints(origin):
     if not is_pinned(LIBRARIES[origin]):
         pytest.skip(f"another {LIBRARIES[origin]} than in constraints.txt")
     known = {name: case for (where, name), case in CASES.items() if where == origin}
+    kinds, compiled = set(), set()
     for name, case in known.items():
         try:
-            case.make()
+            kind = kind_of_block(case, case.make())
         except (Exception, pytest.skip.Exception) as error:
             raise AssertionError(f"Expected {origin}'s {name} to be made (got {error!r}).") from error
+        if case.one_graph:
+            kinds.add(kind)
+            compiled |= {kind} if (origin, name) in COMPILED else set()
+    assert compiled == kinds  # by the quick run
 
 
 def test_every_case_is_of_a_known_library():

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 import torch
 from multihead_cases import KINDS, STRATEGIES, Own, attach, blocks, images, make, run
+from strategies import paired
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -35,8 +36,7 @@ def test_nothing_removed_is_bit_identical_on_torchs_fast_path_and_beside_it(kind
             assert torch.equal(ran(), plain)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "strategy"), paired(KINDS, STRATEGIES))
 def test_every_strategy_runs_and_treats_images_alone(kind, strategy, images):
     model = make(kind)
     with attach(model, kind, *STRATEGIES[strategy]) as handle:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import cases
 from needs import made
+from strategies import paired
 
 import tokengraph as tg
 
@@ -52,11 +53,13 @@ FAMILIES = {  # rows of the table, and the models that stand for each
     ],
 }
 NO_CLASS_TOKEN = {"timm GAP, SigLIP", "transformers SigLIP", "NaFlex (SigLIP 2, timm)"}
+# The first model of a family with every strategy, its others with two each.
 PAIRS = [
     pytest.param(setting, family, model, id="/".join((setting, *model)))
-    for setting in SETTINGS | OF_THE_CLASS_TOKEN
     for family, models in FAMILIES.items()
+    for setting in SETTINGS | OF_THE_CLASS_TOKEN
     for model in models
+    if model == models[0] or (model, setting) in paired(models[1:], SETTINGS | OF_THE_CLASS_TOKEN, 1)
 ]
 model_of = cache(lambda name: made(CASES[name]))
 

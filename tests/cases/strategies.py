@@ -26,6 +26,23 @@ STRATEGIES = {
 CLASS = {"topk-class": (tg.TopK(), {1: 10, 2: 5})}  # for models with a class token
 
 
+def paired(kinds, strategies, each=2):
+    """``(kind, strategy)`` pairs in which every kind meets ``each`` strategies and every strategy ``each`` kinds.
+
+    All products would say the same many times over: a kind and a strategy meet in few places.
+    """
+    kinds, strategies, pairs = list(kinds), list(strategies), []
+    for strategy in strategies:
+        while sum(s == strategy for _, s in pairs) < min(each, len(kinds)):
+            free = [k for k in kinds if (k, strategy) not in pairs]
+            pairs.append((min(free, key=lambda k: sum(one == k for one, _ in pairs)), strategy))
+    for kind in kinds:
+        while sum(k == kind for k, _ in pairs) < min(each, len(strategies)):
+            free = [s for s in strategies if (kind, s) not in pairs]
+            pairs.append((kind, min(free, key=lambda s: sum(one == s for _, one in pairs))))
+    return pairs
+
+
 @dataclass(frozen=True)
 class Uneven(tg.Select):
     """Another strategy with a budget of its own for each image: brighter images keep more."""

@@ -10,6 +10,7 @@ from needs import library
 import tokengraph as tg
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.testing import ATTACH_LAWS, AttachCase, check_attach, tiny_vit
+from tokengraph.testing.attach_laws import forgets_past_runs
 from tokengraph.windows import WindowCoarsening
 
 library("timm")
@@ -91,3 +92,13 @@ def test_check_attach_names_the_broken_law():
 
     with pytest.raises(AssertionError, match="breaks the law 'gives_back'"):
         check_attach(AttachCase(tiny_vit, images(32), put, lambda m: m.blocks[1]))
+
+
+def test_forgets_past_runs_sees_what_a_hook_hoards():
+    def put(model):
+        hoard = []
+        model.blocks[1].register_forward_hook(lambda *args: hoard.append(args[-1].detach()))
+        return tg.attach(model, "tome", 3)
+
+    with pytest.raises(AssertionError, match="of seven past runs are alive"):
+        forgets_past_runs(AttachCase(tiny_vit, images(32), put, lambda m: m.blocks[1]))

@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 from needs import library
-from strategies import STRATEGIES
+from strategies import STRATEGIES, paired
 from timm_cases import EVA
 from timm_cases import make_eva as make
 from torch.testing import assert_close
@@ -29,8 +29,7 @@ def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", EVA)
+@pytest.mark.parametrize(("kind", "strategy"), paired(EVA, STRATEGIES))
 def test_every_strategy_treats_images_alone(kind, strategy, images):
     model = make(kind)
     with tg.attach(model, *STRATEGIES[strategy]) as handle:

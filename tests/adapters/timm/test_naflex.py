@@ -6,6 +6,7 @@ The laws that every model keeps are in ``test_architectures.py``.
 import pytest
 import torch
 from needs import library
+from strategies import paired
 from timm_cases import NAFLEX, SHAPES
 from timm_cases import make_naflex as make
 from timm_cases import patches_of as batch
@@ -54,8 +55,7 @@ def test_nothing_removed_is_bit_identical_for_padded_patches_and_for_images(kind
             assert torch.equal(run(model, inputs), plain)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", NAFLEX)
+@pytest.mark.parametrize(("kind", "strategy"), paired(NAFLEX, STRATEGIES))
 def test_every_image_is_what_it_is_alone_whatever_its_padding(kind, strategy):
     model = make(kind)
     with attach(model, strategy) as handle:
@@ -117,6 +117,7 @@ def test_class_attention_of_each_image_ignores_padding():
                 assert_close(run(model, batch([shape], 30))[0], together[b], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_it_gives_the_eager_result_for_images_and_for_patches():
     model, images, inputs = make("avg"), torch.randn(2, 3, 16, 16), batch()
     with attach(model, "tome"), torch.no_grad():

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from needs import library
-from strategies import STRATEGIES
+from strategies import STRATEGIES, paired
 from timm_cases import VIT, make_vit
 from torch import nn
 
@@ -24,12 +24,17 @@ def images(model, count=2):
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=[*VIT, "deit_distilled"])
+KINDS = [*VIT, "deit_distilled"]
+NAMES = ["tome", "dpc-knn", "ailurus", "topk", "fuse", "random", "grid-pool"]
+PAIRS = pytest.mark.parametrize(("model", "strategy"), paired(KINDS, NAMES), indirect=True)
+
+
+@pytest.fixture(params=KINDS)
 def model(request):
     return make_vit(request.param)
 
 
-@pytest.fixture(params=["tome", "dpc-knn", "ailurus", "topk", "fuse", "random", "grid-pool"])
+@pytest.fixture
 def strategy(request):
     return STRATEGIES[request.param]
 
@@ -44,6 +49,7 @@ def test_features_are_bit_identical_while_nothing_is_removed(model):
             assert any(type(m).__name__.startswith("Coarse") for m in model.modules())
 
 
+@PAIRS
 def test_attached_model_is_repeatable_and_takes_other_batches(model, strategy):
     x = images(model, 5)
     with tg.attach(model, *strategy):
@@ -52,6 +58,7 @@ def test_attached_model_is_repeatable_and_takes_other_batches(model, strategy):
         assert torch.equal(model(x), first)
 
 
+@PAIRS
 def test_attached_model_gives_an_image_the_same_alone_and_among_others(model, strategy):
     x = images(model, 4)
     with tg.attach(model, *strategy) as coarse:
@@ -66,6 +73,7 @@ def test_attached_model_gives_an_image_the_same_alone_and_among_others(model, st
         assert torch.equal(torch.where(mine == clusters.num_clusters, k, mine - 2 * k), own.cluster)
 
 
+@PAIRS
 def test_trace_lifts_to_every_patch(model, strategy):
     x = images(model)
     height, width = model.patch_embed.grid_size
@@ -80,6 +88,7 @@ def test_trace_lifts_to_every_patch(model, strategy):
             assert coarse.trace.size().sum(dim=1).tolist() == [height * width] * 2
 
 
+@PAIRS
 def test_forward_intermediates_gives_maps_at_full_resolution(model, strategy):
     x = images(model)
     grid = model.patch_embed.grid_size
@@ -103,6 +112,7 @@ def test_forward_intermediates_gives_maps_at_full_resolution(model, strategy):
         assert torch.equal(maps[i], plain[i])
 
 
+@PAIRS
 def test_attach_lift_returns_full_sequences(model, strategy):
     x = images(model)
     shape = model.forward_features(x).shape
@@ -157,6 +167,7 @@ def test_forward_intermediates_takes_timms_positional_arguments(model):
         assert torch.equal(model.forward_intermediates(x, [0], stop_early=True)[0], early)
 
 
+@PAIRS
 def test_empty_batch_gives_an_empty_result(model, strategy):
     x = images(model)[:0]
     expected = model(x)
@@ -181,6 +192,7 @@ def test_train_mode_lowers_a_loss(model):
     assert sum(losses[-2:]) < sum(losses[:2])
 
 
+@PAIRS
 def test_autocast_and_half_precision_run(model, strategy):
     x = images(model)
     with tg.attach(model, *strategy) as coarse:

@@ -65,6 +65,7 @@ def test_gradients_are_those_of_the_images_alone(strategy):
         assert_close(grad, grads[1][name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_it_gives_the_eager_result():
     model = make()
     with attach(model, "tome") as handle, torch.no_grad():

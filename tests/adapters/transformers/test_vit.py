@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import SIZES
 from needs import library
-from strategies import STRATEGIES
+from strategies import STRATEGIES, paired
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -52,8 +52,7 @@ def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "strategy"), paired(KINDS, STRATEGIES))
 def test_every_strategy_runs_and_treats_images_alone(kind, strategy, images):
     model = make(kind)
     with tg.attach(model, *STRATEGIES[strategy]) as handle:

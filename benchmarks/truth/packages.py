@@ -40,9 +40,7 @@ def _member(deb: Path, start: str) -> bytes:
     """The first member of an ``ar`` archive whose name starts with ``start``."""
     content = deb.read_bytes()
     if not content.startswith(b"!<arch>\n"):
-        raise ValueError(
-            f"Expected a Debian package (got {deb}, which is no ar archive). Delete it and fetch it again."
-        )
+        raise ValueError(f"Expected a Debian package (got {deb}, no ar archive). Delete it and fetch it again.")
     at = 8
     while at + 60 <= len(content):  # a header of 60 bytes: name 16, ..., size 10 at 48; members start at even bytes
         name, size = content[at : at + 16].decode().strip(), int(content[at + 48 : at + 58])

@@ -16,7 +16,7 @@ WIDTHS = (384, 256, 128, 64)
 class Saliency(nn.Module):
     """Three transposed convolutions, each doubling the side, then a map of one channel at the image's size.
 
-    Input: patch features after the final norm, ``[B, 384, h, w]``. Output: logits ``[B, 1, 14 h, 14 w]``, salient above 0.
+    Patch features after the final norm ``[B, 384, h, w]`` in, logits ``[B, 1, 14 h, 14 w]`` out: salient above 0.
     :meth:`map` gives what the file gives, the sigmoid of them.
     """
 

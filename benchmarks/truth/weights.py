@@ -86,7 +86,7 @@ def backbone(folder: Path) -> Weights:
 
 
 def positions(table: Tensor, side: int) -> Tensor:
-    """A position table ``[1, 1 + 37 * 37, C]`` for ``side x side`` patches; bicubic, without antialiasing, as DINOv2."""
+    """A position table ``[1, 1 + 37 * 37, C]`` for ``side x side`` patches: bicubic, not antialiased, as DINOv2."""
     grid = table[:, 1:].unflatten(1, (SIDE, SIDE)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from tokengraph.evaluate.images import Arrays
+from truth.pictures import open_png
 
 ROOT = Path("unpacked/usr/share/openclipart/png")
 SIDE, SMALLEST, LARGEST = 224, 64, 6000  # pixels: of what is made; of the shorter side and the longer side of a file
@@ -80,10 +82,10 @@ def build(root: Path, side: int = SIDE) -> dict[str, np.ndarray]:
     """Pictures ``[N, side, side, 3]``, labels and names of the whole set; too small, blank and double ones left out."""
     pictures, labels, names, seen = [], [], [], set()
     for label, path in files(root):
-        with Image.open(path) as image:
-            if min(image.size) < SMALLEST or max(image.size) > LARGEST:
-                continue
-            picture = letterbox(image, side)
+        image = open_png(path, SMALLEST, LARGEST)
+        if image is None:
+            continue
+        picture = letterbox(image, side)
         print_ = fingerprint(picture)
         if print_ in seen or picture.std() < 4:
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
 from tokengraph.evaluate.images import Images
 
 WHEEL = "elpv_dataset-1.0.0.post1-py3-none-any.whl"

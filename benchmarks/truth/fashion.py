@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokengraph.evaluate.images import Arrays
 from torch import Tensor, nn
 
 from tokengraph.compat import timm
+from tokengraph.evaluate.images import Arrays
 
 DATA = Path("unpacked/usr/share/datasets/fashion-mnist")
 WEIGHTS = Path(__file__).parent / "fashion_vit.pt"

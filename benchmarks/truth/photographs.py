@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
+
 from tokengraph.evaluate.images import Arrays
 
 CROPPED = ("astronaut", "chelsea", "coffee", "china")

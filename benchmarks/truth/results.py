@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tokengraph import __version__
 from tokengraph.evaluate.report import Row
 
-PACKAGES = ("tokengraph", "torch", "torch-geometric", "numpy", "timm", "pillow", "scikit-image", "scikit-learn", "onnx")
+PACKAGES = ("torch", "torch-geometric", "numpy", "timm", "pillow", "scikit-image", "scikit-learn", "onnx")
 Line = dict[str, Any]
 
 
@@ -41,24 +42,23 @@ def write(file: Path, lines: Iterable[Line]) -> None:
 
 
 def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
-    """Old rows with new ones in their place: a row is known by its group and its setting."""
-    rows = {(line["group"], line["setting"]): line for line in old}
-    rows |= {(line["group"], line["setting"]): line for line in new}
+    """Old rows with new ones in their place: a row is known by model, group, images and setting."""
+    rows = {}
+    for line in [*old, *new]:
+        rows[line["model"], line["group"], line["images"], line["setting"]] = line
     return list(rows.values())
 
 
-def line_of(row: Row, group: str, images: int, about: Mapping[str, Any]) -> Line:
+def line_of(row: Row, about: Mapping[str, Any]) -> Line:
     """A report's row as a line.
 
     Args:
         row: Of :func:`tokengraph.evaluate`'s report.
-        group: The part of the table that it was measured in: its intervals are paired inside it.
-        images: How many were measured.
-        about: Further fields: which family of schedules, which commit.
+        about: Further fields: model, group of the table, images, family of schedules, commit.
     """
     found = {key: value for key, value in asdict(row).items() if value not in (None, "", {}, ())}
     found["setting"] = found.pop("name")
-    return {"group": group, "images": images, **found, **about}
+    return {**about, **found}
 
 
 def _plain(value: Any) -> Any:
@@ -88,7 +88,7 @@ def commit(folder: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Of the packages that figures depend on, and of Python."""
-    found = {"python": platform.python_version()}
+    found = {"tokengraph": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

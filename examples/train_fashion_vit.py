@@ -1,7 +1,7 @@
 """Training a small ViT on Fashion-MNIST from scratch: 49 patches of 4 x 4 pixels, a class token, 1.3 million weights.
 
-The data come from Debian's package dataset-fashion-mnist; `make truth-data` brings them without root. About one hour
-on one core (10 epochs). Writes the weights in float16 (under 3 MB) with the model's arguments and its test accuracy.
+The data come from Debian's package dataset-fashion-mnist; `python benchmarks/truth fetch` brings them without root.
+Writes the weights in float16 (under 3 MB) with the model's arguments and its test accuracy. About an hour on one core.
 
     python examples/train_fashion_vit.py --data /usr/share/datasets/fashion-mnist
     (interrupted: the same command goes on from the last checkpoint, and ends with the same weights)

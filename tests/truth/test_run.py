@@ -36,7 +36,7 @@ def candidates(*settings):
 
 
 def test_run_writes_a_row_for_each_setting_the_dense_first(tmp_path):
-    file = run(TASK, "search", candidates("tome:4", "tomme:3"), Place(tmp_path, tmp_path / "out"), options=QUICK)
+    file = run(TASK, "search", candidates("tome:4"), Place(tmp_path, tmp_path / "out"), options=QUICK)
     lines = read(file)
     assert [line["setting"] for line in lines] == ["dense", "tome:4"]
 
@@ -63,12 +63,8 @@ def test_run_measures_another_number_of_images_anew(tmp_path):
     place = Place(tmp_path, tmp_path / "out")
     run(TASK, "search", candidates("tome:4"), place, options=QUICK)
     lines = read(run(TASK, "search", candidates("tome:4"), place, limit=3, options=QUICK))
-    assert [(line["setting"], line["images"]) for line in lines] == [
-        ("dense", 6),
-        ("tome:4", 6),
-        ("dense", 3),
-        ("tome:4", 3),
-    ]
+    assert [line["setting"] for line in lines] == ["dense", "tome:4", "dense", "tome:4"]
+    assert [line["images"] for line in lines] == [6, 6, 3, 3]
 
 
 def test_run_tries_a_failed_setting_again(tmp_path):
@@ -106,9 +102,8 @@ def test_line_of_leaves_out_what_is_empty():
 
 def test_scores_leaves_out_failures():
     both = {"class_cosine": 0.9, "patch_cosine": 0.7}
-    assert scores([line("a", metrics=both), line("b", reason="no", metrics=both), line("c")]) == {
-        "a": pytest.approx(0.8)
-    }
+    lines = [line("a", metrics=both), line("b", reason="no", metrics=both), line("c")]
+    assert scores(lines) == {"a": pytest.approx(0.8)}
 
 
 def test_table_shows_dense_first_then_by_cost_with_intervals_and_reasons():

@@ -41,7 +41,7 @@ def test_positions_of_a_plane_stay_a_plane():
 
 
 def test_vit_s_names_the_nearest_size(tmp_path):
-    with pytest.raises(ValueError, match="multiple of 14 pixels .got 225.. Try 224"):
+    with pytest.raises(ValueError, match="multiple of 14 .got 225.. Try 224"):
         vit_s(tmp_path, 225)
 
 

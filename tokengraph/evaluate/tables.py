@@ -135,6 +135,6 @@ def _costs(row: Row) -> list[str]:
         return "-" if values is None else f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
     times = row.ms.get("attached") or row.ms.get("plain")
-    gmacs = "-" if row.gmacs is None else f"{row.gmacs:.3f}" if row.gmacs < 1 else f"{row.gmacs:.2f}"
-    peak = "-" if row.peak is None else f"{row.peak / 2**20:.0f}"
+    gmacs = "-" if row.gmacs is None else f"{row.gmacs:.3g}"
+    peak = "-" if row.peak is None else f"{row.peak / 2**20:.3g}" if row.peak < 2**27 else f"{row.peak / 2**20:.0f}"
     return [gmacs, "-" if times is None else f"{times[0]:.1f}", spread(row.speed), spread(row.over_ideal), peak]

@@ -294,3 +294,23 @@ def test_a_picture_of_one_pixel_is_an_image(quick, tmp_path):
     Image.new("L", (1, 1), 9).save(tmp_path / "dot.png")
     report = tg.evaluate(tiny_vit(), ["tome:4"], tmp_path, controls=False, options=quick)
     assert not report.skipped and report.rows[1].metrics["agreement"] == 1
+
+
+def test_evaluate_takes_strategies_that_learn_with_their_weights(pictures, quick, tmp_path):
+    trained = tiny_vit(seed=1)
+    handle = tg.attach(trained, tg.DynamicViT(), {1: 0.5})
+    for parameter in handle.select.modules["score_predictor"].parameters():
+        nn.init.normal_(parameter, std=0.5)
+    torch.save(trained.state_dict(), tmp_path / "trained.pt")
+    expected = tg.evaluate(tiny_vit(seed=1), [], pictures, options=quick).rows[0].metrics["top1"]
+    settings = ["dynamicvit:{1: 0.5}", f"dynamicvit:{{1: 0.5}},weights={tmp_path / 'trained.pt'}", "tome:4"]
+    one, two = (tg.evaluate(tiny_vit(), settings, pictures, controls=False, options=quick) for _ in range(2))
+    dense, bare, learned, _ = one.rows
+    assert "Expected trained weights for DynamicViT, which learns" in bare.reason and one == two
+    assert dense.metrics["top1"] != expected or dense.metrics != learned.metrics  # the dense model stays untouched
+    images = torch.stack([to_input(pictures.image(i), config_of_model(trained)) for i in range(20)])
+    with torch.no_grad():
+        right = trained(images).argmax(1) == torch.tensor([pictures.label(i) for i in range(20)])
+    assert learned.metrics["top1"] == pytest.approx(right.float().mean().item())
+    again = tg.evaluate(tiny_vit(), [], pictures, options=quick)
+    assert again.rows[0] == dense

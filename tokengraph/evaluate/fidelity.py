@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import check_images
+from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.attach import attach
 from tokengraph.attach.handle import Handle
 from tokengraph.evaluate.compare import counted, joined, measures, summary
@@ -74,6 +75,8 @@ def fidelity(
     if isinstance(plan, Handle):
         if plan.model is not model:
             raise ValueError("Expected the handle of this model (got another model's).")
+        if not any(getattr(m.__dict__.get(SITE), "trace", None) is plan.trace for m in model.modules()):
+            raise ValueError("Expected a handle that is attached (got one that was removed). Attach again.")
         return _compare(model, images, plan)
     setting = read_setting(plan)
     select: Any = setting.select()

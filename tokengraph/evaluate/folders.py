@@ -124,7 +124,10 @@ def _with_classes(folder: Path, names: list[str], synsets: str | os.PathLike[str
 def _numbered(names: list[str], synsets: str | os.PathLike[str] | None) -> tuple[list[str], list[int]]:
     """All classes, and the number of each folder's."""
     if synsets is not None:
-        lines = Path(synsets).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(synsets).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"Expected a file of synsets, one a line (got {str(synsets)!r}: {error}).") from error
         pairs = [line.strip().split(None, 1) for line in lines if line.strip()]
         order = {pair[0]: i for i, pair in enumerate(pairs)}
         if missing := [name for name in names if name not in order]:

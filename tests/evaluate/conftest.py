@@ -14,7 +14,9 @@ library("timm")
 @pytest.fixture
 def quick():
     """Options of a run that measures no time and draws few samples."""
-    return Options(batch_size=4, chunk=8, time=False, memory=False, resamples=50, progress=False, workers=0, device="cpu")
+    return Options(
+        batch_size=4, chunk=8, time=False, memory=False, resamples=50, progress=False, workers=0, device="cpu"
+    )
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ def test_evaluate_gives_the_accuracy_that_a_loop_gives(pictures, quick):
     for row, logits in zip(report.rows, (plain, coarse), strict=True):
         assert row.metrics["top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
         assert row.metrics["top5"] == 1
-    assert report.row("tome:4").metrics["agreement"] == pytest.approx((plain.argmax(1) == coarse.argmax(1)).float().mean())
+    assert report.row("tome:4").metrics["agreement"] == pytest.approx(
+        (plain.argmax(1) == coarse.argmax(1)).float().mean()
+    )
     kl = nn.functional.kl_div(coarse.log_softmax(1), plain.log_softmax(1), log_target=True, reduction="batchmean")
     assert report.row("tome:4").metrics["kl"] == pytest.approx(kl.item(), rel=1e-3)
 
@@ -213,7 +215,10 @@ def test_evaluate_skips_a_mask_of_another_size(quick):
     masks = [np.zeros((32, 32), np.uint8), np.zeros((9, 9), np.uint8), np.zeros((32, 32, 3), np.uint8)]
     data = Arrays(np.zeros((3, 32, 32, 3), np.uint8), masks=masks)
     report = tg.evaluate(tiny_vit(), [], data, decode=lambda maps: maps[:, :2], options=quick)
-    assert [key for key, _ in report.skipped] == ["1", "2"] and "of the image's size (32, 32) (got (9, 9))" in report.skipped[0][1]
+    assert [key for key, _ in report.skipped] == [
+        "1",
+        "2",
+    ] and "of the image's size (32, 32) (got (9, 9))" in report.skipped[0][1]
 
 
 def test_evaluate_says_what_masks_need(pictures, quick):
@@ -232,11 +237,15 @@ def test_evaluate_needs_no_labels(quick):
 
 def test_evaluate_measures_time_and_memory(pictures, quick, tmp_path):
     options = replace(quick, time=True, memory=True, time_rounds=3, time_batch=2)
-    report = tg.evaluate(tiny_vit(), ["tome:4", "resolution:24"], pictures, out=tmp_path, controls=False, options=options)
+    report = tg.evaluate(
+        tiny_vit(), ["tome:4", "resolution:24"], pictures, out=tmp_path, controls=False, options=options
+    )
     dense, tome, smaller = report.rows
     assert set(dense.ms) == set(smaller.ms) == {"plain"} and set(tome.ms) == {"attached", "ideal"}
     assert dense.speed == (1.0, 1.0, 1.0) and tome.over_ideal[0] > 1 and tome.peak > 0 and smaller.peak < dense.peak
-    again = tg.evaluate(tiny_vit(), ["tome:4", "resolution:24"], pictures, out=tmp_path, controls=False, options=options)
+    again = tg.evaluate(
+        tiny_vit(), ["tome:4", "resolution:24"], pictures, out=tmp_path, controls=False, options=options
+    )
     assert again == report  # the same times: they are kept with the predictions
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["rows"][1]["name"] == "tome:4" and data["facts"]["images"] == 20
@@ -262,7 +271,11 @@ def test_evaluate_compares_with_another_model(pictures, quick, monkeypatch):
         ({"data": "nowhere"}, ValueError, "Expected a folder of images"),
         ({"data": Arrays([])}, ValueError, "Expected at least one image"),
         ({"data": Arrays(np.zeros((1, 8, 8), np.uint8)), "probe": "knn"}, ValueError, "images with labels for a probe"),
-        ({"train": Arrays(np.zeros((1, 8, 8), np.uint8), [0])}, ValueError, "Expected train images with labels, beside"),
+        (
+            {"train": Arrays(np.zeros((1, 8, 8), np.uint8), [0])},
+            ValueError,
+            "Expected train images with labels, beside",
+        ),
         (
             {"data": Arrays(np.zeros((1, 8, 8), np.uint8), [0], classes=["cat", "dog"])},
             ValueError,

@@ -20,7 +20,9 @@ def test_fidelity_takes_a_handle_and_leaves_it_attached():
     with tg.attach(model, tg.ToMe(), 4) as handle:
         found = tg.fidelity(model, IMAGES, handle)
         assert model(IMAGES).shape == (6, 5) and handle.trace.counts == [16, 12, 8, 4]
-    assert found == tg.fidelity(model, IMAGES, "tome:4") == tg.fidelity(model, IMAGES, {"strategy": "tome", "schedule": 4})
+    assert (
+        found == tg.fidelity(model, IMAGES, "tome:4") == tg.fidelity(model, IMAGES, {"strategy": "tome", "schedule": 4})
+    )
     assert found.counts == (16, 12, 8, 4) and 0.9 < found.class_cosine < 1 and found.class_worst < found.class_cosine
 
 

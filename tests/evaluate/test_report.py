@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tokengraph.evaluate.report import Report, Row
+from tokengraph.evaluate.report import Report
+from tokengraph.evaluate.row import Row
 from tokengraph.evaluate.statistics import Difference
 from tokengraph.viz.pareto import family, plot_pareto, smaller
 
@@ -40,24 +41,12 @@ def test_report_as_markdown_says_what_a_reader_needs():
 
 
 def test_report_as_json_and_csv_holds_every_number():
-    rows = json.loads((text := _json()))["rows"]
+    rows = json.loads(text := REPORT.json())["rows"]
     assert rows[1]["differences"]["top1"] == {"value": -0.01, "low": -0.02, "high": 0.001, "p": 0.04}
     assert rows[1]["metrics"]["kl"] is None and "NaN" not in text
-    lines = list(csv.DictReader(io.StringIO(_csv())))
+    lines = list(csv.DictReader(io.StringIO(REPORT.csv())))
     assert [line["name"] for line in lines] == ["dense", "tome:13", "a|b:1"]
     assert lines[1]["top1_diff_low"] == "-0.02" and lines[0]["top1_diff"] == "" and lines[2]["reason"]
-
-
-def _json():
-    from tokengraph.evaluate.tables import to_json
-
-    return to_json(REPORT)
-
-
-def _csv():
-    from tokengraph.evaluate.tables import to_csv
-
-    return to_csv(REPORT)
 
 
 def test_report_finds_rows_by_name():

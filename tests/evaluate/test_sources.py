@@ -1,5 +1,7 @@
 """Models by name and as modules, at several resolutions, from all four libraries."""
 
+import json
+
 import pytest
 import torch
 from needs import library
@@ -61,7 +63,11 @@ def test_reader_reads_models_of_every_library(name):
     images = torch.randn(2, 3, 32, 32)
     plain = Reader(model)(images)
     assert (plain.logits is not None) == headed
-    assert plain.token.shape == (2, 32) and plain.patches.shape == (2, 32, 4, 4) and plain.counts.tolist() == [[16, 16]] * 3
+    assert (
+        plain.token.shape == (2, 32)
+        and plain.patches.shape == (2, 32, 4, 4)
+        and plain.counts.tolist() == [[16, 16]] * 3
+    )
     with tg.attach(model, "tome", 3) as handle:
         coarse = Reader(model, handle)(images)
     assert coarse.patches.shape == plain.patches.shape and coarse.counts.tolist() == [[16] * 2, [13] * 2, [10] * 2]
@@ -176,3 +182,38 @@ def test_multiply_adds_are_half_of_the_operations_and_count_merging():
     bare = multiply_adds(body, [16, 12, 8, 4])[0]
     assert multiply_adds(body, [16, 12, 8, 4], tg.ToMe())[0] != bare
     assert anatomy(nn.Linear(2, 2)) is None
+
+
+def test_source_of_takes_a_folder_of_transformers_with_its_processor(tmp_path):
+    transformers = library("transformers")
+    model = transformers_model("ViTForImageClassification", "ViTConfig", num_labels=7)
+    model.save_pretrained(tmp_path)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    try:
+        transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    except Exception as error:
+        pytest.skip(f"this transformers makes no processor here: {error}")
+    source = source_of(f"transformers:{tmp_path}")
+    assert (source.config.size, source.config.mean, source.config.crop_mode) == (32, (0.1, 0.2, 0.3), "squash")
+    assert source.config.interpolation == "bilinear"
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(Reader(source.build(None))(images).logits, model.eval()(images).logits)
+    assert Reader(source.build(24))(torch.randn(1, 3, 24, 24)).logits.shape == (1, 7)
+
+
+def test_source_of_takes_the_tower_of_a_clip_and_the_classes_of_a_head(tmp_path):
+    transformers = library("transformers")
+    vision = {**SMALL, "patch_size": 8, "projection_dim": 16}
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    outputs = Reader(source_of(f"transformers:{tmp_path}").build(None))(torch.randn(2, 3, 32, 32))
+    assert outputs.logits is None and outputs.pooled.shape == (2, 64)

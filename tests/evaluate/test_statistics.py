@@ -25,7 +25,9 @@ def test_resample_draws_every_sample_whole_and_the_same_each_time():
 def test_interval_is_that_of_the_mean():
     values = (np.arange(400) < 100).astype(float)  # a share of 0.25 of 400: deviation 0.0217
     low, high = interval(mean_of(values), resample(400, 2000, 0))
-    assert low == pytest.approx(0.25 - 1.96 * 0.0217, abs=0.006) and high == pytest.approx(0.25 + 1.96 * 0.0217, abs=0.006)
+    assert low == pytest.approx(0.25 - 1.96 * 0.0217, abs=0.006) and high == pytest.approx(
+        0.25 + 1.96 * 0.0217, abs=0.006
+    )
 
 
 def test_compare_is_paired():

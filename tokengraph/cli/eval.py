@@ -87,7 +87,6 @@ def run(options: argparse.Namespace) -> int:
     from tokengraph.evaluate.options import Options
     from tokengraph.evaluate.ranks import find_ranks
     from tokengraph.evaluate.source import source_of
-    from tokengraph.evaluate.tables import to_json
 
     how = Options(
         batch_size=options.batch_size,
@@ -114,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         options=how,
     )
     if find_ranks().first:
-        print(to_json(report) if options.json else report.markdown())
+        print(report.json() if options.json else report.markdown())
         print(f"Written to {options.out}", file=sys.stderr)
     return 0
 

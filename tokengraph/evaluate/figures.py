@@ -184,4 +184,3 @@ def check_labels(images: Images, head: int | None) -> None:
         "(synsets=, --synsets FILE), fit a probe (probe='linear', --probe linear), or ignore labels "
         "(find_images(root, labels='none'), --labels none)."
     )
-

@@ -75,7 +75,9 @@ class Files(Images):
             return f"{self.key(index)} -"
 
 
-def find_images(root: str | os.PathLike[str], *, labels: str = "auto", synsets: str | os.PathLike[str] | None = None) -> Files:
+def find_images(
+    root: str | os.PathLike[str], *, labels: str = "auto", synsets: str | os.PathLike[str] | None = None
+) -> Files:
     """Finds images below a folder.
 
     Args:
@@ -91,7 +93,9 @@ def find_images(root: str | os.PathLike[str], *, labels: str = "auto", synsets: 
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise ValueError(f"Expected a folder of images (got {str(root)!r}: {'a file' if folder.exists() else 'not there'}).")
+        raise ValueError(
+            f"Expected a folder of images (got {str(root)!r}: {'a file' if folder.exists() else 'not there'})."
+        )
     if labels not in ("auto", "classes", "masks", "none"):
         raise ValueError(f"Expected labels to be auto, classes, masks or none (got {labels!r}).")
     inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -152,7 +156,9 @@ def _imagenet() -> dict[str, int]:
 
 def _with_masks(folder: Path, masks: str | None) -> Files:
     if masks is None or not (folder / "images").is_dir():
-        raise ValueError(f"Expected folders 'images' and one of {', '.join(MASK_FOLDERS)} in {str(folder)!r} (got others).")
+        raise ValueError(
+            f"Expected folders 'images' and one of {', '.join(MASK_FOLDERS)} in {str(folder)!r} (got others)."
+        )
     images, others = _walk(folder / "images")
     found, _ = _walk(folder / masks)
     by_stem = {f.relative_to(folder / masks).with_suffix("").as_posix(): f for f in found}

@@ -12,6 +12,8 @@ from torch import nn
 
 from tokengraph.evaluate.config import DataConfig, config_of_model, of_timm
 from tokengraph.evaluate.resolution import resized
+from tokengraph.io.hub import patient_hub
+from tokengraph.io.mean_std import find_mean_std
 from tokengraph.optional import optional
 
 
@@ -29,7 +31,8 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):  # random weights are the same each time, and disturb nobody
             torch.default_generator.manual_seed(0)
-            return load()
+            with patient_hub():
+                return load()
     except ImportError:
         raise
     except Exception as error:
@@ -67,13 +70,10 @@ def of_transformers_name(name: str, pretrained: bool) -> Found:
 
     def load() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name)
-        heads = getattr(config, "architectures", None) or []
-        kinds = ("AutoModelForImageClassification", "ForImageClassification"), ("AutoModel", "")
-        kind = next(auto for auto, ending in kinds if not ending or any(ending in head for head in heads))
-        model = getattr(transformers, kind)
-        model = model.from_pretrained(name) if pretrained else model.from_config(config)
-        model = getattr(model, "vision_model", model)  # CLIP, SigLIP: the tower that sees
-        return model.eval()
+        headed = any("ForImageClassification" in head for head in getattr(config, "architectures", None) or [])
+        kind = transformers.AutoModelForImageClassification if headed else transformers.AutoModel
+        model = kind.from_pretrained(name) if pretrained else kind.from_config(config)
+        return (model if headed else getattr(model, "vision_model", model)).eval()  # of CLIP, SigLIP: what sees
 
     def build(size: int | None) -> nn.Module:
         model = _reached(name, load)
@@ -81,7 +81,8 @@ def of_transformers_name(name: str, pretrained: bool) -> Found:
 
     config = config_of_model(build(None))
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
+        with patient_hub():
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
     except Exception:  # no such file, or no package for it: the model's own numbers stand
         return Found(build, config, f"{name} (transformers)")
     return Found(build, _of_processor(processor, config), f"{name} (transformers)")
@@ -96,8 +97,8 @@ def _of_processor(processor: Any, config: DataConfig) -> DataConfig:
     names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     filters = names.get(int(getattr(processor, "resample", None) or 3), "bicubic")
     mode = "squash" if not crops and "height" in size else "center"
-    mean, std = (tuple(getattr(processor, key, None) or own) for key, own in (("image_mean", config.mean), ("image_std", config.std)))
-    return DataConfig(int(side), mean, std, filters, pct, mode, f"{type(processor).__name__}")  # type: ignore[arg-type]
+    mean, std = find_mean_std(nn.Identity(), processor)
+    return DataConfig(int(side), mean, std, filters, pct, mode, type(processor).__name__)
 
 
 def of_open_clip_name(name: str, pretrained: bool) -> Found:

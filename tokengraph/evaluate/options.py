@@ -51,7 +51,15 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "chunk": 1, "time_rounds": 3, "resamples": 10, "folds": 2, "neighbors": 1, "workers": 0}
+        least = {
+            "batch_size": 1,
+            "chunk": 1,
+            "time_rounds": 3,
+            "resamples": 10,
+            "folds": 2,
+            "neighbors": 1,
+            "workers": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"Expected {name} >= {low} (got {getattr(self, name)}).")

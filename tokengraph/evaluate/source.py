@@ -62,7 +62,9 @@ def source_of(model: str | nn.Module | Source, *, checkpoint: Any = None, random
     first = found.build(None)
     report = load_checkpoint(first, checkpoint)
     if report.mismatched or any(not name.startswith(("head", "fc", "classifier")) for name in report.missing):
-        raise ValueError(f"Expected a checkpoint for the whole of {name} (got one that leaves parts as they were: {report}).")
+        raise ValueError(
+            f"Expected a checkpoint for the whole of {name} (got one that leaves parts as they were: {report})."
+        )
     return Source(model, _Copies(first), found.config, f"checkpoint {checkpoint}")
 
 

@@ -40,7 +40,9 @@ class Store:
             write_text(file, json.dumps(ours, indent=1))
             return
         except ValueError as error:
-            raise ValueError(f"Expected {str(file)!r} to be a run's file (got other text). Give a new folder.") from error
+            raise ValueError(
+                f"Expected {str(file)!r} to be a run's file (got other text). Give a new folder."
+            ) from error
         other = [key for key in ours if theirs.get(key) != ours[key]]
         if other:
             told = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in other)

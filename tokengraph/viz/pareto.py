@@ -79,9 +79,7 @@ def _legend(figure: Figure, rows: Sequence[Any], colors: dict[str, str]) -> None
         hollow = {"color": INK, "marker": "o", "linestyle": "", "markersize": 7, "markerfacecolor": "white"}
         handles.append(line([], [], label="on a smaller image", **hollow))
     columns = min(6, len(handles))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _frontier(ax: Axes, points: list[tuple[float, float]]) -> None:

@@ -24,7 +24,8 @@ from tokengraph.testing import tiny_vit
 slow = float(sys.argv[3])
 read = Files.image
 Files.image = lambda self, index: (time.sleep(slow), read(self, index))[1]
-options = Options(batch_size=4, chunk=8, time=False, memory=False, resamples=50, progress=False, workers=0, device="cpu")
+quick = {"time": False, "memory": False, "resamples": 50, "progress": False, "workers": 0, "device": "cpu"}
+options = Options(batch_size=4, chunk=8, **quick)
 tg.evaluate(tiny_vit(), ["tome:4", "topk:{2: 0.5}"], sys.argv[1], out=sys.argv[2], options=options)
 """
 

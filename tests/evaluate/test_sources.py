@@ -120,6 +120,14 @@ def test_source_of_takes_a_checkpoint(tmp_path):
     torch.save({k: v for k, v in model.state_dict().items() if "blocks.0" not in k}, tmp_path / "part.pt")
     with pytest.raises(ValueError, match="Expected a checkpoint for the whole of test_vit"):
         source_of(name, checkpoint=tmp_path / "part.pt")
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), tmp_path / "three.pt")
+    with pytest.raises(ValueError, match="another shape: head.weight .*--num-classes"):
+        source_of(name, checkpoint=tmp_path / "three.pt")  # a head that stays random would give figures of nothing
+    assert source_of(name, checkpoint=tmp_path / "three.pt", num_classes=3).build(None).num_classes == 3
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "none.pt")
+    assert source_of(name, checkpoint=tmp_path / "none.pt", num_classes=0).build(128).num_classes == 0
+    with pytest.raises(ValueError, match="missing in the checkpoint: head.weight"):
+        source_of(name, checkpoint=tmp_path / "none.pt")
 
 
 def test_source_of_gives_random_weights_only_where_asked(monkeypatch):

@@ -55,7 +55,8 @@ def fidelity(
         model: A supported model; evaluated as it is, so call ``model.eval()`` first.
         images: ``[B, 3, H, W]``, normalised for the model, or several such batches.
         plan: The handle of what is attached to ``model``, which stays attached; or a setting such as ``"tome:13"``,
-            which is attached for the while. Settings of another resolution or model are for :func:`tokengraph.evaluate`.
+            which is attached for the while. Settings of another resolution or model are for
+            :func:`tokengraph.evaluate`.
 
     Returns:
         The measures of :func:`tokengraph.evaluate` that need no labels.

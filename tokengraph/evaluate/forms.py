@@ -86,7 +86,8 @@ class Forms:
             self._weights[setting.weights] = read_checkpoint(setting.weights, True)
         report = load_checkpoint(handle.model, self._weights[setting.weights])
         if report.missing or report.mismatched:
-            raise ValueError(f"Expected a checkpoint of the model with {setting.strategy} in it (got: {report})")
+            told = "; ".join(line[:120] for line in str(report).splitlines())
+            raise ValueError(f"Expected a checkpoint of the model with {setting.strategy} in it (got one that {told}).")
 
     def planned(self, setting: Setting) -> list[int]:
         """Patch tokens before the first block and after each, as the schedule plans them."""

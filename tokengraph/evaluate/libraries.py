@@ -43,7 +43,7 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def of_timm_name(name: str, pretrained: bool) -> Found:
+def of_timm_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """timm: ``create_model`` at the size, which resamples the checkpoint's positions."""
     from tokengraph.compat import timm
 
@@ -54,7 +54,8 @@ def of_timm_name(name: str, pretrained: bool) -> Found:
 
     def build(size: int | None) -> nn.Module:
         def load() -> nn.Module:
-            given = {} if size is None else {"img_size": size}
+            given = {"img_size": size, "num_classes": classes}
+            given = {key: value for key, value in given.items() if value is not None}
             return timm.create_model(name, pretrained=pretrained, **given).eval()
 
         return _reached(name, load)
@@ -64,9 +65,16 @@ def of_timm_name(name: str, pretrained: bool) -> Found:
     return Found(build, found, "pretrained (timm)" if pretrained else "random")
 
 
-def of_transformers_name(name: str, pretrained: bool) -> Found:
+def _own_head(classes: int | None) -> None:
+    if classes is not None:
+        raise ValueError("Expected num_classes for models of timm and torchvision only (got it for another).")
+
+
+def of_transformers_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """transformers: the image classifier of a repository or folder; the bare model where there is no head."""
     from tokengraph.compat import transformers
+
+    _own_head(classes)
 
     def load() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name)
@@ -101,9 +109,10 @@ def _of_processor(processor: Any, config: DataConfig) -> DataConfig:
     return DataConfig(int(side), mean, std, filters, pct, mode, type(processor).__name__)
 
 
-def of_open_clip_name(name: str, pretrained: bool) -> Found:
+def of_open_clip_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """open_clip: the vision tower of ``NAME:TAG``; without a tag the first that it knows."""
     open_clip = optional("open_clip")
+    _own_head(classes)
     architecture, _, tag = name.partition(":")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and not (tag or tags):
@@ -121,7 +130,7 @@ def of_open_clip_name(name: str, pretrained: bool) -> Found:
     return Found(build, config_of_model(build(None)), f"{tag} (open_clip)" if pretrained else "random")
 
 
-def of_torchvision_name(name: str, pretrained: bool) -> Found:
+def of_torchvision_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """torchvision: a classifier with its default weights and their transforms."""
     from tokengraph.compat import torchvision
 
@@ -133,7 +142,8 @@ def of_torchvision_name(name: str, pretrained: bool) -> Found:
     weights = models.get_model_weights(name).DEFAULT
 
     def build(size: int | None) -> nn.Module:
-        model = _reached(name, lambda: models.get_model(name, weights=weights if pretrained else None).eval())
+        given = {"weights": weights if pretrained else None} | ({} if classes is None else {"num_classes": classes})
+        model = _reached(name, lambda: models.get_model(name, **given).eval())
         return model if size is None else resized(model, size)
 
     how = weights.transforms()
@@ -149,7 +159,7 @@ def of_torchvision_name(name: str, pretrained: bool) -> Found:
     return Found(build, config, f"{weights} (torchvision)" if pretrained else "random")
 
 
-LIBRARIES: dict[str, Callable[[str, bool], Found]] = {
+LIBRARIES: dict[str, Callable[[str, bool, int | None], Found]] = {
     "timm": of_timm_name,
     "transformers": of_transformers_name,
     "open_clip": of_open_clip_name,

@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a setting, with the names of :class:`tokengraph.evaluate.row.Row`; intervals as ``_low`` and ``_high``."""
+    """One line a setting, named as in :class:`tokengraph.evaluate.row.Row`; intervals end in ``_low`` and ``_high``."""
     lines = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     out = io.StringIO()

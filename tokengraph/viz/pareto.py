@@ -33,8 +33,8 @@ def plot_pareto(rows: Sequence[Any], metric: str, *, title: str = "", subtitle: 
     joins settings that no cheaper one equals.
 
     Args:
-        rows: With ``name``, ``reason``, ``metrics``, ``intervals`` and ``cost``, as a report has them. Rows that failed,
-            or lack the figure or the cost, are left out.
+        rows: With ``name``, ``reason``, ``metrics``, ``intervals`` and ``cost``, as a report has them. Rows that
+            failed, or lack the figure or the cost, are left out.
         metric: The figure, by name.
         title: Above the figure.
         subtitle: Below the title, fainter.

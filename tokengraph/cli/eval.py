@@ -63,6 +63,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
+    group.add_argument("--num-classes", metavar="N", type=int, help="of the checkpoint's head; 0: it has none")
     group.add_argument("--random-weights", action="store_true", help="to try the command out; figures mean nothing")
     group.add_argument("--device", help="cuda where it is there, else cpu")
     group.add_argument("--amp", choices=("bfloat16", "float16"), help="run under autocast")
@@ -87,7 +88,6 @@ def run(options: argparse.Namespace) -> int:
     from tokengraph.evaluate.options import Options
     from tokengraph.evaluate.ranks import find_ranks
     from tokengraph.evaluate.source import source_of
-    from tokengraph.evaluate.tables import to_json
 
     how = Options(
         batch_size=options.batch_size,
@@ -104,7 +104,12 @@ def run(options: argparse.Namespace) -> int:
     settings = [plan for text in options.settings for plan in _settings(text)]
     data, train = _images(options.data, options), None if options.train is None else _images(options.train, options)
     report = evaluate(
-        source_of(options.model, checkpoint=options.checkpoint, random_weights=options.random_weights),
+        source_of(
+            options.model,
+            checkpoint=options.checkpoint,
+            num_classes=options.num_classes,
+            random_weights=options.random_weights,
+        ),
         settings,
         data,
         out=options.out,
@@ -114,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         options=how,
     )
     if find_ranks().first:
-        print(to_json(report) if options.json else report.markdown())
+        print(report.json() if options.json else report.markdown())
         print(f"Written to {options.out}", file=sys.stderr)
     return 0
 

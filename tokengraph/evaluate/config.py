@@ -26,7 +26,7 @@ class DataConfig:
         interpolation: One of Pillow's filters, by name.
         crop_pct: The share of the resized image's shorter side that the central crop keeps.
         crop_mode: ``"center"``: resize the shorter side, cut the centre out. ``"squash"``: resize both sides to the
-            square. ``"border"``: resize the longer side, pad with black.
+            square first. ``"border"``: resize the longer side, pad with the mean of each channel.
         source: Where it comes from, in words.
 
     Raises:

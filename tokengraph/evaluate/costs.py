@@ -49,7 +49,9 @@ def anatomy(model: nn.Module) -> Anatomy | None:
     wide = [p for n, p in first.named_parameters() if p.dim() == 2 and "bias" not in n.rsplit(".", 1)[-1]]
     weights = sum(p.numel() for p in wide) - 4 * channels**2  # all products but those of the attention
     names = ("num_heads", "num_attention_heads")
-    heads = next((int(getattr(m, n)) for m in first.modules() for n in names if isinstance(getattr(m, n, None), int)), 1)
+    heads = next(
+        (int(getattr(m, n)) for m in first.modules() for n in names if isinstance(getattr(m, n, None), int)), 1
+    )
     return Anatomy(len(blocks), channels, max(1, round(weights / (2 * channels))), adapter.num_prefix(core), heads)
 
 

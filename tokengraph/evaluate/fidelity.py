@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import check_images
+from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.attach import attach
 from tokengraph.attach.handle import Handle
 from tokengraph.evaluate.compare import counted, joined, measures, summary
@@ -55,7 +55,8 @@ def fidelity(
         model: A supported model; evaluated as it is, so call ``model.eval()`` first.
         images: ``[B, 3, H, W]``, normalised for the model, or several such batches.
         plan: The handle of what is attached to ``model``, which stays attached; or a setting such as ``"tome:13"``,
-            which is attached for the while. Settings of another resolution or model are for :func:`tokengraph.evaluate`.
+            which is attached for the while. Settings of another resolution or model are for
+            :func:`tokengraph.evaluate`.
 
     Returns:
         The measures of :func:`tokengraph.evaluate` that need no labels.
@@ -74,6 +75,8 @@ def fidelity(
     if isinstance(plan, Handle):
         if plan.model is not model:
             raise ValueError("Expected the handle of this model (got another model's).")
+        if not any(getattr(m.__dict__.get(SITE), "trace", None) is plan.trace for m in model.modules()):
+            raise ValueError("Expected a handle that is attached (got one that was removed). Attach again.")
         return _compare(model, images, plan)
     setting = read_setting(plan)
     select: Any = setting.select()

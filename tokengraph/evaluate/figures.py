@@ -180,8 +180,7 @@ def check_labels(images: Images, head: int | None) -> None:
     if head is None or images.classes is None or len(images.classes) == head:
         return
     raise ValueError(
-        f"Expected images of the head's {head} classes (got {len(images.classes)} classes). Number the folders by a file "
-        "(synsets=, --synsets FILE), fit a probe (probe='linear', --probe linear), or ignore labels "
+        f"Expected images of the head's {head} classes (got {len(images.classes)} classes). Number the folders by a "
+        "file (synsets=, --synsets FILE), fit a probe (probe='linear', --probe linear), or ignore labels "
         "(find_images(root, labels='none'), --labels none)."
     )
-

@@ -75,7 +75,9 @@ class Files(Images):
             return f"{self.key(index)} -"
 
 
-def find_images(root: str | os.PathLike[str], *, labels: str = "auto", synsets: str | os.PathLike[str] | None = None) -> Files:
+def find_images(
+    root: str | os.PathLike[str], *, labels: str = "auto", synsets: str | os.PathLike[str] | None = None
+) -> Files:
     """Finds images below a folder.
 
     Args:
@@ -91,7 +93,9 @@ def find_images(root: str | os.PathLike[str], *, labels: str = "auto", synsets: 
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise ValueError(f"Expected a folder of images (got {str(root)!r}: {'a file' if folder.exists() else 'not there'}).")
+        raise ValueError(
+            f"Expected a folder of images (got {str(root)!r}: {'a file' if folder.exists() else 'not there'})."
+        )
     if labels not in ("auto", "classes", "masks", "none"):
         raise ValueError(f"Expected labels to be auto, classes, masks or none (got {labels!r}).")
     inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -124,7 +128,10 @@ def _with_classes(folder: Path, names: list[str], synsets: str | os.PathLike[str
 def _numbered(names: list[str], synsets: str | os.PathLike[str] | None) -> tuple[list[str], list[int]]:
     """All classes, and the number of each folder's."""
     if synsets is not None:
-        lines = Path(synsets).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(synsets).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"Expected a file of synsets, one a line (got {str(synsets)!r}: {error}).") from error
         pairs = [line.strip().split(None, 1) for line in lines if line.strip()]
         order = {pair[0]: i for i, pair in enumerate(pairs)}
         if missing := [name for name in names if name not in order]:
@@ -149,7 +156,9 @@ def _imagenet() -> dict[str, int]:
 
 def _with_masks(folder: Path, masks: str | None) -> Files:
     if masks is None or not (folder / "images").is_dir():
-        raise ValueError(f"Expected folders 'images' and one of {', '.join(MASK_FOLDERS)} in {str(folder)!r} (got others).")
+        raise ValueError(
+            f"Expected folders 'images' and one of {', '.join(MASK_FOLDERS)} in {str(folder)!r} (got others)."
+        )
     images, others = _walk(folder / "images")
     found, _ = _walk(folder / masks)
     by_stem = {f.relative_to(folder / masks).with_suffix("").as_posix(): f for f in found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,10 @@ from tokengraph.evaluate.config import DataConfig, config_of_model
 from tokengraph.evaluate.read import Reader
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.source import Source, source_of
+from tokengraph.io.checkpoint_files import read_checkpoint
+from tokengraph.io.checkpoints import load_checkpoint
 
-Key = tuple[str | None, int | None]
+Key = tuple[str | None, int | None, str | None]
 
 
 class Forms:
@@ -31,6 +34,7 @@ class Forms:
         self.source, self.device, self._random = source, device, random_weights
         self._sources: dict[str, Source] = {}
         self._models: dict[Key, nn.Module] = {}
+        self._weights: dict[str, Any] = {}
         self._configs: dict[str | None, DataConfig] = {}
 
     def model(self, setting: Setting | None = None) -> nn.Module:
@@ -39,13 +43,15 @@ class Forms:
         Raises:
             ValueError: If the model is unknown or takes no such resolution.
         """
-        name, size = (setting.model, setting.resolution) if setting is not None else (None, None)
-        if (name, size) not in self._models:
+        name, size, weights = (setting.model, setting.resolution, setting.weights) if setting else (None,) * 3
+        if (name, size, weights) not in self._models:
             built = self._source(name).build(size).eval().to(self.device)
-            if size is not None:
+            if weights is not None:
+                built = copy.deepcopy(built)  # trained weights come into it
+            elif size is not None:
                 _share(built, self._own(name))
-            self._models[name, size] = built
-        return self._models[name, size]
+            self._models[name, size, weights] = built
+        return self._models[name, size, weights]
 
     def config(self, setting: Setting | None = None) -> DataConfig:
         """The preprocessing of a setting's images."""
@@ -64,7 +70,24 @@ class Forms:
             return
         kind: Any = select
         with attach(model, kind, setting.schedule, prop_attn=setting.prop_attn, size_bias=setting.size_bias) as handle:
+            self._learned(handle, setting)
             yield Reader(model, handle)
+
+    def _learned(self, handle: Any, setting: Setting) -> None:
+        """Loads what a strategy has learned, with the model that it was trained in."""
+        if setting.weights is None:
+            if handle.select.learns:
+                raise ValueError(
+                    f"Expected trained weights for {type(handle.select).__name__}, which learns (got none). "
+                    "Give a checkpoint of the model with it: weights=FILE."
+                )
+            return
+        if setting.weights not in self._weights:
+            self._weights[setting.weights] = read_checkpoint(setting.weights, True)
+        report = load_checkpoint(handle.model, self._weights[setting.weights])
+        if report.missing or report.mismatched:
+            told = "; ".join(line[:120] for line in str(report).splitlines())
+            raise ValueError(f"Expected a checkpoint of the model with {setting.strategy} in it (got one that {told}).")
 
     def planned(self, setting: Setting) -> list[int]:
         """Patch tokens before the first block and after each, as the schedule plans them."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokengraph.evaluate.images import Images
+from tokengraph.io.hub import patient_hub
 from tokengraph.optional import optional
 
 LABELS = ("label", "labels", "fine_label", "class", "target")
@@ -73,7 +74,8 @@ def find_hub(name: str, split: str = "validation") -> Hub:
             found = datasets.load_from_disk(name)
             rows = found[split] if hasattr(found, "keys") else found
         else:
-            rows = datasets.load_dataset(name, split=split)
+            with patient_hub():
+                rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # whatever hub, cache or scripts raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"Expected a data set that loads (got {name!r}, split {split!r}: {reason}).") from error

@@ -12,6 +12,8 @@ from torch import nn
 
 from tokengraph.evaluate.config import DataConfig, config_of_model, of_timm
 from tokengraph.evaluate.resolution import resized
+from tokengraph.io.hub import patient_hub
+from tokengraph.io.mean_std import find_mean_std
 from tokengraph.optional import optional
 
 
@@ -29,7 +31,8 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):  # random weights are the same each time, and disturb nobody
             torch.default_generator.manual_seed(0)
-            return load()
+            with patient_hub():
+                return load()
     except ImportError:
         raise
     except Exception as error:
@@ -40,7 +43,7 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def of_timm_name(name: str, pretrained: bool) -> Found:
+def of_timm_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """timm: ``create_model`` at the size, which resamples the checkpoint's positions."""
     from tokengraph.compat import timm
 
@@ -51,7 +54,8 @@ def of_timm_name(name: str, pretrained: bool) -> Found:
 
     def build(size: int | None) -> nn.Module:
         def load() -> nn.Module:
-            given = {} if size is None else {"img_size": size}
+            given = {"img_size": size, "num_classes": classes}
+            given = {key: value for key, value in given.items() if value is not None}
             return timm.create_model(name, pretrained=pretrained, **given).eval()
 
         return _reached(name, load)
@@ -61,19 +65,23 @@ def of_timm_name(name: str, pretrained: bool) -> Found:
     return Found(build, found, "pretrained (timm)" if pretrained else "random")
 
 
-def of_transformers_name(name: str, pretrained: bool) -> Found:
+def _own_head(classes: int | None) -> None:
+    if classes is not None:
+        raise ValueError("Expected num_classes for models of timm and torchvision only (got it for another).")
+
+
+def of_transformers_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """transformers: the image classifier of a repository or folder; the bare model where there is no head."""
     from tokengraph.compat import transformers
 
+    _own_head(classes)
+
     def load() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name)
-        heads = getattr(config, "architectures", None) or []
-        kinds = ("AutoModelForImageClassification", "ForImageClassification"), ("AutoModel", "")
-        kind = next(auto for auto, ending in kinds if not ending or any(ending in head for head in heads))
-        model = getattr(transformers, kind)
-        model = model.from_pretrained(name) if pretrained else model.from_config(config)
-        model = getattr(model, "vision_model", model)  # CLIP, SigLIP: the tower that sees
-        return model.eval()
+        headed = any("ForImageClassification" in head for head in getattr(config, "architectures", None) or [])
+        kind = transformers.AutoModelForImageClassification if headed else transformers.AutoModel
+        model = kind.from_pretrained(name) if pretrained else kind.from_config(config)
+        return (model if headed else getattr(model, "vision_model", model)).eval()  # of CLIP, SigLIP: what sees
 
     def build(size: int | None) -> nn.Module:
         model = _reached(name, load)
@@ -81,7 +89,8 @@ def of_transformers_name(name: str, pretrained: bool) -> Found:
 
     config = config_of_model(build(None))
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
+        with patient_hub():
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
     except Exception:  # no such file, or no package for it: the model's own numbers stand
         return Found(build, config, f"{name} (transformers)")
     return Found(build, _of_processor(processor, config), f"{name} (transformers)")
@@ -96,13 +105,14 @@ def _of_processor(processor: Any, config: DataConfig) -> DataConfig:
     names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     filters = names.get(int(getattr(processor, "resample", None) or 3), "bicubic")
     mode = "squash" if not crops and "height" in size else "center"
-    mean, std = (tuple(getattr(processor, key, None) or own) for key, own in (("image_mean", config.mean), ("image_std", config.std)))
-    return DataConfig(int(side), mean, std, filters, pct, mode, f"{type(processor).__name__}")  # type: ignore[arg-type]
+    mean, std = find_mean_std(nn.Identity(), processor)
+    return DataConfig(int(side), mean, std, filters, pct, mode, type(processor).__name__)
 
 
-def of_open_clip_name(name: str, pretrained: bool) -> Found:
+def of_open_clip_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """open_clip: the vision tower of ``NAME:TAG``; without a tag the first that it knows."""
     open_clip = optional("open_clip")
+    _own_head(classes)
     architecture, _, tag = name.partition(":")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and not (tag or tags):
@@ -120,7 +130,7 @@ def of_open_clip_name(name: str, pretrained: bool) -> Found:
     return Found(build, config_of_model(build(None)), f"{tag} (open_clip)" if pretrained else "random")
 
 
-def of_torchvision_name(name: str, pretrained: bool) -> Found:
+def of_torchvision_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """torchvision: a classifier with its default weights and their transforms."""
     from tokengraph.compat import torchvision
 
@@ -132,7 +142,8 @@ def of_torchvision_name(name: str, pretrained: bool) -> Found:
     weights = models.get_model_weights(name).DEFAULT
 
     def build(size: int | None) -> nn.Module:
-        model = _reached(name, lambda: models.get_model(name, weights=weights if pretrained else None).eval())
+        given = {"weights": weights if pretrained else None} | ({} if classes is None else {"num_classes": classes})
+        model = _reached(name, lambda: models.get_model(name, **given).eval())
         return model if size is None else resized(model, size)
 
     how = weights.transforms()
@@ -148,7 +159,7 @@ def of_torchvision_name(name: str, pretrained: bool) -> Found:
     return Found(build, config, f"{weights} (torchvision)" if pretrained else "random")
 
 
-LIBRARIES: dict[str, Callable[[str, bool], Found]] = {
+LIBRARIES: dict[str, Callable[[str, bool, int | None], Found]] = {
     "timm": of_timm_name,
     "transformers": of_transformers_name,
     "open_clip": of_open_clip_name,

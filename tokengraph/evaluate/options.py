@@ -51,7 +51,15 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "chunk": 1, "time_rounds": 3, "resamples": 10, "folds": 2, "neighbors": 1, "workers": 0}
+        least = {
+            "batch_size": 1,
+            "chunk": 1,
+            "time_rounds": 3,
+            "resamples": 10,
+            "folds": 2,
+            "neighbors": 1,
+            "workers": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"Expected {name} >= {low} (got {getattr(self, name)}).")
@@ -63,7 +71,15 @@ class Options:
             raise ValueError(f"Expected amp as bfloat16 or float16 (got {self.amp!r}).")
 
     def place(self, local_rank: int = 0) -> torch.device:
-        """The device of this process."""
+        """The device of this process.
+
+        Raises:
+            ValueError: If the device that was asked for is not there.
+        """
         if self.device is not None:
-            return torch.device(self.device)
+            try:
+                return torch.zeros(1, device=self.device).device
+            except (AssertionError, RuntimeError) as error:  # no such kind, no driver, no such number
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise ValueError(f"Expected a device that is there (got {str(self.device)!r}: {reason})") from error
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -17,8 +17,8 @@ def probe(
     """Fits on ``train [n, C]`` with ``labels [n]`` and gives the classes of ``test [m, C]`` by falling score.
 
     ``"linear"``: multinomial logistic regression on features standardised by the training set, mean cross-entropy plus
-    ``l2 / 2`` times the squared weights, LBFGS from zero in float64. ``"knn"``: votes of the nearest by cosine, weighted
-    by ``exp(cosine / 0.07)``.
+    ``l2 / 2`` times the squared weights, LBFGS from zero in float64. ``"knn"``: votes of the nearest by cosine,
+    weighted by ``exp(cosine / 0.07)``.
 
     Returns:
         ``[m, min(5, classes)]`` class numbers; ties go to the lower.

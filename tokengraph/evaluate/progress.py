@@ -37,11 +37,15 @@ class Progress:
             bar.update(count)
         elif self.show and (time.monotonic() - self._last > EVERY or self.done == self.total):
             self._last = time.monotonic()
-            print(f"{self.what}: {self.done} of {self.total}{f' ({note})' if note else ''}", file=sys.stderr, flush=True)
+            print(
+                f"{self.what}: {self.done} of {self.total}{f' ({note})' if note else ''}", file=sys.stderr, flush=True
+            )
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()  # type: ignore[attr-defined]

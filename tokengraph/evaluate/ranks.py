@@ -41,7 +41,7 @@ class Ranks:
 
 
 def find_ranks() -> Ranks:
-    """Reads ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` as torchrun sets them; joins the others over gloo if need be."""
+    """Reads ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` as torchrun sets them; joins the others over gloo."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if not dist.is_available():
         return Ranks()

@@ -76,7 +76,9 @@ class Reader:
         has_class = adapter.has_class_token(self.core)
         token = normed[:, 0] if has_class else mean
         grid = adapter.image_grid(adapter.embedding(self.core), images)
-        patches = lifted.transpose(1, 2).reshape(lifted.size(0), -1, *grid) if grid[0] * grid[1] == lifted.size(1) else None
+        patches = (
+            lifted.transpose(1, 2).reshape(lifted.size(0), -1, *grid) if grid[0] * grid[1] == lifted.size(1) else None
+        )
         pooled = torch.cat([token, mean], dim=1) if has_class else mean
         return Outputs(logits, token, patches, pooled, self._counts(adapter, tokens, prefix))
 
@@ -95,7 +97,9 @@ class Reader:
         depth = len(adapter.blocks(self.core))
         if self.handle is None or not hasattr(self.handle.trace, "counts_per_image"):
             return torch.full((depth + 1, tokens.size(0)), float(tokens.size(1) - prefix))
-        return torch.tensor([self.handle.trace.counts_per_image(layer) for layer in range(depth + 1)], dtype=torch.float32)
+        return torch.tensor(
+            [self.handle.trace.counts_per_image(layer) for layer in range(depth + 1)], dtype=torch.float32
+        )
 
 
 def final_norm(core: nn.Module) -> nn.Module:

@@ -8,49 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tokengraph.evaluate.statistics import Difference
+from tokengraph.evaluate.row import Row
 from tokengraph.evaluate.store import write_text
 from tokengraph.evaluate.tables import to_csv, to_json, to_markdown
 
 MAIN = ("top1", "miou", "probe_as_is", "agreement", "class_cosine")  # what a plot shows, the first that there is
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one setting gave.
-
-    Args:
-        name: Of the setting.
-        kind: ``"dense"``, ``"setting"`` or ``"control"``.
-        reason: Why it failed; empty if it did not. A failed row has no figures.
-        metrics: Figures by name: ``top1``, ``top5``, ``miou``, ``biou``, ``agreement``, ``kl``, ``class_cosine``,
-            ``class_worst``, ``patch_cosine``, ``patch_worst``, ``probe_as_is``, ``probe_refit``.
-        intervals: 95 % intervals of figures, by bootstrap over images.
-        differences: Figures minus the dense model's, paired.
-        gmacs: Billions of multiply-adds of the blocks for an image, merging included; ``None``: not known.
-        cost: The same as a share of the dense model's.
-        counted: Whether the strategy says what its choice costs; if not, its choice is missing in ``gmacs``.
-        counts: Mean patch tokens before the first block and after each.
-        ms: Median and quartiles of the milliseconds of a batch, by ``"plain"``, ``"attached"``, ``"ideal"``.
-        speed: Time over the dense model's, round by round: median and quartiles.
-        over_ideal: Time over the ideal's, likewise.
-        peak: Bytes that a run holds at its worst moment.
-    """
-
-    name: str
-    kind: str
-    reason: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    differences: Mapping[str, Difference] = field(default_factory=dict)
-    gmacs: float | None = None
-    cost: float | None = None
-    counted: bool = True
-    counts: tuple[float, ...] = ()
-    ms: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
-    speed: tuple[float, float, float] | None = None
-    over_ideal: tuple[float, float, float] | None = None
-    peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +48,15 @@ class Report:
 
     def markdown(self) -> str:
         """Tables and facts for people."""
-        return to_markdown(self)
+        return to_markdown(self.rows, self.skipped, self.facts)
+
+    def json(self) -> str:
+        """Everything, for programs."""
+        return to_json(self.rows, self.skipped, self.facts)
+
+    def csv(self) -> str:
+        """One line a setting, for spreadsheets."""
+        return to_csv(self.rows)
 
     def __str__(self) -> str:
         return self.markdown()
@@ -95,7 +65,7 @@ class Report:
         """Writes ``report.json``, ``report.csv``, ``report.md`` and, where matplotlib is there, ``pareto.png``."""
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        texts = {"report.json": to_json(self), "report.csv": to_csv(self), "report.md": self.markdown()}
+        texts = {"report.json": self.json(), "report.csv": self.csv(), "report.md": self.markdown()}
         for name, text in texts.items():
             write_text(out / name, text)
         files = [out / name for name in texts]
@@ -103,7 +73,9 @@ class Report:
             try:
                 from tokengraph.viz.pareto import plot_pareto
 
-                figure = plot_pareto(self.rows, self.main, title=str(self.facts.get("model", "")), subtitle=self._subtitle())
+                figure = plot_pareto(
+                    self.rows, self.main, title=str(self.facts.get("model", "")), subtitle=self._subtitle()
+                )
                 figure.savefig(out / "pareto.png")
                 files.append(out / "pareto.png")
             except ImportError:

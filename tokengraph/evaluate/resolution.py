@@ -32,7 +32,9 @@ def resized(model: nn.Module, size: int) -> nn.Module:
     patch = _patch(embedding)
     if patch is not None and (size % patch or size < patch):
         near = max(1, round(size / patch)) * patch
-        raise ValueError(f"Expected a resolution that is a multiple of the patch size {patch} (got {size}). Try {near}.")
+        raise ValueError(
+            f"Expected a resolution that is a multiple of the patch size {patch} (got {size}). Try {near}."
+        )
     origin = {c.__module__.partition(".")[0] for c in type(core).__mro__}
     if hasattr(core, "set_input_size"):
         core.set_input_size(img_size=size)
@@ -72,7 +74,7 @@ def _in_each_run(model: nn.Module, core: nn.Module) -> None:
 
 
 def _resample(core: Any, size: int, side: int) -> None:
-    """torchvision's and open_clip's tables."""
+    """Torchvision's and open_clip's tables."""
     if hasattr(core, "positional_embedding"):
         table, owner, name = core.positional_embedding, core, "positional_embedding"
         core.image_size, core.grid_size = (size, size), (side, side)

@@ -8,7 +8,7 @@ from typing import Any
 from tokengraph.evaluate.costs import anatomy, multiply_adds
 from tokengraph.evaluate.figures import Scorer
 from tokengraph.evaluate.measure import Measured
-from tokengraph.evaluate.report import Row
+from tokengraph.evaluate.row import Row
 from tokengraph.evaluate.run import DENSE, Runner
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.timing import quartiles

@@ -58,14 +58,8 @@ class Runner:
             for number in mine:
                 self._chunk(part, images, settings, number, progress)
 
-    def _chunk(
-        self, part: str, images: Images, settings: Sequence[Setting], number: int, progress: Progress
-    ) -> None:
-        todo = [
-            s
-            for s in settings
-            if not self.store.has(part, s.name, number) and not self.store.reason(part, s.name)
-        ]
+    def _chunk(self, part: str, images: Images, settings: Sequence[Setting], number: int, progress: Progress) -> None:
+        todo = [s for s in settings if not self.store.has(part, s.name, number) and not self.store.reason(part, s.name)]
         progress.step(len(settings) - len(todo))
         if not todo and self.store.has(part, DENSE.name, number):
             progress.step()
@@ -78,13 +72,18 @@ class Runner:
         with self.forms.open(DENSE) as reader:
             found, dense = self._outcome(reader, chunk, DENSE, targets, None)
         if not self.store.has(part, DENSE.name, number):
-            bad = {"bad": np.array([i for i, _ in chunk.bad], dtype=np.int64), "why": np.array([r for _, r in chunk.bad], dtype=str)}
+            bad = {
+                "bad": np.array([i for i, _ in chunk.bad], dtype=np.int64),
+                "why": np.array([r for _, r in chunk.bad], dtype=str),
+            }
             self.store.save(part, DENSE.name, number, {**found, **bad})
         progress.step(note="dense")
         for setting in todo:
             try:
                 with self.forms.open(setting) as reader:
-                    self.store.save(part, setting.name, number, self._outcome(reader, chunk, setting, targets, dense)[0])
+                    self.store.save(
+                        part, setting.name, number, self._outcome(reader, chunk, setting, targets, dense)[0]
+                    )
             except Exception as error:  # one setting's failure is a row of the report, not the end
                 lines = [line for line in str(error).splitlines() if line.strip()]
                 self.store.fail(part, setting.name, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300])

@@ -14,9 +14,9 @@ from tokengraph.maps.hard import REDUCTIONS
 from tokengraph.schedule import Schedule, relative
 from tokengraph.select.base import Select, resolve
 
-ATTACH_OPTIONS = ("prop_attn", "size_bias")
+OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # of the setting; all others are the strategy's
 REDUCE = ("reduce", "reduction")
-KEYS = ("strategy", "schedule", "options", "resolution", "model", *ATTACH_OPTIONS)
+KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Setting:
         model: Another model, by name; ``None``: the one that is evaluated.
         prop_attn: As for :func:`tokengraph.attach`.
         size_bias: As for :func:`tokengraph.attach`.
+        weights: A checkpoint of the model with the strategy in it, for strategies that learn.
         label: What the tables call it; by default :attr:`name` works it out.
     """
 
@@ -41,6 +42,7 @@ class Setting:
     model: str | None = None
     prop_attn: bool | str | None = None
     size_bias: str = "auto"
+    weights: str | None = None
     label: str = ""
 
     @property
@@ -54,6 +56,7 @@ class Setting:
             text = self.strategy if isinstance(self.strategy, str) else repr(self.strategy)
             text += f":{write_schedule(self.schedule)}" if self.schedule is not None else ""
             named = {"prop_attn": self.prop_attn, "size_bias": None if self.size_bias == "auto" else self.size_bias}
+            named["weights"] = self.weights
             named = {**self.options, **{k: v for k, v in named.items() if v is not None}}
             parts.append(text + "".join(f",{key}={value}" for key, value in named.items()))
         return "+".join(parts) or "dense"
@@ -150,7 +153,7 @@ def _part(part: str, whole: str) -> dict[str, Any]:
         key, equals, text = (x.strip() for x in option.partition("="))
         if not equals or not key or not text:
             raise ValueError(f"Expected options as NAME=VALUE (got {option!r} in {whole!r}).")
-        (found if key in ATTACH_OPTIONS else found["options"])[key] = read_value(text)
+        (found if key in OWN_OPTIONS else found["options"])[key] = read_value(text)
     return found
 
 
@@ -186,6 +189,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
         ("options", options, (Mapping,)),
         ("prop_attn", plan.get("prop_attn"), (str, bool)),
         ("size_bias", size_bias, (str,)),
+        ("weights", plan.get("weights"), (str,)),
         ("label", plan.get("label"), (str,)),
     ):
         if value is not None and not isinstance(value, kinds):
@@ -203,6 +207,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
         model=plan.get("model"),
         prop_attn=plan.get("prop_attn"),
         size_bias=size_bias,
+        weights=plan.get("weights"),
         label=plan.get("label") or "",
     )
 

@@ -32,13 +32,20 @@ class Source:
     weights: str = "given"
 
 
-def source_of(model: str | nn.Module | Source, *, checkpoint: Any = None, random_weights: bool = False) -> Source:
+def source_of(
+    model: str | nn.Module | Source,
+    *,
+    checkpoint: Any = None,
+    num_classes: int | None = None,
+    random_weights: bool = False,
+) -> Source:
     """A source from what a user gives.
 
     Args:
         model: A :class:`Source`, a module, or a name: ``"timm:NAME"``, ``"transformers:REPOSITORY"`` (or a folder),
             ``"open_clip:NAME:TAG"``, ``"torchvision:NAME"``. Without a prefix: timm's, or with a slash transformers'.
-        checkpoint: A file of weights for a model by name.
+        checkpoint: A file of weights, which must have all of the model's.
+        num_classes: Of the head that the checkpoint has, where it is not the model's usual one; 0: it has none.
         random_weights: Take random weights instead of pretrained ones; figures then say nothing about the model.
 
     Raises:
@@ -50,20 +57,28 @@ def source_of(model: str | nn.Module | Source, *, checkpoint: Any = None, random
         return model
     if isinstance(model, nn.Module):
         if checkpoint is not None:
-            load_checkpoint(model, checkpoint)
+            _load(model, checkpoint, type(model).__name__)
         return Source(type(model).__name__, _Copies(model.eval()), weights="as given")
     if not isinstance(model, str):
         raise TypeError(f"Expected a model as name, nn.Module or Source (got {type(model).__name__}).")
     library, name = _library(model)
-    found: Found = LIBRARIES[library](name, checkpoint is None and not random_weights)
+    found: Found = LIBRARIES[library](name, checkpoint is None and not random_weights, num_classes)
     if checkpoint is None:
-        weights = "random" if random_weights else found.weights
-        return Source(model, found.build, found.config, weights)
+        return Source(model, found.build, found.config, "random" if random_weights else found.weights)
     first = found.build(None)
-    report = load_checkpoint(first, checkpoint)
-    if report.mismatched or any(not name.startswith(("head", "fc", "classifier")) for name in report.missing):
-        raise ValueError(f"Expected a checkpoint for the whole of {name} (got one that leaves parts as they were: {report}).")
+    _load(first, checkpoint, name)
     return Source(model, _Copies(first), found.config, f"checkpoint {checkpoint}")
+
+
+def _load(model: nn.Module, checkpoint: Any, name: str) -> None:
+    """Loads a checkpoint; parts that keep their random values would give figures that mean nothing."""
+    report = load_checkpoint(model, checkpoint)
+    if report.missing or report.mismatched:
+        told = "; ".join(line[:120] for line in str(report).splitlines())
+        raise ValueError(
+            f"Expected a checkpoint for the whole of {name} (got one that {told}). For a head of other size give "
+            "num_classes (--num-classes N; 0: no head)."
+        )
 
 
 def _library(text: str) -> tuple[str, str]:

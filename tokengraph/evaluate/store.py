@@ -40,7 +40,9 @@ class Store:
             write_text(file, json.dumps(ours, indent=1))
             return
         except ValueError as error:
-            raise ValueError(f"Expected {str(file)!r} to be a run's file (got other text). Give a new folder.") from error
+            raise ValueError(
+                f"Expected {str(file)!r} to be a run's file (got other text). Give a new folder."
+            ) from error
         other = [key for key in ours if theirs.get(key) != ours[key]]
         if other:
             told = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in other)
@@ -51,7 +53,8 @@ class Store:
 
     def has(self, part: str, setting: str, chunk: int) -> bool:
         """Whether a setting's outcome on a chunk is stored."""
-        return self._file(part, setting, chunk).is_file()
+        file = self._file(part, setting, chunk)
+        return file.is_file() and file.stat().st_size > 0  # a machine that went down may leave an empty file
 
     def save(self, part: str, setting: str, chunk: int, found: Mapping[str, np.ndarray]) -> None:
         """Stores an outcome."""
@@ -60,8 +63,6 @@ class Store:
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         with open(temporary, "wb") as stream:
             np.savez_compressed(stream, **dict(found))
-            stream.flush()
-            os.fsync(stream.fileno())
         os.replace(temporary, file)
 
     def load(self, part: str, setting: str, chunk: int) -> dict[str, np.ndarray]:

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tokengraph.evaluate.report import Report, Row
+from tokengraph.evaluate.row import Row
 
+Skipped = Sequence[tuple[str, str]]
 SCORES = ("top1", "top5", "miou", "biou", "probe_as_is", "probe_refit")
 FIDELITY = ("agreement", "kl", "class_cosine", "class_worst", "patch_cosine", "patch_worst")
 TITLES = {
@@ -30,9 +31,9 @@ TITLES = {
 }
 
 
-def to_json(report: Report) -> str:
+def to_json(rows: Sequence[Row], skipped: Skipped, facts: Mapping[str, Any]) -> str:
     """Everything, with ``null`` for what is not finite."""
-    data = {"facts": dict(report.facts), "skipped": report.skipped, "rows": [asdict(row) for row in report.rows]}
+    data = {"facts": dict(facts), "skipped": skipped, "rows": [asdict(row) for row in rows]}
     return json.dumps(_plain(data), indent=1)
 
 
@@ -46,9 +47,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def to_csv(report: Report) -> str:
-    """One line a setting, with the names of :class:`tokengraph.evaluate.report.Row`; intervals as ``_low`` and ``_high``."""
-    lines = [_flat(row) for row in report.rows]
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line a setting, named as in :class:`tokengraph.evaluate.row.Row`; intervals end in ``_low`` and ``_high``."""
+    lines = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -58,7 +59,13 @@ def to_csv(report: Report) -> str:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    line: dict[str, Any] = {"name": row.name, "kind": row.kind, "reason": row.reason, "cost": row.cost, "gmacs": row.gmacs}
+    line: dict[str, Any] = {
+        "name": row.name,
+        "kind": row.kind,
+        "reason": row.reason,
+        "cost": row.cost,
+        "gmacs": row.gmacs,
+    }
     for name, value in row.metrics.items():
         line[name] = value
         if name in row.intervals:
@@ -74,15 +81,19 @@ def _flat(row: Row) -> dict[str, Any]:
     return line
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(every: Sequence[Row], skipped: Skipped, facts: Mapping[str, Any]) -> str:
     """A table of scores, one of fidelity, one of cost; then what failed, what was skipped, and the facts."""
-    rows = [row for row in report.rows if not row.reason]
-    text = [f"# {report.facts.get('model', 'model')} on {report.facts.get('data', 'images')}", ""]
+    rows = [row for row in every if not row.reason]
+    text = [f"# {facts.get('model', 'model')} on {facts.get('data', 'images')}", ""]
     scores = [name for name in SCORES if any(name in row.metrics for row in rows)]
     if scores:
         header = ["setting", "cost"] + [c for s in scores for c in (TITLES[s], "against dense")]
         text += _table(header, [[_name(r), _share(r), *(c for s in scores for c in _score(r, s))] for r in rows])
-        text += ["", "Brackets: 95 % bootstrap intervals over images, paired against dense; p: McNemar's exact test.", ""]
+        text += [
+            "",
+            "Brackets: 95 % bootstrap intervals over images, paired against dense; p: McNemar's exact test.",
+            "",
+        ]
     fidelity = [name for name in FIDELITY if any(name in row.metrics for row in rows)]
     if fidelity:
         body = [[_name(r), _share(r), *(_number(r.metrics.get(f)) for f in fidelity)] for r in rows]
@@ -90,13 +101,13 @@ def to_markdown(report: Report) -> str:
     body = [[_name(r), _share(r), *_costs(r)] for r in rows]
     text += _table(["setting", "cost", "GMACs", "ms a batch", "time", "over ideal", "peak MB"], body)
     text += ["", "Time is a share of the dense model's, median and quartiles of interleaved rounds."]
-    if failed := [row for row in report.rows if row.reason]:
+    if failed := [row for row in every if row.reason]:
         text += ["", *_table(["setting", "failed"], [[_name(r), r.reason.replace("|", "/")] for r in failed])]
-    if report.skipped:
-        text += ["", f"{len(report.skipped)} images could not be read and count nowhere:", ""]
-        text += [f"* {key}: {reason}" for key, reason in report.skipped[:20]]
-        text += [f"* and {len(report.skipped) - 20} more, in report.json"] if len(report.skipped) > 20 else []
-    text += ["", *(f"* {key}: {value}" for key, value in report.facts.items())]
+    if skipped:
+        text += ["", f"{len(skipped)} images could not be read and count nowhere:", ""]
+        text += [f"* {key}: {reason}" for key, reason in skipped[:20]]
+        text += [f"* and {len(skipped) - 20} more, in report.json"] if len(skipped) > 20 else []
+    text += ["", *(f"* {key}: {value}" for key, value in facts.items())]
     return "\n".join(text) + "\n"
 
 
@@ -135,6 +146,6 @@ def _costs(row: Row) -> list[str]:
         return "-" if values is None else f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
     times = row.ms.get("attached") or row.ms.get("plain")
-    gmacs = "-" if row.gmacs is None else f"{row.gmacs:.3f}" if row.gmacs < 1 else f"{row.gmacs:.2f}"
-    peak = "-" if row.peak is None else f"{row.peak / 2**20:.0f}"
+    gmacs = "-" if row.gmacs is None else f"{row.gmacs:.3g}"
+    peak = "-" if row.peak is None else f"{row.peak / 2**20:.3g}" if row.peak < 2**27 else f"{row.peak / 2**20:.0f}"
     return [gmacs, "-" if times is None else f"{times[0]:.1f}", spread(row.speed), spread(row.over_ideal), peak]

@@ -63,7 +63,9 @@ def time_forms(forms: list[Timed], rounds: int, *, show: bool = True) -> dict[st
     return found
 
 
-def ideal_form(model: nn.Module, counts: list[int], placement: str, opens: bool) -> Callable[[], AbstractContextManager[Any]]:
+def ideal_form(
+    model: nn.Module, counts: list[int], placement: str, opens: bool
+) -> Callable[[], AbstractContextManager[Any]]:
     """The context of a model cut to token counts, with nothing chosen."""
     return partial(ideal, model, counts, placement, open_maps=opens)
 

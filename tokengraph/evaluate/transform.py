@@ -28,12 +28,10 @@ def to_input(image: Any, config: DataConfig) -> Tensor:
         ValueError: If the array has another shape or type, or the image holds NaN.
     """
     light = to_light(_pillow(image))
-    pixels = np.asarray(_cut(light, config, config.interpolation), dtype=np.float32)
-    if pixels.ndim == 2:  # wide grey values, in [0, 1] already
-        pixels = np.repeat(pixels.clip(0, 1)[..., None], 3, axis=2)
-        values = torch.from_numpy(pixels)
-    else:
-        values = torch.from_numpy(pixels / 255)
+    wide = light.mode == "F"  # grey values in [0, 1]
+    fill = sum(config.mean) / 3 if wide else tuple(round(255 * v) for v in config.mean)
+    pixels = np.asarray(_cut(light, config, config.interpolation, fill), dtype=np.float32)
+    values = torch.from_numpy(np.repeat(pixels.clip(0, 1)[..., None], 3, axis=2) if wide else pixels / 255)
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     return ((values - mean) / std).permute(2, 0, 1).contiguous()
 
@@ -57,14 +55,14 @@ def _pillow(image: Any) -> Any:
     return optional("PIL.Image").fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
-def _cut(image: Any, config: DataConfig, interpolation: str, fill: int = 0) -> Any:
-    """The square ``[S, S]`` of a Pillow image."""
+def _cut(image: Any, config: DataConfig, interpolation: str, fill: Any) -> Any:
+    """The square ``[S, S]`` of a Pillow image, with ``fill`` where there is none."""
     size, method = config.size, getattr(optional("PIL.Image").Resampling, interpolation.upper())
-    if config.crop_mode == "squash":
-        return image.resize((size, size), method)
     target = math.floor(size / config.crop_pct)
     width, height = image.size
-    if config.crop_mode == "border":
+    if config.crop_mode == "squash":
+        sides = target, target
+    elif config.crop_mode == "border":
         scale = target / max(width, height)
         sides = max(1, round(width * scale)), max(1, round(height * scale))
     elif width <= height:
@@ -72,9 +70,9 @@ def _cut(image: Any, config: DataConfig, interpolation: str, fill: int = 0) -> A
     else:
         sides = int(target * width / height), target
     image = image if sides == image.size else image.resize(sides, method)
-    left, top = round((sides[0] - size) / 2), round((sides[1] - size) / 2)
+    left, top = (round((side - size) / 2) if side >= size else -((size - side) // 2) for side in sides)
     if min(left, top) >= 0:
         return image.crop((left, top, left + size, top + size))
-    canvas = optional("PIL.Image").new(image.mode, (size, size), fill if image.mode != "RGB" else (fill,) * 3)
+    canvas = optional("PIL.Image").new(image.mode, (size, size), fill)
     canvas.paste(image, (-left, -top))
     return canvas

@@ -22,6 +22,7 @@ NAMES = {
 PERCENT = ("top1", "miou", "probe_as_is", "agreement")
 OTHERS = (BLUE, TEAL, ROSE, "#7a5cc0", "#4c9f38", "#b5651d", "#0e7c9b")
 COLORS = {"dense": INK, "resolution": AMBER, "random": GREY, "grid-pool": "#c3c9d3"}
+UNNAMED = ("random", "grid-pool")  # controls: a colour and a mark say enough
 MARKS = {"dense": "*", "resolution": "s", "random": "v", "grid-pool": "D"}
 
 
@@ -32,8 +33,8 @@ def plot_pareto(rows: Sequence[Any], metric: str, *, title: str = "", subtitle: 
     joins settings that no cheaper one equals.
 
     Args:
-        rows: With ``name``, ``reason``, ``metrics``, ``intervals`` and ``cost``, as a report has them. Rows that failed,
-            or lack the figure or the cost, are left out.
+        rows: With ``name``, ``reason``, ``metrics``, ``intervals`` and ``cost``, as a report has them. Rows that
+            failed, or lack the figure or the cost, are left out.
         metric: The figure, by name.
         title: Above the figure.
         subtitle: Below the title, fainter.
@@ -50,72 +51,84 @@ def plot_pareto(rows: Sequence[Any], metric: str, *, title: str = "", subtitle: 
     families = list(dict.fromkeys(family(r.name) for r in there))
     free = iter(OTHERS * (1 + len(families)))
     colors = {name: COLORS.get(name) or next(free) for name in families}
-    _frontier(ax, [(r.cost, factor * r.metrics[metric]) for r in there])
-    for name in families:
-        for row in (r for r in there if family(r.name) == name):
-            _point(ax, row, metric, factor, colors[name], MARKS.get(name, "o"))
-    _labels(ax, there, metric, factor)
+    for row in there:
+        _point(ax, row, metric, factor, colors[family(row.name)])
     _axes(ax, metric)
-    line = optional("matplotlib.lines").Line2D
-    handles = [
-        line([], [], color=colors[f], marker=MARKS.get(f, "o"), linestyle="", markersize=7, label=f) for f in families
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9, labelcolor=INK
-    )
+    _frontier(ax, [(r.cost, factor * r.metrics[metric]) for r in there])
+    _labels(ax, [r for r in there if family(r.name) not in UNNAMED], metric, factor)
+    _legend(figure, there, colors)
     return figure
 
 
 def family(name: str) -> str:
-    """What a setting's points share: its strategy; ``"+ smaller"`` where the image is smaller too."""
-    parts = name.split("+")
-    last = parts[-1].partition(":")[0].partition(",")[0].partition("(")[0].strip().lower()
-    return f"{last} + smaller" if len(parts) > 1 and last != "resolution" else last
+    """What a setting's points share: its strategy, ``"dense"``, ``"resolution"`` or ``"model"``."""
+    last = name.split("+")[-1]
+    return last.partition(":")[0].partition(",")[0].partition("(")[0].strip().lower()
+
+
+def smaller(name: str) -> bool:
+    """Whether a setting removes tokens of another resolution or model."""
+    return "+" in name and family(name) not in ("resolution", "model")
+
+
+def _legend(figure: Figure, rows: Sequence[Any], colors: dict[str, str]) -> None:
+    line = optional("matplotlib.lines").Line2D
+    marks = {f: MARKS.get(f, "o") for f in colors}
+    handles = [line([], [], color=c, marker=marks[f], linestyle="", markersize=7, label=f) for f, c in colors.items()]
+    if any(smaller(r.name) for r in rows):
+        hollow = {"color": INK, "marker": "o", "linestyle": "", "markersize": 7, "markerfacecolor": "white"}
+        handles.append(line([], [], label="on a smaller image", **hollow))
+    columns = min(6, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _frontier(ax: Axes, points: list[tuple[float, float]]) -> None:
+    """A broad line through the points that no cheaper one equals."""
     best, line = float("-inf"), []
     for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):
         if value > best:
             best = value
             line.append((cost, value))
-    ax.step(*zip(*line, strict=True), where="post", color=RULE, linewidth=5, zorder=0.5, solid_capstyle="round")
+    limits = ax.get_xlim(), ax.get_ylim()
+    line.append((limits[0][1], best))
+    ax.step(*zip(*line, strict=True), where="post", color="#eef1f6", linewidth=7, zorder=0.4, solid_capstyle="round")
+    ax.set(xlim=limits[0], ylim=limits[1])
 
 
-def _point(ax: Axes, row: Any, metric: str, factor: float, color: str, mark: str) -> None:
-    value = factor * row.metrics[metric]
+def _point(ax: Axes, row: Any, metric: str, factor: float, color: str) -> None:
+    value, mark = factor * row.metrics[metric], MARKS.get(family(row.name), "o")
     if metric in row.intervals:
         low, high = (factor * v for v in row.intervals[metric])
-        ax.plot([row.cost, row.cost], [low, high], color=color, linewidth=1, alpha=0.45, zorder=1)
+        ax.plot([row.cost, row.cost], [low, high], color=color, linewidth=1, alpha=0.35, zorder=1)
     size = 150 if mark == "*" else 46
-    ax.scatter([row.cost], [value], s=size, marker=mark, color=color, edgecolor="white", linewidth=0.8, zorder=2)
+    face, edge = ("white", color) if smaller(row.name) else (color, "white")
+    width = 1.4 if smaller(row.name) else 0.8
+    ax.scatter([row.cost], [value], s=size, marker=mark, facecolor=face, edgecolor=edge, linewidth=width, zorder=2)
 
 
 def _labels(ax: Axes, rows: Sequence[Any], metric: str, factor: float) -> None:
-    """A short name beside each point, moved up or down where another label is near."""
-    values = [factor * r.metrics[metric] for r in rows]
-    tall = max(max(values) - min(values), 1e-9)
-    wide = max(max(r.cost for r in rows) - min(r.cost for r in rows), 1e-9)
+    """A short name beside each point, moved down where another label is near."""
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    wide, tall = right - left, high - low
     placed: list[tuple[float, float, float]] = []
-    for row, value in sorted(zip(rows, values, strict=True), key=lambda pair: -pair[1]):
-        text = _short(row.name)
-        x, y, length = row.cost + 0.012 * wide, value, 0.0125 * wide * len(text)
-        while any(abs(y - b) < 0.034 * tall and x < a + c and a < x + length for a, b, c in placed):
-            y -= 0.01 * tall
+    for row in sorted(rows, key=lambda r: -r.metrics[metric]):
+        value, text = factor * row.metrics[metric], _short(row.name)
+        length = 0.0115 * wide * len(text)
+        x = row.cost + 0.014 * wide
+        if x + length > right:
+            x = row.cost - 0.014 * wide - length
+        y = value
+        while any(abs(y - b) < 0.03 * tall and x < a + c and a < x + length for a, b, c in placed) and y > low:
+            y -= 0.006 * tall
         placed.append((x, y, length))
-        ax.annotate(
-            text,
-            (row.cost, value),
-            (x, y),
-            fontsize=7.5,
-            color=FAINT,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.7} if abs(y - value) > 0.02 * tall else None,
-        )
+        moved = abs(y - value) > 0.015 * tall
+        arrow = {"arrowstyle": "-", "color": "#c8ced8", "linewidth": 0.7} if moved else None
+        ax.annotate(text, (row.cost, value), (x, y), fontsize=7.5, color=FAINT, va="center", arrowprops=arrow)
 
 
 def _short(name: str) -> str:
-    text = name.replace("resolution:", "").replace("grid-pool:", "").replace("random:", "")
+    text = name.replace("resolution:", "").replace("model:", "")
+    text += " px" if text.isdigit() else ""
     return text if len(text) <= 34 else f"{text[:31]}..."
 
 

@@ -7,6 +7,7 @@
     python benchmarks/truth frontier   the best and the published of every strategy, on 800 images a task
     python benchmarks/truth report     the tables again
     python benchmarks/truth all        these in turn
+    python benchmarks/truth floors     fidelity of the small ViT at fixed settings again, for tests/truth
 
 --tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.
 The ViT-S/14 has official weights where their hub is reachable, else those of a package; --weights says which.

@@ -10,6 +10,7 @@ from pathlib import Path
 from truth.agree import differences
 from truth.chosen import best, frontier, headline, moved
 from truth.fetch import fetch
+from truth.floors import write_floors
 from truth.report import scores, write_report
 from truth.results import read
 from truth.run import Place, run
@@ -122,6 +123,12 @@ def _report(choice: Choice) -> int:
     return 0
 
 
+def _floors(choice: Choice) -> int:
+    for setting, kept in write_floors(choice.data, TASKS["fashion"].body(choice.data)).items():
+        print(setting, kept)
+    return 0
+
+
 def _all(choice: Choice) -> int:
     steps = (_fetch, _check, _search, _headline, _frontier, _report)
     return max(step(choice) for step in steps)
@@ -134,5 +141,6 @@ COMMANDS: dict[str, Callable[[Choice], int]] = {
     "headline": _headline,
     "frontier": _frontier,
     "report": _report,
+    "floors": _floors,
     "all": _all,
 }

@@ -64,9 +64,9 @@ def _each(choice: Choice, work: Callable[[Task], object]) -> int:
     for name in choice.tasks:
         try:
             work(TASKS[name])
-        except (OSError, ImportError, ValueError) as error:
+        except Exception as error:  # a package, an extra, weights that are not there: the other tasks go on
             failed += 1
-            print(f"{name}: not run: {error}", file=sys.stderr)
+            print(f"{name}: not run: {type(error).__name__}: {error}", file=sys.stderr)
     write_report(choice.results)
     return int(failed == len(choice.tasks))
 

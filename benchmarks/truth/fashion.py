@@ -39,6 +39,8 @@ def weights(file: Path = WEIGHTS) -> dict[str, Any]:
     Raises:
         OSError: If the file is not there.
     """
+    if not file.exists():
+        raise FileNotFoundError(f"Expected the small ViT in {file} (got none). examples/train_fashion_vit.py makes it.")
     return torch.load(file, weights_only=True)
 
 

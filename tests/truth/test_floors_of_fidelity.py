@@ -39,4 +39,4 @@ def test_fidelity_stays_what_it_was(images, setting):
 def test_settings_have_one_for_every_strategy():
     found = settings(BODY)
     assert [text.split(":")[0] for text in found] == strategies()
-    assert "tome:5" in found or "tome:4" in found
+    assert "tome:6" in found and "ailurus:{2: 16}" in found

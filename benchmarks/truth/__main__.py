@@ -40,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--costs", nargs="+", type=float, help="shares of the dense cost; default: 0.35 0.5 0.65 0.8")
     add("--limit", type=int, help="images a task at most")
     add("--weights", choices=CHOICES, help="of the ViT-S/14; default: $TRUTH_WEIGHTS or auto")
+    add("--time", action="store_true", help="measure time and memory too (headline); on an idle machine only")
     args = parser.parse_args(argv)
     if args.weights:
         os.environ["TRUTH_WEIGHTS"] = args.weights
-    return COMMANDS[args.command](Choice(args.data, args.results, args.tasks, args.costs, args.limit))
+    return COMMANDS[args.command](Choice(args.data, args.results, args.tasks, args.costs, args.limit, args.time))
 
 
 if __name__ == "__main__":

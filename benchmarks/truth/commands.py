@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokengraph.evaluate.options import Options
 from truth.agree import differences
 from truth.chosen import best, frontier, headline, moved
 from truth.fetch import fetch
@@ -30,6 +31,7 @@ class Choice:
         tasks: Names.
         costs: Shares of the dense cost; ``None``: all four.
         limit: Images a task at most.
+        time: Measure time too, in ``headline``: of a machine that does nothing else.
     """
 
     data: Path
@@ -37,6 +39,7 @@ class Choice:
     tasks: Sequence[str]
     costs: Sequence[float] | None = None
     limit: int | None = None
+    time: bool = False
 
     @property
     def place(self) -> Place:
@@ -83,7 +86,8 @@ def _headline(choice: Choice) -> int:
     def work(task: Task) -> None:
         if "headline" in task.takes:
             chosen = headline(task.body(choice.data), *_picked(task, choice))
-            run(task, "headline", _at(chosen, choice), choice.place, limit=choice.limit)
+            options = Options(time=choice.time, memory=choice.time)
+            run(task, "headline", _at(chosen, choice), choice.place, limit=choice.limit, options=options)
 
     return _each(choice, work)
 

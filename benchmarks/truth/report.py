@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from truth.leaders import leaders, main_metric
+from truth.plot import plot
 from truth.results import Line, read, versions, write
 from truth.sources import SOURCES
 from truth.tasks import TASKS
@@ -18,6 +21,10 @@ SCORES = {  # percentages, with their differences from the dense model
     "miou": "IoU",
     "biou": "boundary IoU",
 }
+TITLES = {**SCORES, "class_cosine": "cosine of the class token"}
+STAR = (
+    "`*`: its paired interval of the difference from dense holds 0, so no loss is shown (nor is it shown that none is)."
+)
 COSINES = {"class_cosine": "class", "class_worst": "class, worst 5 %", "patch_cosine": "patches"}
 HEAD = f"""# What strategies cost in accuracy, measured on real features
 
@@ -40,15 +47,27 @@ def scores(lines: Sequence[Line]) -> dict[str, float]:
     return found
 
 
+def best_rows(lines: Sequence[Line]) -> list[Line]:
+    """Rows of a search: the nearest to dense of each strategy at each cost, and those that no strategy has."""
+    score, found = scores(lines), {}
+    for line in lines:
+        strategy = "combined" if "+" in line.get("strategy", "") else line.get("strategy")
+        key = (strategy, line.get("wanted")) if strategy not in (None, "resolution") else (line["setting"], None)
+        if key not in found or score.get(line["setting"], 0) > score.get(found[key]["setting"], 0):
+            found[key] = line
+    return list(found.values())
+
+
 def table(lines: Sequence[Line]) -> str:
     """One Markdown table: the dense model, then by falling cost."""
     metrics = [key for key in SCORES if any(key in line.get("metrics", {}) for line in lines)]
     cosines = [key for key in COSINES if any(key in line.get("metrics", {}) for line in lines)]
+    timed = any("speed" in line for line in lines)
     head = ["setting", "schedule", "cost"]
     for key in metrics:
         head += [SCORES[key], "minus dense"]
-    head += [COSINES[key] for key in cosines]
-    rows = [_row(line, metrics, cosines) for line in sorted(lines, key=_order)]
+    head += [COSINES[key] for key in cosines] + (["time / dense"] if timed else [])
+    rows = [_row(line, metrics, cosines) + ([_time(line)] if timed else []) for line in sorted(lines, key=_order)]
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]])
 
 
@@ -64,6 +83,14 @@ def _row(line: Line, metrics: Sequence[str], cosines: Sequence[str]) -> list[str
     for key in metrics:
         cells += [_figure(line, key), _difference(line.get("differences", {}).get(key))]
     return cells + [f"{line['metrics'][key]:.4f}" if key in line["metrics"] else "" for key in cosines]
+
+
+def _time(line: Line) -> str:
+    """Time over the dense model's, median and quartiles of rounds in turn."""
+    if "speed" not in line:
+        return ""
+    middle, low, high = line["speed"]
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _figure(line: Line, key: str) -> str:
@@ -90,8 +117,19 @@ def report(results: Path) -> str:
             parts.append(f"## {name}\n\n{task.says[:1].upper()}{task.says[1:]}.\n")
         for model, group, count in dict.fromkeys((line["model"], line["group"], line["images"]) for line in lines):
             own = [line for line in lines if (line["model"], line["group"], line["images"]) == (model, group, count)]
-            parts.append(f"### {group}, {count} images\n\n{model[:1].upper()}{model[1:]}.\n\n{table(own)}\n")
+            parts.append(f"### {group}, {count} images\n\n{model[:1].upper()}{model[1:]}.\n")
+            if group == "search":
+                parts.append("The best of each strategy at each cost; the file has all rows.\n")
+                own = best_rows(own)
+            elif led := leaders(own):
+                parts.append(f"{led}\n\nBy {TITLES[main_metric(own)]}. {STAR}\n")
+            parts.append(f"{table(own)}\n")
     return "\n".join(parts)
+
+
+def matplotlib() -> bool:
+    """Whether plots can be drawn."""
+    return find_spec("matplotlib") is not None
 
 
 def _facts(results: Path) -> str:
@@ -106,5 +144,12 @@ def write_report(results: Path) -> Path:
     page = results / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(report(results), encoding="utf-8")
+    for name in TASKS:
+        lines = read(results / f"{name}.jsonl")
+        for group in {line["group"] for line in lines} - {"search"}:
+            own = [line for line in lines if line["group"] == group]
+            own = [line for line in own if line["images"] == max(line["images"] for line in own)]
+            if matplotlib():
+                plot(own, f"{name}, {group}", results / f"{name}-{group}.png")
     write(results / "packages.jsonl", [{"name": s.name, "version": s.version, "sha256": s.sha256} for s in SOURCES])
     return page

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from truth import run as runs
-from truth.report import report, scores, table, write_report
+from truth.leaders import leaders, main_metric
+from truth.report import best_rows, matplotlib, report, scores, table, write_report
 from truth.results import commit, line_of, merged, read, versions, write
 from truth.run import Place, run
 from truth.tables import Candidate
@@ -106,6 +107,24 @@ def test_scores_leaves_out_failures():
     assert scores(lines) == {"a": pytest.approx(0.8)}
 
 
+def test_best_rows_keep_one_of_each_strategy_and_cost_and_all_resolutions():
+    def row(setting, strategy, cosine, wanted=0.5):
+        return line(setting, strategy=strategy, wanted=wanted, metrics={"class_cosine": cosine, "patch_cosine": cosine})
+
+    rows = [
+        {**line("dense"), "kind": "dense"},
+        row("tome:8", "tome", 0.8),
+        row("tome:linear(8)", "tome", 0.9),
+        row("tome:4", "tome", 0.7, wanted=0.8),
+        row("resolution:168", "resolution", 0.1, wanted=0.0),
+        row("resolution:196", "resolution", 0.2, wanted=0.0),
+        row("resolution:196+tome:4", "resolution:196+tome", 0.5),
+        row("resolution:182+tome:4", "resolution:182+tome", 0.6),
+    ]
+    names = [found["setting"] for found in best_rows(rows)]
+    assert names == ["dense", "tome:linear(8)", "tome:4", "resolution:168", "resolution:196", "resolution:182+tome:4"]
+
+
 def test_table_shows_dense_first_then_by_cost_with_intervals_and_reasons():
     rows = [
         line("late", cost=0.5, reason="ValueError: too many"),
@@ -126,11 +145,40 @@ def test_table_shows_dense_first_then_by_cost_with_intervals_and_reasons():
     assert len({row.count("|") for row in text}) == 1
 
 
+def led(setting, strategy, top1, low, high, cost=0.5):
+    differences = {"top1": {"value": (low + high) / 2, "low": low, "high": high}}
+    return line(setting, strategy=strategy, wanted=cost, metrics={"top1": top1}, differences=differences)
+
+
+def test_leaders_sets_the_best_beside_its_controls_at_each_cost():
+    rows = [
+        led("tome:8", "tome", 0.7, -0.02, 0.01),
+        led("evit:8", "evit", 0.6, -0.2, -0.1),
+        led("resolution:168", "resolution", 0.65, -0.1, -0.05),
+        led("resolution:196+tome:8", "resolution:196+tome", 0.72, -0.02, -0.01),
+        led("gtp:20", "gtp", 0.5, -0.3, -0.2, cost=0.35),
+        line("broken", strategy="tome", wanted=0.5, reason="no"),
+    ]
+    assert main_metric(rows) == "top1"
+    found = leaders(rows).splitlines()
+    assert found[2] == "| 0.5 | `tome:8` 70.0 * | `resolution:196+tome:8` 72.0 | `resolution:168` 65.0 |  |"
+    assert found[3] == "| 0.35 | `gtp:20` 50.0 |  |  |  |"
+    assert leaders([line("dense", metrics={"top1": 0.8})]) == ""
+
+
+def test_table_shows_time_where_it_was_measured():
+    rows = [line("a", cost=0.5, metrics={}, speed=[0.6, 0.55, 0.65]), line("b", cost=0.4, metrics={})]
+    assert table(rows).splitlines()[0].endswith("| time / dense |")
+    assert table(rows).splitlines()[2].endswith("| 0.60 [0.55, 0.65] |")
+
+
 def test_report_has_a_table_for_each_group_and_names_model_and_licence(tmp_path):
-    run(TASK, "search", candidates("tome:4"), Place(tmp_path, tmp_path / "out"), options=QUICK)
+    run(TASK, "headline", candidates("tome:4"), Place(tmp_path, tmp_path / "out"), options=QUICK)
     text = report(tmp_path / "out")
-    assert "### search, 6 images" in text and "Tiny." in text and "CC BY-NC-SA" in text
+    assert "### headline, 6 images" in text and "Tiny." in text and "CC BY-NC-SA" in text
     assert write_report(tmp_path / "out").read_text() == text
+    if matplotlib():
+        assert (tmp_path / "out" / "photographs-headline.png").stat().st_size > 5000
 
 
 def test_commit_is_empty_outside_git(tmp_path):

@@ -16,7 +16,6 @@ from tokengraph.io.hub import patient_hub
 from tokengraph.io.mean_std import find_mean_std
 from tokengraph.optional import optional
 
-
 TASKS = ("ImageClassification", "SemanticSegmentation")  # heads of transformers that are taken
 
 

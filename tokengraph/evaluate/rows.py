@@ -34,7 +34,7 @@ def make_rows(
 def _row(
     scorer: Scorer, runner: Runner, setting: Setting, kind: str, measured: dict[str, Measured], whole: float | None
 ) -> Row:
-    reason = next((r for part in ("data", "train") if (r := runner.store.reason(part, setting.name))), "")
+    reason = next((r for part in ("train", "data") if (r := runner.store.reason(part, setting.name))), "")
     if reason:
         return Row(setting.name, kind, reason)
     metrics, intervals, differences = scorer.figures(setting.name)

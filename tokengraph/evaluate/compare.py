@@ -19,8 +19,8 @@ def measures(dense: Outputs, other: Outputs) -> dict[str, np.ndarray]:
     Returns:
         ``top``: the five likeliest classes ``[B, 5]`` (fewer with fewer classes), int32. ``agree``: whether the
         likeliest is the dense model's. ``kl``: ``KL(dense || other)`` of the class probabilities, nats.
-        ``class_cosine``: of the class token. ``patch_cosine``: of the patch maps, mean over patches; the other map is resized to the
-        dense one's grid, bilinear; dropped patches count 0. All ``[B]`` but the first, float64 or bool.
+        ``class_cosine``: of the class token. ``patch_cosine``: of the patch maps, mean over patches; the other map is
+        resized to the dense one's grid, bilinear; dropped patches count 0. All ``[B]`` but the first, float64 or bool.
     """
     found: dict[str, np.ndarray] = {}
     if other.logits is not None and other.logits.dim() == 2:

@@ -48,9 +48,8 @@ def _controls(setting: Setting, forms: Forms) -> list[Setting]:
     if min(counts) < counts[0]:
         made.append(_grid_pool(setting, counts, cost, body))
     made.append(_smaller(cost, forms))
-    names = {name: name for name in ("random", "grid-pool")}
-    own = setting.strategy if isinstance(setting.strategy, str) else type(setting.strategy).name
-    return [c for c in made if c is not None and names.get(str(c.strategy)) != own]
+    own = type(select).name if select is not None else ""
+    return [control for control in made if control is not None and control.strategy != own]
 
 
 def _random(setting: Setting, counts: list[int]) -> Setting | None:

@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from tokengraph.evaluate.forms import Forms
 from tokengraph.evaluate.images import Images, limited
 from tokengraph.evaluate.measure import Measured, measure
 from tokengraph.evaluate.options import Options
+from tokengraph.evaluate.patch_probe import fit, highest_class
 from tokengraph.evaluate.ranks import Ranks, find_ranks
 from tokengraph.evaluate.read import has_head
 from tokengraph.evaluate.report import Report
 from tokengraph.evaluate.rows import make_rows
-from tokengraph.evaluate.run import Runner
+from tokengraph.evaluate.run import DENSE, Runner
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.evaluate.source import Source, source_of
 from tokengraph.evaluate.store import Store, fingerprint
@@ -62,7 +64,8 @@ def evaluate(
         out: A folder for predictions and report. An evaluation that was stopped goes on from there, with the same
             figures. By default nothing stays.
         controls: Add random pruning, grid pooling and a smaller image at each setting's cost.
-        probe: ``"linear"`` or ``"knn"``: for backbones without a head, on the class token and the mean patch.
+        probe: ``"linear"`` or ``"knn"``: for backbones without a head, on the class token and the mean patch. For masks
+            ``"linear"``: least squares on patches, with ``train``.
         train: Images that the probe is fitted on; by default folds of ``data``, so that each image is predicted once.
         decode: For masks: from patch maps after the final norm, ``[B, C, h, w]``, to logits ``[B, K, h', w']``. By
             default the model's own maps.
@@ -104,8 +107,11 @@ def evaluate(
         folder = out if out is not None else _shared_folder(stack, ranks)
         facts = _identity(source, forms, images, training, options, decode, probe)
         store = Store(folder, facts)
-        runner = Runner(forms, store, options, ranks, decode, probe is not None)
-        _run(runner, [*wanted, *added], images, training)
+        on_patches = images.has_masks and training is not None
+        runner = Runner(forms, store, options, ranks, decode, probe is not None and not on_patches)
+        if on_patches and training is not None:
+            runner.probes = _fit_patches(runner, [*wanted, *added], images, training)
+        _run(runner, [*wanted, *added], images, None if on_patches else training)
         measured = _measure(store, runner, [*wanted, *added])
         report = _report(runner, images, training, (wanted, added), measured, probe)
         if out is not None and ranks.first:
@@ -124,6 +130,10 @@ def _check(images: Images, training: Images | None, probe: str | None) -> None:
         raise ValueError("Expected at least one image (got none).")
     if probe not in (None, "linear", "knn"):
         raise ValueError(f"Expected probe as 'linear' or 'knn' (got {probe!r}).")
+    if images.has_masks and probe is not None:
+        if probe != "linear" or training is None or not training.has_masks:
+            raise ValueError("Expected probe='linear' and train images with masks, for images with masks (got others).")
+        return
     if probe is not None and not images.has_labels:
         raise ValueError("Expected images with labels for a probe (got none). Put them into one folder a class.")
     if training is not None and (probe is None or not training.has_labels):
@@ -168,6 +178,7 @@ def _identity(
         "masks": images.has_masks,
         "decode": head,
         "features": probe is not None,
+        "patch probe": options.l2 if images.has_masks and probe is not None else "",
         "batch_size": options.batch_size,
         "chunk": options.chunk,
         "amp": options.amp,
@@ -186,17 +197,32 @@ def _digest(model: nn.Module) -> str:
     return f"{total:08x}"
 
 
-def _run(runner: Runner, settings: list[Setting], images: Images, training: Images | None) -> None:
+def _run(runner: Runner, settings: list[Setting], images: Images, training: Images | None, part: str = "data") -> None:
     """Runs all parts; settings that failed before are tried again."""
-    parts: list[tuple[str, Images]] = [("data", images)] + ([("train", training)] if training is not None else [])
+    parts: list[tuple[str, Images]] = [(part, images)] + ([("train", training)] if training is not None else [])
     if runner.ranks.first:
-        for part, _ in parts:
+        for name, _ in parts:
             for setting in settings:
-                runner.store.fail(part, setting.name, None)
+                runner.store.fail(name, setting.name, None)
     runner.ranks.wait()
-    for part, chosen in parts:
-        runner.run(part, chosen, settings)
+    for name, chosen in parts:
+        runner.run(name, chosen, settings)
     runner.ranks.wait()
+
+
+def _fit_patches(
+    runner: Runner, settings: list[Setting], images: Images, training: Images
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The probe on patches of the dense model and of each setting that did not fail, from sums over train images."""
+    classes = 1 + max(highest_class(images), highest_class(training))
+    fitting = replace(runner, fitting=max(2, classes), features=False)
+    _run(fitting, settings, training, None, "train")
+    found, chunks = {}, -(-len(training) // runner.options.chunk)
+    for name in [DENSE.name, *(s.name for s in settings)]:
+        if not runner.store.reason("train", name):
+            parts = (runner.store.load("train", name, chunk) for chunk in range(chunks))
+            found[name] = fit((part for part in parts if len(part["index"])), runner.options.l2)
+    return found
 
 
 def _measure(store: Store, runner: Runner, settings: list[Setting]) -> dict[str, Measured]:
@@ -228,7 +254,7 @@ def _report(
     skipped = [*outcomes.skipped, *(train.skipped if train is not None else [])]
     if not outcomes.dense:
         raise ValueError(f"Expected images that can be read (got none of {len(images)}; first: {skipped[0]}).")
-    scorer = Scorer(outcomes, runner.options, probe, train)
+    scorer = Scorer(outcomes, runner.options, *((None, None) if runner.probes else (probe, train)))
     rows = make_rows(scorer, runner, settings, measured)
     return Report(tuple(rows), tuple(skipped), _facts(runner, images, outcomes, probe))
 
@@ -250,5 +276,6 @@ def _facts(runner: Runner, images: Images, outcomes: Outcomes, probe: str | None
         "versions": f"tokengraph {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     if probe is not None:
-        facts["probe"] = f"{probe} on the class token and the mean patch; folds or training images by seed"
+        on = "each patch, least squares" if runner.probes else "the class token and the mean patch"
+        facts["probe"] = f"{probe} on {on}"
     return {**facts, **({"notes": "; ".join(images.notes)} if images.notes else {})}

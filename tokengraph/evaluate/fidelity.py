@@ -69,8 +69,9 @@ def fidelity(
 
     Example:
         >>> from tokengraph.testing import tiny_vit
-        >>> fidelity(tiny_vit(), torch.randn(2, 3, 32, 32), {"strategy": "tome", "schedule": 0}).class_cosine
-        1.0
+        >>> found = fidelity(tiny_vit(), torch.randn(2, 3, 32, 32), "tome:4")
+        >>> [round(n) for n in found.counts]
+        [16, 12, 8, 4]
     """
     if isinstance(plan, Handle):
         if plan.model is not model:

@@ -119,11 +119,15 @@ class Scorer:
             scores["top1"] = _of_right(right[:, 0])
             if found["top"].shape[1] >= 5:
                 scores["top5"] = _of_right(right.any(axis=1))
-        if "inter" in found:
-            scored = self.outcomes.images.scored
-            chosen = None if scored is None else list(scored)
-            scores["miou"] = _of_overlaps(found["inter"], found["union"], chosen)
-            scores["biou"] = _of_overlaps(found["edge_inter"], found["edge_union"], chosen)
+        scored = self.outcomes.images.scored
+        chosen = None if scored is None else list(scored)
+        for start, end in (("", ""), ("refit_", "_refit")):
+            if f"{start}inter" in found:
+                inter, union, edge_inter, edge_union = (
+                    found[f"{start}{key}"] for key in ("inter", "union", "edge_inter", "edge_union")
+                )
+                scores[f"miou{end}"] = _of_overlaps(inter, union, chosen)
+                scores[f"biou{end}"] = _of_overlaps(edge_inter, edge_union, chosen)
         if self.protocol is not None and labels is not None and "pooled" in found:
             scores |= self._probed(self.protocol, name, found, labels)
         return scores

@@ -16,6 +16,8 @@ from tokengraph.io.hub import patient_hub
 from tokengraph.io.mean_std import find_mean_std
 from tokengraph.optional import optional
 
+TASKS = ("ImageClassification", "SemanticSegmentation")  # heads of transformers that are taken
+
 
 @dataclass(frozen=True)
 class Found:
@@ -71,17 +73,18 @@ def _own_head(classes: int | None) -> None:
 
 
 def of_transformers_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
-    """transformers: the image classifier of a repository or folder; the bare model where there is no head."""
+    """transformers: the classifier or segmenter of a repository or folder; the bare model where it has no such head."""
     from tokengraph.compat import transformers
 
     _own_head(classes)
 
     def load() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name)
-        headed = any("ForImageClassification" in head for head in getattr(config, "architectures", None) or [])
-        kind = transformers.AutoModelForImageClassification if headed else transformers.AutoModel
+        heads = " ".join(getattr(config, "architectures", None) or [])
+        task = next((task for task in TASKS if f"For{task}" in heads), None)
+        kind = transformers.AutoModel if task is None else getattr(transformers, f"AutoModelFor{task}")
         model = kind.from_pretrained(name) if pretrained else kind.from_config(config)
-        return (model if headed else getattr(model, "vision_model", model)).eval()  # of CLIP, SigLIP: what sees
+        return (model if task else getattr(model, "vision_model", model)).eval()  # of CLIP, SigLIP: what sees
 
     def build(size: int | None) -> nn.Module:
         model = _reached(name, load)

@@ -77,8 +77,9 @@ class Options:
             ValueError: If the device that was asked for is not there.
         """
         if self.device is not None:
+            wanted = torch.device("cuda", local_rank) if str(self.device) == "cuda" else self.device
             try:
-                return torch.zeros(1, device=self.device).device
+                return torch.zeros(1, device=wanted).device
             except (AssertionError, RuntimeError) as error:  # no such kind, no driver, no such number
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ValueError(f"Expected a device that is there (got {str(self.device)!r}: {reason})") from error

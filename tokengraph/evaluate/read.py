@@ -84,10 +84,10 @@ class Reader:
 
     def _lift(self, tokens: Tensor, normed: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         """Rows of every patch ``[B, N, C]`` after the norm, and how far each is represented, ``[B, N, 1]``."""
-        trace = None if self.handle is None else self.handle.trace
-        if trace is None or not hasattr(trace, "lift"):
+        if self.handle is None or not hasattr(self.handle.trace, "lift"):
             rows = normed[:, prefix:]
             return rows, torch.ones_like(rows[..., :1])
+        trace = self.handle.trace
         if self.handle.select.stores:  # what comes back was stored before the norm
             rows = final_norm(self.core)(trace.lift(tokens, replenish=True))
             return rows, torch.ones_like(rows[..., :1])

@@ -27,7 +27,8 @@ def resized(model: nn.Module, size: int) -> nn.Module:
     Raises:
         ValueError: If the size is no multiple of the patch size, or positions of this model cannot be resampled.
     """
-    core, adapter = find_adapter(model)
+    found, adapter = find_adapter(model)
+    core: Any = found
     embedding: Any = adapter.embedding(core)
     patch = _patch(embedding)
     if patch is not None and (size % patch or size < patch):

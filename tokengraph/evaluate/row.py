@@ -17,7 +17,8 @@ class Row:
         kind: ``"dense"``, ``"setting"`` or ``"control"``.
         reason: Why it failed; empty if it did not. A failed row has no figures.
         metrics: Figures by name: ``top1``, ``top5``, ``miou``, ``biou``, ``agreement``, ``kl``, ``class_cosine``,
-            ``class_worst``, ``patch_cosine``, ``patch_worst``, ``probe_as_is``, ``probe_refit``.
+            ``class_worst``, ``patch_cosine``, ``patch_worst``, ``probe_as_is``, ``probe_refit``; with a
+            probe on patches ``miou`` and ``biou`` are its as it is, ``miou_refit`` and ``biou_refit`` fitted again.
         intervals: 95 % intervals of figures, by bootstrap over images.
         differences: Figures minus the dense model's, paired.
         gmacs: Billions of multiply-adds of the blocks for an image, merging included; ``None``: not known.

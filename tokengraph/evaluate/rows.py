@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from tokengraph.evaluate.costs import anatomy, multiply_adds
 from tokengraph.evaluate.figures import Scorer
 from tokengraph.evaluate.measure import Measured
@@ -37,7 +34,7 @@ def make_rows(
 def _row(
     scorer: Scorer, runner: Runner, setting: Setting, kind: str, measured: dict[str, Measured], whole: float | None
 ) -> Row:
-    reason = next((r for part in ("data", "train") if (r := runner.store.reason(part, setting.name))), "")
+    reason = next((r for part in ("train", "data") if (r := runner.store.reason(part, setting.name))), "")
     if reason:
         return Row(setting.name, kind, reason)
     metrics, intervals, differences = scorer.figures(setting.name)
@@ -70,15 +67,11 @@ def _over(times: list[float] | None, others: list[float] | None) -> Three | None
 
 def _gmacs(scorer: Scorer, runner: Runner, setting: Setting) -> tuple[float | None, bool]:
     """Billions of multiply-adds for an image, and whether choosing is counted."""
-    counts: Any = scorer.counts(setting.name)
+    counts = scorer.counts(setting.name)
     body = anatomy(runner.forms.model(setting)) if counts is not None else None
-    if body is None:
+    if body is None or counts is None:
         return None, True
     select = setting.select()
     lifts = runner.decode is not None and select is not None
-    total, counted = multiply_adds(body, _falling(counts), select, lift=lifts)
+    total, counted = multiply_adds(body, counts, select, lift=lifts)
     return total / 1e9, counted
-
-
-def _falling(counts: Sequence[float]) -> list[int]:
-    return [round(n) for n in counts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tokengraph.evaluate.dense import overlaps, predicted
 from tokengraph.evaluate.forms import Forms
 from tokengraph.evaluate.images import Images
 from tokengraph.evaluate.options import Options
+from tokengraph.evaluate.patch_probe import Decode, sums
 from tokengraph.evaluate.progress import Progress
 from tokengraph.evaluate.ranks import Ranks
 from tokengraph.evaluate.read import Outputs, Reader
@@ -37,6 +38,8 @@ class Runner:
         ranks: Which chunks are this process's.
         decode: From patch maps to logits of each pixel; ``None``: the model does it, or there are no masks.
         features: Whether to store pooled features, for a probe.
+        fitting: Classes of masks whose sums are stored, for a probe on patches; 0: outcomes are.
+        probes: For masks, the fitted probe on patches of each setting.
     """
 
     forms: Forms
@@ -45,6 +48,8 @@ class Runner:
     ranks: Ranks
     decode: Callable[[Tensor], Tensor] | None = None
     features: bool = False
+    fitting: int = 0
+    probes: dict[str, Decode] = field(default_factory=dict)
 
     def run(self, part: str, images: Images, settings: Sequence[Setting]) -> None:
         """Runs what is not stored yet; ``part`` names the set (``"data"`` or ``"train"``).
@@ -101,17 +106,21 @@ class Runner:
         for number, (place, batch) in enumerate(chunk.batches(inputs, self.options.batch_size)):
             outputs = self._read(reader, batch)
             whole = outputs if dense is None else dense[number]
+            if dense is None:
+                kept.append(outputs)
+            if self.fitting and targets is not None:
+                parts.append(self._sums(outputs, targets[place]))
+                continue
             found = measures(whole, outputs)
             if targets is not None:
-                found |= self._overlaps(outputs, targets[place])
+                found |= self._overlaps(outputs, targets[place], setting)
             if self.features and outputs.pooled is not None:
                 found["pooled"] = outputs.pooled.float().cpu().numpy()
             if outputs.counts is not None:
                 found["counts"] = outputs.counts.T.numpy()
             parts.append(found)
-            if dense is None:
-                kept.append(outputs)
-        return {**joined(parts), "index": np.array(chunk.index, dtype=np.int64)}, kept
+        total = {k: v.sum(0, keepdims=True) for k, v in joined(parts).items()} if self.fitting else joined(parts)
+        return {**total, "index": np.array(chunk.index, dtype=np.int64)}, kept
 
     def _read(self, reader: Reader, batch: Tensor) -> Outputs:
         device, amp = self.forms.device, self.options.amp
@@ -119,17 +128,38 @@ class Runner:
         with torch.inference_mode(False), torch.no_grad(), cast:
             return reader(batch.to(device))
 
-    def _overlaps(self, outputs: Outputs, targets: Tensor) -> Found:
+    def _sums(self, outputs: Outputs, targets: Tensor) -> Found:
+        if outputs.patches is None:
+            raise ValueError("Expected a model whose patches are known, for a probe on them (got none).")
+        return sums(outputs.patches, targets.to(outputs.patches.device), self.fitting)
+
+    def _overlaps(self, outputs: Outputs, targets: Tensor, setting: Setting) -> Found:
+        if not self.probes:
+            return self._overlap(self._maps(outputs, self.decode), targets)
+        if setting.name not in self.probes:
+            raise ValueError("Expected a probe that was fitted for this setting (got none: it failed on train images).")
+        found: Found = {}
+        ours, own = self.probes[DENSE.name], self.probes[setting.name]
+        if setting.model is None:  # another model's patches are none of ours
+            found = self._overlap(self._maps(outputs, ours), targets)
+        again = self._overlap(self._maps(outputs, own), targets)
+        return found | {f"refit_{key}": value for key, value in again.items()}
+
+    def _maps(self, outputs: Outputs, decode: Decode | None) -> Tensor:
+        """Logits of each pixel."""
         logits = outputs.logits if outputs.logits is not None and outputs.logits.dim() == 4 else None
-        if self.decode is not None:
+        if decode is not None:
             if outputs.patches is None:
                 raise ValueError("Expected a model whose patches are known, for decode (got none).")
             with torch.no_grad():
-                logits = self.decode(outputs.patches)
+                logits = decode(outputs.patches)
         if logits is None:
             raise ValueError(
                 "Expected class maps for images with masks (got a model without). Give decode=, a head on patch maps, "
-                "or a model that returns [B, K, H, W]."
+                "a model that returns [B, K, H, W], or probe='linear' with train images (--probe linear --train PATH)."
             )
+        return logits
+
+    def _overlap(self, logits: Tensor, targets: Tensor) -> Found:
         targets = targets.to(logits.device)
         return overlaps(predicted(logits, targets.size(-1)), targets, max(2, logits.size(1)))

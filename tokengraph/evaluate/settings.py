@@ -213,6 +213,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
 
 
 def _schedule(value: Any) -> Schedule | None:
+    found: Any = value  # a rule of the user's own, or nothing
     if isinstance(value, str):
         return read_schedule(value)
     if isinstance(value, Mapping):
@@ -220,7 +221,7 @@ def _schedule(value: Any) -> Schedule | None:
             return relative(_layers(value["relative"]))
         return _layers(value)
     if value is None or callable(value):
-        return value
+        return found
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         raise ValueError(f"Expected schedule of a plan as int, list, object or text (got {value!r}).")
     return list(value) if isinstance(value, tuple) else value

@@ -62,7 +62,8 @@ class Store:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         with open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **dict(found))
+            arrays: dict[str, Any] = dict(found)
+            np.savez_compressed(stream, **arrays)
         os.replace(temporary, file)
 
     def load(self, part: str, setting: str, chunk: int) -> dict[str, np.ndarray]:

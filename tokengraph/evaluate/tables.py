@@ -13,13 +13,15 @@ from typing import Any
 from tokengraph.evaluate.row import Row
 
 Skipped = Sequence[tuple[str, str]]
-SCORES = ("top1", "top5", "miou", "biou", "probe_as_is", "probe_refit")
+SCORES = ("top1", "top5", "miou", "biou", "miou_refit", "biou_refit", "probe_as_is", "probe_refit")
 FIDELITY = ("agreement", "kl", "class_cosine", "class_worst", "patch_cosine", "patch_worst")
 TITLES = {
     "top1": "top-1",
     "top5": "top-5",
     "miou": "mIoU",
     "biou": "boundary IoU",
+    "miou_refit": "mIoU, probe fitted again",
+    "biou_refit": "boundary IoU, fitted again",
     "probe_as_is": "probe as it is",
     "probe_refit": "probe fitted again",
     "agreement": "agreement",

@@ -3,6 +3,7 @@
     python benchmarks/truth fetch      packages into truth-data/, with checksums; each fails alone
     python benchmarks/truth check      whether the rebuilt ViT-S/14 says what its ONNX file says
     python benchmarks/truth search     every strategy, schedule and option on photographs (and the small ViT)
+    python benchmarks/truth curves     one parameter at a time, for defaults: photographs and 200 solar cells
     python benchmarks/truth headline   the best at each cost, on whole sets
     python benchmarks/truth frontier   the best and the published of every strategy, on 800 images a task
     python benchmarks/truth report     the tables again
@@ -20,7 +21,9 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder: its parent holds the package
+HERE = Path(__file__).resolve().parent
+# Run as a folder, that folder leads the path, where its modules would pass for others of the same names.
+sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if not folder or Path(folder).resolve() != HERE)]
 
 from truth.commands import COMMANDS, Choice  # noqa: E402
 from truth.official import CHOICES  # noqa: E402
@@ -41,10 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--limit", type=int, help="images a task at most")
     add("--weights", choices=CHOICES, help="of the ViT-S/14; default: $TRUTH_WEIGHTS or auto")
     add("--time", action="store_true", help="measure time and memory too (headline); on an idle machine only")
+    add("--fresh", action="store_true", help="measure rows again that other code of the library gave")
     args = parser.parse_args(argv)
     if args.weights:
         os.environ["TRUTH_WEIGHTS"] = args.weights
-    return COMMANDS[args.command](Choice(args.data, args.results, args.tasks, args.costs, args.limit, args.time))
+    choice = Choice(args.data, args.results, args.tasks, args.costs, args.limit, args.time, args.fresh)
+    return COMMANDS[args.command](choice)
 
 
 if __name__ == "__main__":

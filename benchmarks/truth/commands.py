@@ -10,6 +10,7 @@ from pathlib import Path
 from tokengraph.evaluate.options import Options
 from truth.agree import differences
 from truth.chosen import best, frontier, headline, moved
+from truth.curves import curves
 from truth.fetch import fetch
 from truth.floors import write_floors
 from truth.report import scores, write_report
@@ -18,6 +19,7 @@ from truth.run import Place, run
 from truth.tables import COSTS, Candidate, search
 from truth.tasks import TASKS, Task
 
+CURVES = {"photographs": None, "elpv-224-defect": 200}  # what curves are measured on: images
 LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # of agreement with onnxruntime
 
 
@@ -32,6 +34,7 @@ class Choice:
         costs: Shares of the dense cost; ``None``: all four.
         limit: Images a task at most.
         time: Measure time too, in ``headline``: of a machine that does nothing else.
+        fresh: Measure rows again that other code of the library gave.
     """
 
     data: Path
@@ -40,11 +43,12 @@ class Choice:
     costs: Sequence[float] | None = None
     limit: int | None = None
     time: bool = False
+    fresh: bool = False
 
     @property
     def place(self) -> Place:
         """Folders of a run."""
-        return Place(self.data, self.results)
+        return Place(self.data, self.results, self.fresh)
 
 
 def _fetch(choice: Choice) -> int:
@@ -81,7 +85,23 @@ def _each(choice: Choice, work: Callable[[Task], object]) -> int:
 def _search(choice: Choice) -> int:
     def work(task: Task) -> None:
         if "search" in task.takes:
-            run(task, "search", _searched(task, choice), choice.place, limit=choice.limit or task.limit)
+            run(
+                task,
+                "search",
+                _searched(task, choice),
+                choice.place,
+                limit=choice.limit or task.limit,
+                fresh=choice.fresh,
+            )
+
+    return _each(choice, work)
+
+
+def _curves(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if task.name in CURVES:
+            limit = choice.limit or CURVES[task.name]
+            run(task, "curves", list(curves(task.body(choice.data))), choice.place, limit=limit)
 
     return _each(choice, work)
 
@@ -91,7 +111,15 @@ def _headline(choice: Choice) -> int:
         if "headline" in task.takes:
             chosen = headline(task.body(choice.data), *_picked(task, choice))
             options = Options(time=choice.time, memory=choice.time)
-            run(task, "headline", _at(chosen, choice), choice.place, limit=choice.limit, options=options)
+            run(
+                task,
+                "headline",
+                _at(chosen, choice),
+                choice.place,
+                limit=choice.limit,
+                options=options,
+                fresh=choice.fresh,
+            )
 
     return _each(choice, work)
 
@@ -100,7 +128,14 @@ def _frontier(choice: Choice) -> int:
     def work(task: Task) -> None:
         if "frontier" in task.takes:
             chosen = frontier(task.body(choice.data), _picked(task, choice)[0])
-            run(task, "frontier", _at(chosen, choice), choice.place, limit=choice.limit or task.limit)
+            run(
+                task,
+                "frontier",
+                _at(chosen, choice),
+                choice.place,
+                limit=choice.limit or task.limit,
+                fresh=choice.fresh,
+            )
 
     return _each(choice, work)
 
@@ -146,6 +181,7 @@ COMMANDS: dict[str, Callable[[Choice], int]] = {
     "fetch": _fetch,
     "check": _check,
     "search": _search,
+    "curves": _curves,
     "headline": _headline,
     "frontier": _frontier,
     "report": _report,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from truth.leaders import leaders, main_metric
+from truth.library_code import digest
 from truth.plot import plot
 from truth.results import Line, read, versions, write
 from truth.sources import SOURCES
@@ -71,8 +72,11 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]])
 
 
-def _order(line: Line) -> tuple[bool, float, str]:
-    return line["kind"] != "dense", -(line.get("cost") or 0.0), line["setting"]
+def _order(line: Line) -> tuple[bool, str, str, float]:
+    """Dense first, then by falling cost; rows of curves by strategy and parameter, in the order they were made in."""
+    if line["group"] == "curves":
+        return line["kind"] != "dense", line.get("strategy", ""), line.get("shape", ""), 0.0
+    return line["kind"] != "dense", "", "", -(line.get("cost") or 0.0)
 
 
 def _row(line: Line, metrics: Sequence[str], cosines: Sequence[str]) -> list[str]:
@@ -134,9 +138,13 @@ def matplotlib() -> bool:
 
 def _facts(results: Path) -> str:
     commits = sorted({line.get("commit", "") for file in results.glob("*.jsonl") for line in read(file)} - {""})
+    rows = [line for file in results.glob("*.jsonl") for line in read(file) if "code" in line]
+    older = sum(line["code"] != digest() for line in rows)
     said = ", ".join(f"{name} {number}" for name, number in versions().items())
     files = "\n".join(f"* {s.name} {s.version} ({s.licence}): {s.use}" for s in SOURCES if s.kind != "installed")
-    return f"Commits: {', '.join(commits) or 'none'}. Versions: {said}.\n\n{files}\n"
+    stale = f"{older} of {len(rows)} rows come from other code of the library than this page's (`--fresh` renews them)."
+    told = f"Commits: {', '.join(commits) or 'none'}. Versions: {said}."
+    return "\n\n".join([told, *([stale] if older else []), files]) + "\n"
 
 
 def write_report(results: Path) -> Path:
@@ -146,7 +154,7 @@ def write_report(results: Path) -> Path:
     page.write_text(report(results), encoding="utf-8")
     for name in TASKS:
         lines = read(results / f"{name}.jsonl")
-        for group in {line["group"] for line in lines} - {"search"}:
+        for group in {line["group"] for line in lines} - {"search", "curves"}:
             own = [line for line in lines if line["group"] == group]
             own = [line for line in own if line["images"] == max(line["images"] for line in own)]
             if matplotlib():

@@ -10,6 +10,7 @@ from typing import Any
 import tokengraph as tg
 from tokengraph.evaluate.options import Options
 from tokengraph.evaluate.store import slug
+from truth.library_code import digest
 from truth.results import commit, line_of, merged, read, write
 from truth.tables import Candidate
 from truth.tasks import Task
@@ -26,10 +27,12 @@ class Place:
     Args:
         packages: Folder that was fetched into; predictions lie in ``runs`` beside the packages.
         results: Folder of the files of results.
+        fresh: Measure rows again that other code of the library gave. Its predictions are never used in any case.
     """
 
     packages: Path
     results: Path = RESULTS
+    fresh: bool = False
 
 
 def run(
@@ -63,7 +66,8 @@ def run(
     source, (data, train) = task.source(place.packages), task.images(place.packages, limit)
     decode = None if task.decode is None else task.decode(place.packages)
     same = {"model": source.name, "group": group, "images": len(data)}
-    here = {line["setting"] for line in read(file) if same.items() <= line.items() and not line.get("reason")}
+    wanted = same | ({"code": digest()} if place.fresh else {})
+    here = {line["setting"] for line in read(file) if wanted.items() <= line.items() and not line.get("reason")}
     todo = [c for c in candidates if c.setting not in here]
     for start in range(0, len(todo), AT_ONCE):
         lot = todo[start : start + AT_ONCE]
@@ -71,7 +75,7 @@ def run(
             source,
             [c.setting for c in lot],
             data,
-            out=place.packages / "runs" / slug(f"{task.folder or task.name} {len(data)} {source.name}"),
+            out=place.packages / "runs" / slug(f"{task.folder or task.name} {len(data)} {digest()} {source.name}"),
             controls=False,  # they are settings of the table
             probe=task.probe,
             train=train,
@@ -79,7 +83,7 @@ def run(
             options=options or Options(time=False, memory=False),
         )
         made = {c.setting: c for c in lot}
-        about = {**same, "commit": commit(ROOT)}
+        about = {**same, "commit": commit(ROOT), "code": digest()}
         lines = [line_of(row, about | _origin(made.get(row.name))) for row in report.rows]
         write(file, merged(read(file), lines))
     return file

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 from truth.chosen import best, frontier, headline, moved, nearest_resolution, published
+from truth.curves import ONE, curves
 from truth.plans import FAR, after, at_cost, clusters, constant, cost_of, linear, thirds
 from truth.tables import COSTS, Body, search, strategies
 
@@ -121,3 +122,18 @@ def test_moved_works_schedules_out_for_the_other_grid():
         if "+" not in candidate.strategy:
             cost = cost_of(read_setting(candidate.setting), large.anatomy, 441) / large.whole
             assert cost == pytest.approx(0.5, abs=FAR)
+
+
+def test_curves_name_settings_that_exist_each_once():
+    found = [c.setting for c in curves(BODY)]
+    assert len(set(found)) == len(found)
+    for setting in found:
+        assert read_setting(setting).select() is not None  # an unknown option or word raises
+
+
+def test_curves_vary_what_a_default_hangs_on():
+    found = {(c.strategy, c.shape) for c in curves(BODY)}
+    assert {("expedite", "inv_temperature"), ("tome", "prop_attn"), ("ailurus", "reduce")} <= found
+    assert {(strategy, parameter) for strategy, of in ONE.items() for parameter in of} <= found
+    with pytest.raises(ValueError, match="12 blocks .got 8"):
+        next(curves(SMALL))

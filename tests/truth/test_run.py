@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from truth import run as runs
 from truth.leaders import leaders, main_metric
+from truth.library_code import digest, without_words
 from truth.report import best_rows, matplotlib, report, scores, table, write_report
 from truth.results import commit, line_of, merged, read, versions, write
 from truth.run import Place, run
@@ -75,6 +76,38 @@ def test_run_tries_a_failed_setting_again(tmp_path):
     assert "ValueError" in lines[1]["reason"]
     again = read(run(TASK, "search", bad, place, options=QUICK))
     assert len(again) == 2 and "ValueError" in again[1]["reason"]
+
+
+def test_run_measures_rows_of_other_code_only_where_it_is_told_to(tmp_path, monkeypatch):
+    place = Place(tmp_path, tmp_path / "out")
+    monkeypatch.setattr(runs, "digest", lambda: "older")
+    run(TASK, "search", candidates("tome:4"), place, options=QUICK)
+    monkeypatch.setattr(runs, "digest", lambda: "newer")
+    lines = read(run(TASK, "search", candidates("tome:4"), place, options=QUICK))
+    assert [line["code"] for line in lines] == ["older", "older"]
+    lines = read(
+        run(TASK, "search", candidates("tome:4"), Place(tmp_path, tmp_path / "out", fresh=True), options=QUICK)
+    )
+    assert [line["code"] for line in lines] == ["newer", "newer"]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_digest_changes_with_code_and_not_with_words(tmp_path):
+    file = tmp_path / "select" / "a.py"
+    file.parent.mkdir()
+    file.write_text('def f(x):\n    """One thing."""\n    return x + 1  # why\n')
+    first = digest(tmp_path)
+    digest.cache_clear()
+    file.write_text('def f(x):\n    """Another."""\n\n    return x + 1\n')
+    assert digest(tmp_path) == first
+    digest.cache_clear()
+    file.write_text("def f(x):\n    return x + 2\n")
+    assert digest(tmp_path) != first
+    digest.cache_clear()
+
+
+def test_without_words_keeps_a_body_that_is_a_docstring_alone():
+    assert without_words('class A:\n    """Words."""\n') == without_words("class A:\n    pass\n")
 
 
 def test_read_leaves_out_a_line_that_was_cut_off(tmp_path):

@@ -3,11 +3,11 @@
     python benchmarks/truth fetch      packages into truth-data/, with checksums; each fails alone
     python benchmarks/truth check      whether the rebuilt ViT-S/14 says what its ONNX file says
     python benchmarks/truth search     every strategy, schedule and option on photographs (and the small ViT)
-    python benchmarks/truth curves     one parameter at a time, for defaults: photographs and 200 solar cells
     python benchmarks/truth headline   the best at each cost, on whole sets
     python benchmarks/truth frontier   the best and the published of every strategy, on 800 images a task
     python benchmarks/truth report     the tables again
-    python benchmarks/truth all        these in turn
+    python benchmarks/truth all        these in turn; what follows is not in it
+    python benchmarks/truth curves     one parameter at a time, for defaults: photographs and 200 solar cells
     python benchmarks/truth floors     fidelity of the small ViT at fixed settings again, for tests/truth
 
 --tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.

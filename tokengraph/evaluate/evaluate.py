@@ -119,7 +119,11 @@ def evaluate(
 
 def _unique(settings: list[Setting]) -> list[Setting]:
     """Each once, without the dense model, which is measured in any case."""
-    return list({s.name: s for s in settings if not s.dense}.values())
+    found = list({s.key: s for s in settings if not s.dense}.values())
+    names = [s.name for s in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Expected settings of different names (got {twice[0]!r} for two). Give each a label.")
+    return found
 
 
 def _check(images: Images, training: Images | None, probe: str | None) -> None:
@@ -159,7 +163,7 @@ def _run(runner: Runner, settings: list[Setting], images: Images, training: Imag
     if runner.ranks.first:
         for name, _ in parts:
             for setting in settings:
-                runner.store.fail(name, setting.name, None)
+                runner.store.fail(name, setting.key, None)
     runner.ranks.wait()
     for name, chosen in parts:
         runner.run(name, chosen, settings)
@@ -174,7 +178,7 @@ def _fit_patches(
     fitting = replace(runner, fitting=max(2, classes), features=False)
     _run(fitting, settings, training, None, "train")
     found, chunks = {}, -(-len(training) // runner.options.chunk)
-    for name in [DENSE.name, *(s.name for s in settings)]:
+    for name in [DENSE.key, *(s.key for s in settings)]:
         if not runner.store.reason("train", name):
             parts = (runner.store.load("train", name, chunk) for chunk in range(chunks))
             found[name] = fit((part for part in parts if len(part["index"])), runner.options.l2)
@@ -187,7 +191,7 @@ def _measure(store: Store, runner: Runner, settings: list[Setting]) -> dict[str,
     if not (options.time or options.memory):
         return {}
     file = store.folder / "measured.json"
-    names = ["dense", *(s.name for s in settings)]
+    names = [DENSE.key, *(s.key for s in settings)]
     if runner.ranks.first:
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if list(known) != names:

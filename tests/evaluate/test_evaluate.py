@@ -134,6 +134,9 @@ class Counting(Images):
     def label(self, index):
         return self.whole.label(index)
 
+    def stamp(self, index):
+        return self.whole.stamp(index)
+
 
 def test_evaluate_goes_on_where_it_was_stopped_with_the_same_figures(pictures, quick, tmp_path):
     whole = tg.evaluate(tiny_vit(), ["tome:4", "topk:{2: 0.5}"], pictures, options=quick)
@@ -159,13 +162,15 @@ def test_evaluate_tries_failed_settings_again(pictures, quick, tmp_path, monkeyp
     assert report.row("tome:4").reason == "" and report.row("tome:4").metrics
 
 
-@pytest.mark.parametrize("change", ["model", "images", "chunk", "size"])
+@pytest.mark.parametrize("change", ["model", "images", "pixel", "chunk", "size"])
 def test_evaluate_refuses_a_folder_of_another_run(pictures, quick, tmp_path, change):
     tg.evaluate(tiny_vit(), [], pictures, out=tmp_path, options=quick)
     model = tiny_vit(seed=1) if change == "model" else tiny_vit()
     if change == "size":
         model = Source("VisionTransformer", lambda size: tiny_vit(), DataConfig(32, crop_pct=0.5))
     images = Arrays(np.zeros((3, 8, 8), np.uint8), [0, 1, 2]) if change == "images" else pictures
+    if change == "pixel":
+        images = Arrays([pictures.image(i) ^ (i == 3) for i in range(20)], [pictures.label(i) for i in range(20)])
     options = replace(quick, chunk=4) if change == "chunk" else quick
     with pytest.raises(ValueError, match="Expected a folder of the same run to resume"):
         tg.evaluate(model, [], images, out=tmp_path, options=options)
@@ -275,6 +280,12 @@ def test_evaluate_compares_with_another_model(pictures, quick, monkeypatch):
             {"train": Arrays(np.zeros((1, 8, 8), np.uint8), [0])},
             ValueError,
             "Expected train images with labels, beside",
+        ),
+        ({"data": Arrays(np.zeros((1, 8, 8), np.uint8), [7])}, ValueError, "head's 5 classes .got 8 classes"),
+        (
+            {"settings": [{"strategy": "tome", "schedule": r, "label": "x"} for r in (1, 2)]},
+            ValueError,
+            "got 'x' for two",
         ),
         (
             {"data": Arrays(np.zeros((1, 8, 8), np.uint8), [0], classes=["cat", "dog"])},

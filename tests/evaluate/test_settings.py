@@ -124,3 +124,16 @@ def test_split_respects_brackets_and_quotes():
 def test_write_schedule_is_read_back():
     for schedule in (13, {5: 0.5}, [1, 2], tg.schedule.linear(8), tg.schedule.relative({1: 0.5, 2: 0.5})):
         assert read_schedule(write_schedule(schedule)) == schedule
+
+
+def test_key_tells_settings_apart_that_a_name_does_not(tmp_path):
+    one, two = (Setting("tome", r, label="mine") for r in (4, 5))
+    assert one.name == two.name == "mine" and one.key != two.key
+    one, two = (Setting(tg.DynamicViT(threshold=t)) for t in (0.5, 0.6))  # its repr says nothing of the threshold
+    assert one.key != two.key and one.key == Setting(tg.DynamicViT(threshold=0.5)).key
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"1")
+    setting = read_setting(f"dynamicvit:{{1: 0.5}},weights={file}")
+    before = setting.key
+    file.write_bytes(b"12")
+    assert setting.key != before and read_setting("tome:4").key == "tome:4"

@@ -20,7 +20,7 @@ def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
     setting has one cut, else where half of its tokens have gone, and at the same cost; and the resolution whose cost is
     nearest to its own. A setting that cannot be planned has none: its row will say why.
     """
-    known = {s.name for s in settings}
+    known = {s.key for s in settings}
     found: dict[str, Setting] = {}
     for setting in settings:
         if setting.strategy is None or setting.model is not None:
@@ -30,8 +30,8 @@ def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
         except Exception:  # whatever makes the setting fail is said in its own row
             continue
         for control in made:
-            if control.name not in known:
-                found.setdefault(control.name, control)
+            if control.key not in known:
+                found.setdefault(control.key, control)
     return list(found.values())
 
 

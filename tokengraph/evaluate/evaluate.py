@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokengraph.evaluate.controls import with_controls
-from tokengraph.evaluate.costs import CONVENTION
+from tokengraph.evaluate.facts import facts_of, identity
 from tokengraph.evaluate.figures import Outcomes, Scorer, check_labels
 from tokengraph.evaluate.folders import find_images
 from tokengraph.evaluate.forms import Forms
@@ -32,7 +29,7 @@ from tokengraph.evaluate.rows import make_rows
 from tokengraph.evaluate.run import DENSE, Runner
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.evaluate.source import Source, source_of
-from tokengraph.evaluate.store import Store, fingerprint
+from tokengraph.evaluate.store import Store
 
 Given = str | Mapping[str, Any] | Setting
 
@@ -105,7 +102,7 @@ def evaluate(
     added = with_controls(wanted, forms) if controls else []
     with ExitStack() as stack:
         folder = out if out is not None else _shared_folder(stack, ranks)
-        facts = _identity(source, forms, images, training, options, decode, probe)
+        facts = identity(source, forms, images, training, options, decode, probe)
         store = Store(folder, facts)
         on_patches = images.has_masks and training is not None
         runner = Runner(forms, store, options, ranks, decode, probe is not None and not on_patches)
@@ -122,7 +119,11 @@ def evaluate(
 
 def _unique(settings: list[Setting]) -> list[Setting]:
     """Each once, without the dense model, which is measured in any case."""
-    return list({s.name: s for s in settings if not s.dense}.values())
+    found = list({s.key: s for s in settings if not s.dense}.values())
+    names = [s.name for s in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Expected settings of different names (got {twice[0]!r} for two). Give each a label.")
+    return found
 
 
 def _check(images: Images, training: Images | None, probe: str | None) -> None:
@@ -156,54 +157,13 @@ def _shared_folder(stack: ExitStack, ranks: Ranks) -> str:
     return name[0]
 
 
-def _identity(
-    source: Source,
-    forms: Forms,
-    images: Images,
-    training: Images | None,
-    options: Options,
-    decode: Any,
-    probe: str | None,
-) -> dict[str, Any]:
-    """What predictions depend on: a folder of anything else is not resumed."""
-    from tokengraph import __version__
-
-    head = _digest(decode) if isinstance(decode, nn.Module) else getattr(decode, "__qualname__", decode)
-    return {
-        "model": source.name,
-        "weights": _digest(forms.model()),
-        "preprocessing": forms.config().describe(),
-        "images": fingerprint([images.stamp(i) for i in range(len(images))]),
-        "train": "" if training is None else fingerprint([training.stamp(i) for i in range(len(training))]),
-        "masks": images.has_masks,
-        "decode": head,
-        "features": probe is not None,
-        "patch probe": options.l2 if images.has_masks and probe is not None else "",
-        "batch_size": options.batch_size,
-        "chunk": options.chunk,
-        "amp": options.amp,
-        "device": forms.device.type,
-        "tokengraph": __version__,
-        "torch": torch.__version__,
-    }
-
-
-def _digest(model: nn.Module) -> str:
-    """A checksum of all weights."""
-    total = 0
-    for name, value in model.state_dict().items():
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if value.numel() else torch.zeros(0)
-        total = zlib.crc32(raw.numpy().tobytes(), zlib.crc32(name.encode(), total))
-    return f"{total:08x}"
-
-
 def _run(runner: Runner, settings: list[Setting], images: Images, training: Images | None, part: str = "data") -> None:
     """Runs all parts; settings that failed before are tried again."""
     parts: list[tuple[str, Images]] = [(part, images)] + ([("train", training)] if training is not None else [])
     if runner.ranks.first:
         for name, _ in parts:
             for setting in settings:
-                runner.store.fail(name, setting.name, None)
+                runner.store.fail(name, setting.key, None)
     runner.ranks.wait()
     for name, chosen in parts:
         runner.run(name, chosen, settings)
@@ -218,7 +178,7 @@ def _fit_patches(
     fitting = replace(runner, fitting=max(2, classes), features=False)
     _run(fitting, settings, training, None, "train")
     found, chunks = {}, -(-len(training) // runner.options.chunk)
-    for name in [DENSE.name, *(s.name for s in settings)]:
+    for name in [DENSE.key, *(s.key for s in settings)]:
         if not runner.store.reason("train", name):
             parts = (runner.store.load("train", name, chunk) for chunk in range(chunks))
             found[name] = fit((part for part in parts if len(part["index"])), runner.options.l2)
@@ -231,7 +191,7 @@ def _measure(store: Store, runner: Runner, settings: list[Setting]) -> dict[str,
     if not (options.time or options.memory):
         return {}
     file = store.folder / "measured.json"
-    names = ["dense", *(s.name for s in settings)]
+    names = [DENSE.key, *(s.key for s in settings)]
     if runner.ranks.first:
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if list(known) != names:
@@ -256,26 +216,4 @@ def _report(
         raise ValueError(f"Expected images that can be read (got none of {len(images)}; first: {skipped[0]}).")
     scorer = Scorer(outcomes, runner.options, *((None, None) if runner.probes else (probe, train)))
     rows = make_rows(scorer, runner, settings, measured)
-    return Report(tuple(rows), tuple(skipped), _facts(runner, images, outcomes, probe))
-
-
-def _facts(runner: Runner, images: Images, outcomes: Outcomes, probe: str | None) -> dict[str, Any]:
-    from tokengraph import __version__
-
-    device = runner.forms.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    facts = {
-        "model": runner.forms.source.name,
-        "weights": runner.forms.source.weights,
-        "data": images.name,
-        "images": len(outcomes.dense["index"]),
-        "preprocessing": runner.forms.config().describe(),
-        "cost": CONVENTION,
-        "device": f"{name}, {torch.get_num_threads()} threads",
-        "batch": runner.options.time_batch or runner.options.batch_size,
-        "versions": f"tokengraph {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-    }
-    if probe is not None:
-        on = "each patch, least squares" if runner.probes else "the class token and the mean patch"
-        facts["probe"] = f"{probe} on {on}"
-    return {**facts, **({"notes": "; ".join(images.notes)} if images.notes else {})}
+    return Report(tuple(rows), tuple(skipped), facts_of(runner, images, len(outcomes.dense["index"]), probe))

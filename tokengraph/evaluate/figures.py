@@ -64,14 +64,14 @@ class Outcomes:
         """Images that could not be read, and why."""
         found = []
         for number in range(self.chunks):
-            part = self.store.load(self.part, DENSE.name, number)
+            part = self.store.load(self.part, DENSE.key, number)
             found += [(self.images.key(int(i)), str(w)) for i, w in zip(part["bad"], part["why"], strict=True)]
         return found
 
     @cached_property
     def dense(self) -> Found:
         """The dense model's outcomes."""
-        return self.of(DENSE.name)
+        return self.of(DENSE.key)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -97,7 +97,7 @@ class Scorer:
         self.outcomes, self.options, self.train = outcomes, options, train
         self.draws = resample(len(outcomes.dense["index"]), options.resamples, options.seed)
         self.protocol = None if probe is None else self._protocol(probe)
-        self.dense = self._scores(DENSE.name, outcomes.dense)
+        self.dense = self._scores(DENSE.key, outcomes.dense)
 
     def _protocol(self, kind: str) -> Protocol:
         source = self.train or self.outcomes
@@ -140,24 +140,24 @@ class Scorer:
         scores["probe_refit"] = _of_right(protocol.answers(features, train)[:, 0] == labels)
         return scores
 
-    def figures(self, name: str) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Difference]]:
+    def figures(self, key: str) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Difference]]:
         """A setting's figures, their intervals, and their paired differences to the dense model's."""
-        dense = name == DENSE.name
-        found = self.outcomes.dense if dense else self.outcomes.of(name)
-        scores = self.dense if dense else self._scores(name, found)
+        dense = key == DENSE.key
+        found = self.outcomes.dense if dense else self.outcomes.of(key)
+        scores = self.dense if dense else self._scores(key, found)
         once = np.ones((1, self.draws.shape[1]))
         metrics = {k: float(s.of(once)[0]) for k, s in scores.items()}
         intervals = {k: interval(s.of, self.draws) for k, s in scores.items()}
-        for key in ("agree", "class_cosine", "patch_cosine"):
-            if key in found:
-                intervals["agreement" if key == "agree" else key] = interval(mean_of(found[key]), self.draws)
+        for part in ("agree", "class_cosine", "patch_cosine"):
+            if part in found:
+                intervals["agreement" if part == "agree" else part] = interval(mean_of(found[part]), self.draws)
         both = {k: (self.dense[k], s) for k, s in scores.items() if k in self.dense and not dense}
         differences = {k: _difference(a, b, self.draws) for k, (a, b) in both.items()}
         return metrics | summary(found), intervals, differences
 
-    def counts(self, name: str) -> list[float] | None:
+    def counts(self, key: str) -> list[float] | None:
         """Mean patch tokens an image before the first block and after each; ``None``: not known."""
-        found = self.outcomes.dense if name == DENSE.name else self.outcomes.of(name)
+        found = self.outcomes.dense if key == DENSE.key else self.outcomes.of(key)
         return found["counts"].astype(np.float64).mean(axis=0).tolist() if "counts" in found else None
 
 
@@ -181,10 +181,15 @@ def check_labels(images: Images, head: int | None) -> None:
     Raises:
         ValueError: If the head has another number of classes than the set has, or a label is out of its range.
     """
-    if head is None or images.classes is None or len(images.classes) == head:
+    if head is None:
+        return
+    if images.classes is not None:
+        if (classes := len(images.classes)) == head:
+            return
+    elif (classes := 1 + max(images.label(i) for i in range(len(images)))) <= head:
         return
     raise ValueError(
-        f"Expected images of the head's {head} classes (got {len(images.classes)} classes). Number the folders by a "
+        f"Expected images of the head's {head} classes (got {classes} classes). Number the folders by a "
         "file (synsets=, --synsets FILE), fit a probe (probe='linear', --probe linear), or ignore labels "
         "(find_images(root, labels='none'), --labels none)."
     )

@@ -68,11 +68,15 @@ class Files(Images):
         return self.files[index].relative_to(self.root).as_posix()
 
     def stamp(self, index: int) -> str:
-        """Path and bytes: a file that was mended is another one."""
-        try:
-            return f"{self.key(index)} {self.files[index].stat().st_size}"
-        except OSError:
-            return f"{self.key(index)} -"
+        """Path, bytes and time of change, of the mask too: a file that was mended is another one."""
+        parts = [self.key(index)]
+        for file in (self.files[index], *(() if self._masks is None else (self._masks[index],))):
+            try:
+                found = file.stat()
+                parts.append(f"{found.st_size} {found.st_mtime_ns}")
+            except OSError:
+                parts.append("-")
+        return " ".join(parts)
 
 
 def find_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,15 @@ class Hub(Images):
 
     def label(self, index: int) -> int:
         """Of the label column, read without its image."""
-        return int(self.rows[self._label][index])
+        return self._labels[index]
+
+    def stamp(self, index: int) -> str:
+        """The row of this version of the data set."""
+        return f"{getattr(self.rows, '_fingerprint', self.name)} {index}"
+
+    @cached_property
+    def _labels(self) -> list[int]:
+        return [int(value) for value in self.rows[self._label]]
 
     def mask(self, index: int) -> Any:
         """Of the mask column."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Images:
         return str(index)
 
     def stamp(self, index: int) -> str:
-        """What tells this image from another that had its place: by default its key."""
+        """What tells this image and its mask from others that had their place: by default the key."""
         return self.key(index)
 
 
@@ -108,6 +109,17 @@ class Arrays(Images):
     def key(self, index: int) -> str:
         """The given name, or the number."""
         return str(index) if self._names is None else self._names[index]
+
+    def stamp(self, index: int) -> str:
+        """A checksum of pixels and mask."""
+        total = zlib.crc32(self.key(index).encode())
+        for thing in (self._images[index], None if self._masks is None else self._masks[index]):
+            try:
+                array = np.ascontiguousarray(np.asarray(thing))
+                total = zlib.crc32(f"{array.shape} {array.dtype}".encode(), zlib.crc32(array.tobytes(), total))
+            except Exception:  # a broken image: the run reports it
+                total = zlib.crc32(b"broken", total)
+        return f"{total:08x}"
 
 
 class Subset(Images):

@@ -36,7 +36,7 @@ class Measured:
 
 def measure(forms: Forms, settings: Sequence[Setting], options: Options, file: Path) -> None:
     """Measures the dense model and all settings on random images, and writes a JSON file of :class:`Measured`."""
-    found = {setting.name: Measured() for setting in (DENSE, *settings)}
+    found = {setting.key: Measured() for setting in (DENSE, *settings)}
     timed = [form for setting in (DENSE, *settings) for form in _forms(forms, setting, options)]
     if options.time:
         for name, times in time_forms(timed, options.time_rounds, show=options.progress).items():
@@ -53,13 +53,13 @@ def _forms(forms: Forms, setting: Setting, options: Options) -> list[Timed]:
     try:
         images = _images(forms, setting, options)
         model, select = forms.model(setting), setting.select()
-        made = [Timed(setting.name, "plain" if select is None else "attached", _enter(forms, setting, options), images)]
+        made = [Timed(setting.key, "plain" if select is None else "attached", _enter(forms, setting, options), images)]
         if select is not None:
             with torch.no_grad(), forms.open(setting) as reader:
                 reader.model(images[:1])
                 counts = list(reader.handle.trace.counts)
             cut = ideal_form(model, counts, select.placement, select.needs_map)
-            made.append(Timed(setting.name, "ideal", cut, images))
+            made.append(Timed(setting.key, "ideal", cut, images))
     except Exception:
         return []
     return made

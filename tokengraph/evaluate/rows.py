@@ -34,12 +34,12 @@ def make_rows(
 def _row(
     scorer: Scorer, runner: Runner, setting: Setting, kind: str, measured: dict[str, Measured], whole: float | None
 ) -> Row:
-    reason = next((r for part in ("train", "data") if (r := runner.store.reason(part, setting.name))), "")
+    reason = next((r for part in ("train", "data") if (r := runner.store.reason(part, setting.key))), "")
     if reason:
         return Row(setting.name, kind, reason)
-    metrics, intervals, differences = scorer.figures(setting.name)
+    metrics, intervals, differences = scorer.figures(setting.key)
     gmacs, counted = _gmacs(scorer, runner, setting)
-    own, dense = measured.get(setting.name, Measured()), measured.get(DENSE.name, Measured())
+    own, dense = measured.get(setting.key, Measured()), measured.get(DENSE.key, Measured())
     run = own.ms.get("attached") or own.ms.get("plain")
     return Row(
         name=setting.name,
@@ -50,7 +50,7 @@ def _row(
         gmacs=gmacs,
         cost=None if gmacs is None or not whole else gmacs / whole,
         counted=counted,
-        counts=tuple(scorer.counts(setting.name) or ()),
+        counts=tuple(scorer.counts(setting.key) or ()),
         ms={form: quartiles(times) for form, times in own.ms.items()},
         speed=_over(run, dense.ms.get("plain")),
         over_ideal=_over(own.ms.get("attached"), own.ms.get("ideal")),
@@ -67,7 +67,7 @@ def _over(times: list[float] | None, others: list[float] | None) -> Three | None
 
 def _gmacs(scorer: Scorer, runner: Runner, setting: Setting) -> tuple[float | None, bool]:
     """Billions of multiply-adds for an image, and whether choosing is counted."""
-    counts = scorer.counts(setting.name)
+    counts = scorer.counts(setting.key)
     body = anatomy(runner.forms.model(setting)) if counts is not None else None
     if body is None or counts is None:
         return None, True

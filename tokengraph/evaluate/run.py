@@ -64,9 +64,9 @@ class Runner:
                 self._chunk(part, images, settings, number, progress)
 
     def _chunk(self, part: str, images: Images, settings: Sequence[Setting], number: int, progress: Progress) -> None:
-        todo = [s for s in settings if not self.store.has(part, s.name, number) and not self.store.reason(part, s.name)]
+        todo = [s for s in settings if not self.store.has(part, s.key, number) and not self.store.reason(part, s.key)]
         progress.step(len(settings) - len(todo))
-        if not todo and self.store.has(part, DENSE.name, number):
+        if not todo and self.store.has(part, DENSE.key, number):
             progress.step()
             return
         start = number * self.options.chunk
@@ -76,22 +76,20 @@ class Runner:
         targets = chunk.targets(config) if images.has_masks and chunk.index else None
         with self.forms.open(DENSE) as reader:
             found, dense = self._outcome(reader, chunk, DENSE, targets, None)
-        if not self.store.has(part, DENSE.name, number):
+        if not self.store.has(part, DENSE.key, number):
             bad = {
                 "bad": np.array([i for i, _ in chunk.bad], dtype=np.int64),
                 "why": np.array([r for _, r in chunk.bad], dtype=str),
             }
-            self.store.save(part, DENSE.name, number, {**found, **bad})
+            self.store.save(part, DENSE.key, number, {**found, **bad})
         progress.step(note="dense")
         for setting in todo:
             try:
                 with self.forms.open(setting) as reader:
-                    self.store.save(
-                        part, setting.name, number, self._outcome(reader, chunk, setting, targets, dense)[0]
-                    )
+                    self.store.save(part, setting.key, number, self._outcome(reader, chunk, setting, targets, dense)[0])
             except Exception as error:  # one setting's failure is a row of the report, not the end
                 lines = [line for line in str(error).splitlines() if line.strip()]
-                self.store.fail(part, setting.name, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300])
+                self.store.fail(part, setting.key, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300])
             progress.step(note=setting.name)
 
     def _outcome(
@@ -136,10 +134,10 @@ class Runner:
     def _overlaps(self, outputs: Outputs, targets: Tensor, setting: Setting) -> Found:
         if not self.probes:
             return self._overlap(self._maps(outputs, self.decode), targets)
-        if setting.name not in self.probes:
+        if setting.key not in self.probes:
             raise ValueError("Expected a probe that was fitted for this setting (got none: it failed on train images).")
         found: Found = {}
-        ours, own = self.probes[DENSE.name], self.probes[setting.name]
+        ours, own = self.probes[DENSE.key], self.probes[setting.key]
         if setting.model is None:  # another model's patches are none of ours
             found = self._overlap(self._maps(outputs, ours), targets)
         again = self._overlap(self._maps(outputs, own), targets)

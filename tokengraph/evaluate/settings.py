@@ -47,9 +47,18 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The setting as text, which :func:`read_setting` reads back where the strategy was given by name."""
-        if self.label:
-            return self.label
+        """What tables call it: the label or, without one, the setting as text that :func:`read_setting` reads back."""
+        return self.label or self._text()
+
+    @property
+    def key(self) -> str:
+        """What its predictions are stored under: settings that may give other ones have another."""
+        own = vars(self.strategy) if isinstance(self.strategy, Select) else ""  # a repr may leave some out
+        file = Path(self.weights) if self.weights is not None else None
+        stamp = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file is not None and file.is_file() else ""
+        return " ".join(str(part) for part in (self._text(), own, stamp) if part)
+
+    def _text(self) -> str:
         parts = [f"model:{self.model}"] if self.model else []
         parts += [f"resolution:{self.resolution}"] if self.resolution else []
         if self.strategy is not None:

@@ -130,3 +130,7 @@ class Scenes(Images):
     def mask(self, index: int) -> Any:
         """``[side, side]``: 1 where a thing lies."""
         return (self._scene(index)[1] > 0).astype(np.uint8)
+
+    def key(self, index: int) -> str:
+        """Seed, number and side: the same words stand for the same scene."""
+        return f"{self.seed}-{index}, {self.side} px"

@@ -127,6 +127,7 @@ def test_scenes_are_the_same_however_many_there_are(monkeypatch, tmp_path):
     assert set(np.unique(few.mask(1))) == {0, 1}
     other = Scenes(tmp_path, 2, seed=1, side=24)
     assert not np.array_equal(few.image(1), other.image(1))
+    assert len({few.key(1), other.key(1), few.key(0), Scenes(tmp_path, 2, side=32).key(1)}) == 4
 
 
 def test_cutouts_says_which_folders_are_empty(tmp_path):

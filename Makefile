@@ -13,7 +13,7 @@ pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
 REQUIRE_CLUSTER ?=
 
-.PHONY: help demo test test-oldest lint bench clean
+.PHONY: help demo test test-oldest lint bench truth clean
 .NOTPARALLEL:  # two pip processes must not write to one environment
 
 help:  ## show this list
@@ -43,6 +43,11 @@ lint: $(VENV)/test.stamp  ## ruff, formatting, types
 bench: $(VENV)/demo.stamp $(VENV)/cluster.stamp  ## merge cost and end-to-end speed on this machine, the quick form
 	$(BIN)/python benchmarks/merge_cost.py --quick
 	$(BIN)/python benchmarks/end_to_end.py --quick
+
+# Stopped, it goes on where it was. Two processes may share the work: TRUTH="frontier --tasks scenes", for example.
+TRUTH ?= all
+truth: $(VENV)/test.stamp  ## accuracy of every strategy on real features (hours; resumes); TRUTH="fetch" for data alone
+	$(BIN)/python benchmarks/truth $(TRUTH)
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf $(VENV) $(VENV)-oldest build *.egg-info outputs .pytest_cache .ruff_cache

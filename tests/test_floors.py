@@ -29,7 +29,8 @@ FLOORS = [
     ["io"],
     ["viz"],
     ["testing"],
-    ["demo"],
+    ["demo", "evaluate"],
+    ["cli"],
     ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,7 +9,12 @@ from tokengraph.optional import optional
 
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
-    [("matplotlib.figure", "matplotlib", "viz"), ("PIL.Image", "Pillow", "viz"), ("rich.table", "rich", "cli")],
+    [
+        ("matplotlib.figure", "matplotlib", "viz"),
+        ("PIL.Image", "Pillow", "viz"),
+        ("rich.table", "rich", "cli"),
+        ("datasets", "datasets", "eval"),
+    ],
 )
 def test_optional_names_the_extra_of_a_missing_package(monkeypatch, module, package, extra):
     top = module.split(".")[0]

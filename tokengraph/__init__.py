@@ -11,6 +11,8 @@ with _warnings.catch_warnings():
 from tokengraph import models, schedule
 from tokengraph.attach.attach import Attachment, attach, detach
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
+from tokengraph.evaluate.evaluate import evaluate
+from tokengraph.evaluate.fidelity import Fidelity, fidelity
 from tokengraph.graph.coarsen import coarsen, hierarchy
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
@@ -46,6 +48,7 @@ __all__ = [
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",
+    "Fidelity",
     "GTP",
     "GridPool",
     "PiToMe",
@@ -64,7 +67,9 @@ __all__ = [
     "coarsen",
     "detach",
     "dpc_knn",
+    "evaluate",
     "expedite",
+    "fidelity",
     "grid_graph",
     "grid_pool",
     "gtp",

@@ -9,10 +9,13 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = {
+    "datasets": ("datasets", "eval"),
     "matplotlib": ("matplotlib", "viz"),
+    "open_clip": ("open_clip_torch", "eval"),
     "PIL": ("Pillow", "viz"),
     "rich": ("rich", "cli"),
     "safetensors": ("safetensors", "timm"),
+    "tqdm": ("tqdm", "eval"),
 }
 
 

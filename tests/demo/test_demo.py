@@ -78,7 +78,7 @@ def test_backends_lists_every_engine(capsys):
 
 
 def test_main_says_which_extra_has_rich(monkeypatch, capsys):
-    import tokengraph.__main__ as command
+    import tokengraph.cli.demo as command
 
     def missing(module):
         raise ImportError("Expected rich to be installed (got no such package).")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
 
-PATIENCE = 4.0  # seconds to wait for a hub; timm itself tries for most of a minute
+from tokengraph.io.hub import address as _address
+from tokengraph.io.hub import cached as _cached
+from tokengraph.io.hub import reachable as _reachable
 
 
 class Loaded(NamedTuple):
@@ -75,54 +73,3 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
         return Loaded(create(pretrained=True), True, f"weights from {address}")
     except Exception as error:  # downloads and broken files may raise anything; the demo also works with random weights
         return Loaded(create(), False, f"random weights (download failed: {type(error).__name__})")
-
-
-def _cached(config: Any) -> str | None:
-    """Returns the file of the weights on this machine, if there is one."""
-    if config is None:
-        return None
-    repository = getattr(config, "hf_hub_id", None)
-    if repository:
-        try:
-            from huggingface_hub import try_to_load_from_cache
-        except ImportError:
-            return None
-        for file in ("model.safetensors", "pytorch_model.bin"):
-            found = try_to_load_from_cache(repository, file)
-            if isinstance(found, str):
-                return found
-    url = getattr(config, "url", None)
-    if url:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-        return str(file) if file.is_file() else None
-    return None
-
-
-def _address(config: Any) -> str | None:
-    """Returns the URL of the weights."""
-    if getattr(config, "hf_hub_id", None):
-        try:
-            from huggingface_hub import constants
-        except ImportError:
-            return None
-        return constants.ENDPOINT
-    return getattr(config, "url", None) or None
-
-
-def _reachable(address: str, patience: float = PATIENCE) -> bool:
-    """True if a server answers in time, also with an error. Uses proxies; the limit includes the DNS lookup."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urlopen(Request(address, method="HEAD"), timeout=patience).close()
-            answers.append(True)
-        except HTTPError:
-            answers.append(True)
-        except (OSError, ValueError):
-            pass
-
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(patience)
-    return bool(answers)

@@ -1,0 +1,92 @@
+"""Which settings are measured on the tasks: the best of the search, the published ones, and the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tokengraph.evaluate.costs import multiply_adds
+from truth.tables import COSTS, Body, Candidate, made, resolutions, shapes, strategies
+
+CONTROLS = ("random", "grid-pool")
+PUBLISHED = {  # the published family of schedules; strategies that are not here were published for other models
+    "tome": "constant",
+    "gtp": "constant",
+    "evit": "thirds",
+    "topk": "thirds",
+    "random": "thirds",
+    "ailurus": "after 2",
+    "dpc-knn": "after 2",
+    "grid-pool": "after 2",
+}
+
+
+def best(candidates: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
+    """The candidate of the highest score of each strategy at each cost; smaller images with ToMe count as one strategy.
+
+    Args:
+        candidates: Of the search.
+        score: Of settings, by text; those that failed have none.
+    """
+    found: dict[tuple[float, str], Candidate] = {}
+    for candidate in candidates:
+        if candidate.setting not in score or candidate.strategy == "resolution":
+            continue
+        key = candidate.cost, "combined" if "+" in candidate.strategy else candidate.strategy
+        if key not in found or score[candidate.setting] > score[found[key].setting]:
+            found[key] = candidate
+    return [found[key] for key in sorted(found)]
+
+
+def moved(
+    picked: Sequence[Candidate], score: Mapping[str, float], old: Body, new: Body
+) -> tuple[list[Candidate], dict[str, float]]:
+    """Settings for another grid: families, options and costs stay, schedules and resolutions are worked out again."""
+    scored: dict[Candidate, float] = {}
+    for candidate in picked:
+        size, name = None, candidate.strategy
+        if "+" in name:
+            resolution, name = name.split("+")
+            size = round(int(resolution.split(":")[1]) / old.patch / old.side * new.side) * new.patch
+        shape = next(shape for shape in shapes(name, new.anatomy.depth) if shape.name == candidate.shape)
+        for again in made(new, name, shape, candidate.cost, candidate.options, size):
+            scored[again] = score[candidate.setting]
+    return list(scored), {c.setting: value for c, value in scored.items()}
+
+
+def frontier(body: Body, picked: Sequence[Candidate]) -> list[Candidate]:
+    """The best of each strategy, the published ones and the smaller images, each setting once."""
+    controls = [nearest_resolution(body, share) for share in COSTS]
+    return list({c.setting: c for c in [*controls, *picked, *published(body)]}.values())
+
+
+def headline(body: Body, picked: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
+    """At each cost: the smaller image, random, the best with a smaller image, and the two best strategies without."""
+    found = []
+    for share in COSTS:
+        here = [c for c in picked if c.cost == share]
+        own = [c for c in here if "+" not in c.strategy and c.strategy not in CONTROLS]
+        found.append(nearest_resolution(body, share))
+        found += [c for c in here if c.strategy == "random" or "+" in c.strategy]
+        found += sorted(own, key=lambda c: -score[c.setting])[:2]
+    return list({c.setting: c for c in found}.values())
+
+
+def published(body: Body, costs: Sequence[float] = COSTS) -> list[Candidate]:
+    """Every strategy with its defaults and its published family, where it reaches the cost."""
+    found = []
+    for share in costs:
+        for strategy in strategies():
+            for shape in shapes(strategy, body.anatomy.depth):
+                if shape.name == PUBLISHED.get(strategy):
+                    found += made(body, strategy, shape, share, "")
+    return found
+
+
+def nearest_resolution(body: Body, share: float) -> Candidate:
+    """The smaller image whose cost is nearest to a share: the control at that cost."""
+
+    def distance(size: int) -> float:
+        tokens = (size // body.patch) ** 2
+        return abs(multiply_adds(body.anatomy, [tokens] * (body.anatomy.depth + 1))[0] / body.whole - share)
+
+    return Candidate(f"resolution:{min(resolutions(body), key=distance)}", "resolution", "alone", share)

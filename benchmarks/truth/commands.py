@@ -1,0 +1,190 @@
+"""What each command of :mod:`truth` does; a task that cannot run says why, and the others go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokengraph.evaluate.options import Options
+from truth.agree import differences
+from truth.chosen import best, frontier, headline, moved
+from truth.curves import curves
+from truth.fetch import fetch
+from truth.floors import write_floors
+from truth.report import scores, write_report
+from truth.results import read
+from truth.run import Place, run
+from truth.tables import COSTS, Candidate, search
+from truth.tasks import TASKS, Task
+
+CURVES = {"photographs": None, "elpv-224-defect": 200}  # what curves are measured on: images
+LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # of agreement with onnxruntime
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line chose.
+
+    Args:
+        data: Folder of packages.
+        results: Folder of results.
+        tasks: Names.
+        costs: Shares of the dense cost; ``None``: all four.
+        limit: Images a task at most.
+        time: Measure time too, in ``headline``: of a machine that does nothing else.
+        fresh: Measure rows again that other code of the library gave.
+    """
+
+    data: Path
+    results: Path
+    tasks: Sequence[str]
+    costs: Sequence[float] | None = None
+    limit: int | None = None
+    time: bool = False
+    fresh: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Folders of a run."""
+        return Place(self.data, self.results, self.fresh)
+
+
+def _fetch(choice: Choice) -> int:
+    reasons = fetch(choice.data)
+    for name, reason in reasons.items():
+        print(f"{name}: {'missing: ' + reason if reason else 'there'}")
+    return 0 if not all(reasons.values()) else 1
+
+
+def _check(choice: Choice) -> int:
+    try:
+        found = differences(choice.data)
+    except (OSError, ImportError) as error:
+        print(f"not checked: {error}", file=sys.stderr)
+        return 1
+    for name, value in found.items():
+        print(f"{name}: largest difference to onnxruntime {value:.2g} (at most {LIMITS[name]:g})")
+    return int(any(value > LIMITS[name] for name, value in found.items()))
+
+
+def _each(choice: Choice, work: Callable[[Task], object]) -> int:
+    """Does the work for each chosen task; returns 1 if none could run."""
+    failed = 0
+    for name in choice.tasks:
+        try:
+            work(TASKS[name])
+        except Exception as error:  # a package, an extra, weights that are not there: the other tasks go on
+            failed += 1
+            print(f"{name}: not run: {type(error).__name__}: {error}", file=sys.stderr)
+    write_report(choice.results)
+    return int(failed == len(choice.tasks))
+
+
+def _search(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if "search" in task.takes:
+            run(
+                task,
+                "search",
+                _searched(task, choice),
+                choice.place,
+                limit=choice.limit or task.limit,
+                fresh=choice.fresh,
+            )
+
+    return _each(choice, work)
+
+
+def _curves(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if task.name in CURVES:
+            limit = choice.limit or CURVES[task.name]
+            run(task, "curves", list(curves(task.body(choice.data))), choice.place, limit=limit)
+
+    return _each(choice, work)
+
+
+def _headline(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if "headline" in task.takes:
+            chosen = headline(task.body(choice.data), *_picked(task, choice))
+            options = Options(time=choice.time, memory=choice.time)
+            run(
+                task,
+                "headline",
+                _at(chosen, choice),
+                choice.place,
+                limit=choice.limit,
+                options=options,
+                fresh=choice.fresh,
+            )
+
+    return _each(choice, work)
+
+
+def _frontier(choice: Choice) -> int:
+    def work(task: Task) -> None:
+        if "frontier" in task.takes:
+            chosen = frontier(task.body(choice.data), _picked(task, choice)[0])
+            run(
+                task,
+                "frontier",
+                _at(chosen, choice),
+                choice.place,
+                limit=choice.limit or task.limit,
+                fresh=choice.fresh,
+            )
+
+    return _each(choice, work)
+
+
+def _searched(task: Task, choice: Choice) -> list[Candidate]:
+    return list(search(task.body(choice.data), choice.costs or COSTS))
+
+
+def _at(candidates: Sequence[Candidate], choice: Choice) -> list[Candidate]:
+    return [c for c in candidates if choice.costs is None or c.cost in choice.costs]
+
+
+def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, float]]:
+    """The best settings of the search for a task's model, and their scores."""
+    origin = TASKS[task.searched]
+    same = {"model": task.source(choice.data).name, "group": "search"}
+    score = scores([line for line in read(choice.results / f"{origin.name}.jsonl") if same.items() <= line.items()])
+    if not score:
+        raise ValueError(
+            f"Expected results of the search on {origin.name} with this model (got none). Run search first."
+        )
+    picked, old, new = best(_searched(origin, choice), score), origin.body(choice.data), task.body(choice.data)
+    return (picked, score) if old.side == new.side else moved(picked, score, old, new)
+
+
+def _report(choice: Choice) -> int:
+    print(write_report(choice.results))
+    return 0
+
+
+def _floors(choice: Choice) -> int:
+    for setting, kept in write_floors(choice.data, TASKS["fashion"].body(choice.data)).items():
+        print(setting, kept)
+    return 0
+
+
+def _all(choice: Choice) -> int:
+    steps = (_fetch, _check, _search, _headline, _frontier, _report)
+    return max(step(choice) for step in steps)
+
+
+COMMANDS: dict[str, Callable[[Choice], int]] = {
+    "fetch": _fetch,
+    "check": _check,
+    "search": _search,
+    "curves": _curves,
+    "headline": _headline,
+    "frontier": _frontier,
+    "report": _report,
+    "floors": _floors,
+    "all": _all,
+}

@@ -1,0 +1,49 @@
+"""Who leads at each cost: the best setting, the smaller image and random pruning side by side, against dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from truth.results import Line
+
+MAIN = ("top1", "biou", "probe_as_is", "class_cosine")  # the figure that a task is judged by: the first it has
+CONTROLS = ("resolution", "random", "grid-pool")
+
+
+def main_metric(lines: Sequence[Line]) -> str | None:
+    """The figure that a table is judged by; ``None`` where no row has one."""
+    return next((key for key in MAIN if any(key in line.get("metrics", {}) for line in lines)), None)
+
+
+def leaders(lines: Sequence[Line]) -> str:
+    """A Markdown table with a row for each wanted cost; empty where there is nothing to compare.
+
+    A star says that the paired interval of the difference from dense holds 0: no loss is shown, not that there is none.
+    """
+    metric = main_metric(lines)
+    there = [line for line in lines if metric in line.get("metrics", {}) and not line.get("reason")]
+    costs = sorted({line["wanted"] for line in there if line.get("wanted")}, reverse=True)
+    if metric is None or not costs:
+        return ""
+    rows = [["cost", "best setting", "best with a smaller image", "smaller image alone", "random"], ["---"] * 5]
+    for cost in costs:
+        here = [line for line in there if line.get("wanted") == cost]
+        groups = (
+            [line for line in here if line["strategy"] not in CONTROLS and "+" not in line["strategy"]],
+            [line for line in here if "+" in line["strategy"]],
+            [line for line in here if line["strategy"] == "resolution"],
+            [line for line in here if line["strategy"] == "random"],
+        )
+        rows.append([f"{cost:g}", *(_best(group, metric) for group in groups)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _best(lines: Sequence[Line], metric: str) -> str:
+    if not lines:
+        return ""
+    line = max(lines, key=lambda line: line["metrics"][metric])
+    value = line["metrics"][metric]
+    shown = f"{value:.4f}" if metric == "class_cosine" else f"{100 * value:.1f}"
+    difference = line.get("differences", {}).get(metric)
+    star = " *" if difference and difference["low"] <= 0 <= difference["high"] else ""
+    return f"`{line['setting']}` {shown}{star}"

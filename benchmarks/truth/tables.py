@@ -1,0 +1,119 @@
+"""Which settings the search compares: every strategy, cost, family of schedules and option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tokengraph.evaluate.costs import Anatomy, multiply_adds
+from tokengraph.evaluate.settings import read_setting
+from tokengraph.select.base import registry
+from truth.plans import Shape, after, at_cost, clusters, constant, linear, thirds
+
+COSTS = (0.35, 0.5, 0.65, 0.8)
+REDUCTIONS = ("", ",reduce=mlerp")
+ATTENTION = ("", ",prop_attn=half-log")
+TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
+
+
+@dataclass(frozen=True)
+class Body:
+    """A model and the patches of its images, which all schedules depend on.
+
+    Args:
+        anatomy: What costs are counted from.
+        side: Patches along an image's side.
+        patch: Pixels of a patch's side.
+    """
+
+    anatomy: Anatomy
+    side: int
+    patch: int
+
+    @property
+    def whole(self) -> float:
+        """Multiply-adds of the dense model."""
+        return multiply_adds(self.anatomy, [self.side**2] * (self.anatomy.depth + 1))[0]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting with what it was made from.
+
+    Args:
+        setting: As text.
+        strategy: Its name.
+        shape: Its family of schedules.
+        cost: The share that was wanted; 0 for resolutions alone.
+        options: What differs from the strategy's defaults.
+    """
+
+    setting: str
+    strategy: str
+    shape: str
+    cost: float
+    options: str = ""
+
+
+def strategies() -> list[str]:
+    """All that need no training, by name; EViT beside the TopK that it is."""
+    names = [name for name, kind in registry().items() if not kind.learns and kind.__module__.startswith("tokengraph.")]
+    return sorted({*(n for n in names if "testing" not in registry()[n].__module__), "evit"})
+
+
+def shapes(strategy: str, depth: int) -> list[Shape]:
+    """The families that a strategy is tried with."""
+    if strategy == "expedite":
+        return [clusters(first, depth) for first in range(2, depth // 2 + 1)]
+    cuts = sorted({max(1, round(depth * part / 12)) for part in (1, 2, 3, 4, 5, 6, 8)})
+    once = [after(layer) for layer in cuts]
+    kind = registry().get(strategy)
+    if kind is not None and kind.needs_grid:  # works on the whole grid only, so once
+        return once
+    return [constant(), linear(), thirds(depth), *once]
+
+
+def variants(strategy: str) -> list[str]:
+    """Options that are tried: pooling and attention of strategies that merge, the temperature of Expedite."""
+    if strategy == "expedite":
+        return list(TEMPERATURES)
+    kind = registry().get(strategy)
+    if kind is None or not kind.merges:
+        return [""]
+    return [reduce + attention for reduce in REDUCTIONS for attention in ATTENTION]
+
+
+def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:
+    """Every strategy at every cost, in every family, with every variant that reaches the cost; and resolutions."""
+    for size in resolutions(body):
+        yield Candidate(f"resolution:{size}", "resolution", "alone", 0.0)
+    for share in costs:
+        for strategy in strategies():
+            for shape in shapes(strategy, body.anatomy.depth):
+                for options in variants(strategy):
+                    yield from made(body, strategy, shape, share, options)
+        yield from combinations(body, share)
+
+
+def combinations(body: Body, share: float) -> Iterator[Candidate]:
+    """A smaller image and ToMe together, with the mean and with MLERP."""
+    for size in resolutions(body):
+        for shape in (constant(), linear()):
+            for options in REDUCTIONS:
+                yield from made(body, "tome", shape, share, options, size)
+
+
+def resolutions(body: Body) -> list[int]:
+    """Smaller images down to half of the side, one patch at a time."""
+    return [side * body.patch for side in range(body.side - 1, (body.side - 1) // 2, -1)]
+
+
+def made(
+    body: Body, strategy: str, shape: Shape, share: float, options: str, size: int | None = None
+) -> Iterator[Candidate]:
+    """One setting of a family at a share of the dense cost, at a smaller image if ``size`` is given; or none."""
+    tokens = (size // body.patch if size else body.side) ** 2
+    setting = at_cost(strategy, shape, share, body.anatomy, tokens, body.whole, options=options)
+    if setting is not None:
+        smaller = f"resolution:{size}+" if size else ""
+        yield Candidate(read_setting(smaller + setting).name, smaller + strategy, shape.name, share, options)

@@ -1,0 +1,55 @@
+"""The program ``tokengraph``: finds the command, runs it, and turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from tokengraph.cli import backends, demo
+from tokengraph.cli import eval as evaluation
+
+COMMANDS: tuple[ModuleType, ...] = (demo, evaluation, backends)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The arguments after the program's name; by default those of this process.
+
+    Returns:
+        The exit status: 0, 1 after an error that the message explains, or 130 when the user stops it.
+    """
+    options = _parse(arguments)
+    try:
+        return options.run(options)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"tokengraph: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tokengraph: stopped. {getattr(options, 'resume', '')}".rstrip(), file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may stand anywhere among the options, which argparse alone does not allow."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "settings") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    from tokengraph import __version__
+
+    parser = argparse.ArgumentParser(prog="tokengraph", description="Tokens of a vision transformer as a graph.")
+    parser.add_argument("--version", action="version", version=f"tokengraph {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

@@ -1,0 +1,92 @@
+"""What a strategy has to beat at its own cost: random pruning, grid pooling, and a smaller image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tokengraph.adapters import find_adapter
+from tokengraph.evaluate.costs import Anatomy, anatomy, multiply_adds
+from tokengraph.evaluate.forms import Forms
+from tokengraph.evaluate.settings import Setting
+from tokengraph.select.grid_pool import GridPool
+
+CLOSE = 0.12  # a smaller image is a control if its cost is within this share of the dense model's
+
+
+def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
+    """The controls of settings that remove tokens, without those that are settings already, each once.
+
+    For each: ``random`` with the same tokens after each block; ``grid-pool`` in one cut, at the same layer where the
+    setting has one cut, else where half of its tokens have gone, and at the same cost; and the resolution whose cost is
+    nearest to its own. A setting that cannot be planned has none: its row will say why.
+    """
+    known = {s.key for s in settings}
+    found: dict[str, Setting] = {}
+    for setting in settings:
+        if setting.strategy is None or setting.model is not None:
+            continue
+        try:
+            made = _controls(setting, forms)
+        except Exception:  # whatever makes the setting fail is said in its own row
+            continue
+        for control in made:
+            if control.key not in known:
+                found.setdefault(control.key, control)
+    return list(found.values())
+
+
+def _controls(setting: Setting, forms: Forms) -> list[Setting]:
+    model, select = forms.model(setting), setting.select()
+    body = anatomy(model)
+    if body is None:
+        return []
+    counts = forms.planned(setting)
+    cost = multiply_adds(body, counts, select)[0]
+    made = []
+    if counts[-1] < counts[0]:
+        made.append(_random(setting, counts))
+    if min(counts) < counts[0]:
+        made.append(_grid_pool(setting, counts, cost, body))
+    made.append(_smaller(cost, forms))
+    own = type(select).name if select is not None else ""
+    return [control for control in made if control is not None and control.strategy != own]
+
+
+def _random(setting: Setting, counts: list[int]) -> Setting | None:
+    schedule = setting.schedule
+    words = isinstance(schedule, Mapping) and any(isinstance(v, str) for v in schedule.values())
+    if schedule is None or words or isinstance(schedule, Mapping) and 0 in schedule:
+        removed = [a - b for a, b in zip(counts[:-1], counts[1:], strict=True)]
+        schedule = removed if min(removed) >= 0 else None
+    return None if schedule is None else Setting("random", schedule, resolution=setting.resolution)
+
+
+def _grid_pool(setting: Setting, counts: list[int], cost: float, body: Anatomy) -> Setting | None:
+    cuts = [layer for layer in range(1, len(counts)) if counts[layer] < counts[layer - 1]]
+    if len(cuts) == 1 and counts[-1] == counts[cuts[0]]:
+        return Setting("grid-pool", {cuts[0]: counts[-1]}, resolution=setting.resolution)
+    half = (counts[0] + min(counts)) / 2
+    layer = next(layer for layer, count in enumerate(counts) if count <= half)
+    layer = min(layer, len(counts) - 2)
+
+    def of(keep: int) -> float:
+        return multiply_adds(body, [counts[0]] * layer + [keep] * (len(counts) - layer), GridPool())[0]
+
+    best = min(range(1, counts[0]), key=lambda keep: abs(of(keep) - cost), default=None)
+    return None if best is None or not layer else Setting("grid-pool", {layer: best}, resolution=setting.resolution)
+
+
+def _smaller(cost: float, forms: Forms) -> Setting | None:
+    model = forms.model()
+    body, size = anatomy(model), forms.config().size
+    core, adapter = find_adapter(model)
+    grid = adapter.grid(core)
+    if body is None or size % grid[0] or grid[0] != grid[1]:
+        return None
+    patch = size // grid[0]
+    whole = multiply_adds(body, [grid[0] ** 2] * (body.depth + 1))[0]
+    of = {side: multiply_adds(body, [side * side] * (body.depth + 1))[0] for side in range(1, grid[0])}
+    best = min(of, key=lambda side: abs(of[side] - cost), default=None)
+    if best is None or abs(of[best] - cost) > CLOSE * whole:
+        return None
+    return Setting(resolution=best * patch)

@@ -1,0 +1,79 @@
+"""Multiply-adds of one form of a model, choosing and merging included, by the library's own count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tokengraph.adapters import find_adapter
+from tokengraph.cost import vit_cost
+from tokengraph.select.base import Select
+
+CONVENTION = (
+    "tokengraph.cost: multiply-adds of the blocks (projections, QK^T, AV, MLP) plus choosing and merging tokens; patch "
+    "embedding, norms, softmax and head are not counted. Not comparable with other counters."
+)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the count needs of a model.
+
+    Args:
+        depth: Blocks.
+        channels: C.
+        hidden: Width of a two-layer MLP with as many weights as the model's.
+        prefix: P.
+        heads: Heads of one attention.
+    """
+
+    depth: int
+    channels: int
+    hidden: int
+    prefix: int
+    heads: int
+
+
+def anatomy(model: nn.Module) -> Anatomy | None:
+    """Counts a supported model's parts; ``None`` for other models."""
+    try:
+        core, adapter = find_adapter(model)
+        blocks = adapter.blocks(core)
+    except ValueError:
+        return None
+    channels = adapter.channels(core)
+    first: Any = blocks[0]
+    wide = [p for n, p in first.named_parameters() if p.dim() == 2 and "bias" not in n.rsplit(".", 1)[-1]]
+    weights = sum(p.numel() for p in wide) - 4 * channels**2  # all products but those of the attention
+    names = ("num_heads", "num_attention_heads")
+    heads = next(
+        (int(getattr(m, n)) for m in first.modules() for n in names if isinstance(getattr(m, n, None), int)), 1
+    )
+    return Anatomy(len(blocks), channels, max(1, round(weights / (2 * channels))), adapter.num_prefix(core), heads)
+
+
+def multiply_adds(
+    model: Anatomy, counts: Sequence[float], select: Select | None = None, *, lift: bool = False
+) -> tuple[float, bool]:
+    """Multiply-adds of one image, and whether the strategy says what its choice costs.
+
+    Args:
+        model: The anatomy.
+        counts: Patch tokens before the first block and after each; means, where images differ.
+        select: The strategy.
+        lift: Count bringing tokens back to every patch (a copy: no arithmetic).
+    """
+    whole = [round(n) for n in counts]
+    cost = vit_cost(
+        whole,
+        model.channels,
+        hidden=model.hidden,
+        num_prefix=model.prefix,
+        head_width=model.channels // model.heads,
+        select=select,
+        lift=lift,
+    )
+    return cost.total.flops / 2, cost.counted

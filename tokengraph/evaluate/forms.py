@@ -1,0 +1,114 @@
+"""The forms of a model that settings name: built once for each model and resolution, attached for each use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokengraph.attach.attach import attach
+from tokengraph.evaluate.config import DataConfig, config_of_model
+from tokengraph.evaluate.read import Reader
+from tokengraph.evaluate.settings import Setting
+from tokengraph.evaluate.source import Source, source_of
+from tokengraph.io.checkpoint_files import read_checkpoint
+from tokengraph.io.checkpoints import load_checkpoint
+
+Key = tuple[str | None, int | None, str | None]
+
+
+class Forms:
+    """Models by (name, resolution), on one device.
+
+    Args:
+        source: The model that is evaluated.
+        device: Where all forms run.
+        random_weights: Whether models that settings name may have random weights too.
+    """
+
+    def __init__(self, source: Source, device: torch.device, *, random_weights: bool = False) -> None:
+        self.source, self.device, self._random = source, device, random_weights
+        self._sources: dict[str, Source] = {}
+        self._models: dict[Key, nn.Module] = {}
+        self._weights: dict[str, Any] = {}
+        self._configs: dict[str | None, DataConfig] = {}
+
+    def model(self, setting: Setting | None = None) -> nn.Module:
+        """The plain model under a setting; of ``None`` the dense one.
+
+        Raises:
+            ValueError: If the model is unknown or takes no such resolution.
+        """
+        name, size, weights = (setting.model, setting.resolution, setting.weights) if setting else (None,) * 3
+        if (name, size, weights) not in self._models:
+            built = self._source(name).build(size).eval().to(self.device)
+            if weights is not None:
+                built = copy.deepcopy(built)  # trained weights come into it
+            elif size is not None:
+                _share(built, self._own(name))
+            self._models[name, size, weights] = built
+        return self._models[name, size, weights]
+
+    def config(self, setting: Setting | None = None) -> DataConfig:
+        """The preprocessing of a setting's images."""
+        name = setting.model if setting is not None else None
+        if name not in self._configs:
+            self._configs[name] = self._source(name).config or config_of_model(self._own(name))
+        return self._configs[name].at(setting.resolution if setting is not None else None)
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[Reader]:
+        """A reader of the setting's form; the model is plain again at the end."""
+        model = self.model(setting)
+        select = setting.select()
+        if select is None:
+            yield Reader(model)
+            return
+        kind: Any = select
+        with attach(model, kind, setting.schedule, prop_attn=setting.prop_attn, size_bias=setting.size_bias) as handle:
+            self._learned(handle, setting)
+            yield Reader(model, handle)
+
+    def _learned(self, handle: Any, setting: Setting) -> None:
+        """Loads what a strategy has learned, with the model that it was trained in."""
+        if setting.weights is None:
+            if handle.select.learns:
+                raise ValueError(
+                    f"Expected trained weights for {type(handle.select).__name__}, which learns (got none). "
+                    "Give a checkpoint of the model with it: weights=FILE."
+                )
+            return
+        if setting.weights not in self._weights:
+            self._weights[setting.weights] = read_checkpoint(setting.weights, True)
+        report = load_checkpoint(handle.model, self._weights[setting.weights])
+        if report.missing or report.mismatched:
+            told = "; ".join(line[:120] for line in str(report).splitlines())
+            raise ValueError(f"Expected a checkpoint of the model with {setting.strategy} in it (got one that {told}).")
+
+    def planned(self, setting: Setting) -> list[int]:
+        """Patch tokens before the first block and after each, as the schedule plans them."""
+        with self.open(setting) as reader:
+            return list(reader.handle.trace.counts)
+
+    def _own(self, name: str | None) -> nn.Module:
+        return self.model(None if name is None else Setting(model=name))
+
+    def _source(self, name: str | None) -> Source:
+        if name is None:
+            return self.source
+        if name not in self._sources:
+            self._sources[name] = source_of(name, random_weights=self._random)
+        return self._sources[name]
+
+
+def _share(built: nn.Module, own: nn.Module) -> None:
+    """Lets a model of another resolution use the first one's weights where they are equal, which is nearly all."""
+    known = dict(own.named_parameters())
+    for name, parameter in built.named_parameters():
+        other = known.get(name)
+        if other is not None and other.shape == parameter.shape and torch.equal(other, parameter):
+            parameter.data = other.data

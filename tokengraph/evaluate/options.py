@@ -1,0 +1,86 @@
+"""How an evaluation runs: what does not change its figures, and what makes them repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an evaluation runs.
+
+    Args:
+        batch_size: Images a run.
+        chunk: Images between two saves; a kill loses at most this many of one setting.
+        limit: Images at most, drawn with ``seed``; ``None``: all.
+        device: Where the model runs; by default CUDA where it is there.
+        amp: ``"bfloat16"`` or ``"float16"``: runs under autocast; ``None``: as the model is.
+        time: Measure time: plain, attached and ideal, in turn.
+        time_batch: Images in the batch that is timed; by default ``batch_size``.
+        time_rounds: Rounds of timing, at most.
+        memory: Measure peak memory of a run.
+        resamples: Bootstrap samples of the intervals.
+        seed: Of subsets, folds and bootstrap.
+        folds: Of a probe without training images of its own.
+        l2: Weight decay of the linear probe.
+        neighbors: Of the nearest-neighbour probe.
+        workers: Threads that read images ahead.
+        progress: Show how far it is.
+
+    Raises:
+        ValueError: For a number below its least.
+    """
+
+    batch_size: int = 32
+    chunk: int = 128
+    limit: int | None = None
+    device: str | torch.device | None = None
+    amp: str | None = None
+    time: bool = True
+    time_batch: int | None = None
+    time_rounds: int = 7
+    memory: bool = True
+    resamples: int = 2000
+    seed: int = 0
+    folds: int = 5
+    l2: float = 0.01
+    neighbors: int = 20
+    workers: int = 2
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "batch_size": 1,
+            "chunk": 1,
+            "time_rounds": 3,
+            "resamples": 10,
+            "folds": 2,
+            "neighbors": 1,
+            "workers": 0,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"Expected {name} >= {low} (got {getattr(self, name)}).")
+        if self.time_batch is not None and self.time_batch < 1:
+            raise ValueError(f"Expected time_batch >= 1 (got {self.time_batch}).")
+        if self.l2 < 0:
+            raise ValueError(f"Expected l2 >= 0 (got {self.l2}).")
+        if self.amp not in (None, "bfloat16", "float16"):
+            raise ValueError(f"Expected amp as bfloat16 or float16 (got {self.amp!r}).")
+
+    def place(self, local_rank: int = 0) -> torch.device:
+        """The device of this process.
+
+        Raises:
+            ValueError: If the device that was asked for is not there.
+        """
+        if self.device is not None:
+            wanted = torch.device("cuda", local_rank) if str(self.device) == "cuda" else self.device
+            try:
+                return torch.zeros(1, device=wanted).device
+            except (AssertionError, RuntimeError) as error:  # no such kind, no driver, no such number
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise ValueError(f"Expected a device that is there (got {str(self.device)!r}: {reason})") from error
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

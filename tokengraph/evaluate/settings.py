@@ -1,0 +1,243 @@
+"""A setting: one form of the model that is measured, from a text, a JSON plan or Python objects."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_schedule
+from tokengraph.maps.hard import REDUCTIONS
+from tokengraph.schedule import Schedule, relative
+from tokengraph.select.base import Select, resolve
+
+OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # of the setting; all others are the strategy's
+REDUCE = ("reduce", "reduction")
+KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One form of the model: a strategy with its schedule, another resolution, another model, or some of these at once.
+
+    Args:
+        strategy: By name or as an instance; ``None``: no tokens are removed.
+        schedule: As for :func:`tokengraph.attach`.
+        options: Of the strategy, by name; ``reduce`` is how clusters are pooled.
+        resolution: Side of the input in pixels; ``None``: the checkpoint's own.
+        model: Another model, by name; ``None``: the one that is evaluated.
+        prop_attn: As for :func:`tokengraph.attach`.
+        size_bias: As for :func:`tokengraph.attach`.
+        weights: A checkpoint of the model with the strategy in it, for strategies that learn.
+        label: What the tables call it; by default :attr:`name` works it out.
+    """
+
+    strategy: str | Select | None = None
+    schedule: Schedule | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    resolution: int | None = None
+    model: str | None = None
+    prop_attn: bool | str | None = None
+    size_bias: str = "auto"
+    weights: str | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the label or, without one, the setting as text that :func:`read_setting` reads back."""
+        return self.label or self._text()
+
+    @property
+    def key(self) -> str:
+        """What its predictions are stored under: settings that may give other ones have another."""
+        own = vars(self.strategy) if isinstance(self.strategy, Select) else ""  # a repr may leave some out
+        file = Path(self.weights) if self.weights is not None else None
+        stamp = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file is not None and file.is_file() else ""
+        return " ".join(str(part) for part in (self._text(), own, stamp) if part)
+
+    def _text(self) -> str:
+        parts = [f"model:{self.model}"] if self.model else []
+        parts += [f"resolution:{self.resolution}"] if self.resolution else []
+        if self.strategy is not None:
+            text = self.strategy if isinstance(self.strategy, str) else repr(self.strategy)
+            text += f":{write_schedule(self.schedule)}" if self.schedule is not None else ""
+            named = {"prop_attn": self.prop_attn, "size_bias": None if self.size_bias == "auto" else self.size_bias}
+            named["weights"] = self.weights
+            named = {**self.options, **{k: v for k, v in named.items() if v is not None}}
+            parts.append(text + "".join(f",{key}={value}" for key, value in named.items()))
+        return "+".join(parts) or "dense"
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is the model as it is."""
+        return self.strategy is None and self.resolution is None and self.model is None
+
+    def select(self) -> Select | None:
+        """The strategy as an instance with its options.
+
+        Raises:
+            ValueError: For an unknown strategy or an option that it does not have.
+        """
+        if self.strategy is None:
+            return None
+        chosen = resolve(self.strategy)
+        if not self.options:
+            return chosen
+        known = inspect.signature(type(chosen)).parameters
+        given = {k: v for k, v in self.options.items() if k in known}
+        kept = {k: getattr(chosen, k) for k in known if hasattr(chosen, k)}
+        made = type(chosen)(**{**kept, **given})
+        for key, value in self.options.items():
+            if key in known:
+                continue
+            if key not in REDUCE:
+                listed = ", ".join(known) or "no options"
+                raise ValueError(f"Expected options of {type(chosen).__name__}: {listed} (got {key!r}).")
+            made = _pooled_by(made, value, known)
+        return made
+
+
+def _pooled_by(select: Select, reduction: Any, known: Mapping[str, Any]) -> Select:
+    """The strategy with another way to pool clusters: its own option, or the class's attribute for this instance."""
+    own = next((key for key in REDUCE if key in known), None)
+    if own is not None:
+        return type(select)(**{**{k: getattr(select, k) for k in known}, own: reduction})
+    if not select.merges or reduction not in REDUCTIONS:
+        listed = ", ".join(REDUCTIONS) if select.merges else "nothing: it merges no tokens"
+        raise ValueError(f"Expected reduce for {type(select).__name__} as {listed} (got {reduction!r}).")
+    object.__setattr__(select, "reduction", reduction)  # ours alone, made a moment ago
+    return select
+
+
+def read_setting(given: str | Mapping[str, Any] | Setting) -> Setting:
+    """Reads one setting.
+
+    The text is parts joined by ``+``: ``resolution:PX``, ``model:NAME``, and at most one strategy, written
+    ``NAME:SCHEDULE,OPTION=VALUE,...``. ``"dense"`` is the model as it is. A text that begins with ``{`` is a JSON plan,
+    one that ends in ``.json`` names a file with one.
+
+    Raises:
+        ValueError: If it cannot be read; the message says what would do.
+        TypeError: For another kind of object.
+
+    Example:
+        >>> read_setting("resolution:196+tome:10,prop_attn=half-log").schedule
+        10
+        >>> read_setting('{"strategy": "ailurus", "schedule": {"5": 0.5}}').name
+        'ailurus:{5: 0.5}'
+    """
+    if isinstance(given, Setting):
+        return given
+    if isinstance(given, Mapping):
+        return _of_plan(given)
+    if not isinstance(given, str):
+        raise TypeError(f"Expected a setting as text, dict or Setting (got {type(given).__name__}).")
+    text = given.strip()
+    if text.startswith("{") or text.endswith(".json"):
+        return _of_plan(_json(text))
+    found: dict[str, Any] = {}
+    for part in split(text, "+"):
+        new = _part(part, given)
+        if twice := sorted(set(found) & set(new)):
+            raise ValueError(f"Expected each part of a setting once (got {', '.join(twice)} twice in {given!r}).")
+        found |= new
+    return Setting(**found)
+
+
+def _part(part: str, whole: str) -> dict[str, Any]:
+    head, *options = split(part, ",")
+    name, colon, value = (x.strip() for x in head.partition(":"))
+    if name == "dense" and not colon and not options:
+        return {}
+    if name in ("resolution", "model") and not options and value:
+        return {name: value if name == "model" else _resolution(read_value(value))}
+    if not name:
+        raise ValueError(f"Expected a strategy, resolution:PX or model:NAME (got {part!r} in {whole!r}).")
+    resolve(name)  # an unknown name is an error now, not after hours
+    found: dict[str, Any] = {"strategy": name, "schedule": read_schedule(value) if colon else None, "options": {}}
+    for option in options:
+        key, equals, text = (x.strip() for x in option.partition("="))
+        if not equals or not key or not text:
+            raise ValueError(f"Expected options as NAME=VALUE (got {option!r} in {whole!r}).")
+        (found if key in OWN_OPTIONS else found["options"])[key] = read_value(text)
+    return found
+
+
+def _resolution(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected resolution as a number of pixels, at least 1 (got {value!r}).")
+    return value
+
+
+def _json(text: str) -> Mapping[str, Any]:
+    try:
+        plan = json.loads(text if text.startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"Expected a file with a JSON plan (got {text!r}: {error.strerror}).") from error
+    except ValueError as error:
+        raise ValueError(
+            f"Expected a JSON plan (got {text!r}: {error}). Schedules in text: ailurus:{{5: 0.5}}."
+        ) from error
+    if not isinstance(plan, Mapping):
+        raise ValueError(f"Expected a JSON plan as an object (got {type(plan).__name__}).")
+    return plan
+
+
+def _of_plan(plan: Mapping[str, Any]) -> Setting:
+    """A plan as JSON has it: layers of a schedule are text there."""
+    unknown = [str(key) for key in plan if key not in (*KEYS, "label")]
+    if unknown:
+        raise ValueError(f"Expected keys of a plan: {', '.join(KEYS)} (got {', '.join(unknown)}).")
+    strategy, options, size_bias = plan.get("strategy"), plan.get("options") or {}, plan.get("size_bias") or "auto"
+    for key, value, kinds in (
+        ("strategy", strategy, (str, Select)),
+        ("model", plan.get("model"), (str,)),
+        ("options", options, (Mapping,)),
+        ("prop_attn", plan.get("prop_attn"), (str, bool)),
+        ("size_bias", size_bias, (str,)),
+        ("weights", plan.get("weights"), (str,)),
+        ("label", plan.get("label"), (str,)),
+    ):
+        if value is not None and not isinstance(value, kinds):
+            raise ValueError(f"Expected {key} of a plan as {kinds[0].__name__} (got {value!r}).")
+    if strategy is not None:
+        resolve(strategy)
+    elif plan.get("schedule") is not None or options:
+        raise ValueError("Expected a strategy beside the schedule and options of a plan (got none).")
+    resolution = plan.get("resolution")
+    return Setting(
+        strategy=strategy,
+        schedule=_schedule(plan.get("schedule")),
+        options=dict(options),
+        resolution=None if resolution is None else _resolution(resolution),
+        model=plan.get("model"),
+        prop_attn=plan.get("prop_attn"),
+        size_bias=size_bias,
+        weights=plan.get("weights"),
+        label=plan.get("label") or "",
+    )
+
+
+def _schedule(value: Any) -> Schedule | None:
+    found: Any = value  # a rule of the user's own, or nothing
+    if isinstance(value, str):
+        return read_schedule(value)
+    if isinstance(value, Mapping):
+        if set(value) == {"relative"} and isinstance(value["relative"], Mapping):
+            return relative(_layers(value["relative"]))
+        return _layers(value)
+    if value is None or callable(value):
+        return found
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+        raise ValueError(f"Expected schedule of a plan as int, list, object or text (got {value!r}).")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _layers(value: Mapping[Any, Any]) -> dict[int, Any]:
+    try:
+        return {int(layer): keep for layer, keep in value.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected layers of a schedule as whole numbers (got {list(value)}).") from error

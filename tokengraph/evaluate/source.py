@@ -1,0 +1,100 @@
+"""Where the model comes from: built anew for each input size, so that position tables are resampled once only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tokengraph.evaluate.config import DataConfig
+from tokengraph.evaluate.libraries import LIBRARIES, Found
+from tokengraph.evaluate.resolution import resized
+from tokengraph.io.checkpoints import load_checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be built at any input size.
+
+    Args:
+        name: What tables call it.
+        build: ``build(size)``: the model in eval mode for square images of ``size`` pixels; ``None``: its own size.
+        config: The checkpoint's preprocessing; ``None``: looked up in the model.
+        weights: Where the weights come from, in words.
+    """
+
+    name: str
+    build: Callable[[int | None], nn.Module]
+    config: DataConfig | None = None
+    weights: str = "given"
+
+
+def source_of(
+    model: str | nn.Module | Source,
+    *,
+    checkpoint: Any = None,
+    num_classes: int | None = None,
+    random_weights: bool = False,
+) -> Source:
+    """A source from what a user gives.
+
+    Args:
+        model: A :class:`Source`, a module, or a name: ``"timm:NAME"``, ``"transformers:REPOSITORY"`` (or a folder),
+            ``"open_clip:NAME:TAG"``, ``"torchvision:NAME"``. Without a prefix: timm's, or with a slash transformers'.
+        checkpoint: A file of weights, which must have all of the model's.
+        num_classes: Of the head that the checkpoint has, where it is not the model's usual one; 0: it has none.
+        random_weights: Take random weights instead of pretrained ones; figures then say nothing about the model.
+
+    Raises:
+        ValueError: If the name is unknown or its weights cannot be reached; says what would do.
+        ImportError: If the library is not installed; names the extra.
+        TypeError: For another kind of object.
+    """
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, nn.Module):
+        if checkpoint is not None:
+            _load(model, checkpoint, type(model).__name__)
+        return Source(type(model).__name__, _Copies(model.eval()), weights="as given")
+    if not isinstance(model, str):
+        raise TypeError(f"Expected a model as name, nn.Module or Source (got {type(model).__name__}).")
+    library, name = _library(model)
+    found: Found = LIBRARIES[library](name, checkpoint is None and not random_weights, num_classes)
+    if checkpoint is None:
+        return Source(model, found.build, found.config, "random" if random_weights else found.weights)
+    first = found.build(None)
+    _load(first, checkpoint, name)
+    return Source(model, _Copies(first), found.config, f"checkpoint {checkpoint}")
+
+
+def _load(model: nn.Module, checkpoint: Any, name: str) -> None:
+    """Loads a checkpoint; parts that keep their random values would give figures that mean nothing."""
+    report = load_checkpoint(model, checkpoint)
+    if report.missing or report.mismatched:
+        told = "; ".join(line[:120] for line in str(report).splitlines())
+        raise ValueError(
+            f"Expected a checkpoint for the whole of {name} (got one that {told}). For a head of other size give "
+            "num_classes (--num-classes N; 0: no head)."
+        )
+
+
+def _library(text: str) -> tuple[str, str]:
+    prefix, colon, name = text.partition(":")
+    if colon and prefix in LIBRARIES and name:
+        return prefix, name
+    if "/" in text and not text.startswith("hf"):
+        return "transformers", text
+    return "timm", text
+
+
+class _Copies:
+    """Builds other sizes from one module, by resampling a copy's positions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, size: int | None) -> nn.Module:
+        return self.model if size is None else resized(copy.deepcopy(self.model), size)

@@ -80,7 +80,7 @@ def facts_of(runner: Runner, images: Images, count: int, probe: str | None) -> d
         "preprocessing": runner.forms.config().describe(),
         "cost": CONVENTION,
         "device": f"{name}, {torch.get_num_threads()} threads",
-        "batch": runner.options.time_batch or runner.options.batch_size,
+        "batch": f"{runner.options.timed(device)} images for time and memory",
         "versions": f"tokengraph {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     if probe is not None:

@@ -68,7 +68,7 @@ def _forms(forms: Forms, setting: Setting, options: Options) -> list[Timed]:
 def _images(forms: Forms, setting: Setting, options: Options) -> Tensor:
     size = forms.config(setting).size
     generator = torch.Generator().manual_seed(options.seed)
-    shape = (options.time_batch or options.batch_size, 3, size, size)
+    shape = (options.timed(forms.device), 3, size, size)
     return torch.randn(shape, generator=generator).to(forms.device)
 
 

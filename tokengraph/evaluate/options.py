@@ -18,7 +18,7 @@ class Options:
         device: Where the model runs; by default CUDA where it is there.
         amp: ``"bfloat16"`` or ``"float16"``: runs under autocast; ``None``: as the model is.
         time: Measure time: plain, attached and ideal, in turn.
-        time_batch: Images in the batch that is timed; by default ``batch_size``.
+        time_batch: Images in the batch that is timed; by default ``batch_size``, on CPU at most 8.
         time_rounds: Rounds of timing, at most.
         memory: Measure peak memory of a run.
         resamples: Bootstrap samples of the intervals.
@@ -69,6 +69,10 @@ class Options:
             raise ValueError(f"Expected l2 >= 0 (got {self.l2}).")
         if self.amp not in (None, "bfloat16", "float16"):
             raise ValueError(f"Expected amp as bfloat16 or float16 (got {self.amp!r}).")
+
+    def timed(self, device: torch.device) -> int:
+        """Images in the batch that is timed: on CPU larger ones only take longer."""
+        return self.time_batch or (min(self.batch_size, 8) if device.type == "cpu" else self.batch_size)
 
     def place(self, local_rank: int = 0) -> torch.device:
         """The device of this process.

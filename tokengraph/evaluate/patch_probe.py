@@ -44,7 +44,7 @@ def sums(patches: Tensor, targets: Tensor, classes: int) -> dict[str, np.ndarray
     """
     known = targets != IGNORED
     hot = F.one_hot(targets.masked_fill(~known, 0), classes).permute(0, 3, 1, 2).double() * known[:, None]
-    share = F.adaptive_avg_pool2d(hot, patches.shape[2:]).permute(0, 2, 3, 1).flatten(0, 2)
+    share = F.adaptive_avg_pool2d(hot, (patches.size(2), patches.size(3))).permute(0, 2, 3, 1).flatten(0, 2)
     weight = share.sum(dim=1, keepdim=True)
     rows = patches.double().permute(0, 2, 3, 1).flatten(0, 2)
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)

@@ -19,7 +19,7 @@ class Result:
     """What a benchmark found.
 
     Attributes:
-        content: What the JSON file holds: ``rows``, and whatever else a reader of it needs.
+        content: The content of the JSON file: ``rows``, and what they depend on.
         page: The Markdown page, without its title.
         tables: Tables for the terminal.
         lines: Lines under them.

@@ -20,7 +20,7 @@ MOVED = {
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds modules by their old names; nothing is imported before somebody asks for one."""
+    """Finds modules by their old names, and imports a module only when it is asked for."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

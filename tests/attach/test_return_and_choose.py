@@ -222,10 +222,9 @@ def test_the_reduction_may_depend_on_the_layer():
     plain = seen[0]
     with tg.attach(model, Deepening(), {1: 8, 3: 4}) as handle:
         model(IMAGES)
-        first = handle.trace.state(1)
+        first = handle.trace.lineage(1)
         flat = plain[:, 1:].flatten(0, 1)
         assert torch.equal(seen[0][:, 1:].flatten(0, 1), flat[first.maps[0].centers])
         sizes = handle.trace.size(1)
         assert sizes.sum().item() == 32 and sizes.max() > 1
-        state = handle.trace.state(3)
-        assert state.count == 4
+        assert handle.trace.counts_per_image(3) == [4, 4]

@@ -30,7 +30,7 @@ NAMED = {  # where another name says more
     "YolosForObjectDetection": "detection tokens behind them in YolosModel",
     "ASTModel": "a model of images .*ASTModel",
     "ASTForAudioClassification": "a model of images .*ASTModel",
-    "BlipVisionModel": "q_proj and k_proj .*BlipAttention",
+    "BlipVisionModel": "q_proj, k_proj and v_proj .*BlipAttention",
     "GraniteDoclingVisionModel": "leaves tokens as they are .*GraniteDoclingVisionModel with a connector",
 }
 

@@ -113,7 +113,7 @@ def test_a_run_that_failed_does_not_pass_for_one_that_ended():
             coarse.model(IMAGES[:1])
         hook.remove()
         for read in (lambda: coarse.trace.counts, coarse.trace.as_map, coarse.trace.source):
-            with pytest.raises(RuntimeError, match="up to layer 3 .* .got one that ended behind layer 1"):
+            with pytest.raises(RuntimeError, match="up to layer 3 .* .got one that ended after layer 1"):
                 read()
         assert coarse.trace.output is None
         assert coarse.trace.counts_per_image(1) == [13] and coarse.trace.source(1).num_clusters == 13

@@ -146,7 +146,7 @@ def test_more_tokens_than_the_grid_has_are_refused():
     model = torch.nn.Sequential(torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)).eval()
     where = tg.adapters.EncoderLayers("0", num_prefix=1, grid=(4, 4))
     with tg.attach(model, "tome", 4, adapter=where), torch.no_grad():
-        with pytest.raises(ValueError, match="Expected at most 4 x 4 patch tokens an image behind 1 prefix .*got 39"):
+        with pytest.raises(ValueError, match="Expected at most 4 x 4 patch tokens an image after 1 prefix .*got 39"):
             model(torch.randn(2, 40, 32))
         assert model(torch.randn(2, 17, 32)).shape == (2, 5, 32)
         assert model(torch.randn(2, 13, 32)).size(1) < 13  # fewer: some patches were left out

@@ -13,7 +13,7 @@ from tokengraph.moved import MOVED
 @pytest.mark.parametrize("old", sorted(MOVED))
 def test_an_old_name_gives_the_module_at_its_new_place(old):
     sys.modules.pop(old, None)
-    with pytest.warns(DeprecationWarning, match=f"{old} is {MOVED[old]} now"):
+    with pytest.warns(DeprecationWarning, match=f"{old} has moved to {MOVED[old]}"):
         module = import_module(old)
     assert module is import_module(MOVED[old])
     assert module.__name__ == module.__spec__.name == MOVED[old]
@@ -22,7 +22,7 @@ def test_an_old_name_gives_the_module_at_its_new_place(old):
 def test_a_pickle_of_version_0_1_opens():
     text = pickle.dumps(tg.Assignment, protocol=0).replace(b"tokengraph.maps.hard", b"tokengraph.assignment")
     sys.modules.pop("tokengraph.assignment", None)
-    with pytest.warns(DeprecationWarning, match="assignment is"):
+    with pytest.warns(DeprecationWarning, match="assignment has moved"):
         assert pickle.loads(text) is tg.Assignment
 
 

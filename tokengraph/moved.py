@@ -1,4 +1,4 @@
-"""Old module names that README or pickles of version 0.1 use: each import gives the module at its new place."""
+"""Redirects imports of module names from version 0.1, as in old pickles, to the modules' new names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOVED = {
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds modules by their old names, and imports a module only when it is asked for."""
+    """Finds modules by their old names; imports each one on its first use."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -29,8 +29,8 @@ class _Moved(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
-        warnings.warn(f"{old} is {MOVED[old]} now. Import it from there.", DeprecationWarning, stacklevel=2)
-        sys.modules[old] = import_module(MOVED[old])  # the import system returns what it finds here
+        warnings.warn(f"{old} has moved to {MOVED[old]}. Import it from there.", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = import_module(MOVED[old])  # the import system returns this entry
 
 
 def find_moved_modules() -> None:

@@ -14,7 +14,7 @@ library("timm")
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PADDING = torch.ones(2, 1, 1, 17, dtype=torch.bool)
 PADDING[1, ..., 13:] = False
-REFUSED = "Expected an attn_mask that bars no patch"
+REFUSED = "Expected an attn_mask that hides no patch"
 MIXING = {
     "tome": ("tome", 3),
     "dpc-knn": ("dpc-knn", {1: 0.5}),

@@ -107,7 +107,7 @@ def test_a_parametrization_on_an_attached_model_must_go_first():
     model = tiny_vit()
     handle = tg.attach(model, "tome", 3)
     parametrize.register_parametrization(model, "pos_embed", Same())
-    with pytest.raises(RuntimeError, match="classes nobody has swapped since attach .got ParametrizedCoarse"):
+    with pytest.raises(RuntimeError, match="classes have not been swapped since attach .got ParametrizedCoarse"):
         handle.remove()
     parametrize.remove_parametrizations(model, "pos_embed")
     handle.remove()

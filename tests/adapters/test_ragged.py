@@ -104,6 +104,6 @@ def test_a_schedule_that_does_not_fit_an_image_says_which_and_counts_no_padding(
     inputs = {"pixel_values": torch.randn(2, 64, 48), "pixel_attention_mask": mask, "spatial_shapes": shapes}
     with (
         tg.attach(model, "tome", {1: 10}),
-        pytest.raises(ValueError, match=r"keep >= 20 of 40 tokens.*for an image of 40 patches, padding not counted\.$"),
+        pytest.raises(ValueError, match=r"keep >= 20 of 40 tokens.*The image has 40 patches without padding\.$"),
     ):
         model(**inputs)

@@ -291,7 +291,7 @@ def test_a_strategy_by_another_reduction_is_used():
 def test_attach_refuses_a_block_that_stands_in_the_model_twice():
     model = tiny_vit()
     model.blocks[1] = model.blocks[0]
-    with pytest.raises(ValueError, match="got a block that stands in the model twice"):
+    with pytest.raises(ValueError, match="got a model that uses one block twice"):
         tg.attach(model, "tome", 2)
     assert untouched(model)
 

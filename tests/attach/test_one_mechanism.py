@@ -145,7 +145,7 @@ def test_data_parallel_around_the_model_is_refused(case):
     make, select = case
     for model in (nn.DataParallel(make()), nn.Sequential(nn.DataParallel(make()))):
         before = stock(model)
-        with pytest.raises(ValueError, match="Expected a model that is not in nn.DataParallel"):
+        with pytest.raises(ValueError, match="Expected a model outside nn.DataParallel"):
             put(model, select())
         assert stock(model) == before
 
@@ -173,7 +173,7 @@ def test_a_block_that_stands_in_the_model_twice_is_refused(case):
     model = make()
     blocks = holder(model).blocks
     blocks[1] = blocks[3] if len(blocks) > 3 else blocks[2]
-    with pytest.raises(ValueError, match="got a block that stands in the model twice"):
+    with pytest.raises(ValueError, match="got a model that uses one block twice"):
         put(model, select())
 
 
@@ -223,7 +223,7 @@ def test_detach_refuses_classes_that_were_swapped_since(case):
     block = holder(model).blocks[1]
     coarse = type(block)
     block.__class__ = type("Sharded", (coarse,), {})
-    with pytest.raises(RuntimeError, match="classes nobody has swapped since attach .got Sharded"):
+    with pytest.raises(RuntimeError, match="classes have not been swapped since attach .got Sharded"):
         handle.remove()
     block.__class__ = coarse
     handle.remove()

@@ -89,9 +89,9 @@ def test_tables_of_images_that_differ_have_a_plan_each():
 
 def test_a_table_says_which_image_the_schedule_does_not_fit():
     made = plans(lambda depth, patches: [1 if patches == 16 else -5] * depth)
-    with pytest.raises(ValueError, match="This is for an image of 8 patches, padding not counted, of 4 x 4: the model"):
+    with pytest.raises(ValueError, match="The image has 8 patches without padding, of 4 x 4 .the model"):
         made.table(8, InputShape((4, 4)), False)
-    with pytest.raises(ValueError, match="This is for an image of 40 patches, padding not counted.$"):
+    with pytest.raises(ValueError, match="The image has 40 patches without padding.$"):
         made.table(40, InputShape((5, 8)), False)
 
 

@@ -122,7 +122,7 @@ def test_grid_strategies_act_again_on_the_grid_that_returned():
         (
             tg.ToMe(),
             {1: 12, 2: ("reconstruct", 12)},
-            "reads nothing of attention where tokens return .*ToMe, which reads keys",
+            "does not read attention where tokens return .*ToMe, which reads keys",
         ),
         (tg.Random(), {1: 12, 2: ("reconstruct", 12)}, "a strategy that can reconstruct"),
         (tg.AiluRus(), {2: ("reconstruct", 12)}, "something to reconstruct at layer 2"),

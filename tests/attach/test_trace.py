@@ -113,7 +113,7 @@ def test_a_run_that_failed_does_not_pass_for_one_that_ended():
             coarse.model(IMAGES[:1])
         hook.remove()
         for read in (lambda: coarse.trace.counts, coarse.trace.as_map, coarse.trace.source):
-            with pytest.raises(RuntimeError, match="up to layer 3 .* .got one that ended behind layer 1"):
+            with pytest.raises(RuntimeError, match="up to layer 3 .* .got one that ended after layer 1"):
                 read()
         assert coarse.trace.output is None
         assert coarse.trace.counts_per_image(1) == [13] and coarse.trace.source(1).num_clusters == 13
@@ -146,7 +146,7 @@ def test_more_tokens_than_the_grid_has_are_refused():
     model = torch.nn.Sequential(torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)).eval()
     where = tg.adapters.EncoderLayers("0", num_prefix=1, grid=(4, 4))
     with tg.attach(model, "tome", 4, adapter=where), torch.no_grad():
-        with pytest.raises(ValueError, match="Expected at most 4 x 4 patch tokens an image behind 1 prefix .*got 39"):
+        with pytest.raises(ValueError, match="Expected at most 4 x 4 patch tokens an image after 1 prefix .*got 39"):
             model(torch.randn(2, 40, 32))
         assert model(torch.randn(2, 17, 32)).shape == (2, 5, 32)
         assert model(torch.randn(2, 13, 32)).size(1) < 13  # fewer: some patches were left out

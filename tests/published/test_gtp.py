@@ -272,7 +272,7 @@ def test_the_graph_of_a_strategy_without_one_is_refused(images):
     model = tiny_vit()
     with tg.attach(model, "tome", 3) as handle, torch.no_grad():
         model(images)
-        with pytest.raises(ValueError, match="a strategy that keeps a graph"):
+        with pytest.raises(ValueError, match="a strategy with a graph"):
             handle.trace.graph(1)
 
 
@@ -307,6 +307,6 @@ def test_a_mask_of_the_user_behind_a_reduction_is_refused_with_a_way_out(images)
     model = tiny_vit()
     with (
         tg.attach(model, tg.GTP(), 4),
-        pytest.raises(ValueError, match="no attn_mask behind a reduction .* ToMe or TopK"),
+        pytest.raises(ValueError, match="no attn_mask after a reduction .* ToMe or TopK"),
     ):
         model.forward_features(images, attn_mask=torch.zeros(1, 1, 17, 17))

@@ -57,8 +57,8 @@ def compare(setting, rank: int, kind: str) -> None:
     for parameter in wanted:
         torch.testing.assert_close(got[parameter], wanted[parameter], atol=1e-6, rtol=1e-4)
     if kind == "fsdp2":
-        refused(lambda: tg.detach(model), "whose classes nobody has swapped")
-        refused(lambda: tg.attach(sharded(tiny_vit()), "tome", 3), "not sharded yet")
+        refused(lambda: tg.detach(model), "whose classes have not been swapped")
+        refused(lambda: tg.attach(sharded(tiny_vit()), "tome", 3), "an unsharded model")
 
 
 def main(rank: int, kind: str, file: str) -> None:

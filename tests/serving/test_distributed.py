@@ -46,7 +46,7 @@ def test_two_processes_give_the_gradients_of_one(kind, tmp_path):
 
 
 def test_data_parallel_is_refused():
-    with pytest.raises(ValueError, match="Expected a model that is not in nn.DataParallel"):
+    with pytest.raises(ValueError, match="Expected a model outside nn.DataParallel"):
         tg.attach(nn.DataParallel(tiny_vit()), "tome", 2)
     model = tiny_vit()
     with tg.attach(model, "tome", 2), pytest.raises(RuntimeError, match="outside nn.DataParallel"):

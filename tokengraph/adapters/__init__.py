@@ -54,7 +54,7 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
         raise TypeError(f"Expected a model as nn.Module (got {type(model).__name__}).")
     if isinstance(model, nn.DataParallel):
         raise ValueError(
-            "Expected a model that is not in nn.DataParallel (got one): its replicas would share one record. "
+            "Expected a model outside nn.DataParallel (got one inside). Its replicas would share one record. "
             "Use DistributedDataParallel."
         )
     if adapter is not None:

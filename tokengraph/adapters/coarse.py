@@ -17,30 +17,30 @@ from tokengraph.adapters.parts.tracing import refuse_script, refuse_tracing
 from tokengraph.maps.lineage import Lineage
 from tokengraph.nn.modes import in_backward
 
-SITE = "_tokengraph"  # attribute that an attached module carries
-KEPT = "_tokengraph_kept"  # outputs of parts of a block, which hooks keep for it to read
+SITE = "_tokengraph"  # the attribute with an attached module's site
+KEPT = "_tokengraph_kept"  # the attribute with the outputs that hooks keep for a block
 
 
 class Writer(Protocol):
-    """What families ask of the run that is going on; see :class:`tokengraph.attach.run.Run`."""
+    """The methods of the current run that families call; see :class:`tokengraph.attach.run.Run`."""
 
     whole: bool
 
     def note_caller(self, whole: bool) -> None:
-        """Notes whether a head that needs every patch has called the model."""
+        """Notes whether a head that needs every patch called the model."""
         ...
 
     def lineage_at(self, index: int, x: Tensor) -> Lineage | None:
-        """Where the tokens ``x [B, P+n, C]`` that come to block ``index`` are from."""
+        """Returns the lineage of ``x [B, P+n, C]``, the input of block ``index``."""
         ...
 
 
 class Reader(Protocol):
-    """What heads and poolings read of the last run; see :class:`tokengraph.attach.trace.Trace`."""
+    """The record of the last run that heads and pooling layers read; see :class:`tokengraph.attach.trace.Trace`."""
 
     @property
     def run(self) -> Writer:
-        """What the blocks write."""
+        """The run that the blocks write."""
         ...
 
     @property
@@ -60,34 +60,34 @@ class Reader(Protocol):
 
     @property
     def decisions(self) -> list[Tensor]:
-        """Cumulative keep masks ``[B, N]`` of a strategy that trains, stage by stage."""
+        """Cumulative keep masks ``[B, N]`` of a strategy in training, stage by stage."""
         ...
 
     def lineage(self, layer: int | None = None) -> Lineage:
-        """Where the tokens after ``layer`` blocks (default: all) come from, and how they lie."""
+        """Returns the lineage of the tokens after ``layer`` blocks (default: all)."""
         ...
 
     def valid(self, layer: int | None = None) -> Tensor:
-        """Where there are tokens, ``[B, n]`` bool."""
+        """Returns the mask of tokens, ``[B, n]`` bool; False marks padding."""
         ...
 
     def lift(
         self, tokens: Tensor, *, layer: int | None = None, fill: Tensor | None = None, replenish: bool = False
     ) -> Tensor:
-        """Tokens ``[B, n, C]`` brought back to one row per input patch, ``[B, N, C]``."""
+        """Expands tokens ``[B, n, C]`` to one row per input patch, ``[B, N, C]``."""
         ...
 
     def lift_sequence(self, tokens: Tensor) -> Tensor:
-        """``[B, P+n, C]`` after the last block to ``[B, P+N, C]``."""
+        """Expands ``[B, P+n, C]`` after the last block to ``[B, P+N, C]``."""
         ...
 
     def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False) -> Tensor:
-        """A feature map at full resolution, ``[B, C, H, W]``."""
+        """Returns a feature map at full resolution, ``[B, C, H, W]``."""
         ...
 
 
 class CoarseSite(Protocol):
-    """What ``attach`` leaves on a module, under the attribute ``SITE``."""
+    """The site that ``attach`` puts on a module, under the attribute ``SITE``."""
 
     index: int
     original: type | None
@@ -99,12 +99,12 @@ class CoarseSite(Protocol):
 
     @property
     def lift(self) -> bool:
-        """Whether the model gives every input patch back."""
+        """True if the model returns every input patch."""
         ...
 
     @property
     def stores(self) -> bool:
-        """Whether tokens that leave come back with something of their own."""
+        """True if the strategy stores features of dropped tokens and restores them."""
         ...
 
     def run_block(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
@@ -113,22 +113,22 @@ class CoarseSite(Protocol):
 
 
 def site_of(module: Any) -> CoarseSite:
-    """The site that ``attach`` left on a module."""
+    """Returns the site that ``attach`` put on a module."""
     return getattr(module, SITE)
 
 
 def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a hook as tokengraph's, so that ``detach`` knows it, also in a copy of the model."""
+    """Marks a hook as tokengraph's, so that ``detach`` recognises it, also in a copy of the model."""
     hook.of_tokengraph = True  # type: ignore[attr-defined]
     return hook
 
 
 class Coarse:
-    """Mixin of every swapped class: what copying, pickling and replicating need."""
+    """Mixin of every swapped class, with the methods for copying, pickling and replicating."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         original = getattr(self, SITE).original
-        state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}  # as nn.Module itself does
+        state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}  # nn.Module leaves it out too
         return _rebuild, (next(b for b in type(self).__bases__ if issubclass(b, Coarse)), original), state
 
     def __prepare_scriptable__(self) -> Any:
@@ -136,17 +136,17 @@ class Coarse:
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
-            "Expected an attached model outside nn.DataParallel: its replicas would share one record. "
+            "Expected an attached model outside nn.DataParallel (got one inside). Its replicas would share one record. "
             "Use DistributedDataParallel."
         )
 
 
 class CoarseBlock(Coarse):
-    """Mixin of a swapped block; a family's own mixin gives ``forward`` the block's signature and calls ``coarse``."""
+    """Mixin of a swapped block. A family's subclass calls ``coarse`` in a ``forward`` with the block's signature."""
 
     @property
     def _compiled_call_impl(self) -> Any:
-        """The compiled call of the block, under the name that ``nn.Module`` reads; ``None``: it is not compiled.
+        """The compiled call of the block, under the name that ``nn.Module`` reads; ``None`` if it is not compiled.
 
         Raises:
             RuntimeError: If gradient checkpointing runs a block that is compiled by itself.
@@ -154,8 +154,8 @@ class CoarseBlock(Coarse):
         compiled = self.__dict__.get("_compiled_call_impl")
         if compiled is not None and in_backward():
             raise RuntimeError(
-                "Expected no gradient checkpointing around blocks that are compiled one by one (got both): a compiled "
-                "block cannot tell which run it is computed again for. Compile the whole model: torch.compile(model)."
+                "Expected no gradient checkpointing around blocks that are compiled one by one (got both). A compiled "
+                "block cannot find the run that it recomputes. Compile the whole model: torch.compile(model)."
             )
         return compiled
 
@@ -171,7 +171,7 @@ class CoarseBlock(Coarse):
 
 @cache
 def coarse_class(mixin: type, original: type) -> type:
-    """The class ``mixin`` + ``original``, one for each pair."""
+    """Returns the class ``mixin`` + ``original``, created once for each pair."""
     return type(f"Coarse{original.__name__}", (mixin, original), {"__module__": original.__module__})
 
 

@@ -1,4 +1,4 @@
-"""How a strategy is put into a model, and how it runs there."""
+"""Puts a strategy into a model and runs it there."""
 
 from tokengraph.attach.attach import Attachment, attach, detach
 

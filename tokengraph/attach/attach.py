@@ -1,4 +1,4 @@
-"""attach: a strategy put inside a stock model, and taken out again."""
+"""``attach`` puts a strategy into a stock model; ``detach`` takes it out again."""
 
 from __future__ import annotations
 
@@ -41,44 +41,44 @@ def attach(
 ) -> Handle:
     """Makes a stock vision transformer coarsen its tokens, in place, with its own weights.
 
-    The classes of blocks and model are swapped for subclasses of themselves; parameters, state_dict keys and the fused
-    attention stay. While nothing is removed the output is bit-identical.
+    Swaps the classes of blocks and model for subclasses of themselves; parameters, state_dict keys and the fused
+    attention stay. If the schedule removes no token, the output is bit-identical.
 
-    An attention mask of your own goes to the model as always and is carried along to clusters. A mask that bars whole
-    patches from every query (padding) is refused in the first block that would merge, mix, store or learn from tokens;
-    strategies that only prune take it, and a barred patch then counts in the budget like any other. NaFlex models know
-    their padding and serve every strategy. ``torch.jit.trace`` is refused: use ``torch.export``.
+    Pass your own attention mask to the model as before; it is coarsened with the tokens. If a mask hides a patch from
+    every query (padding), the first block that would merge, mix, store or learn from tokens raises. Strategies that
+    only prune accept such masks, and hidden patches then count in the budget like any other. NaFlex models handle
+    their own padding and work with every strategy. ``torch.jit.trace`` raises; use ``torch.export``.
 
     Args:
         model: A supported model, or a wrapper around one.
-        select: A strategy by name, class or instance. :class:`~tokengraph.spatial.DynamicSpatial`, which removes no
-            token, is for ConvNeXt and Swin, and takes none of the other arguments; nor does
-            :class:`~tokengraph.windows.WindowCoarsening`, for SAM-style ViTs and Swin.
-        schedule: An int: tokens removed in every block. ``{l: keep}``: once l blocks are finished, ``keep`` tokens are
-            left, an int or a float share of the input; ``"cluster"`` for the strategy's own number of clusters,
-            ``"reconstruct"`` for every input patch again. An entry that removes nothing warns;
-            :func:`tokengraph.schedule.relative` takes shares of the tokens that are there. A list: removed block by
-            block. See
-            :func:`tokengraph.schedule.tokens_per_layer`. Strategies that know their own (DynamicViT) need none.
-        prop_attn: What is added to the logits of keys that stand for s patches: ``"log"`` (True) ``log s``,
-            ``"half-log"`` half of it, ``"none"`` (False) nothing, ``"inverse"`` ``-log s``, which makes large clusters
-            count less. Default: ``"log"`` where ``select.weighs``, which is where it merges. Strategies without sizes
-            (pruning) add nothing.
-        size_bias: How: ``"mask"``, an additive mask, or ``"fold"``, two more entries in each head, which leaves
-            mask-free kernels usable. ``"auto"``: what was measured to be faster on the device: the
-            mask on CPU; the mask on CUDA too as long as nobody has measured there.
-        lift: Make ``forward_features`` (in transformers ``last_hidden_state`` and all ``hidden_states``) return every
-            input patch again, ``[B, P+N, C]``; dropped ones as zeros, or as a strategy stored them, which then brings
-            them back after the last block. ``forward_intermediates`` and heads that need the grid lift in any case.
-        adapter: How a model of your own is built, which cannot be found: :class:`tokengraph.adapters.EncoderLayers`.
+        select: A strategy by name, class or instance. :class:`~tokengraph.spatial.DynamicSpatial` (ConvNeXt and Swin;
+            removes no token) and :class:`~tokengraph.windows.WindowCoarsening` (SAM-style ViTs and Swin) carry their
+            own settings and take no other argument.
+        schedule: An int removes that many tokens in every block. A list removes its entries block by block. A dict
+            ``{l: keep}`` keeps ``keep`` tokens after l blocks: an int, a float share of the input, ``"cluster"`` for
+            the strategy's own number of clusters, or ``"reconstruct"`` to restore every input patch. An entry that
+            removes nothing warns. For shares of the current tokens use :func:`tokengraph.schedule.relative`. Details:
+            :func:`tokengraph.schedule.tokens_per_layer`. Strategies with their own schedule (DynamicViT) need none.
+        prop_attn: Bias on the logits of a key that stands for s patches: ``"log"`` (True) adds ``log s``,
+            ``"half-log"`` half of it, ``"none"`` (False) nothing, and ``"inverse"`` adds ``-log s``, which makes large
+            clusters count less. Default: ``"log"`` if ``select.weighs``, as merging strategies do. Strategies without
+            sizes (pruning) add nothing.
+        size_bias: How the bias reaches the attention: ``"mask"`` as an additive mask, ``"fold"`` as two more entries
+            in each head, so that kernels without masks stay usable. ``"auto"`` takes the mask: it measured faster on
+            CPU, and CUDA has not been measured yet.
+        lift: Makes ``forward_features`` (in transformers ``last_hidden_state`` and all ``hidden_states``) return every
+            input patch, ``[B, P+N, C]``. Dropped patches are zeros, or the rows that the strategy stored for them.
+            ``forward_intermediates`` and heads that need the grid always lift.
+        adapter: Describes a model of your own that tokengraph does not recognise:
+            :class:`tokengraph.adapters.EncoderLayers`.
 
     Returns:
         An :class:`Attachment`: ``handle.trace`` for counts and lifting, ``handle.remove()``; or use it in a ``with``.
 
     Raises:
-        ValueError: For an unsupported model, one that is attached already, a schedule that does not fit, or a block
-            whose two halves do not give its output, or whose ``forward`` is not that of its class (accelerate's
-            hooks). The model is then as it was.
+        ValueError: If the model is unsupported or already attached, the schedule does not fit, a block's attention and
+            MLP halves do not reproduce its output, or a block's ``forward`` was replaced (accelerate's hooks). The
+            model is then unchanged.
 
     Cost: milliseconds. In a run: the strategy's cost and one reduction in each block that removes tokens.
 
@@ -106,7 +106,7 @@ def attach(
 
 
 def _made(select: Any, options: Options) -> Select | Standalone[Any]:
-    """The strategy as an instance; one that stands alone is given no options."""
+    """Returns the strategy as an instance; raises if a standalone strategy comes with options."""
     if isinstance(select, type) and issubclass(select, Standalone):
         select = select()
     if not isinstance(select, Standalone):
@@ -120,10 +120,10 @@ def _made(select: Any, options: Options) -> Select | Standalone[Any]:
 
 
 def detach(model: nn.Module) -> None:
-    """Takes whatever is attached out of a model, also out of a copy or a loaded one. Without any it does nothing.
+    """Removes every attached strategy from a model, a copy of it, or a loaded one. Does nothing if there is none.
 
     Raises:
-        RuntimeError: If the classes of its modules were swapped again since (sharding, parametrizations): nothing is
-            changed.
+        RuntimeError: If something swapped the classes of its modules again since (sharding, parametrizations). The
+            model is then unchanged.
     """
     undo(model)

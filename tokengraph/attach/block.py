@@ -1,4 +1,4 @@
-"""How a coarsened block runs: attend, coarsen, feed, by the block's own submodules."""
+"""Runs a coarsened block by its own submodules: attention, coarsening, MLP."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tokengraph.attention.open_map import OpenMap
 
 
 def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
-    """Runs a block on ``x [B, P+n, C]`` and returns ``[B, P+n', C]``: attend, coarsen, feed, by its own submodules.
+    """Runs a block by its own submodules (attention, coarsening, MLP) and returns ``[B, P+n', C]``.
 
     Args:
-        site: What the block carries.
+        site: The block's site, which ``attach`` put there.
         block: The block.
-        x: Its tokens.
+        x: Its tokens, ``[B, P+n, C]``.
         mask: The user's attention mask over the uncoarsened sequence, or ``None``.
-        side: The block's other inputs.
+        side: The block's other per-token inputs, over the uncoarsened sequence.
     """
     adapter, run, select = site.request.adapter, site.trace.run, site.request.select
     x, state = _enter(site, x, mask)
@@ -43,7 +43,7 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
         x, state = restore(state, run.num_prefix, x)
     if "act" in due:
         x, state = act(site, state, x, table.keep[finished], mask, block, bias, side)
-        if select.placement == "inside":  # before the next block is after this one
+        if select.placement == "inside":  # placement "before" the next block acts here, after this block's MLP
             x = adapter.feed(block, x)
     run.leave(site.index, x, state)
     return x
@@ -52,19 +52,19 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
 def _open_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
     """The mask for a block in which the strategy acts: an ``OpenMap`` if it needs the whole map, else ``bias``.
 
-    Only the dict that is left on the block keeps the map alive.
+    Only the dict on the block keeps the map alive.
     """
     select = site.request.select
     if select.reads == "nothing":
         return bias
     if not (select.reads == "map" or torch.compiler.is_compiling()):
         keep_outputs(block, site.request.adapter)
-    kept = block.__dict__[KEPT] = {}  # where hooks and masks leave what they see
+    kept = block.__dict__[KEPT] = {}  # hooks and open masks write here
     return OpenMap(kept, map_edit(site, state), bias) if select.reads == "map" else bias
 
 
 def _attend(site: Site, block: Any, x: Tensor, mask: Any, side: dict[str, Any]) -> Tensor:
-    """The attention half; what it leaves for the strategy goes with it where it fails."""
+    """Runs the attention half; if it fails, drops the outputs that its hooks kept for the strategy."""
     try:
         return site.request.adapter.attend(block, x, mask, **side)
     except BaseException:
@@ -73,20 +73,20 @@ def _attend(site: Site, block: Any, x: Tensor, mask: Any, side: dict[str, Any]) 
 
 
 def _table(state: State) -> PlanTable:
-    """The run's plan."""
+    """Returns the run's plan."""
     assert state.asked.table is not None
     return state.asked.table
 
 
 def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
-    """The tokens as they come to the block, and their state; block 0 may coarsen before itself."""
+    """Returns the block's input tokens and their state, coarsened first if the plan says so before block 0."""
     run, select = site.trace.run, site.request.select
     state = run.enter(site.index, x)
     if state is None:
         if torch.jit.is_tracing():
             raise RuntimeError(
-                "Expected torch.export or torch.compile (got torch.jit.trace, which would write the choices for "
-                "this image into the program)."
+                "Expected torch.export or torch.compile (got torch.jit.trace, which would record the choices for "
+                "this image as constants)."
             )
         state = run.begin(x)
         check_shape(mask, state.lineage, run.num_prefix)
@@ -104,9 +104,9 @@ def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
 
 
 class KeptOutput:
-    """Forward hook: leaves a module's output with its block, where the block is going to read it.
+    """Forward hook that keeps a module's output on its block, for the strategy to read.
 
-    It knows the block by itself, as quantization swaps modules and takes nothing but hooks along.
+    The hook holds a reference to the block: quantization replaces modules and moves only their hooks.
     """
 
     of_tokengraph = True
@@ -115,14 +115,14 @@ class KeptOutput:
         self.block, self.name = block, name
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        """Called by the module."""
+        """Stores the output if the block asked for it."""
         kept = self.block.__dict__.get(KEPT)
         if kept is not None:
             kept[self.name] = output
 
 
 def keep_outputs(block: nn.Module, adapter: Adapter) -> None:
-    """Hooks on the parts of a block that the strategy reads, where they have none: parts may be swapped at any time."""
+    """Adds missing hooks to the parts of a block that the strategy reads; parts may be replaced between two runs."""
     for name, module in adapter.kept(block).items():
         hooks = module._forward_hooks.values()
         if not any(isinstance(hook, KeptOutput) and hook.block is block for hook in hooks):
@@ -131,7 +131,7 @@ def keep_outputs(block: nn.Module, adapter: Adapter) -> None:
 
 @ours
 def note_grid(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Forward pre-hook of the embedding: notes the shape of the images that come in."""
+    """Forward pre-hook of the embedding that notes the shape of the incoming images."""
     refuse_tracing(*args)
     site: Site = module.__dict__[SITE]
     site.trace.run.note(lambda: site.request.adapter.input_shape(module, args, kwargs))

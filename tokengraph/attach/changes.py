@@ -1,4 +1,4 @@
-"""What attaching changes in a model, module by module; and the one way back."""
+"""The changes that attaching makes to single modules, and ``undo``, which reverts them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_fo
 
 @dataclass(frozen=True)
 class Hook:
-    """A hook for a module: a function marked with :func:`~tokengraph.adapters.coarse.ours`, or an object that is.
+    """A hook for a module: a callable marked with :func:`~tokengraph.adapters.coarse.ours`.
 
     Args:
-        module: Where it goes: the changed module, or one whose output the hook leaves with its attribute ``block``.
+        module: The module to hook: the changed module, or a part of the block that ``call.block`` names.
         call: The hook.
         before: True for a forward pre-hook, False for a forward hook.
-        with_kwargs: Whether it takes keyword arguments too.
+        with_kwargs: True if the hook takes keyword arguments too.
     """
 
     module: nn.Module
@@ -33,15 +33,15 @@ class Hook:
 
 @dataclass(frozen=True)
 class Change:
-    """What one module gets. Several changes of one attachment to one module add up.
+    """Everything that attaching changes in one module. Several changes of one attachment to a module add up.
 
     Args:
         module: The module.
-        site: What it carries.
-        mixin: The class that is put in front of its own; ``None``: it keeps its class.
-        parts: Modules and parameters to put in, by name. They take the device, dtype and mode of the module;
-            parameters that had to be made anew for that replace their entry.
-        hooks: Hooks that belong to it.
+        site: The mark that it will carry.
+        mixin: The class to put in front of the module's own; ``None`` keeps the class.
+        parts: Modules and parameters to put in, by name. They take the device, dtype and mode of the module; a
+            parameter that had to be created again for that replaces its entry here.
+        hooks: The module's hooks.
     """
 
     module: nn.Module
@@ -51,7 +51,7 @@ class Change:
     hooks: Sequence[Hook] = ()
 
     def apply(self) -> None:
-        """Changes the module. :func:`undo` takes back also what a failure left half done."""
+        """Changes the module. :func:`undo` also reverts a change that failed halfway."""
         module = self.module
         site: Mark = module.__dict__.setdefault(SITE, self.site)
         for name, part in self.parts.items():
@@ -68,12 +68,16 @@ class Change:
 
 
 def undo(model: nn.Module, trace: object = None) -> None:
-    """Takes classes, parts, hooks and their flags out again: of the attachment with this record, or of every one.
+    """Restores classes and removes parts, hooks and hook flags.
 
-    It goes by what modules carry, so that it serves copies and loaded models too.
+    Reads only the marks on the modules, so that copies and loaded models work too.
+
+    Args:
+        model: The model.
+        trace: The record of the attachment to undo; ``None`` undoes every one.
 
     Raises:
-        RuntimeError: If the classes of modules were swapped again since: nothing is changed.
+        RuntimeError: If something swapped the classes of modules again since. The model is then unchanged.
     """
     found = [(m, site) for m in model.modules() if isinstance(site := m.__dict__.get(SITE), Mark)]
     found = [(m, site) for m, site in found if trace is None or site.trace is trace]
@@ -81,8 +85,8 @@ def undo(model: nn.Module, trace: object = None) -> None:
         kind = type(module)
         if site.original not in (None, kind) and kind is not coarse_class(kind.__bases__[0], site.original):
             raise RuntimeError(
-                f"Expected a model whose classes nobody has swapped since attach (got {kind.__name__}, as of "
-                "fully_shard or a parametrization). Take that off first, or make the model again."
+                f"Expected a model whose classes have not been swapped since attach (got {kind.__name__}, as "
+                "fully_shard or a parametrization makes). Undo that first, or create the model again."
             )
     _unhook(model.modules(), {id(module) for module, _ in found})
     for module, site in found:
@@ -96,7 +100,7 @@ def undo(model: nn.Module, trace: object = None) -> None:
 
 
 def _unhook(modules: Iterable[nn.Module], ours: set[int]) -> None:
-    """Takes tokengraph's hooks out that belong to the modules with these ids."""
+    """Removes tokengraph's hooks that belong to the modules with these ids."""
     for module in modules:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -107,7 +111,7 @@ def _unhook(modules: Iterable[nn.Module], ours: set[int]) -> None:
 
 
 def _put(host: nn.Module, name: str, part: nn.Module | nn.Parameter) -> nn.Module | nn.Parameter:
-    """Puts a part into a module; returns it as it is then."""
+    """Puts a part into a module on its device and dtype; returns the part as it is there."""
     like = next(host.parameters())
     if isinstance(part, nn.Module):
         host.add_module(name, part.to(like.device, like.dtype).train(host.training))

@@ -1,4 +1,4 @@
-"""What attach checks before it changes anything: the block against its two halves, the strategy, the plan."""
+"""The checks before ``attach`` changes a model: of each block's two halves, the strategy and the plan."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select
 
-COPIES = 16  # of a token, for the check of masks: enough to stand out from rounding, TF32 included
+COPIES = 16  # copies of a token in the mask check: enough to stand out from rounding, TF32 included
 
 
 def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
-    """Raises unless ``feed(attend(x))`` gives, bit for bit, what the block's own ``forward`` gives.
+    """Raises unless ``feed(attend(x))`` equals the block's own ``forward`` bit for bit.
 
-    It turns a change upstream, or a block with parts that the adapter does not know, into an error. Neither the block
-    is changed, nor the state of any random generator; hooks on its parts are not called. Costs two runs on
-    ``[1, 8, C]`` (or another number of tokens, where the adapter says so).
+    This catches changes in the model's library and blocks with parts that the adapter does not know. The block and all
+    random generators stay as they are, and no hook on the block's parts runs.
 
     Raises:
-        TypeError: If ``forward`` takes more than the adapter knows.
+        TypeError: If ``forward`` takes arguments that the adapter does not know.
         ValueError: If the block does not run on tokens alone, or outputs differ; the message says by how much.
+
+    Cost: two runs of the block on ``[1, 8, C]``, or on the number of tokens that the adapter asks for.
     """
     mine, known = (inspect.signature(c.forward).parameters for c in (type(block), adapter.block_mixin))
     if extra := [name for name in mine if name not in known and name not in adapter.side_inputs]:
         raise TypeError(
             f"Expected {type(block).__name__}.forward to take {', '.join(list(known)[1:])} (got {', '.join(extra)} "
-            f"too). The adapter '{adapter.family}' would not know what to do with it: nothing changed."
+            f"too). The adapter '{adapter.family}' does not know that argument. Nothing changed."
         )
     parameter = next(block.parameters())
     if parameter.is_meta:
@@ -52,7 +53,7 @@ def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
             f"(got {type(error).__name__}: {error}). Nothing changed."
         ) from error
     if not wanted.isfinite().all():
-        if parameter.dtype in (torch.float16, torch.bfloat16):  # these tokens may be too large for the weights
+        if parameter.dtype in (torch.float16, torch.bfloat16):  # the example tokens may overflow in half precision
             return
         raise ValueError(
             f"Expected {type(block).__name__} to give finite tokens (got inf or NaN). Load its weights first."
@@ -62,22 +63,25 @@ def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
 
 
 def check_equal(block: nn.Module, wanted: Tensor, got: Tensor, what: str) -> None:
-    """Raises ValueError unless what a block gives is, bit for bit, what it gives as ``what`` we take it for."""
+    """Raises ValueError unless ``got``, the output of the block run as ``what``, equals ``wanted`` bit for bit."""
     if not torch.equal(wanted, got):
         raise ValueError(
             f"Expected {type(block).__name__} to be {what} (got outputs that differ by up to "
-            f"{(wanted - got).abs().max().item():.3g}). It has parts that are not known: nothing changed."
+            f"{(wanted - got).abs().max().item():.3g}). It has unknown parts. Nothing changed."
         )
 
 
 def check_takes_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
-    """Raises unless a mask of ``log 16`` at a token does what fifteen more copies of that token do.
+    """Raises unless a mask of ``log 16`` at a token has the effect of fifteen more copies of that token.
 
-    A block that leaves its mask out, or takes it for a bool one, would weigh merged tokens wrongly without a word. Not
-    checked in half precision, and where the number of tokens is fixed or each has other inputs (rotary tables).
+    A block that ignores its mask, or reads it as a bool mask, would weigh merged tokens wrongly without an error. The
+    check is skipped in half precision, for a fixed number of tokens, and for blocks with per-token inputs (rotary
+    tables).
 
     Raises:
-        ValueError: If outputs differ by more than 0.2 % of what attention adds, or the block fails under it.
+        ValueError: If outputs differ by more than 0.2 % of the attention's contribution, or the block fails.
+
+    Cost: two runs of the block's attention on a few tokens.
     """
     parameter = next(block.parameters())
     fixed = type(adapter).tokens_to_check is not Adapter.tokens_to_check
@@ -88,7 +92,7 @@ def check_takes_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     log[..., -1] = math.log(COPIES)
     many = torch.cat([x, x[:, -1:].expand(-1, COPIES - 1, -1)], dim=1)
     try:
-        with in_eval(block):  # dropout would differ between eight tokens and more
+        with in_eval(block):  # dropout would draw differently for sequences of other lengths
             weighed = _run(block, lambda: adapter.attend(block, x, log))
             repeated = _run(block, lambda: adapter.attend(block, many, None))[:, :8]
         worst = (weighed - repeated).abs().max().item()
@@ -99,15 +103,15 @@ def check_takes_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     if complaint is not None:
         raise ValueError(
             f"Expected the attention of {type(block).__name__} to add its mask to the logits (got {complaint}). "
-            'Turn its fused attention on, or attach with prop_attn="none": nothing changed.'
+            'Turn its fused attention on, or attach with prop_attn="none". Nothing changed.'
         )
 
 
 def check_modules(select: Select, core: nn.Module) -> None:
-    """Raises unless the strategy's own modules have a place in the model."""
+    """Raises unless the strategy's own modules can be added to the model."""
     if taken := [name for name in select.modules if name in core._modules]:
-        raise ValueError(f"Expected a model without a part called {taken[0]!r} (got one).")
-    if select.modules and isinstance(core, nn.Sequential):  # it would run them after its own parts
+        raise ValueError(f"Expected a model without an attribute {taken[0]!r} (got one).")
+    if select.modules and isinstance(core, nn.Sequential):  # it would run them as further layers
         raise ValueError(
             f"Expected a model that is no nn.Sequential, to put {', '.join(select.modules)} into it (got one). "
             "Write it as a class with a forward."
@@ -117,19 +121,19 @@ def check_modules(select: Select, core: nn.Module) -> None:
 def check_plan(
     select: Select, schedule: Schedule, plan: list[int], class_token: bool, again: frozenset[int] = frozenset()
 ) -> None:
-    """Raises unless the strategy can do what the schedule asks, in this model.
+    """Raises ValueError unless the strategy can follow the schedule in this model.
 
     Args:
         select: The strategy.
-        schedule: As it was bound.
-        plan: Tokens after each number of blocks.
-        class_token: Whether the model has one.
-        again: Where tokens return before the strategy chooses again.
+        schedule: The schedule, bound to the model.
+        plan: Patch tokens after each number of blocks, ``depth + 1`` ints.
+        class_token: True if the model has one.
+        again: Numbers of blocks after which tokens return before the strategy chooses again.
     """
     changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]
     if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
         changes[0] = -1
-    # Once on the full grid: as many reductions as there were reconstructions, and one.
+    # A strategy that needs the full grid can reduce once, and once more after every reconstruction.
     steps = []
     for layer, change in enumerate(changes):
         steps += [False, True] if layer in again else [change < 0] if change else []
@@ -147,14 +151,14 @@ def check_plan(
         )
     if (again or any(change > 0 for change in changes)) and not select.restores:
         raise ValueError(
-            f"Expected a strategy that can reconstruct (got {type(select).__name__}, whose dropped tokens are gone). "
+            f"Expected a strategy that can reconstruct (got {type(select).__name__}, which discards dropped tokens). "
             "Leave 'reconstruct' out of the schedule."
         )
     if again and select.reads != "nothing":
         raise ValueError(
-            f"Expected a strategy that reads nothing of attention where tokens return before it chooses again (got "
-            f"{type(select).__name__}, which reads {select.reads}): tokens that were away took no part in it. Use one "
-            "that reads features alone, or let a block run between 'reconstruct' and the next choice."
+            f"Expected a strategy that does not read attention where tokens return before it chooses again (got "
+            f"{type(select).__name__}, which reads {select.reads}). Returning tokens took no part in that attention. "
+            "Use one that reads features alone, or let a block run between 'reconstruct' and the next choice."
         )
     own = select.own_budget
     falls = [layer for layer in range(1, len(plan)) if changes[layer] < 0 or layer in again]
@@ -172,11 +176,11 @@ def _tokens(parameter: Tensor, count: int, channels: int) -> Tensor:
 
 
 def _run(block: nn.Module, function: Callable[[], Tensor]) -> Tensor:
-    """The function's result in the weights' own precision, without gradient, the same random numbers each time."""
+    """Runs the function in the weights' own precision, without gradient, with the same random numbers each time."""
     device = next(block.parameters()).device
     devices = [device] if device.type == "cuda" else []
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the stock layer's rounds differently from its two halves
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path rounds differently from the layer's two halves
     try:
         with (
             untouched(block),

@@ -1,4 +1,4 @@
-"""What attach gives back, whatever was attached."""
+"""The handle that ``attach`` returns for every kind of strategy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Handle:
-    """Something attached to a model. Calling it calls the model; as a context manager it detaches at the end.
+    """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
     Attributes:
-        model: The model that was given, changed in place.
+        model: The user's model, changed in place.
         trace: The record of the model's last run.
-        select: The strategy, as it was bound to the model.
+        select: The strategy, bound to the model.
     """
 
     model: nn.Module
@@ -30,16 +30,16 @@ class Handle:
     select: Any
 
     def remove(self) -> None:
-        """Gives the model back as it was. Calling it again does nothing, whoever has attached something since."""
+        """Restores the model. A second call does nothing, even if another strategy was attached since."""
         undo(self.model, self.trace)
 
     def paused(self) -> AbstractContextManager[nn.Module]:
-        """The plain model for a while, for example for an evaluation inside training.
+        """Restores the plain model temporarily, for example for an evaluation inside training.
 
-        ``with handle.paused() as model:`` gives the model with its own classes and without tokengraph's hooks; at the
+        ``with handle.paused() as model:`` gives the model with its own classes and without tokengraph's hooks. At the
         end everything is attached again, and the record of the last run is still there.
 
-        Cost: one look at every module.
+        Cost: one pass over the model's modules.
         """
         return paused(self.model)
 

@@ -1,4 +1,4 @@
-"""The additive mask of a coarsened attention: the log size of each key, and the user's own mask carried along."""
+"""Builds the additive attention mask for coarse tokens from their sizes and the user's own mask."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tokengraph.maps.lineage import Lineage
 def attention_bias(
     mask: Tensor | None, state: State, num_prefix: int, *, rule: SizeRule, dtype: torch.dtype
 ) -> Tensor | KeepMask | SizeBias | None:
-    """What a block's attention adds to its logits.
+    """Returns the bias that a block's attention adds to its logits.
 
     Args:
         mask: The user's mask over the uncoarsened sequence, ``[..., 1 or P+N, P+N]``, bool (True: attend) or additive.
-        state: The tokens that the block sees.
+        state: The block's input tokens.
         num_prefix: P.
         rule: How to weigh keys by size.
-        dtype: Of the features.
+        dtype: The features' dtype.
 
     Returns:
-        ``None`` when there is nothing to add; the mask as it came while nothing is coarsened; else an additive mask
-        ``[..., 1 or P+n, P+n]``, which bars padding; the same as a :class:`SizeBias` where the rule folds it; or the
-        keep decisions of a strategy in training.
+        ``None`` if there is nothing to add; the user's mask unchanged as long as nothing is coarsened; the keep mask
+        of a strategy in training; else an additive mask ``[..., 1 or P+n, P+n]`` that hides padding, as a
+        :class:`SizeBias` if the rule folds it.
 
     Raises:
-        ValueError: For a mask of another shape, or one that comes together with decisions or padding.
+        ValueError: For a mask of another shape, or a mask together with keep decisions or padding.
     """
     lineage, shape = state.lineage, state.asked.shape
     check_shape(mask, lineage, num_prefix)
     valid = lineage.now.valid
     if shape.grids is not None and (lineage.coarse or state.keep_mask is not None):
-        mask = None  # it is the model's own and says where padding is, which the state knows, too
+        mask = None  # the model's own padding mask, which the state already has
     if mask is not None and shape.grids is None and (state.keep_mask is not None or valid is not None):
         what = "images differ in their number of tokens" if state.keep_mask is None else "the strategy trains"
         raise ValueError(f"Expected no attn_mask while {what} (got one).")
@@ -68,7 +68,7 @@ def check_shape(mask: Tensor | None, lineage: Lineage, num_prefix: int) -> None:
 
 
 def bars_patches(mask: Tensor, num_prefix: int) -> Tensor:
-    """Whether a mask keeps some patch of some image from every query, as padding masks do: 0-dim bool."""
+    """Returns whether a mask hides some patch of some image from every query, as padding masks do: 0-dim bool."""
     patches = mask[..., num_prefix:]
     barred = ~patches if mask.dtype == torch.bool else patches <= -1e4  # exp(-1e4) is 0 in every dtype
     barred = barred if mask.dim() == 4 else barred.flatten(0, -2)[None, None]
@@ -82,21 +82,29 @@ def _padding(valid: Tensor, num_prefix: int, dtype: torch.dtype) -> Tensor:
 
 
 def coarse_mask(mask: Tensor, lineage: Lineage, num_prefix: int, *, power: float) -> Tensor:
-    """Carries a mask over to clusters.
+    """Coarsens a user's mask to clusters.
 
-    A key cluster's entry is the log of the sum over its members of ``exp(mask)``: exactly what the members' own entries
-    would give if all had the cluster's key. With another ``power`` of the size than 1 it is the mean over members that
-    may be attended, times their number to that power. A query cluster takes the mean of ``exp`` over its members. This
-    is our own choice.
+    The entry of a key cluster is ``log sum exp(mask)`` over its members. This is exact if all members had the cluster's
+    key. For a ``power`` other than 1, the sum becomes the mean over unmasked members times their number to that power.
+    A query cluster takes the mean of ``exp(mask)`` over its members. No publication defines this rule; it is our own.
+
+    Args:
+        mask: ``[..., 1 or P+N, P+N]``, bool (True: attend) or additive.
+        lineage: The maps from input patches to the current tokens.
+        num_prefix: P.
+        power: Exponent of the size in the attention weights; 1 is proportional attention.
 
     Returns:
-        ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where no member may be attended.
+        ``[B, heads or 1, 1 or P+n, P+n]`` float32; ``-inf`` where every member is masked.
+
+    Raises:
+        ValueError: If a strategy reduced the tokens by weighted edges.
     """
     source, now = lineage.source, lineage.now
     if not isinstance(source, Assignment):
         raise ValueError(
-            "Expected no attn_mask behind a reduction by weighted edges, as of GTP and Expedite (got one): it says "
-            "nothing of mixtures. Use a strategy of hard clusters, such as ToMe or TopK."
+            "Expected no attn_mask after a reduction by weighted edges, as GTP and Expedite make (got one). A mask "
+            "has no entry for mixed tokens. Use a strategy of hard clusters, such as ToMe or TopK."
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
@@ -119,7 +127,7 @@ def coarse_mask(mask: Tensor, lineage: Lineage, num_prefix: int, *, power: float
 
 
 def _sequence_clusters(source: Assignment, now: Layout, num_prefix: int) -> Tensor:
-    """Cluster within its image of each token of the uncoarsened sequence, ``[B, P+N]``; ``P+n`` for dropped ones."""
+    """Returns each input token's cluster within its image, ``[B, P+N]``; ``P+n`` for dropped tokens."""
     local = source.cluster.view(now.images, -1)
     start = torch.arange(now.images, device=local.device)[:, None] * now.width
     local = torch.where(local == source.num_clusters, now.width, local - start) + num_prefix

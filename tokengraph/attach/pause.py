@@ -1,4 +1,4 @@
-"""The plain model for a while, with everything that is attached still in place afterwards."""
+"""Restores the plain model temporarily; attached strategies come back afterwards."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tokengraph.adapters.coarse import SITE
 
 @contextmanager
 def paused(model: nn.Module) -> Iterator[nn.Module]:
-    """Gives modules their own classes back and takes tokengraph's hooks off, until the end of the ``with``.
+    """Restores modules' own classes and removes tokengraph's hooks until the end of the ``with``.
 
-    Sites, parts and records stay, so that it serves every kind of attachment, copies, and a pause within a pause. What
-    was removed meanwhile is not put back.
+    Sites, parts and records stay in place. This works for every kind of attachment, for copies, and for a pause within
+    a pause. Attachments removed during the pause do not come back.
 
     Args:
-        model: Any module; those in it that carry something of tokengraph are paused.
+        model: Any module; pauses every attachment in it.
 
     Yields:
         The model.
 
-    Cost: one look at every module and its hooks.
+    Cost: one pass over the modules and their hooks.
     """
     sites = [(m, m.__dict__[SITE], type(m)) for m in model.modules() if SITE in m.__dict__]
     swapped = [(m, site.original, kind) for m, site, kind in sites if site.original not in (None, kind)]
@@ -39,7 +39,7 @@ def paused(model: nn.Module) -> Iterator[nn.Module]:
     try:
         yield model
     finally:
-        if all(m.__dict__.get(SITE) is site for m, site, _ in sites):  # else it was removed in between
+        if all(m.__dict__.get(SITE) is site for m, site, _ in sites):  # else it was removed during the pause
             for module, _, kind in swapped:
                 module.__class__ = kind
             for table, entries in hooked:
@@ -51,7 +51,7 @@ def _is_ours(hook: Any) -> bool:
 
 
 def _put_back(table: Any, entries: list[tuple[int, Any]]) -> None:
-    """Hooks in their old order; those that the user took off stay off, and new ones come last."""
+    """Puts hooks back in their old order; hooks that the user removed stay removed, and new ones come last."""
     now = dict(table)
     table.clear()
     for key, hook in entries:

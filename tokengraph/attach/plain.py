@@ -1,4 +1,4 @@
-"""The planner of plain models: every strategy that removes tokens between the blocks of a ViT."""
+"""The planner for plain ViTs and every strategy that reduces tokens between their blocks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Attachment(Handle):
     """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
     Attributes:
-        model: The model that was given, changed in place.
+        model: The user's model, changed in place.
         trace: The record of the model's last run.
-        select: The strategy, as it was bound to the model.
+        select: The strategy, bound to the model.
     """
 
     trace: Trace
@@ -40,17 +40,17 @@ class Attachment(Handle):
 
 
 def find_plain(model: nn.Module, select: Select, options: Options) -> Found:
-    """The supported ViT inside ``model``."""
+    """Finds the supported ViT inside ``model``."""
     core, adapter = find_adapter(model, options.adapter)
     return Found(core, lambda: adapter.blocks(core), adapter)
 
 
 @planner(Select, find_plain)
 def plan_plain(model: nn.Module, found: Found, select: Select, options: Options) -> Plan:
-    """Binds the strategy, works the schedule out, and checks every kind of block.
+    """Binds the strategy, resolves the schedule, and checks one block of every kind.
 
     Raises:
-        TypeError: If blocks take more than the adapter knows.
+        TypeError: If blocks take arguments that the adapter does not know.
         ValueError: If model, blocks, strategy and schedule do not fit together.
     """
     core, adapter, blocks = found.core, found.how, found.blocks
@@ -64,7 +64,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core), again)
     warn_of_idle(options.schedule, plan)
     for block in {_build(b): b for b in blocks}.values():
-        adapter.kept(block)  # raises now, before any change, where the attention has no projections to read
+        adapter.kept(block)  # raises now, before any change, if the attention has no projections to read
         check_halves(adapter, block, channels)
         if rule.power:
             check_takes_mask(adapter, block, channels)
@@ -77,12 +77,12 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
 
 
 def _build(block: nn.Module) -> tuple[object, ...]:
-    """What a block is made of: blocks of one build need but one check."""
+    """Returns a key for a block's architecture; blocks with equal keys need one check."""
     return tuple((type(m), m.__dict__.get("forward")) for m in block.modules())
 
 
 def _first_block(schedule: Schedule) -> int:
-    """Index of the first block that can see or make coarse tokens; those before it are left alone."""
+    """Returns the index of the first block that can see or make coarse tokens; earlier blocks stay unchanged."""
     if not isinstance(schedule, Mapping) or not schedule:
         return 0
     return max(min(schedule) - 1, 0)

@@ -1,4 +1,4 @@
-"""What is planned for a run: one table, made when it begins, of the tokens to be left of each image in each layer."""
+"""The plan of a run: a table of the number of tokens to keep in each layer and image."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tokengraph.schedule import tokens_per_layer
 
 @dataclass(eq=False)
 class PlanTable:
-    """A run's plan; entry l is about l finished blocks, entry 0 about the input of the first.
+    """A run's plan. Entry l describes the tokens after l blocks, entry 0 the input of the first block.
 
     Args:
-        keep: Patch tokens to have left: one number, or one an image where that differs.
-        grows: Whether any image's plan has more tokens than one block before, as where every patch comes back.
-        again: Where every patch comes back before the strategy chooses again.
-        whole: Whether every patch comes back after the last block, before the final norm: behind it, what the strategy
-            stored would not fit.
+        keep: Patch tokens to keep: one number, or one an image where images differ.
+        grows: True where any image's plan has more tokens than one block before, as when every patch is restored.
+        again: True where every patch is restored before the strategy chooses again.
+        whole: True if every patch is restored after the last block, before the final norm. The strategy stored
+            features from before that norm, so they would not fit after it.
     """
 
     keep: Sequence[int | list[int]]
@@ -32,7 +32,7 @@ class PlanTable:
     def of(
         cls, plans: Sequence[Sequence[int]], depth: int, again: frozenset[int] = frozenset(), whole: bool = False
     ) -> PlanTable:
-        """The table of ``depth`` blocks, out of plans, one for all images or one each."""
+        """Makes the table of ``depth`` blocks from one plan for all images, or one an image."""
         keep: list[int | list[int]] = []
         for layer in range(depth + 1):
             each = [plan[layer] for plan in plans]
@@ -41,16 +41,16 @@ class PlanTable:
         return cls(keep, grows, again, whole)
 
     def due(self, finished: int, lineage: Lineage, acts: Callable[[int, int, int], bool]) -> tuple[str, ...]:
-        """What is due once ``finished`` blocks are done.
+        """Returns the steps to take after ``finished`` blocks, in order.
 
         Args:
-            finished: Blocks.
-            lineage: The tokens before that.
-            acts: The strategy's own :meth:`~tokengraph.select.base.Select.acts`, which may look at its mode.
+            finished: Number of finished blocks.
+            lineage: The tokens before those steps.
+            acts: The strategy's own :meth:`~tokengraph.select.base.Select.acts`, which may depend on train mode.
 
         Returns:
-            ``"restore"``: every patch comes back; dropping tokens first would change nothing. ``"act"``: the strategy
-            acts on some image, after that. Neither: nothing.
+            ``"restore"`` if every patch is restored first (dropping tokens before that would change nothing), then
+            ``"act"`` if the strategy acts on any image.
         """
         if self.whole and finished + 1 == len(self.keep):
             return ("restore",) if lineage.coarse else ()
@@ -65,11 +65,11 @@ class PlanTable:
 
 @dataclass
 class Plans:
-    """Makes the tables of a model's runs. That for images of the model's own size is made once.
+    """Makes the table of each run; the table for the model's own image size is made once.
 
     Args:
-        request: What was asked for.
-        plan: Patch tokens after each number of blocks, for the model's own image size; slot 0 before the first.
+        request: The arguments of ``attach``.
+        plan: Patch tokens after each number of blocks, for the model's own image size, ``depth + 1`` ints.
         patches: Patch tokens an image at the input, for that size.
         grid: ``(H, W)`` of these.
     """
@@ -88,12 +88,12 @@ class Plans:
         return len(self.plan) - 1
 
     def table(self, patches: int, shape: InputShape, whole: bool) -> PlanTable:
-        """The table of a run.
+        """Makes the table of a run.
 
         Args:
-            patches: Patch tokens an image, with padding.
-            shape: Of the images.
-            whole: Whether a head around the model needs every patch of the output.
+            patches: Patch tokens an image, padding included.
+            shape: Shape of the images.
+            whole: True if a head around the model needs every patch of the output.
 
         Raises:
             ValueError: If the schedule does not fit an image; the message says how many patches it has.
@@ -108,7 +108,7 @@ class Plans:
         return PlanTable.of([made[count] for count in each], self.depth, self.request.again, whole)
 
     def _plan(self, patches: int, shape: InputShape) -> list[int]:
-        """Patch tokens after each number of blocks, for one image of ``patches`` at the input."""
+        """Returns the patch tokens after each number of blocks, for an image with ``patches`` at the input."""
         if patches == self.patches:
             return self.plan
         request, select = self.request, self.request.select
@@ -117,5 +117,5 @@ class Plans:
         except ValueError as error:
             height, width = shape.grid or self.grid
             dropped = shape.grids is None and patches < height * width
-            why = f", of {height} x {width}: the model drops patches in train mode" if dropped else ""
-            raise ValueError(f"{error} This is for an image of {patches} patches, padding not counted{why}.") from error
+            why = f", of {height} x {width} (the model drops patches in train mode)" if dropped else ""
+            raise ValueError(f"{error} The image has {patches} patches without padding{why}.") from error

@@ -1,4 +1,4 @@
-"""Which planner serves a strategy: one registers for a strategy's class, and says what changes in a model."""
+"""The registry of planners. A planner serves strategies of one class and lists the changes to a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ H = TypeVar("H", bound=Handle, covariant=True)
 
 @dataclass(frozen=True)
 class Options:
-    """What :func:`tokengraph.attach` was given beside model and strategy, under the same names."""
+    """The arguments of :func:`tokengraph.attach` besides model and strategy, under the same names."""
 
     schedule: Schedule | None = None
     prop_attn: bool | str | None = None
@@ -29,10 +29,10 @@ class Options:
 
 
 class Standalone(Generic[H]):
-    """A strategy that brings its own settings and takes none of ``attach``; ``H`` is the handle it is attached by.
+    """A strategy that brings its own settings and takes no options of ``attach``. ``H`` is the type of its handle.
 
     Attributes:
-        HINT: What to set instead, for the error.
+        HINT: The error's hint, which names the settings to use instead.
     """
 
     HINT: ClassVar[str]
@@ -40,13 +40,13 @@ class Standalone(Generic[H]):
 
 @dataclass(frozen=True)
 class Found:
-    """Where in a model a strategy is going to act.
+    """The part of a model in which a strategy will act.
 
     Attributes:
-        core: The module that all of it lies in: the supported model, or one stage of it.
-        list_blocks: Lists its blocks in order; raises ValueError where it holds others.
-        how: What the planner alone reads: the adapter, or the family.
-        decides: Whether the ``forward`` of ``core`` is replaced too.
+        core: The supported model, or one stage of it.
+        list_blocks: Lists the blocks of ``core`` in order; raises ValueError if some are unsupported.
+        how: The adapter or family, for the planner only.
+        decides: True if the planner replaces the ``forward`` of ``core`` too.
     """
 
     core: nn.Module
@@ -62,13 +62,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Plan:
-    """What attaching a strategy to a model comes to.
+    """The changes that attach a strategy to a model.
 
     Attributes:
-        changes: What each module gets, in order.
-        record: The record of the model's runs, which every site of the changes has.
-        select: The strategy as it was bound to the model.
-        handle: Makes the handle of model, record and strategy.
+        changes: The changes of single modules, in order.
+        record: The record of the model's runs; the site of every change refers to it.
+        select: The strategy, bound to the model.
+        handle: Makes the handle from model, record and strategy.
     """
 
     changes: Sequence[Change]
@@ -78,7 +78,7 @@ class Plan:
 
 
 class Planner(NamedTuple):
-    """The two steps of a planner; neither changes anything. Between them ``attach`` holds its guards."""
+    """The two functions of a planner; neither changes the model. ``attach`` runs its guards between them."""
 
     find: Callable[[nn.Module, Any, Options], Found]
     plan: Callable[[nn.Module, Found, Any, Options], Plan]
@@ -93,8 +93,8 @@ def planner(kind: type, find: Callable[[nn.Module, Any, Options], Found]) -> Cal
     """Registers a function that plans for strategies of class ``kind``.
 
     Args:
-        kind: The class; a strategy is served by the nearest class it inherits from.
-        find: Finds the blocks in a model, for the strategy; raises ValueError where there are none.
+        kind: The strategy class. The nearest registered class in a strategy's MRO serves it.
+        find: Finds the strategy's blocks in a model; raises ValueError if there are none.
     """
 
     def register(plan: Planning) -> Planning:
@@ -105,7 +105,7 @@ def planner(kind: type, find: Callable[[nn.Module, Any, Options], Found]) -> Cal
 
 
 def planner_of(select: object) -> Planner:
-    """The planner of a strategy.
+    """Returns the planner of a strategy.
 
     Raises:
         TypeError: If none is registered for its class.
@@ -113,4 +113,4 @@ def planner_of(select: object) -> Planner:
     for kind in type(select).__mro__:
         if kind in _PLANNERS:
             return _PLANNERS[kind]
-    raise TypeError(f"Expected a strategy that a planner serves (got {type(select).__name__}).")
+    raise TypeError(f"Expected a strategy with a registered planner (got {type(select).__name__}).")

@@ -17,10 +17,10 @@ S = TypeVar("S")
 
 
 class Recompute(Generic[S]):
-    """What backward may need of runs that others have overwritten since, and what it computes again.
+    """Keeps states of earlier runs for gradient checkpointing, and the states that backward recomputes.
 
-    A checkpointed block finds its tokens by the memory that its input lies in, which its checkpoint keeps alive. A
-    checkpoint around the whole model makes a run of its own, which is kept apart from the model's last run.
+    A checkpointed block finds the state of its tokens by the storage of its input, which its checkpoint keeps alive. A
+    checkpoint around the whole model starts a new run inside backward, kept apart from the model's last run.
     """
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Recompute(Generic[S]):
         self._shape: InputShape | None = None
 
     def remember(self, index: int, x: Tensor, state: S, most: int) -> None:
-        """Keeps the state of tokens ``x`` that come to block ``index``; of ``most`` such, the last."""
+        """Keeps the state of ``x``, the input of block ``index``; at most the last ``most`` entries stay."""
         try:
             storage = x.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # torch.func: no memory of its own, and no checkpoint
+        except (NotImplementedError, RuntimeError):  # torch.func tensors have no storage and no checkpoints
             return
-        ref = StorageWeakRef(storage)  # while it lives no other storage has its number
+        ref = StorageWeakRef(storage)  # no other storage takes this id while the entry lives
         key = (index, ref.cdata, int(x.storage_offset()))
         self._entered[key] = ref, state
         self._entered.move_to_end(key)
@@ -43,7 +43,7 @@ class Recompute(Generic[S]):
             self._entered.popitem(last=False)
 
     def find(self, index: int, x: Tensor) -> S | None:
-        """The state that was kept of these tokens, if any."""
+        """Returns the state kept for these tokens, or ``None``."""
         found = self._entered.get((index, x.untyped_storage()._cdata, int(x.storage_offset())))
         return None if found is None else found[1]
 
@@ -53,22 +53,22 @@ class Recompute(Generic[S]):
             del self._entered[key]
 
     def write(self, layer: int, state: S) -> None:
-        """The tokens after ``layer`` blocks of the run that this backward pass computes again."""
+        """Stores the state after ``layer`` blocks of the run that this backward pass recomputes."""
         self._follow()
         self._states[layer] = state
 
     def read(self, layer: int) -> S | None:
-        """The same again; ``None`` outside backward, and where nothing was computed again."""
+        """Returns the state that :meth:`write` stored; ``None`` outside backward, or if nothing was recomputed."""
         return self._states.get(layer) if self._states and backward_task() == self._task else None
 
     def note(self, shape: InputShape) -> None:
-        """The shape of the images of the run that begins within this backward pass."""
+        """Stores the shape of the images of a run that begins within this backward pass."""
         self._follow()
         self._states.clear()
         self._shape = shape
 
     def shape(self) -> InputShape | None:
-        """The same again; ``None`` outside backward, and where none began."""
+        """Returns the shape that :meth:`note` stored; ``None`` outside backward, or if no run began there."""
         return self._shape if self._shape is not None and backward_task() == self._task else None
 
     def _follow(self) -> None:

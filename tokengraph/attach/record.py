@@ -1,4 +1,4 @@
-"""What every attached model tells of its last run."""
+"""The base class for records of an attached model's last run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ class Record:
     """The record of a model's last run, which users read as ``handle.trace``.
 
     Attributes:
-        grid: ``(H, W)`` of the map that the run's tokens were at first; ``None``: there was no run to tell it.
+        grid: ``(H, W)`` of the run's input map; ``None`` before the first run.
     """
 
     grid: tuple[int, int] | None
 
     @property
     def counts(self) -> Any:
-        """How many tokens there were, in the order in which the run came to them."""
+        """Returns the numbers of tokens, in the order of the run."""
         raise NotImplementedError
 
     def as_map(self, tokens: Tensor) -> Tensor:
-        """Rows ``[B, H*W, C]`` of every position as a map ``[B, C, H, W]``.
+        """Lays rows ``[B, H*W, C]`` of every position out as a map ``[B, C, H, W]``.
 
         Raises:
             RuntimeError: Before the first run.
-            ValueError: If the rows are not those of the grid.
+            ValueError: If the number of rows does not fit the grid.
         """
         grid = self.grid
         if grid is None:

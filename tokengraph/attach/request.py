@@ -1,4 +1,4 @@
-"""What was asked for when a strategy was attached to a plain model."""
+"""The resolved arguments with which a strategy was attached to a plain model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tokengraph.select.base import Select
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, the same for every block of a model.
+    """The resolved arguments of ``attach``, shared by every block of a model.
 
     Args:
-        adapter: How the model is built.
-        select: The strategy, as it was bound to the model.
-        schedule: Of the strategy.
+        adapter: The adapter of the model's family.
+        select: The strategy, bound to the model.
+        schedule: The strategy's schedule.
         rule: How attention weighs keys by size.
-        lift: Whether the model gives every input patch back.
+        lift: True if the model returns every input patch.
         run: The block's body; see :func:`tokengraph.attach.block.run_block`.
-        again: Numbers of finished blocks after which every patch comes back before the strategy chooses again.
+        again: Numbers of finished blocks after which every patch is restored before the strategy chooses again.
     """
 
     adapter: Adapter

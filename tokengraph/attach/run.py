@@ -1,4 +1,4 @@
-"""What the blocks of a run write: the tokens after each block, for the blocks behind it and for the user's trace."""
+"""The record that blocks write during a run: the state of the tokens after each block."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from tokengraph.nn.modes import in_backward
 
 @dataclass(eq=False)
 class Run(OneThread):
-    """The last run of one model. Slot l holds the tokens after l blocks; a run overwrites the one before it.
+    """The last run of one model. Slot l holds the state after l blocks; each run overwrites the one before.
 
     Gradient checkpointing runs blocks a second time, during backward. By then another run may have overwritten the
-    slots, so they are not asked; see :class:`tokengraph.attach.recompute.Recompute`.
+    slots, so backward reads :class:`tokengraph.attach.recompute.Recompute` instead.
 
-    Copies of the model, and what is pickled, start with an empty record.
+    Copies of the model and pickles start with an empty record.
 
     Args:
         num_prefix: P, the prefix tokens in front of the sequence.
         depth: Blocks in the model.
-        start: The first slot that is ever written; before it nothing is coarsened.
-        plans: Makes the table of what is planned.
-        shape: Of the images of the run that is going on; at first, of the model's own size.
+        start: The first slot that runs write; before it nothing is coarsened.
+        plans: Makes each run's plan.
+        shape: Shape of the images in the current run; before one, of the model's own image size.
 
     Attributes:
-        output: Tokens ``[B, P+n, C]`` that left the last block of the last run, without gradient; ``None`` until then.
-        mask: The user's attention mask that was last looked through for padding in this run; ``None``: none yet.
-        slots: The tokens after each number of blocks, ``depth + 1`` states; ``None`` where the run has not been.
-        recompute: What backward needs of runs that others have overwritten, and what it computes again.
-        begun: Whether any run has begun.
-        alike: Whether all runs had images of one grid.
-        device: Where the run's tokens are; ``None`` before one.
-        thread: The thread that runs; 0: not known.
-        whole: Whether the run was called by a head that needs every patch of the output.
+        output: The last block's output ``[B, P+n, C]`` in the last run, without gradient; ``None`` before one.
+        mask: The last user's attention mask that this run checked for padding; ``None`` before one.
+        slots: The state after each number of blocks, ``depth + 1`` entries; ``None`` where the run has not arrived.
+        recompute: States for gradient checkpointing.
+        begun: True if any run has begun.
+        alike: True if all runs had images of one grid.
+        device: Device of the run's tokens; ``None`` before one.
+        thread: The running thread; 0 if unknown.
+        whole: True if a head that needs every patch of the output called the model.
     """
 
     num_prefix: int
@@ -65,8 +65,8 @@ class Run(OneThread):
         self.slots = [None] * (self.depth + 1)
 
     def note(self, look: Callable[[], InputShape]) -> None:
-        """Begins a run as its images come in: ``look`` tells their shape."""
-        if torch.compiler.is_compiling():  # what is read here would be compiled in
+        """Begins a run when its images arrive; ``look`` returns their shape."""
+        if torch.compiler.is_compiling():  # the graph would hold the values read here as constants
             self._forget()
             self.shape = self._with_grid(look())
         elif in_backward():
@@ -78,16 +78,16 @@ class Run(OneThread):
             self.alike = self.alike and (not ran or (shape.grids is None and shape.grid == before))
 
     def _with_grid(self, shape: InputShape) -> InputShape:
-        """The shape with a grid also where images differ: that of the run before."""
+        """Fills in a missing grid (images differ) with that of the run before."""
         return shape if shape.grid is not None else replace(shape, grid=self.shape.grid)
 
     def note_caller(self, whole: bool) -> None:
-        """Notes whether a head that needs every patch has called the model; what backward runs again says nothing."""
+        """Notes whether a head that needs every patch called the model; ignores calls that backward repeats."""
         if not in_backward():
             self.whole = whole
 
     def begin(self, x: Tensor) -> State:
-        """The state of a run's tokens ``x [B, P+N, C]`` as they come to the first attached block.
+        """Returns the state of ``x [B, P+N, C]``, a run's tokens at the first attached block.
 
         Raises:
             ValueError: If there are more patch tokens than the grid has patches, or the schedule does not fit them.
@@ -97,8 +97,8 @@ class Run(OneThread):
         assert shape.grid is not None
         if shape.grids is None and count > shape.grid[0] * shape.grid[1]:
             raise ValueError(
-                f"Expected at most {shape.grid[0]} x {shape.grid[1]} patch tokens an image behind {self.num_prefix} "
-                f"prefix tokens (got {count}). Give the adapter the grid and the prefix tokens that the model has."
+                f"Expected at most {shape.grid[0]} x {shape.grid[1]} patch tokens an image after {self.num_prefix} "
+                f"prefix tokens (got {count}). Give the adapter the model's own grid and number of prefix tokens."
             )
         if not in_backward():
             self._forget()
@@ -114,23 +114,23 @@ class Run(OneThread):
             self.recompute.let_go()
 
     def enter(self, index: int, x: Tensor) -> State | None:
-        """The state of the tokens ``x [B, P+n, C]`` that come to block ``index``; ``None``: a new run begins.
+        """Returns the state of ``x [B, P+n, C]``, the input of block ``index``; ``None`` if a new run begins.
 
         Raises:
             RuntimeError: If a block runs outside a run of its model, in two threads at once, or during backward for a
-                run that is no longer known.
+                run whose states are no longer kept.
         """
         if torch.compiler.is_compiling():
             return None if index == self.start else self.slots[index]
         if in_backward():
             state = self.recompute.find(index, x)
             if state is None and index == self.start and (self.alike or self.recompute.shape() is not None):
-                return None  # a checkpoint around the whole model, say: a run of its own
+                return None  # for example a checkpoint around the whole model, which starts a new run
             if state is None or not self._fits(x, state):
                 raise RuntimeError(
-                    f"Expected block {index} to be computed again for tokens of a run that is known (got others). At "
-                    f"most {RUNS} runs can wait for their backward where blocks are checkpointed one by one, and what "
-                    "checkpoints keep must stay in its memory; a hook that gives a block other tokens breaks that."
+                    f"Expected block {index} to be recomputed on the tokens of a recent run (got others). At most "
+                    f"{RUNS} runs can wait for their backward if blocks are checkpointed one by one. Hooks must not "
+                    "replace a block's input, and tensors saved by checkpoints must not move to other memory."
                 )
             return state
         if index == self.start:
@@ -147,36 +147,36 @@ class Run(OneThread):
         return x.size(1) == self.num_prefix + state.lineage.now.width
 
     def lineage_at(self, index: int, x: Tensor) -> Lineage | None:
-        """Where the tokens ``x [B, P+n, C]`` that come to block ``index`` are from, as :meth:`enter` finds it."""
+        """Returns the lineage of ``x [B, P+n, C]``, the input of block ``index``, as :meth:`enter` finds it."""
         state = self.enter(index, x)
         return None if state is None else state.lineage
 
     def remember(self, index: int, x: Tensor, state: State) -> None:
-        """Keeps the state of tokens that come to block ``index`` and that backward may come back to."""
+        """Keeps the state of block ``index``'s input for gradient checkpointing."""
         if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or x.requires_grad or in_backward()):
             return
-        self.recompute.remember(index, x, state, 2 * RUNS * self.depth)  # backward writes, too
+        self.recompute.remember(index, x, state, 2 * RUNS * self.depth)  # backward adds entries too
 
     def write(self, layer: int, state: State) -> None:
-        """Notes the tokens after ``layer`` blocks of the run that is going on."""
+        """Stores the state after ``layer`` blocks of the current run."""
         if in_backward():
             self.recompute.write(layer, state)
         else:
             self.slots[layer] = state
 
     def leave(self, index: int, x: Tensor, state: State) -> None:
-        """Writes what block ``index`` made, ``x [B, P+n', C]``, into the slot behind it."""
+        """Stores the state of ``x [B, P+n', C]``, the output of block ``index``."""
         if in_backward():
             self.recompute.write(index + 1, state)
             self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
-        self.check_thread()  # another may have begun while this one was in the block: its record must not be touched
+        self.check_thread()  # another thread may have begun a run meanwhile; its record stays untouched
         self.slots[index + 1] = state
         if index + 1 == self.depth:
             self.output = x.detach()
 
     def at(self, layer: int) -> State | None:
-        """The tokens after ``layer`` blocks; inside backward those that were computed again; ``None``: never there."""
+        """Returns the state after ``layer`` blocks, inside backward the recomputed one; ``None`` if there is none."""
         return self.recompute.read(layer) or self.slots[layer]
 
     def __getstate__(self) -> dict[str, Any]:

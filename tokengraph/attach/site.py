@@ -1,4 +1,4 @@
-"""What an attached module carries: the record of the run, its own place, and what was asked for."""
+"""The marks that attached modules carry: the run's record, the module's place and the arguments of ``attach``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tokengraph.attach.trace import Trace
 
 @dataclass
 class Mark:
-    """What every attached module carries, under the attribute ``SITE``: whose it is, and how it was before.
+    """The mark of every attached module, under the attribute ``SITE``.
 
     Args:
-        trace: The record of the run. It tells one attachment from another.
-        index: The block's place in its model or stage; -1: the module is no block.
-        original: The module's class before; ``None``: it still has it.
-        parts: Names of the modules and parameters that were put into it.
+        trace: The record of the run, which also identifies the attachment.
+        index: The block's index in its model or stage; -1 if the module is not a block.
+        original: The module's class before attaching; ``None`` if it did not change.
+        parts: Names of the modules and parameters that attaching added.
     """
 
     trace: Any
@@ -30,14 +30,14 @@ class Mark:
 
 @dataclass
 class Site(Mark):
-    """What an attached module of a plain model knows beside that: what was asked for."""
+    """The mark of an attached module in a plain model, with the resolved arguments of ``attach``."""
 
     trace: Trace
     request: Request = field(kw_only=True)
 
     @property
     def lift(self) -> bool:
-        """Whether the model gives every input patch back."""
+        """True if the model returns every input patch."""
         return self.request.lift
 
     def run_block(self, block: nn.Module, x: Tensor, mask: Tensor | None, side: dict[str, Any]) -> Tensor:
@@ -46,5 +46,5 @@ class Site(Mark):
 
     @property
     def stores(self) -> bool:
-        """Whether tokens that leave come back with something of their own."""
+        """True if the strategy stores features of dropped tokens and restores them."""
         return self.request.select.stores

@@ -1,4 +1,4 @@
-"""The tokens between two blocks of a run: where they come from, how heavy they are, and what the run asked for."""
+"""The state of the tokens between two blocks of a run: their lineage, sizes and keep decisions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tokengraph.maps.lineage import Lineage
 
 @dataclass(eq=False)
 class Asked:
-    """What a run asks of every block, settled when it begins.
+    """Data that all blocks of a run share, set when the run begins.
 
     Args:
-        shape: Of the run's images; ``grid`` is set also where images differ.
-        table: What is planned; ``None`` in front of the first attached block.
-        memory: What the strategy's ``begin`` made of the input.
+        shape: Shape of the run's images; ``grid`` is set even if images differ.
+        table: The run's plan; ``None`` before the first attached block.
+        memory: The result of the strategy's ``begin``.
     """
 
     shape: InputShape
@@ -33,13 +33,13 @@ class Asked:
 
 @dataclass(eq=False)
 class State:
-    """The tokens between two blocks.
+    """The state of the tokens between two blocks.
 
     Args:
-        lineage: Where they come from, and how they lie.
-        asked: What the run asks of every block.
-        size: Weight of each token, ``[B, P+n]`` float32, prefix tokens 1; ``None``: all ones. Where the strategy
-            merges it is the number of input patches that the token stands for.
+        lineage: The maps from the input patches to these tokens, and their layout.
+        asked: Data that all blocks of the run share.
+        size: Weight of each token, ``[B, P+n]`` float32, prefix tokens 1; ``None`` means all ones. For merging
+            strategies it is the number of input patches that the token stands for.
         decisions: Cumulative keep masks ``[B, n]`` of a strategy in training, stage by stage.
         keep_mask: The last of them as an attention mask over the whole sequence.
     """
@@ -52,27 +52,27 @@ class State:
 
     @classmethod
     def at_input(cls, images: int, patches: int, asked: Asked) -> State:
-        """The tokens of ``images`` images, ``patches`` each with padding, as they come."""
+        """Returns the state of a run's input: ``images`` images of ``patches`` tokens each, padding included."""
         start = Layout(images, patches, asked.shape.counts, asked.shape.present)
         return cls(Lineage(start, start), asked)
 
     def at_start(self) -> State:
-        """The tokens as they came, before anything was coarsened."""
+        """Returns the state of the run's input, before any coarsening."""
         return State(self.lineage.at_start(), self.asked)
 
     def restored(self) -> State:
-        """The state after reconstruction: every input patch is there again."""
+        """Returns the state after reconstruction, with every input patch."""
         return replace(self.at_start(), decisions=self.decisions, keep_mask=self.keep_mask)
 
     def decided(self, decision: KeepMask, num_prefix: int) -> State:
-        """The state after one more keep decision over ``[B, n]``: nothing is taken out."""
+        """Returns the state with one more keep decision over ``[B, n]``; no token is removed."""
         keep = decision.keep
         whole = torch.cat([keep.new_ones(keep.size(0), num_prefix), keep], dim=1)
         mask = KeepMask(whole, official=decision.official, cap=decision.cap)
         return replace(self, decisions=(*self.decisions, keep), keep_mask=mask)
 
     def locate(self, device: torch.device) -> Tensor:
-        """Centroids of the tokens in patch units, ``[B, n, 2]``."""
+        """Returns the tokens' centroids in patch units, ``[B, n, 2]``, as (y, x)."""
         lineage, shape = self.lineage, self.asked.shape
         if shape.grids is not None:
             return lineage.averaged(torch.cat([grid_positions(grid, device=device) for grid in shape.grids]))

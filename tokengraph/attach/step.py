@@ -1,4 +1,4 @@
-"""One step of a strategy between the halves of a block: what it sees, and how the tokens are reduced."""
+"""Runs one step of a strategy inside or between blocks: builds its ``Tokens`` and reduces by its map."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tokengraph.select.tokens import Tokens
 
 
 def begins(select: Select) -> bool:
-    """Whether the strategy wants to see a run's input."""
+    """True if the strategy overrides ``begin``, which reads a run's input."""
     return type(select).begin is not Select.begin
 
 
 def begin(site: Site, state: State, x: Tensor) -> Any:
-    """What the strategy's ``begin`` makes of a run's input ``x [B, P+N, C]``; a list where images go one by one."""
+    """Calls the strategy's ``begin`` on a run's input ``x [B, P+N, C]``; returns a list if images go one by one."""
     select, tokens = site.request.select, see(site, state, x, None)
     if not _alone(select, state):
         return select.begin(tokens)
@@ -45,7 +45,7 @@ def _alone(select: Select, state: State) -> bool:
 
 
 def map_edit(site: Site, state: State) -> Callable[[Tensor], Tensor]:
-    """What the strategy makes of an attention map ``[B, H, P+n, P+n]``, without padding where images differ."""
+    """Returns the strategy's edit of an attention map ``[B, H, P+n, P+n]``, applied without padding."""
     edit, prefix = site.request.select.edit_attention, site.trace.run.num_prefix
     counts = state.lineage.now.counts
     if counts is None or not site.request.select.edits_attention:
@@ -62,13 +62,13 @@ def map_edit(site: Site, state: State) -> Callable[[Tensor], Tensor]:
 
 
 def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
-    """What a strategy sees of ``x [B, P+n, C]``."""
+    """Builds the ``Tokens`` of ``x [B, P+n, C]`` that a strategy reads."""
     lineage, asked, prefix = state.lineage, state.asked, site.trace.run.num_prefix
     start, grid = lineage.start, asked.shape.one_grid
     whole = grid is not None and grid[0] * grid[1] == start.width and asked.shape.ordered
     keep = state.decisions[-1] if state.decisions else None
     if keep is None and start.valid is not None and not lineage.coarse:
-        keep = start.valid.float()  # decisions are about what is there
+        keep = start.valid.float()  # padding counts as already removed
     return Tokens(
         x[:, prefix:],
         None if state.size is None else state.size[:, prefix:],
@@ -95,11 +95,11 @@ def act(
     bias: Any = None,
     side: dict[str, Any] | None = None,
 ) -> tuple[Tensor, State]:
-    """One step of the strategy on ``x [B, P+n, C]``: to ``keep`` patch tokens an image, or one keep decision.
+    """Runs the strategy on ``x [B, P+n, C]``: reduces to ``keep`` patch tokens an image, or adds a keep decision.
 
     ``mask`` is the user's own, over the uncoarsened sequence.
 
-    What the hooks left is taken here and let go with the choice, so that it does not live on in the MLP.
+    Takes the hooks' outputs off the block and frees them with the choice, so that they use no memory in the MLP.
     """
     kept = None if block is None else block.__dict__.pop(KEPT, None)
     select, run, lineage = site.request.select, site.trace.run, state.lineage
@@ -118,7 +118,7 @@ def act(
 
 
 def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int]) -> Assignment | SoftAssignment:
-    """The strategy's map, of all images together or one after another."""
+    """Returns the strategy's map, made for all images at once or one by one."""
     try:
         if _alone(select, state):
             grids = state.asked.shape.grids
@@ -130,13 +130,13 @@ def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int])
             raise
         raise ValueError(
             f"Expected a strategy that reads no numbers under torch.func.vmap (got {type(select).__name__}, whose "
-            "choice here depends on them, as thresholds and budgets of single images do). Give it a fixed budget, or "
-            "call the model on one image after another."
+            "choice depends on tensor values here, as thresholds and per-image budgets do). Give it a fixed budget, "
+            "or call the model on one image after another."
         ) from error
 
 
 def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAssignment) -> None:
-    """Raises where patches that a user's mask bars from every query would go into clusters with others.
+    """Raises if patches that a user's mask hides from every query would be merged with others.
 
     Cost: one pass over each mask; on CUDA one host synchronisation a run.
     """
@@ -145,24 +145,24 @@ def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAss
     if not (mixes or select.stores or select.learns):
         return
     message = (
-        f"Expected an attn_mask that bars no patch from every query (got one, as for padding). "
-        f"{type(select).__name__} would mix what is barred into other tokens. Prune, for example by "
+        f"Expected an attn_mask that hides no patch from every query (got one that does, as for padding). "
+        f"{type(select).__name__} would mix hidden patches into other tokens. Prune, for example by "
         'TopK(score="class"), or leave the padding out of the batch.'
     )
     if torch.compiler.is_compiling():
         return torch._assert_async(~bars_patches(mask, run.num_prefix), message)
     if run.mask is mask or (run.mask is not None and mask.is_cuda):
-        return  # on CUDA one look a run: each waits for the device
+        return  # on CUDA one check a run, because each waits for the device
     run.mask = mask
     if bars_patches(mask, run.num_prefix):
         raise ValueError(message)
 
 
 def _reduced(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
-    """``x [B, P+n, C]`` and its state after one map over the patch tokens.
+    """Reduces ``x [B, P+n, C]`` and its state by one map over the patch tokens.
 
-    Where all images have as many tokens before and after, whole sequences are reduced as they lie in memory; prefix
-    tokens are then part of the map. Otherwise patch tokens are, and prefix tokens come in front of them again.
+    If all images have equal numbers of tokens before and after, the map is extended to prefix tokens and reduces whole
+    sequences without a copy. Otherwise it reduces patch tokens only, and prefix tokens are put in front again.
     """
     select, num_prefix, before = site.request.select, site.trace.run.num_prefix, state.lineage.now
     after = Layout.of(before.images, assignment.num_clusters, assignment.counts, x.device)
@@ -176,11 +176,11 @@ def _reduced(site: Site, state: State, x: Tensor, assignment: Assignment | SoftA
         weights = None if state.size is None else source.flat(state.size[:, ahead:] if ahead else state.size)
         rows, size = _reduce(select.reduction_at(site.index), whole, source.flat(x[:, ahead:] if ahead else x), weights)
     else:
-        rows = made  # choosing has made them
+        rows = made  # the strategy has already computed them
     residue = select.residue(before.flat(x[:, num_prefix:]), assignment) if select.stores else None
     target = after.with_prefix(inside)
     rows = target.padded(rows)
-    size = target.padded(size) if size is not None and select.weighs else None  # padding has size 0, which bars it
+    size = target.padded(size) if size is not None and select.weighs else None  # size 0 hides padding
     if ahead:
         rows = torch.cat([x[:, :ahead], rows], dim=1)
         size = None if size is None else torch.cat([size.new_ones(size.size(0), ahead), size], dim=1)
@@ -199,7 +199,7 @@ def _reduce(
 def _statistics(
     site: Site, block: Any, kept: dict[str, Tensor] | None, bias: Any, side: dict[str, Any]
 ) -> AttentionStats | None:
-    """Statistics of the attention that the block has just computed, as far as hooks kept it."""
+    """Returns statistics of the block's last attention from the outputs that hooks kept; ``None`` without any."""
     if not kept:
         return None
     prefix = site.trace.run.num_prefix
@@ -209,7 +209,7 @@ def _statistics(
 
 
 def restore(state: State, num_prefix: int, x: Tensor) -> tuple[Tensor, State]:
-    """Reconstruction: a row for every input patch again, prefix tokens in front."""
+    """Reconstructs a row for every input patch, prefix tokens in front."""
     start = state.lineage.start
     rows = state.lineage.lift(x[:, num_prefix:], replenish=True).view(start.images, start.width, x.size(2))
     return torch.cat([x[:, :num_prefix], rows], dim=1), state.restored()

@@ -1,4 +1,4 @@
-"""A run belongs to one thread, in every kind of attached model."""
+"""Checks that only one thread runs an attached model."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 
 
 class OneThread:
-    """Something that the run of a model writes, one thread at a time.
+    """Base of records that only one thread at a time may write.
 
     Attributes:
-        thread: The thread that runs; 0: not known.
+        thread: The running thread; 0 if unknown.
     """
 
     thread: int = 0
 
     def take_thread(self) -> None:
-        """A run begins in this thread."""
+        """Notes that a run begins in this thread."""
         if not torch.compiler.is_compiling():
             self.thread = get_ident()
 
     def check_thread(self) -> None:
-        """Raises RuntimeError if a run began in another thread since this one's."""
+        """Raises RuntimeError if another thread has begun a run since."""
         if not torch.compiler.is_compiling() and self.thread not in (0, get_ident()):
             raise_two_threads()
 
 
 def raise_two_threads() -> NoReturn:
-    """The error of two threads in one attached model."""
+    """Raises the error for two threads in one attached model."""
     raise RuntimeError("Expected one thread at a time (got two in one attached model). Give each a deepcopy.")

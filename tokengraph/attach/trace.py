@@ -1,4 +1,4 @@
-"""What happened to the tokens of the last run, for users: counts, sizes and maps."""
+"""The user's record of the last run: token counts, sizes and maps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tokengraph.maps.soft import SoftAssignment
 
 @dataclass(eq=False)
 class Trace(Lifting):
-    """The record of one model's last run, as users read it. Layer l is about the tokens after l blocks.
+    """The record of one model's last run. Layer l describes the tokens after l blocks.
 
     Args:
-        run: What the blocks write. Copies of the model, and what is pickled, start with an empty one.
+        run: The record that blocks write. Copies of the model and pickles start with an empty one.
     """
 
     run: Run
@@ -53,35 +53,35 @@ class Trace(Lifting):
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...] | None:
-        """The same of each image, where they differ or are padded; ``None``: all have ``grid``."""
+        """``(H, W)`` of each image if they differ or are padded; ``None`` if all have ``grid``."""
         return self.run.shape.grids
 
     @property
     def present(self) -> Tensor | None:
-        """``[B, N]`` bool, True where the last run's input has a patch; ``None``: everywhere."""
+        """``[B, N]`` bool, True where the last run's input has a patch; ``None`` if everywhere."""
         return self.run.shape.present
 
     @property
     def output(self) -> Tensor | None:
-        """Tokens ``[B, P+n, C]`` that left the last block of the last run, without gradient; ``None`` until then."""
+        """The last block's output ``[B, P+n, C]`` in the last run, without gradient; ``None`` before one."""
         return self.run.output
 
     @property
     def counts(self) -> list[int]:
-        """Patch tokens an image before the first block and after each block, in the last run (planned, before one).
+        """Patch tokens an image before the first block and after each block, in the last run; before one, the plan.
 
-        Where images differ, the most of any; :meth:`counts_per_image` has each.
+        If images differ, this is the largest count; :meth:`counts_per_image` has each.
 
         Raises:
             RuntimeError: If the last run failed or stopped before the last block; the message says where.
         """
         if not self.run.begun:
             return list(self.run.plans.plan)
-        self.state()  # says so when it did not come to its end
+        self.state()  # raises if the run stopped early
         return [max(self.counts_per_image(layer), default=0) for layer in range(self.depth + 1)]
 
     def state(self, layer: int | None = None) -> State:
-        """The tokens after ``layer`` blocks (default: all) in the last run.
+        """Returns the state of the tokens after ``layer`` blocks (default: all) in the last run.
 
         Raises:
             RuntimeError: Before the first run, or if the last one stopped before that layer.
@@ -95,7 +95,7 @@ class Trace(Lifting):
         first = self.run.at(self.run.start)
         if first is None or layer > self.run.start:
             reached = max((i for i, state in enumerate(self.run.slots) if state is not None), default=0)
-            got = f"one that ended behind layer {reached}" if self.run.begun else "none"
+            got = f"one that ended after layer {reached}" if self.run.begun else "none"
             raise RuntimeError(
                 f"Expected a run of the model up to layer {layer} before its trace is read (got {got}). "
                 "Call the model first, to its end."
@@ -103,15 +103,15 @@ class Trace(Lifting):
         return first.at_start()
 
     def lineage(self, layer: int | None = None) -> Lineage:
-        """Where the tokens after ``layer`` blocks (default: all) come from; errors as of :meth:`state`."""
+        """Returns the lineage of the tokens after ``layer`` blocks (default: all); raises as :meth:`state` does."""
         return self.state(layer).lineage
 
     def counts_per_image(self, layer: int | None = None) -> list[int]:
-        """Patch tokens of each image after ``layer`` blocks (default: all)."""
+        """Returns each image's number of patch tokens after ``layer`` blocks (default: all)."""
         return list(self.lineage(layer).now.each)
 
     def valid(self, layer: int | None = None) -> Tensor:
-        """Where there are tokens after ``layer`` blocks, ``[B, n]`` bool: False is padding of images with fewer."""
+        """Returns the mask of tokens after ``layer`` blocks, ``[B, n]`` bool; False marks padding of shorter images."""
         now = self.lineage(layer).now
         if now.valid is not None:
             return now.valid
@@ -119,21 +119,21 @@ class Trace(Lifting):
 
     @property
     def decisions(self) -> list[Tensor]:
-        """Cumulative keep masks ``[B, N]`` of the last run's stages, with gradients, of a strategy that trains."""
+        """Cumulative keep masks ``[B, N]`` with gradients, one for each stage of a strategy in training."""
         return list(self.state().decisions)
 
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
-        """The map from the input patches, ``B*N`` of them, to the tokens after ``layer`` blocks."""
+        """Returns the map from the ``B*N`` input patches to the tokens after ``layer`` blocks (default: all)."""
         if (source := self.lineage(layer).source) is not None:
             return source
         counts, device = self.counts_per_image(0), self.run.device
         return Assignment.identity(sum(counts), ptr=torch.tensor([0, *counts], device=device).cumsum(0), device=device)
 
     def size(self, layer: int | None = None) -> Tensor:
-        """Weight of each token after ``layer`` blocks, ``[B, n]`` float32.
+        """Returns the weight of each token after ``layer`` blocks (default: all), ``[B, n]`` float32.
 
-        Where the strategy merges or clusters, input patches that the token stands for; for GTP, its token scale; ones
-        for what only drops tokens.
+        For strategies that merge or cluster this is the number of input patches that the token stands for, for GTP its
+        token scale, and 1 for strategies that only drop tokens.
         """
         state = self.state(layer)
         if state.size is None:

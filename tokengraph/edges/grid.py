@@ -10,6 +10,7 @@ from torch import Tensor
 from tokengraph.flat.tables import table
 
 Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
+Grids = tuple[tuple[int, int], ...]  # (H, W) of each image in a batch
 
 # For grids of 2 and 3 axes: the number of neighbours, and along how many axes at once a step to a neighbour may move.
 NEIGHBORS = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}

@@ -10,6 +10,7 @@ from tokengraph.flat.looks import may_look, transforming
 
 CROWD = 256  # with more rows of one index, a running float32 sum loses visible digits
 BACKENDS = ("auto", "index_add", "segment")
+TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: bounds divisors and arguments of log away from 0
 
 
 def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks cluster numbers, unless reading them would wait for a device."""
+"""Checks of cluster numbers and shapes; numbers on CUDA are not read, because that waits for the device."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_clusters(cluster: Tensor, num_clusters: int | list[int], mask: Tensor 
 
 
 def check_each(shape: torch.Size, **named: Tensor | None) -> None:
-    """Raises ValueError unless each tensor that is there has this shape, one number a token."""
+    """Raises ValueError unless each given tensor has this shape, one number a token."""
     for name, value in named.items():
         if value is not None and value.shape != shape:
             raise ValueError(f"Expected {name} of shape {list(shape)}, one a token (got {list(value.shape)}).")

@@ -1,4 +1,4 @@
-"""Cluster numbers within each image made into numbers over the batch."""
+"""Turns cluster numbers within each image into numbers over the batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Flat(NamedTuple):
 def flatten_clusters(
     cluster: Tensor, num_clusters: int | list[int], mask: Tensor | None, drops: bool, centers: Tensor | None
 ) -> tuple[Flat, tuple[int, ...] | None]:
-    """The fields of the flat map, and the clusters of each image where they differ; see ``Assignment.from_dense``."""
+    """Returns the fields of the flat map, and its ``counts`` if images differ; see ``Assignment.from_dense``."""
     if cluster.dim() != 2:
         raise ValueError(f"Expected cluster of shape [B, N] (got {list(cluster.shape)}).")
     images, tokens = cluster.shape

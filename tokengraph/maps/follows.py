@@ -11,5 +11,5 @@ class Follows(Protocol[Map]):
     """A map that may come after a hard one."""
 
     def after(self, first: Any) -> Map:
-        """The composed map: first ``first``, a hard one, then this one."""
+        """Returns the composition: the hard map ``first``, then this one."""
         ...

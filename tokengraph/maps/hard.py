@@ -35,11 +35,11 @@ class Assignment:
         cluster_ptr: First cluster of each image, ``[B+1]``.
         centers: Token that represents each cluster, ``[K]`` flat ids, where the method has one.
         single: Promises that each cluster is one token, its center: then ``reduce`` only picks rows.
-        counts: Clusters of each image, where they differ (ragged); ``None``: all have the same number, or nobody knows.
-        weight: How much each token's row counts in a mean, ``[M]``; ``None``: its size. Sizes add up as ever.
-        mass: What each token adds to its cluster's size, ``[M]``; ``None``: its size.
-        steps: The maps that this one is composed of, where weight or mass keep one pass from reducing as they do in
-            turn; ``reduce`` then goes through them.
+        counts: Clusters of each image, if they differ (ragged); ``None`` if all have the same number or it is unknown.
+        weight: Weight of each token's row in a mean, ``[M]``; ``None`` means its size. Sizes are summed either way.
+        mass: Contribution of each token to its cluster's size, ``[M]``; ``None`` means its size.
+        steps: The maps that this one is composed of, if their weights or masses rule out a reduction in one pass.
+            ``reduce`` then applies them one after another.
 
     Example:
         >>> a = Assignment(torch.tensor([0, 0, 1]), 2)
@@ -73,7 +73,7 @@ class Assignment:
 
     @property
     def num_tokens(self) -> int:
-        """M, the number of tokens that the map takes."""
+        """M, the number of tokens at the input of the map."""
         return self.cluster.size(0)
 
     @property
@@ -109,8 +109,8 @@ class Assignment:
             drops: Whether ``cluster`` may hold -1.
             centers: ``[B, K]`` token within the image that represents each cluster (rows past K_b are ignored).
             single: Promises that each cluster is its center alone.
-            weight: ``[B, N]`` how much each token's row counts in a mean.
-            mass: ``[B, N]`` what each token adds to its cluster's size.
+            weight: Weight of each token's row in a mean, ``[B, N]``.
+            mass: Contribution of each token to its cluster's size, ``[B, N]``.
 
         Returns:
             A map over the ``B*N`` tokens, or over the True ones of ``mask`` in order.
@@ -133,8 +133,8 @@ class Assignment:
 
         .. math:: x'_m = \sum_{c(i)=m} w_i x_i \,/\, \sum_{c(i)=m} w_i, \qquad s'_m = \sum_{c(i)=m} s_i
 
-        with the size as weight, :math:`w = s`, unless the map brings a ``weight``. Sizes are summed of ``mass`` where
-        the map brings one.
+        with the size as weight, :math:`w = s`, unless the map has a ``weight``. If the map has a ``mass``, cluster
+        sizes are sums of masses.
 
         Args:
             x: Token rows, ``[M, C]`` (or ``[M]``).
@@ -163,7 +163,7 @@ class Assignment:
         if reduce in ("mean", "mlerp") and not (x.is_floating_point() or x.is_complex()):
             raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
         if reduce == "center" and self.centers is None:
-            raise ValueError("Expected a map with centers to reduce by 'center' (got none). Say them, or take 'mean'.")
+            raise ValueError("Expected a map with centers to reduce by 'center' (got none). Set them, or use 'mean'.")
         if size is None:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
@@ -201,7 +201,7 @@ class Assignment:
 
         Returns:
             ``edge_index`` ``[2, E']`` sorted by source then target, each pair once, and the summed ``edge_weight``
-            ``[E']``. Edges at dropped tokens go with them.
+            ``[E']``. Edges at dropped tokens are dropped.
 
         Cost: ``O(E log E)``; the number of edges depends on the data (a host synchronisation on CUDA).
         """
@@ -234,7 +234,7 @@ class Assignment:
         return torch.where(kept, out, fill.to(out.dtype))
 
     def then(self, other: Follows[Map]) -> Map:
-        """Composes with a coarsening of the clusters: reducing by the result equals reducing by both in turn."""
+        """Composes with a coarsening of the clusters; the result reduces as both maps do one after another."""
         return other.after(self)
 
     def after(self, first: Assignment) -> Assignment:
@@ -260,16 +260,16 @@ class Assignment:
 
     @property
     def counts_apart(self) -> bool:
-        """Whether rows or sizes count by anything but sizes: weight, mass, or steps that have them."""
+        """True if the map or one of its steps has weights or masses of its own."""
         return self.weight is not None or self.mass is not None or len(self.steps) > 0
 
     @property
     def in_turn(self) -> tuple[Assignment, ...]:
-        """The maps that ``reduce`` goes through."""
+        """The maps that ``reduce`` applies one after another."""
         return self.steps or (self,)
 
     def by_size(self) -> Assignment:
-        """The same map without weight and mass: every input patch counts alike, as positions and masks want it."""
+        """Returns the map without weight and mass: every input patch counts alike, as for positions and masks."""
         return replace(self, weight=None, mass=None, steps=()) if self.counts_apart else self
 
     def to(self, device: torch.device | str) -> Assignment:
@@ -278,14 +278,17 @@ class Assignment:
         return replace(self, steps=tuple(step.to(device) for step in self.steps), **moved)
 
     def to_select_output(self) -> SelectOutput:
-        """The map as PyG's ``SelectOutput``, with ``weight``, and ``mass`` beside it; dropped tokens are left out."""
+        """Returns the map as PyG's ``SelectOutput`` with ``weight`` and ``mass``; dropped tokens are left out."""
         return select_output(self.cluster, self.num_clusters, self.drops, self.weight, self.mass)
 
     @classmethod
     def from_select_output(cls, output: SelectOutput) -> Assignment:
-        """Reads PyG's ``SelectOutput`` with each node in one cluster, or none: dropped.
+        """Reads PyG's ``SelectOutput`` in which each node has at most one cluster; nodes without one are dropped.
 
-        Its weights are scores of nodes in PyG, and not kept, unless :meth:`to_select_output` has made it.
+        PyG's weights are node scores, so they are ignored unless :meth:`to_select_output` made the output.
+
+        Raises:
+            ValueError: If a node is in several clusters.
         """
         cluster, count, drops, weight, mass = clusters_of(output)
         return cls(cluster, count, drops, weight=weight, mass=mass)

@@ -1,4 +1,4 @@
-"""The maps of single images joined into one map over their batch."""
+"""Joins the maps of single images into one map over their batch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ def join(
 
     Args:
         parts: B maps, image by image; at least one.
-        rows: The features that each was made for, ``[n_b, C]``: where some maps bring ``centroids``, the others'
-            are made of them. ``None``: there are no centroids.
-        sizes: The sizes of their tokens, ``[n_b]``, which stand in for the weight and mass of maps that have none
-            among maps that have; ``None``: ones.
+        rows: The features of each image, ``[n_b, C]``. If some maps have ``centroids``, those of the others are
+            computed from these. ``None`` leaves out centroids.
+        sizes: The sizes of each image's tokens, ``[n_b]``; they fill in for a missing weight or mass if other maps
+            have one. ``None`` means ones.
 
     Returns:
-        The map over ``sum n_b`` tokens: an :class:`Assignment` where all are, otherwise a :class:`SoftAssignment`. Hard
-        maps among weighted ones become edges of weight one.
+        The map over ``sum n_b`` tokens: an :class:`Assignment` if all parts are, otherwise a :class:`SoftAssignment`,
+        in which hard maps become edges of weight one.
+
+    Raises:
+        ValueError: If some maps have weighted edges and others are hard with weights of their own.
 
     Cost: one copy of each map.
     """
@@ -77,8 +80,8 @@ def join(
         *down,
         tokens[-1],
         clusters[-1],
-        all(p.normalize for p in soft),  # a map that keeps every token is the same with and without
-        _WayUp(tuple(soft), tuple(tokens), tuple(clusters)),
+        all(p.normalize for p in soft),  # for an identity map both settings give the same
+        _JoinedLift(tuple(soft), tuple(tokens), tuple(clusters)),
         ptr,
         cluster_ptr,
         centers,
@@ -93,7 +96,7 @@ def join(
 def _own(
     values: Sequence[Tensor | None], parts: Sequence[Assignment | SoftAssignment], sizes: Sequence[Tensor] | None
 ) -> Tensor | None:
-    """Weights or masses of all maps, the sizes for maps without; ``None`` where none has any, or steps have them."""
+    """Joins weights or masses, with sizes for maps without; ``None`` if no map has any or steps have them."""
     if all(v is None for v in values) or any(p.steps for p in parts):
         return None
     sizes = _ones(parts) if sizes is None else sizes
@@ -105,7 +108,7 @@ def _ones(parts: Sequence[Assignment | SoftAssignment]) -> list[Tensor]:
 
 
 def _joined_steps(parts: Sequence[Assignment | SoftAssignment], sizes: Sequence[Tensor] | None) -> tuple[Any, ...]:
-    """The maps that reduce in turn, joined one by one; maps of fewer steps go on as the identity."""
+    """Joins the steps of the maps one by one; maps with fewer steps continue as the identity."""
     if not any(p.steps for p in parts):
         return ()
     steps, sizes = [], _ones(parts) if sizes is None else list(sizes)
@@ -121,7 +124,7 @@ def _same(part: Assignment | SoftAssignment) -> Assignment:
 
 
 def _check_mixture(parts: Sequence[Assignment | SoftAssignment]) -> None:
-    """Raises where weighted edges would have to say what weights of hard clusters say."""
+    """Raises if hard maps with weights meet weighted edges, which cannot represent those weights."""
     if any(isinstance(p, Assignment) and p.weight is not None for p in parts):
         raise ValueError(
             "Expected hard clusters with weights in all images, or in none (got weighted edges in some). Give edges in "
@@ -130,8 +133,8 @@ def _check_mixture(parts: Sequence[Assignment | SoftAssignment]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _WayUp:
-    """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
+class _JoinedLift:
+    """Computes the joined lift edges when a lift needs them. A class, not a closure, so that maps can be pickled."""
 
     parts: tuple[SoftAssignment, ...]
     tokens: tuple[int, ...]
@@ -150,7 +153,7 @@ def _ends(counts: list[int]) -> list[int]:
 
 
 def _shifted(edges: Sequence[Edges], tokens: Sequence[int], clusters: Sequence[int]) -> Edges:
-    """Edges of single images with the flat ids of the batch."""
+    """Joins the edges of single images, with flat ids of the batch."""
     triples = list(zip(edges, tokens, clusters, strict=False))
     token = torch.cat([e[0] + t for e, t, _ in triples])
     cluster = torch.cat([e[1] + c for e, _, c in triples])

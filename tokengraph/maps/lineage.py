@@ -1,4 +1,4 @@
-"""Where the tokens between two blocks of a model come from, and how they lie: all that a model family sees of a run."""
+"""The lineage of a batch's tokens: the maps from the input patches, and the layout. Model families see only this."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tokengraph.maps.soft import SoftAssignment
 
 @dataclass(eq=False)
 class Lineage:
-    """The tokens of a batch, and the maps that they came by from the input patches.
+    """The layout of a batch's tokens, and the maps from the input patches to them.
 
     Args:
-        start: How the input patches lie. Where the model itself takes padded images, its ``valid`` says which patches
-            there are, and the maps are over these.
-        now: How the tokens lie now.
-        maps: The maps from the input patches to the current tokens, one after another; none: nothing changed. Hard
-            ones are composed as they come, weighted ones only when somebody asks.
-        residues: What each map's way back adds, ``[M, C]`` rows of the tokens before it, or ``None``: nothing.
-        ancestor: Input patch that each token descends from, ``[B, n]``; ``None``: unknown, or its own place.
+        start: Layout of the input patches. If the model takes padded images, ``start.valid`` marks the real patches,
+            and the maps are over these.
+        now: Layout of the current tokens.
+        maps: The maps from the input patches to the current tokens, one after another; empty if nothing changed. Hard
+            maps are composed at once, weighted ones on first use.
+        residues: For each map, rows ``[M, C]`` that lifting adds to the tokens before it; ``None`` adds nothing.
+        ancestor: Input patch that each token descends from, ``[B, n]``; ``None`` if unknown, or if token i is patch i.
     """
 
     start: Layout
@@ -34,17 +34,17 @@ class Lineage:
 
     @property
     def coarse(self) -> bool:
-        """Whether anything was coarsened."""
+        """True if the tokens were coarsened."""
         return len(self.maps) > 0
 
     @property
     def merged(self) -> bool:
-        """Whether tokens were merged and none dropped: every input patch then has its cluster's features."""
+        """True if tokens were merged and none dropped, so that every input patch has its cluster's features."""
         return self.coarse and not any(step.lossy for step in self.maps)
 
     @property
     def source(self) -> Assignment | SoftAssignment | None:
-        """The one map from the input patches to the current tokens; ``None``: nothing changed."""
+        """The composed map from the input patches to the current tokens; ``None`` if nothing changed."""
         if not self.coarse:
             return None
         source = self.maps[0]
@@ -53,16 +53,16 @@ class Lineage:
         return source
 
     def at_start(self) -> Lineage:
-        """The input patches themselves."""
+        """Returns the lineage of the input patches themselves."""
         return Lineage(self.start, self.start)
 
     def step(self, assignment: Assignment | SoftAssignment, after: Layout, residue: Tensor | None = None) -> Lineage:
-        """The lineage after one more coarsening.
+        """Returns the lineage after one more coarsening.
 
         Args:
             assignment: The map from the current tokens to the next.
-            after: How the next ones lie.
-            residue: What the way back over the map adds, ``[M, C]``.
+            after: Layout of the next tokens.
+            residue: Rows ``[M, C]`` that lifting over the map adds; ``None`` adds nothing.
         """
         maps, residues = (*self.maps, assignment), (*self.residues, residue)
         hard = isinstance(assignment, Assignment) and self.coarse and isinstance(self.maps[-1], Assignment)
@@ -77,14 +77,14 @@ class Lineage:
         return Lineage(self.start, after, maps, residues, ancestor)
 
     def averaged(self, rows: Tensor) -> Tensor:
-        """Rows ``[M, ...]`` of the input patches, averaged over the patches in each token: ``[B, n, ...]``."""
+        """Averages rows ``[M, ...]`` of the input patches over the patches in each token: ``[B, n, ...]``."""
         size = None
         for step in self.maps:
             rows, size = step.by_size().reduce(rows, size)
         return self.now.padded(rows)
 
     def sizes(self, device: torch.device | None) -> Tensor:
-        """Input patches that each token stands for, ``[B, n]``, where nobody weighs by them; ones after drops."""
+        """Counts the input patches in each token, ``[B, n]``, for states without sizes; 1 after drops."""
         if not self.merged:
             now = self.now
             ones = torch.ones(now.images, now.width, dtype=torch.float32, device=device)
@@ -98,9 +98,9 @@ class Lineage:
         """Expands rows ``[B, n, C]`` of the current tokens to one row per input patch; padding becomes zeros.
 
         Args:
-            rows: Of the current tokens.
-            fill: Rows ``[B*N, C]`` that dropped tokens get; default: zeros.
-            replenish: Features also get back what the strategy stored when tokens left.
+            rows: Rows of the current tokens.
+            fill: Rows ``[B*N, C]`` for dropped tokens; zeros by default.
+            replenish: Restores dropped tokens from the features that the strategy stored.
 
         Returns:
             ``[B*N, C]``.

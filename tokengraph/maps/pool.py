@@ -1,4 +1,4 @@
-"""How the rows of a cluster's tokens become the cluster's row."""
+"""Pools the rows of a cluster's tokens into the cluster's row."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokengraph.flat.segment import row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
+from tokengraph.flat.segment import TINY, row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
 
 REDUCTIONS = ("mean", "sum", "max", "mlerp", "center")
-TINY = torch.finfo(torch.float32).tiny
 
 
 class Bins(NamedTuple):
-    """Which row goes where: ``cluster [M]`` in ``[0, K]``, K clusters, and whether value K, the bin, occurs."""
+    """The target of each row: ``cluster [M]`` in ``[0, K]``, K clusters, and whether value K, the bin, occurs."""
 
     cluster: Tensor
     count: int
@@ -26,30 +25,30 @@ class Bins(NamedTuple):
         return self.count + 1 if self.drops else self.count
 
     def trim(self, rows: Tensor) -> Tensor:
-        """Rows without the bin's."""
+        """Removes the bin's row."""
         return rows[: self.count] if self.drops else rows
 
     def padded(self, rows: Tensor, bin_row: float = 0.0) -> Tensor:
-        """Rows with one for the bin."""
+        """Appends a row for the bin."""
         return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), bin_row)]) if self.drops else rows
 
     def sum(self, x: Tensor, backend: str) -> Tensor:
-        """Sums of rows ``[M, ...]`` by cluster, ``[K, ...]``, in the dtype of ``x``."""
+        """Sums rows ``[M, ...]`` by cluster: ``[K, ...]``, in the dtype of ``x``."""
         return self.trim(segment_sum(x, self.cluster, self.rows, backend=backend)).to(x.dtype)
 
     def lift(self, y: Tensor) -> Tensor:
-        """The row of each token's cluster, ``[K, ...]`` to ``[M, ...]``; zeros for tokens in the bin."""
+        """Copies cluster rows ``[K, ...]`` to their tokens, ``[M, ...]``; zeros for tokens in the bin."""
         return self.padded(y).index_select(0, self.cluster)
 
 
 def pool(x: Tensor, bins: Bins, weight: Tensor, total: Tensor, reduce: str, backend: str) -> Tensor:
-    """Cluster rows ``[K, C]`` by every reduction but ``"center"``; see :meth:`tokengraph.Assignment.reduce`.
+    """Returns cluster rows ``[K, C]`` by every reduction but ``"center"``; see :meth:`tokengraph.Assignment.reduce`.
 
     Args:
         x: ``[M, C]``.
-        bins: Where the rows go.
-        weight: ``[M]``: how much each row counts in a mean.
-        total: ``[K]``: its sums.
+        bins: The cluster of each row.
+        weight: Weight of each row in a mean, ``[M]``.
+        total: Sums of the weights by cluster, ``[K]``.
         reduce: One of ``REDUCTIONS``.
         backend: As for ``segment_sum``.
     """
@@ -66,7 +65,7 @@ def pool(x: Tensor, bins: Bins, weight: Tensor, total: Tensor, reduce: str, back
 
 
 def counted(weight: Tensor, bins: Bins, backend: str) -> tuple[Tensor, Tensor]:
-    """A map's own weights ``[M]`` and their sums ``[K]``; tokens of a cluster without weight count one each."""
+    """Returns a map's own weights ``[M]`` and their sums ``[K]``; tokens of a cluster with total weight 0 count 1."""
     weight = weight.to(wide(weight))
     total = bins.sum(weight, backend)
     weight = torch.where(bins.padded(total, 1.0).index_select(0, bins.cluster) > 0, weight, 1.0)

@@ -12,7 +12,7 @@ from tokengraph.maps.soft import SoftAssignment
 
 
 def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> Assignment | SoftAssignment:
-    """Adds ``num_prefix`` tokens, each its own cluster, in front of each of ``images`` images of equal length.
+    """Adds ``num_prefix`` tokens, each its own cluster, in front of every image; images have equal lengths.
 
     Args:
         assignment: A map over ``B*N`` patch tokens to ``B*K`` clusters.
@@ -73,7 +73,7 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
 
 
 def _ahead(values: Tensor | None, images: int, num_prefix: int) -> Tensor | None:
-    """Values ``[B*N]`` of the tokens, with ones for prefix tokens in front of each image."""
+    """Puts ones for prefix tokens in front of each image's values: ``[B*N]`` to ``[B*(P+N)]``."""
     if values is None:
         return None
     rows = values.view(images, -1)

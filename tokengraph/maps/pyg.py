@@ -1,4 +1,4 @@
-"""Exchange of hard maps with PyTorch Geometric's pooling classes, as plain fields."""
+"""Converts the fields of hard maps to and from PyTorch Geometric's pooling classes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def select_output(
     cluster: Tensor, num_clusters: int, drops: bool, weight: Tensor | None = None, mass: Tensor | None = None
 ) -> SelectOutput:
-    """A map's fields as PyG's ``SelectOutput``; see :meth:`tokengraph.Assignment.to_select_output`.
+    """Returns a map's fields as PyG's ``SelectOutput``; see :meth:`tokengraph.Assignment.to_select_output`.
 
     Args:
-        cluster: ``[M]`` int64 in ``[0, K]``; K: dropped.
+        cluster: ``[M]`` int64 in ``[0, K]``; K marks dropped tokens.
         num_clusters: K.
-        drops: Whether any token may be dropped.
+        drops: True if any token may be dropped.
         weight: ``[M]`` or ``None``.
         mass: ``[M]`` or ``None``.
     """
@@ -33,13 +33,13 @@ def select_output(
     output = SelectOutput(node, tokens, cluster, num_clusters)
     if weight is not None:
         output.weight = weight[node]
-    if weight is not None or mass is not None:  # tells these weights from the scores that PyG's classes leave there
+    if weight is not None or mass is not None:  # marks these weights, since PyG's classes store scores there
         output.mass = mass  # type: ignore[attr-defined]
     return output
 
 
 def clusters_of(output: SelectOutput) -> tuple[Tensor, int, bool, Tensor | None, Tensor | None]:
-    """The fields of a hard map, as :func:`select_output` takes them; see ``Assignment.from_select_output``.
+    """Returns the fields of a hard map that :func:`select_output` takes; see ``Assignment.from_select_output``.
 
     Raises:
         ValueError: If a node is in several clusters.

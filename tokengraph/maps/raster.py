@@ -1,4 +1,4 @@
-"""Clusters in the order of the tokens they are made of."""
+"""Renumbers clusters in the order of their tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokengraph.maps.hard import Assignment
 def in_raster_order(assignment: Assignment) -> Assignment:
     """Numbers clusters in the order of their first tokens.
 
-    If tokens lie row by row, clusters then do as well, each at the place of its first patch, after any number of
-    coarsenings. Clusters of one image stay together.
+    If tokens are in row-major order, clusters then are too, each at its first patch, after any number of coarsenings.
+    Clusters of one image stay together.
 
     Args:
         assignment: A map whose clusters all have a token.
@@ -29,7 +29,7 @@ def in_raster_order(assignment: Assignment) -> Assignment:
     first = token.new_full((total + 1,), cluster.size(0)).scatter_reduce(0, cluster, token, "amin")[:total]
     order = first.argsort(stable=True)
     number = torch.empty_like(order).scatter_(0, order, torch.arange(total, device=order.device))
-    number = torch.cat([number, number.new_full((1,), total)])  # the bin of dropped tokens stays what it is
+    number = torch.cat([number, number.new_full((1,), total)])  # the bin of dropped tokens keeps its number
 
     def renumbered(last: Assignment) -> Assignment:
         centers = None if last.centers is None else last.centers.index_select(0, order)

@@ -1,4 +1,4 @@
-"""A soft coarsening: weighted edges between tokens and clusters."""
+"""A soft coarsening by weighted edges between tokens and clusters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokengraph.flat.segment import segment_sum, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
 
-Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
+Edges = tuple[Tensor, Tensor, Tensor]  # token, cluster, weight in flat ids; or row, column, value of a sparse matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,20 +30,20 @@ class SoftAssignment:
         num_tokens: M.
         num_clusters: K.
         normalize: ``True``: ``reduce`` is the mean weighted by ``weight * size``; ``False``: the plain weighted sum;
-            ``None``: a composition of both kinds, which only knows the way back and ``connect``.
-        up: Edges of the way back ``(token, cluster, weight)``, where ``lift`` is not the row-normalised transpose; or a
-            function that makes them when ``lift`` needs them.
+            ``None``: a composition of both kinds, which supports only ``lift`` and ``connect``.
+        up: Edges ``(token, cluster, weight)`` for ``lift``, if it is not the row-normalised transpose; or a function
+            that computes them when ``lift`` needs them.
         ptr: First token of each image, ``[B+1]``.
         cluster_ptr: First cluster of each image, ``[B+1]``.
         centers: Token that stands for each cluster, ``[K]`` flat ids, where the method has one.
         centroids: ``reduce`` of the features that the map was made from, ``[K, C]``, if the strategy has already
             computed it.
         lossless: Promises that each token's weights sum to one, so that no mass is lost.
-        counts: Clusters of each image, where they differ; ``None``: all have the same number, or nobody knows.
-        mass: What a token adds, times its weights, to the sizes of its clusters, ``[M]``; ``None``: its size. Rows do
-            not depend on it.
-        steps: The maps that this one is composed of, where weights or masses of their own keep one pass from reducing
-            as they do in turn; ``reduce`` then goes through them.
+        counts: Clusters of each image, if they differ; ``None`` if all have the same number or it is unknown.
+        mass: Contribution of each token, times its edge weights, to the sizes of its clusters, ``[M]``; ``None`` means
+            its size. Rows do not depend on it.
+        steps: The maps that this one is composed of, if their weights or masses rule out a reduction in one pass.
+            ``reduce`` then applies them one after another.
     """
 
     token: Tensor
@@ -78,9 +78,9 @@ class SoftAssignment:
 
     @classmethod
     def from_hard(cls, hard: Assignment) -> SoftAssignment:
-        """The same map as edges of weight one; dropped tokens have none."""
+        """Returns the map as edges of weight one; dropped tokens have none."""
         output = hard.to_select_output()
-        weighed = hard.weight is not None or len(hard.steps) > 0  # which edges cannot say
+        weighed = hard.weight is not None or len(hard.steps) > 0  # edges cannot represent these
         weight = torch.ones(output.node_index.numel(), dtype=torch.float32, device=hard.cluster.device)
         return cls(
             output.node_index,
@@ -104,16 +104,25 @@ class SoftAssignment:
                   s'_m = \sum_i w_{im} s_i
 
         Without ``normalize`` the rows are :math:`\sum_i w_{im} x_i`; with a ``mass`` the sizes are
-        :math:`\sum_i w_{im} \mu_i`. Sums run in float32 or wider; the dtype of ``x``
-        comes back. Cost: ``O(E C)`` time and one copy of the edges' rows.
+        :math:`\sum_i w_{im} \mu_i`. Sums run in float32 or wider; rows have the dtype of ``x``.
+
+        Args:
+            x: Token rows, ``[M, C]``.
+            size: Input patches each token stands for, ``[M]`` float32; ``None`` means one each.
+            backend: As for :meth:`tokengraph.Assignment.reduce`.
+
+        Returns:
+            Cluster rows ``[K, C]`` and sizes ``[K]`` float32.
 
         Raises:
             ValueError: On a wrong number of rows, or for a composition of maps of which some normalize.
+
+        Cost: ``O(E C)`` time and one copy of the edges' rows.
         """
         check_rows(x, self.num_tokens, "x")
         if self.normalize is None and not self.steps:
             raise ValueError(
-                "Expected a map that averages or one that adds up (got a composition of both kinds). "
+                "Expected a map that averages or one that sums (got a composition of both kinds). "
                 "Reduce by each map in turn."
             )
         if size is None:
@@ -137,10 +146,15 @@ class SoftAssignment:
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
     ) -> tuple[Tensor, Tensor]:
-        r"""Connects clusters: :math:`A' = S^T A S` with the weighted ``S``, as sparse products.
+        r"""Connects clusters whose tokens are connected: :math:`A' = S^T A S` with the weighted ``S``.
 
-        Returns ``edge_index [2, E']`` sorted by source then target and ``edge_weight [E']``; ``loops=False`` leaves
-        the diagonal out.
+        Args:
+            edge_index: ``[2, E]`` token edges, source to target.
+            edge_weight: ``[E]``; ``None`` counts edges.
+            loops: Keep the diagonal, which holds the edges inside a cluster.
+
+        Returns:
+            ``edge_index`` ``[2, E']`` sorted by source then target, each pair once, and ``edge_weight`` ``[E']``.
         """
         if edge_weight is None:
             edge_weight = self.weight.new_ones(edge_index.size(1))
@@ -156,9 +170,13 @@ class SoftAssignment:
         return index, weight
 
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
-        """Gives tokens a weighted mean of their clusters' rows, ``[K, C]`` to ``[M, C]``; or by ``up``, if given.
+        """Expands cluster rows ``[K, C]`` to token rows ``[M, C]``: a weighted mean, or the edges of ``up``.
 
-        Tokens without an edge get zeros, or their row of ``fill [M, C]``.
+        Args:
+            y: Cluster rows, ``[K, C]``.
+            fill: Rows ``[M, C]`` for tokens without an edge; zeros by default.
+
+        Cost: ``O(E C)`` time and one copy of the edges' rows.
         """
         check_rows(y, self.num_clusters, "y")
         token, cluster, weight = self.way_back()
@@ -170,13 +188,16 @@ class SoftAssignment:
         return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
 
     def after(self, first: Assignment) -> SoftAssignment:
-        """The map that ``first`` and then this one make: ``first.then(self)``."""
+        """Returns ``first.then(self)``, the composition of ``first`` and this map."""
         return SoftAssignment.from_hard(first).then(self)
 
     def then(self, other: Assignment | SoftAssignment) -> SoftAssignment:
-        """Composes with a coarsening of the clusters; both ways, down and up, are multiplied out.
+        """Composes with a coarsening of the clusters; multiplies out the edges of ``reduce`` and of ``lift``.
 
-        The result can ``reduce`` where both maps normalize or neither does.
+        The result can ``reduce`` if both maps normalize or neither does.
+
+        Raises:
+            ValueError: If ``other`` is a map over another number of clusters.
         """
         if isinstance(other, Assignment):
             other = SoftAssignment.from_hard(other)
@@ -199,16 +220,16 @@ class SoftAssignment:
 
     @property
     def counts_apart(self) -> bool:
-        """Whether sizes count by anything but sizes: mass, or steps that have one."""
+        """True if the map or one of its steps has masses of its own."""
         return self.mass is not None or len(self.steps) > 0
 
     @property
     def in_turn(self) -> tuple[Assignment | SoftAssignment, ...]:
-        """The maps that ``reduce`` goes through."""
+        """The maps that ``reduce`` applies one after another."""
         return self.steps or (self,)
 
     def by_size(self) -> SoftAssignment:
-        """The same map as a mean by weights and sizes alone, as positions and masks want it."""
+        """Returns the map as a mean by edge weights and sizes alone, as for positions and masks."""
         return replace(self, normalize=True, mass=None, steps=())
 
     def to(self, device: torch.device | str) -> SoftAssignment:
@@ -219,7 +240,7 @@ class SoftAssignment:
         return replace(self, up=up, steps=tuple(step.to(device) for step in self.steps), **moved)
 
     def way_back(self) -> Edges:
-        """The edges ``(token, cluster, weight)`` that :meth:`lift` follows."""
+        """Returns the edges ``(token, cluster, weight)`` that :meth:`lift` uses."""
         if callable(self.up):
             return self._made(self.up)
         if self.up is not None:
@@ -229,7 +250,7 @@ class SoftAssignment:
         return self.token, self.cluster, self.weight / scale
 
     def _made(self, up: Callable[[], Edges]) -> Edges:
-        """Calls ``up``; keeps the result if no gradient is needed.
+        """Calls ``up``; caches the result if no gradient is needed.
 
         With gradients it calls ``up`` each time: gradient checkpointing must see the same operations in both runs.
         """
@@ -247,8 +268,8 @@ class SoftAssignment:
 def _product(a: Edges, b: Edges, middle: int) -> Edges:
     """The product of two sparse matrices ``(row, column, weight)``; ``middle`` is the width of ``a``.
 
-    Sorted by row, then column, each pair once (under ``torch.compile`` neither, which changes no sum). Written out, as
-    torch's sparse products know few dtypes, do not compile, and warn of being beta.
+    The result is sorted by row, then column, each pair once; under ``torch.compile`` neither holds, which changes no
+    sum. It avoids torch's sparse products, which support few dtypes, do not compile, and warn that they are in beta.
     """
     (row, at, weight), (of, column, other) = a, b
     order = of.argsort(stable=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from tokengraph.attention.size_bias import SizeBias
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.edges.grid import Grids
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.join import join
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
-
-Grids = Sequence[tuple[int, int]]
 
 
 def select_alone(

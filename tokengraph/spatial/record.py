@@ -1,4 +1,4 @@
-"""The record of the last run: the decisions of its stages."""
+"""The record of the decisions in each stage of the last run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokengraph.attach.record import Record
 from tokengraph.attach.threads import OneThread
 from tokengraph.nn.slow_fast import Partition
 
-Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or None: all positions are slow
+Decision = Tensor | Partition | None  # a mask with a gradient, a partition, or None if all positions are slow
 
 
 class SpatialRecord(Record, OneThread):
@@ -25,13 +25,13 @@ class SpatialRecord(Record, OneThread):
         self.stages: list[tuple[Tensor, Decision]] = []
 
     def begin(self, grid: tuple[int, int]) -> None:
-        """A new run overwrites the one before."""
+        """Starts a new run, which overwrites the one before."""
         self.take_thread()
         self.grid = grid
         self.stages = []
 
     def add(self, score: Tensor, decision: Decision) -> None:
-        """Notes one stage: log-probabilities ``[B, N, 2]`` and the decision made from them."""
+        """Stores one stage's log-probabilities ``[B, N, 2]`` and its decision."""
         self.check_thread()
         self.stages = [*self.stages, (score, decision)]
 

@@ -1,4 +1,4 @@
-"""The plan of a model with windows: which blocks change and how, and what its changed modules carry."""
+"""The plan of a model with windows, and the site of its changed modules."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tokengraph.windows.record import WindowRecord
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How one model is coarsened, and in which blocks.
+    """The settings with which a model's windows are coarsened, and the range of changed blocks.
 
     Attributes:
         select: The strategy.
         window: ``(a, b)``, tokens of a window.
         keep: Tokens kept per window.
-        clusters: ``(h, w)`` of these; ``None``: they form no grid.
+        clusters: ``(h, w)`` of these; ``None`` if they form no grid.
         before: First changed block.
         until: Last changed block + 1.
         padding: ``"tokens"`` or ``"ignore"``.
@@ -52,7 +52,7 @@ class WindowPlan:
 
     @property
     def expedite(self) -> Expedite:
-        """The strategy, where it makes small grids."""
+        """The strategy, if it makes small grids."""
         assert isinstance(self.select, Expedite)
         return self.select
 
@@ -65,28 +65,28 @@ class WindowPlan:
 
 @dataclass
 class WindowSite(Mark):
-    """What a changed module carries beside its class before."""
+    """The mark of a changed module, with the plan."""
 
     trace: WindowRecord
     plan: WindowPlan = field(kw_only=True)
 
 
 def here(module: object) -> tuple[WindowPlan, WindowSite]:
-    """The plan and the site of a changed module."""
+    """Returns the plan and the site of a changed module."""
     site: WindowSite = getattr(module, SITE)
     return site.plan, site
 
 
 def kept_output(block: nn.Module, path: str) -> Hook:
-    """A hook that keeps the output of a part of a block, where :func:`run_and_keep` reads it."""
+    """Returns a hook that keeps the output of a part of a block for :func:`run_and_keep`."""
     return Hook(block.get_submodule(path), KeptOutput(block, path))
 
 
 def run_and_keep(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tensor, Tensor]:
-    """Calls ``run``; returns its result and the output that the block's part at ``path`` had meanwhile.
+    """Calls ``run``; returns its result and the output of the block's part at ``path`` during the call.
 
     Raises:
-        RuntimeError: If another thread is in the block.
+        RuntimeError: If another thread runs the block.
     """
     if KEPT in block.__dict__:
         raise_two_threads()
@@ -102,7 +102,7 @@ def run_and_keep(block: Any, run: Callable[[], Tensor], path: str) -> tuple[Tens
 def check_window_halves(
     block: nn.Module, mixin: type[Coarse], halves: Callable[[Any, Tensor], Tensor], x: Tensor
 ) -> None:
-    """Raises unless the halves of a block give, bit for bit, what its own forward gives on ``x [1, H, W, C]``."""
+    """Raises unless the halves of a block equal its own forward bit for bit on ``x [1, H, W, C]``."""
     like = next(block.parameters())
     if like.is_meta:
         return
@@ -115,5 +115,5 @@ def check_window_halves(
 
 
 def example(height: int, width: int, channels: int) -> Tensor:
-    """A map ``[1, H, W, C]`` to check blocks on."""
+    """Returns an example map ``[1, H, W, C]`` for the checks of blocks."""
     return torch.linspace(-2, 2, height * width * channels, dtype=torch.float32).sin().view(1, height, width, channels)

@@ -1,4 +1,4 @@
-"""The record of the last run: the clusters of its windows, which later blocks of the run read."""
+"""The record of the last run's window clusters, which later blocks of the run read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tokengraph.nn.modes import in_backward
 from tokengraph.windows.clusters import WindowClusters
 from tokengraph.windows.grid import Pair, area
 
-RUNS = 256  # block inputs that backward may come back to
+RUNS = 256  # block inputs kept for gradient checkpointing
 
 
 class WindowRecord(Record, OneThread):
-    """The clusters of a model's last run. Copies, and what is pickled, start empty.
+    """The clusters of a model's last run. Copies and pickles start empty.
 
-    Gradient checkpointing runs blocks again during backward, when another run may have been made: a block then finds
-    its clusters by the memory that its input lies in, which its checkpoint keeps alive.
+    Gradient checkpointing runs blocks again during backward, possibly after another run. A block then finds its
+    clusters by the storage of its input, which its checkpoint keeps alive.
 
     Args:
         depth: Blocks in the model or stage.
@@ -29,8 +29,8 @@ class WindowRecord(Record, OneThread):
         until: Last changed block + 1.
 
     Attributes:
-        clusters: The last run's; ``None`` before one, and for strategies that work within a block.
-        coarse: Whether the block that ran last left a map of clusters.
+        clusters: The last run's clusters; ``None`` before one, and for strategies that work within a block.
+        coarse: True if the last block that ran returned a map of clusters.
     """
 
     def __init__(self, depth: int, before: int, until: int) -> None:
@@ -51,7 +51,7 @@ class WindowRecord(Record, OneThread):
 
     @property
     def counts(self) -> list[int]:
-        """Tokens of the map before the first block and after each block, in the last run.
+        """Returns the tokens of the map before the first block and after each block, in the last run.
 
         Raises:
             RuntimeError: Before a run, and for strategies that work within a block.
@@ -61,10 +61,10 @@ class WindowRecord(Record, OneThread):
         return [few if self.before < layer < self.until else full for layer in range(self.depth + 1)]
 
     def as_map(self, tokens: Tensor) -> Tensor:
-        """A map ``[B, C, H, W]`` of every position.
+        """Returns a map ``[B, C, H, W]`` of every position.
 
         Args:
-            tokens: A map of clusters ``[B, n*h, m*w, C]`` as blocks make it, which is restored; or the full map
+            tokens: A block's map of clusters ``[B, n*h, m*w, C]``, which is then restored; or the full map
                 ``[B, H, W, C]``, or its rows ``[B, H*W, C]``.
 
         Raises:
@@ -91,9 +91,9 @@ class WindowRecord(Record, OneThread):
         return self.clusters
 
     def begin(self) -> None:
-        """Starts a new run: forgets the last one, and drops entries that no backward can need."""
+        """Starts a new run: drops the last one and every entry whose tensor has been freed."""
         self.coarse = False
-        if in_backward():  # a run computed again, of which a checkpoint holds the inputs
+        if in_backward():  # gradient checkpointing repeats a run and still holds its inputs
             return
         self.take_thread()
         self.clusters = None
@@ -101,7 +101,7 @@ class WindowRecord(Record, OneThread):
             self._inputs.let_go()
 
     def find(self, index: int, x: Tensor) -> WindowClusters:
-        """The clusters of ``x``, the input of block ``index``.
+        """Returns the clusters of ``x``, the input of block ``index``.
 
         Raises:
             RuntimeError: If a block runs outside a run of its model, or in two threads at once.
@@ -118,7 +118,7 @@ class WindowRecord(Record, OneThread):
         return found
 
     def leave(self, index: int, x: Tensor, clusters: WindowClusters, *, coarse: bool) -> None:
-        """Notes ``x``, the output of block ``index``, its clusters, and whether it is a map of clusters."""
+        """Stores the clusters of ``x``, the output of block ``index``, and whether ``x`` is a map of clusters."""
         if in_backward():
             self._remember(index + 1, x, clusters)
             return

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import tokens_after
-
-Grids = tuple[tuple[int, int], ...]
+from tokengraph.edges.grid import Grids
 
 
 def image_shapes(width: int, mask: Tensor | None, shapes: Tensor | None) -> tuple[Grids, Tensor | None]:

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.attention.keep_mask import KeepMask, masked_softmax
-from tokengraph.flat.segment import weighted_sum
+from tokengraph.flat.segment import TINY, weighted_sum
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
 
-TINY = torch.finfo(torch.float32).tiny
 # Bytes of one chunk of heads: about the private cache of a CPU core. On a core with 2 MiB, the times for chunks of 1 to
 # 12 MiB lay within a quarter of each other; all heads at once took longer.
 CACHE = 3 << 20

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, InputShape, is_a
 from tokengraph.adapters.coarse import SITE, CoarseSite
-from tokengraph.adapters.parts.naflex import Grids, image_shapes, tokens_of_each
+from tokengraph.adapters.parts.naflex import image_shapes, tokens_of_each
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.adapters.timm.vit import TimmModel, TimmViT
+from tokengraph.edges.grid import Grids
 
 ORIGIN = "timm.models.naflexvit"
 

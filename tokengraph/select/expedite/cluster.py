@@ -21,7 +21,7 @@ from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
-from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, TINY, Dense, Edges, Tiles
+from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, LEAST_MASS, Dense, EdgeList, Tiles
 
 EMPTY = ("keep", "zero")
 
@@ -167,7 +167,7 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
             return Clustering(s, zero, weight, token, cluster, t)
         kind = _choose(how, grid, clusters, z.device)
         if how.form == "auto" and products_blur(z, s, t):
-            kind = Edges
+            kind = EdgeList
         with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
             form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real, how.label_map)
             for _ in range(how.iterations - 1):
@@ -181,14 +181,14 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
         return Clustering(s, zero, weight, token, cluster, t)
 
 
-def _choose(how: How, grid: Grid, clusters: Grid, device: torch.device) -> type[Dense] | type[Edges] | type[Tiles]:
+def _choose(how: How, grid: Grid, clusters: Grid, device: torch.device) -> type[Dense] | type[EdgeList] | type[Tiles]:
     form = how.form
     if form == "auto" and how.label_map != "nearest":
         form = "dense"
     if form == "auto":
         pairs = math.prod(grid) * math.prod(clusters)
         form = "tiles" if 2 * tile_pairs(grid, clusters, how.window, device=device) < pairs else "dense"
-    return {"dense": Dense, "edges": Edges, "tiles": Tiles}[form]
+    return {"dense": Dense, "edges": EdgeList, "tiles": Tiles}[form]
 
 
 def _start(z: Tensor, grid: Grid, clusters: Grid, real: Tensor | None) -> Tensor:
@@ -228,10 +228,10 @@ def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor 
 
 def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:
     """The next centres ``[B, M, C]``: means, and what ``empty`` says where there is no ``mass [B, M]``."""
-    none = mass < TINY
+    none = mass < LEAST_MASS
     if may_look(mean) and not bool(none.any()):
         return mean  # the usual case; elsewhere looking would cost more than the pass
     if empty == "keep":
         return torch.where(none[..., None], before, mean)
-    # Zero is meant before the origin was moved: mean + zero must be the sum of q (z + zero) over max(mass, TINY).
-    return mean + zero * (mass / mass.clamp_min(TINY) - 1.0)[..., None]
+    # Zero is meant before the origin was moved: mean + zero must be the sum of q (z + zero) over max(mass, LEAST_MASS).
+    return mean + zero * (mass / mass.clamp_min(LEAST_MASS) - 1.0)[..., None]

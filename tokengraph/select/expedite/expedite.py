@@ -16,10 +16,10 @@ from tokengraph.errors import check_finite, check_grid, check_mask, check_positi
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import equal_ptr
 from tokengraph.maps.hard import Assignment
-from tokengraph.maps.soft import SoftAssignment
+from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.expedite.cluster import Clustering, How, check_clustering, cluster_tokens
-from tokengraph.select.expedite.reconstruct import Edges, check_reconstruction, make_edges
+from tokengraph.select.expedite.reconstruct import check_reconstruction, make_edges
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 INV_TEMPERATURE = 0.02  # suits the residual stream of the published ViT-L
@@ -272,7 +272,7 @@ def _expedite(
         made.weight.flatten(),
         images * tokens,
         images * count,
-        up=_WayUp(x, made, how),
+        up=_Reconstruction(x, made, how),
         ptr=ptr,
         cluster_ptr=cluster_ptr,
         centroids=(made.centers + made.origin).to(x.dtype).flatten(0, 1),
@@ -281,7 +281,7 @@ def _expedite(
 
 
 @dataclass(frozen=True, eq=False)
-class _WayUp:
+class _Reconstruction:
     """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
 
     x: Tensor

@@ -19,7 +19,7 @@ from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
 LABEL_MAPS = {"nearest": cell_edges, "trilinear": fractional_edges}  # candidates of each patch
-TINY = 1e-16  # a cluster with less weight is empty: its mean is its sum over this
+LEAST_MASS = 1e-16  # a cluster with less weight is empty: its mean is its sum over this
 
 
 class Dense:
@@ -49,11 +49,11 @@ class Dense:
             q = q if self.real is None else q * self.real
         q = q.detach() if detach else q  # of tangents too, which go on where gradients are off
         mass = q.sum(dim=1)
-        mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(TINY)[..., None]
+        mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(LEAST_MASS)[..., None]
         return q.flatten(1).index_select(1, self.slot), mean, mass
 
 
-class Edges:
+class EdgeList:
     """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Edges:
         weight, into = q[:, self.order].flatten(), self.cluster[:, self.order].flatten()
         mass = segment_sum(weight, into, rows.size(0))
         total = weighted_sum(tokens, weight, into, rows.size(0), source=self.token[:, self.order].flatten())
-        mean = total / mass.clamp_min(TINY)[:, None]
+        mean = total / mass.clamp_min(LEAST_MASS)[:, None]
         return q, mean.view_as(s), mass.view(s.shape[:2])
 
     def _by_token(self, score: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Tiles:
         q = q.detach() if detach else q
         mass = segment_sum(q.sum(dim=2).flatten().index_select(0, self.source), self.into, rows.size(0))
         part = torch.bmm(q.flatten(0, 1).transpose(1, 2), self.z).flatten(0, 1)
-        share = 1.0 / mass.clamp_min(TINY).index_select(0, self.into)
+        share = 1.0 / mass.clamp_min(LEAST_MASS).index_select(0, self.into)
         mean = weighted_sum(part, share, self.into, rows.size(0), source=self.source)
         weight = q.transpose(0, 1).flatten(1).index_select(1, self.tiles.slot)
         return weight, mean.view_as(s), mass.view(s.shape[:2])

@@ -11,13 +11,13 @@ from tokengraph.edges.knn_torch import lowest
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.flat.looks import may_look
 from tokengraph.flat.segment import weighted_sum, wide
+from tokengraph.maps.soft import Edges
 from tokengraph.select.expedite.cluster import check_temperature
 
 LIMIT = 2**24  # distances at a time
 NORMALIZE = ("softmax", "l2")
 TIES = ("k", "released")
 MODES = ("soft", "hard")
-Edges = tuple[Tensor, Tensor, Tensor]  # token, cluster, weight; flat ids
 
 
 def token_reconstruction(

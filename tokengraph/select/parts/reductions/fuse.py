@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.segment import TINY
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.parts.choices.best import among_best
 from tokengraph.select.tokens import clamp_budget, valid_counts
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 def keep_and_fuse(score: Tensor, keep: int | list[int], mask: Tensor | None, average: bool) -> SoftAssignment:

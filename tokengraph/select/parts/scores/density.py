@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.segment import TINY
 from tokengraph.select.parts.graphs.complete import Distances
 from tokengraph.select.parts.graphs.window import look_up
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:

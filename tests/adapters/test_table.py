@@ -10,27 +10,25 @@ import pytest
 import torch
 from architectures import cases
 from needs import made
-from strategies import paired
+from strategies import CLASS, STRATEGIES, paired
 
 import tokengraph as tg
 
 README = Path(__file__).parents[2] / "README.md"
 CASES = cases()
-SETTINGS = {
-    "AiluRus": (tg.AiluRus(), {1: 0.5}),
-    "DPCKNN": (tg.DPCKNN(), {1: 0.5}),
-    "DynamicViT": (tg.DynamicViT(layers=[1, 2]), None),
-    "Expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
-    "GridPool": (tg.GridPool(), {1: 0.5}),
-    "GTP": (tg.GTP(), 3),
-    "GTP, sparsity < 1": (tg.GTP(sparsity=0.8), 3),
-    "PiToMe": (tg.PiToMe(), 3),
-    "Random": (tg.Random(), 3),
-    "ToMe": (tg.ToMe(), 3),
-    "TokenMigration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
-    "TopK (class)": (tg.TopK(), 3),
-    "TopK (norm)": (tg.TopK(score="norm"), 3),
-}
+
+
+def label(select):
+    """A row's name: the class, and what it is about the options that another model may lack."""
+    if isinstance(select, tg.TopK):
+        return f"TopK ({select.score})"
+    return f"{type(select).__name__}{', sparsity < 1' if getattr(select, 'sparsity', 1.0) < 1 else ''}"
+
+
+SETTINGS = {}
+for select, schedule in (STRATEGIES | CLASS).values():
+    SETTINGS.setdefault(label(select), (select, schedule))
+SETTINGS = dict(sorted(SETTINGS.items(), key=lambda item: item[0].casefold()))
 OF_THE_CLASS_TOKEN = {"TopK (class)": SETTINGS["TopK (class)"], "GTP (cls-mean)": (tg.GTP(score="cls-mean"), 3)}
 FAMILIES = {  # rows of the table, and the models that stand for each
     "timm ViT": [("timm", "vit_base_patch16_224"), ("timm", "vit_small_patch14_reg4_dinov2")],

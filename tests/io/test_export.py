@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from needs import library
+from strategies import CLASS, STRATEGIES
 from torch import nn
 
 import tokengraph as tg
@@ -19,21 +20,7 @@ from tokengraph.testing import tiny_vit
 
 timm = library("timm")
 
-SETTINGS = {
-    "ailurus": (tg.AiluRus(), {1: 0.5}),
-    "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
-    "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
-    "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
-    "grid-pool": (tg.GridPool(), {1: 0.5, 3: 0.25}),
-    "gtp": (tg.GTP(), 3),
-    "gtp, sparse": (tg.GTP(sparsity=0.8), 3),
-    "pitome": (tg.PiToMe(), 3),
-    "random": (tg.Random(), 2),
-    "token-migration": ("token-migration", {1: 0.5, 2: "reconstruct"}),
-    "tome": (tg.ToMe(), 3),
-    "topk": (tg.TopK(), {2: 0.5}),
-    "topk, fuse": (tg.TopK(score="norm", fuse=True), {1: 8, 2: 5}),
-}
+SETTINGS = STRATEGIES | CLASS
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -79,8 +66,7 @@ def session(model, **options):
 
 
 def test_every_strategy_is_exported():
-    names = {key.partition(",")[0] for key in SETTINGS}
-    assert names == set(tg.registry())
+    assert {select.name for select, _ in SETTINGS.values()} == set(tg.registry())
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -16,10 +16,10 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns, ce
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Attributes:
-        content: What the JSON file holds: ``rows``, and whatever else a reader of it needs.
+        content: The content of the JSON file: ``rows`` and further facts.
         page: The Markdown page, without its title.
         tables: Tables for the terminal.
         lines: Lines under them.

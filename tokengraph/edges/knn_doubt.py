@@ -102,7 +102,7 @@ class Doubt:
 
         Args:
             rows: The rows.
-            x: Tokens as they came, ``[B, N, C]``.
+            x: The original tokens, ``[B, N, C]``.
             mask: True where there is a token, ``[B, N]``.
             k: Neighbours a token.
             loop: Whether a token is its own first neighbour.

@@ -16,10 +16,10 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns, ce
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Attributes:
-        content: The content of the JSON file: ``rows``, and what they depend on.
+        content: The content of the JSON file: ``rows`` and further facts.
         page: The Markdown page, without its title.
         tables: Tables for the terminal.
         lines: Lines under them.

@@ -20,8 +20,6 @@ BANNED = re.compile(
     r")\b",
     flags=re.IGNORECASE,
 )
-# Folders whose words are still to be revised; take a folder out of this list when it is done.
-NOT_YET = ("evaluate", "adapters", "attach", "maps", "select", "spatial", "windows")
 FOLDERS = sorted({p.relative_to(ROOT).parts[0] for p in ROOT.rglob("*.py") if p.parent != ROOT})
 
 
@@ -54,7 +52,7 @@ def banned(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in NOT_YET])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_folder_has_no_banned_phrase(folder):
     assert [found for path in sorted((ROOT / folder).rglob("*.py")) for found in banned(path)] == []
 
@@ -74,7 +72,3 @@ def test_banned_finds_phrases_in_docstrings_messages_and_comments(tmp_path):
         '"""The tokens of\nnow."""\n# Comments about what\n# is left.\nx = 1\nraise ValueError(f"Whatever {x}")\n'
     )
     assert sorted(banned(file)) == ["some.py:1: of now", "some.py:3: what is left", "some.py:6: Whatever"]
-
-
-def test_folders_not_yet_revised_exist():
-    assert set(NOT_YET) <= set(FOLDERS)

@@ -1,1 +1,1 @@
-"""What strategies cost in accuracy on real features: weights and data from packages alone, measured by tokengraph."""
+"""Measures the accuracy cost of strategies on real features, with weights and data from packages only."""

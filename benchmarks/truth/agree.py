@@ -1,4 +1,4 @@
-"""Whether the rebuilt model says what the ONNX file says: largest differences to onnxruntime on the same input."""
+"""Compares the rebuilt model with the ONNX file: largest differences from onnxruntime on the same input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from truth.weights import onnx_bytes, vit_s
 
 
 def differences(folder: Path, seed: int = 0) -> dict[str, float]:
-    """Largest absolute differences of the tokens after the final norm, and of the saliency map, at 224 px.
+    """Returns the largest absolute differences of the tokens after the final norm and of the saliency map, at 224 px.
 
     Raises:
         ImportError: Without onnx and onnxruntime (extra "onnx").

@@ -1,4 +1,4 @@
-"""Which settings are measured on the tasks: the best of the search, the published ones, and the controls."""
+"""Chooses the settings to measure on the tasks: the best of the search, the published ones, and the controls."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PUBLISHED = {  # the published family of schedules; strategies that are not here
 
 
 def best(candidates: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
-    """The candidate of the highest score of each strategy at each cost; smaller images with ToMe count as one strategy.
+    """Returns the best candidate of each strategy at each cost; smaller images with ToMe count as one strategy.
 
     Args:
-        candidates: Of the search.
-        score: Of settings, by text; those that failed have none.
+        candidates: The candidates of the search.
+        score: Scores by the text of the setting; failed settings have none.
     """
     found: dict[tuple[float, str], Candidate] = {}
     for candidate in candidates:
@@ -40,7 +40,7 @@ def best(candidates: Sequence[Candidate], score: Mapping[str, float]) -> list[Ca
 def moved(
     picked: Sequence[Candidate], score: Mapping[str, float], old: Body, new: Body
 ) -> tuple[list[Candidate], dict[str, float]]:
-    """Settings for another grid: families, options and costs stay, schedules and resolutions are worked out again."""
+    """Adapts settings to another grid: keeps families, options and costs; recomputes schedules and resolutions."""
     scored: dict[Candidate, float] = {}
     for candidate in picked:
         size, name = None, candidate.strategy
@@ -54,13 +54,13 @@ def moved(
 
 
 def frontier(body: Body, picked: Sequence[Candidate]) -> list[Candidate]:
-    """The best of each strategy, the published ones and the smaller images, each setting once."""
+    """Returns the best of each strategy, the published ones and the smaller images, each setting once."""
     controls = [nearest_resolution(body, share) for share in COSTS]
     return list({c.setting: c for c in [*controls, *picked, *published(body)]}.values())
 
 
 def headline(body: Body, picked: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
-    """At each cost: the smaller image, random, the best with a smaller image, and the two best strategies without."""
+    """Returns at each cost the smaller image, random, the best with a smaller image, and the two best without."""
     found = []
     for share in COSTS:
         here = [c for c in picked if c.cost == share]
@@ -72,7 +72,7 @@ def headline(body: Body, picked: Sequence[Candidate], score: Mapping[str, float]
 
 
 def published(body: Body, costs: Sequence[float] = COSTS) -> list[Candidate]:
-    """Every strategy with its defaults and its published family, where it reaches the cost."""
+    """Returns every strategy with its defaults and its published family, if it reaches the cost."""
     found = []
     for share in costs:
         for strategy in strategies():
@@ -83,7 +83,7 @@ def published(body: Body, costs: Sequence[float] = COSTS) -> list[Candidate]:
 
 
 def nearest_resolution(body: Body, share: float) -> Candidate:
-    """The smaller image whose cost is nearest to a share: the control at that cost."""
+    """Returns the smaller image whose cost is nearest to a share, the control at that cost."""
 
     def distance(size: int) -> float:
         tokens = (size // body.patch) ** 2

@@ -1,4 +1,4 @@
-"""openclipart: drawings in 16 classes by folder, near-duplicates left out, split by series of file names."""
+"""openclipart: drawings in 16 classes by folder, without near-duplicates, split by series of file names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokengraph.evaluate.images import Arrays
 from truth.pictures import open_png
 
 ROOT = Path("unpacked/usr/share/openclipart/png")
-SIDE, SMALLEST, LARGEST = 224, 64, 6000  # pixels: of what is made; of the shorter side and the longer side of a file
-CLASSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # folders, and folders inside them that stay out
+SIDE, SMALLEST, LARGEST = 224, 64, 6000  # pixels: output side; least shorter side and largest longer side of a file
+CLASSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # folders, and excluded folders inside them
     "animal": (("animals",), ()),
     "food": (("food",), ()),
     "person": (("people",), ("people/smilies",)),
@@ -36,7 +36,7 @@ CLASSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # folders, and 
 
 
 def series(name: str) -> str:
-    """What the files of one series share: the letters of the name, without numbers.
+    """Returns the part of a file name that its series shares: the letters, without numbers.
 
     Example:
         >>> series("dog_drawn_with_strai_02.png"), series("rana01_architetto_01.png")
@@ -46,12 +46,12 @@ def series(name: str) -> str:
 
 
 def in_test(name: str) -> bool:
-    """Whether a file's whole series is for the test: half of them, by a hash of the series."""
+    """Returns whether a file's whole series is for the test: half of all series, by a hash."""
     return hashlib.sha256(series(name).encode()).digest()[0] % 2 == 1
 
 
 def letterbox(image: Image.Image, side: int) -> np.ndarray:
-    """The whole picture on a white square, ``[side, side, 3]`` uint8."""
+    """Fits the whole picture onto a white square, ``[side, side, 3]`` uint8."""
     image = image.convert("RGBA")
     scale = side / max(image.size)
     image = image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
@@ -61,7 +61,7 @@ def letterbox(image: Image.Image, side: int) -> np.ndarray:
 
 
 def fingerprint(picture: np.ndarray) -> bytes:
-    """Equal for near-duplicates: where brightness rises in a grid of 8 x 8, and four coarse colours."""
+    """Returns bytes that are equal for near-duplicates: brightness steps in an 8 x 8 grid, and four coarse colours."""
     image = Image.fromarray(picture)
     grey = np.asarray(image.convert("L").resize((9, 8)))
     colours = np.asarray(image.resize((2, 2))) // 32
@@ -69,7 +69,7 @@ def fingerprint(picture: np.ndarray) -> bytes:
 
 
 def files(root: Path) -> Iterator[tuple[int, Path]]:
-    """``(class, file)`` of every picture in the classes' folders, in a fixed order."""
+    """Yields ``(class, file)`` of every picture in the classes' folders, in a fixed order."""
     for number, (folders, without) in enumerate(CLASSES.values()):
         for folder in folders:
             for path in sorted((root / folder).rglob("*.png")):
@@ -79,7 +79,7 @@ def files(root: Path) -> Iterator[tuple[int, Path]]:
 
 
 def build(root: Path, side: int = SIDE) -> dict[str, np.ndarray]:
-    """Pictures ``[N, side, side, 3]``, labels and names of the whole set; too small, blank and double ones left out."""
+    """Returns pictures ``[N, side, side, 3]``, labels and names, without too small, blank and duplicate ones."""
     pictures, labels, names, seen = [], [], [], set()
     for label, path in files(root):
         image = open_png(path, SMALLEST, LARGEST)
@@ -99,7 +99,7 @@ def build(root: Path, side: int = SIDE) -> dict[str, np.ndarray]:
 
 
 def clipart(folder: Path) -> tuple[Arrays, Arrays]:
-    """Training and test pictures; built once and kept in ``folder/cache``."""
+    """Returns training and test pictures; cached in ``folder/cache``."""
     file = folder / "cache" / f"clipart-{SIDE}.npz"
     if not file.exists():
         made = build(folder / ROOT)

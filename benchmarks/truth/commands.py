@@ -1,4 +1,4 @@
-"""What each command of :mod:`truth` does; a task that cannot run says why, and the others go on."""
+"""The commands of :mod:`truth`; a task that cannot run prints its reason, and the other tasks run."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from truth.run import Place, run
 from truth.tables import COSTS, Candidate, search
 from truth.tasks import TASKS, Task
 
-CURVES = {"photographs": None, "elpv-224-defect": 200}  # what curves are measured on: images
-LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # of agreement with onnxruntime
+CURVES = {"photographs": None, "elpv-224-defect": 200}  # tasks of the curves, with the number of images
+LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # largest allowed differences from onnxruntime
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line chose.
+    """The choices of the command line.
 
     Args:
         data: Folder of packages.
         results: Folder of results.
         tasks: Names.
         costs: Shares of the dense cost; ``None``: all four.
-        limit: Images a task at most.
-        time: Measure time too, in ``headline``: of a machine that does nothing else.
-        fresh: Measure rows again that other code of the library gave.
+        limit: Largest number of images a task.
+        time: Measures time too, in ``headline``; only meaningful on an idle machine.
+        fresh: Measures rows again that come from other code of the library.
     """
 
     data: Path
@@ -75,7 +75,7 @@ def _each(choice: Choice, work: Callable[[Task], object]) -> int:
     for name in choice.tasks:
         try:
             work(TASKS[name])
-        except Exception as error:  # a package, an extra, weights that are not there: the other tasks go on
+        except Exception as error:  # a package, extra or weights are missing: the other tasks run
             failed += 1
             print(f"{name}: not run: {type(error).__name__}: {error}", file=sys.stderr)
     write_report(choice.results)
@@ -149,7 +149,7 @@ def _at(candidates: Sequence[Candidate], choice: Choice) -> list[Candidate]:
 
 
 def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, float]]:
-    """The best settings of the search for a task's model, and their scores."""
+    """Returns the best settings of the search for a task's model, and their scores."""
     origin = TASKS[task.searched]
     same = {"model": task.source(choice.data).name, "group": "search"}
     score = scores([line for line in read(choice.results / f"{origin.name}.jsonl") if same.items() <= line.items()])

@@ -1,4 +1,4 @@
-"""One parameter at a time: the settings that defaults are chosen by."""
+"""Settings that vary one parameter at a time, to choose defaults."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ TEMPERATURES = (0.02, "auto", 1, 2, 5, 10, 20, 50, 100, 1000)
 
 
 def curves(body: Body) -> Iterator[Candidate]:
-    """Every curve, for a model of 12 blocks.
+    """Yields every curve, for a model of 12 blocks.
 
     Raises:
-        ValueError: For another depth: schedules name blocks.
+        ValueError: For another depth, because schedules name blocks.
     """
     if body.anatomy.depth != 12:
         raise ValueError(f"Expected a model of 12 blocks (got {body.anatomy.depth}).")
@@ -77,7 +77,7 @@ def _reduction() -> Iterator[Candidate]:
         for reduction in known:
             for layer in (2, 4, 5, 6):
                 for share in (0.25, 0.5):
-                    if strategy != "tome" or share == 0.5:  # which halves at most
+                    if strategy != "tome" or share == 0.5:  # ToMe keeps at least half
                         yield _one(f"{strategy}:{{{layer}: {share}}},reduce={reduction}", strategy, "reduce")
     for reduction in known:
         for removed in (8, 12, 16, 19):

@@ -19,10 +19,10 @@ CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt"
 
 
 def fashion(folder: Path, part: str = "t10k") -> Arrays:
-    """The 10,000 test images, or with ``"train"`` the 60,000 others.
+    """Returns the 10,000 test images, or with ``"train"`` the 60,000 training images.
 
     Raises:
-        OSError: If the package is not there.
+        OSError: If the package is missing.
     """
 
     def read(kind: str, offset: int) -> np.ndarray:
@@ -34,10 +34,10 @@ def fashion(folder: Path, part: str = "t10k") -> Arrays:
 
 
 def weights(file: Path = WEIGHTS) -> dict[str, Any]:
-    """What the training script left: ``shape``, ``mean``, ``std``, ``accuracy``, ``weights`` in float16.
+    """Loads the training script's file: ``shape``, ``mean``, ``std``, ``accuracy``, ``weights`` in float16.
 
     Raises:
-        OSError: If the file is not there.
+        OSError: If the file is missing.
     """
     if not file.exists():
         raise FileNotFoundError(f"Expected the small ViT in {file} (got none). examples/train_fashion_vit.py makes it.")
@@ -45,9 +45,9 @@ def weights(file: Path = WEIGHTS) -> dict[str, Any]:
 
 
 def fashion_vit(file: Path = WEIGHTS, size: int | None = None) -> nn.Module:
-    """The trained model for images of three equal channels and ``size`` pixels (28), in eval mode.
+    """Returns the trained model for images of three equal channels and ``size`` pixels (28), in eval mode.
 
-    It was trained on one channel; a third of the patch embedding on each of three gives the same tokens.
+    It was trained on one channel; a third of the patch embedding for each of three channels gives the same tokens.
 
     Raises:
         OSError: If the file is not there.

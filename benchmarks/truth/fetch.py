@@ -1,4 +1,4 @@
-"""Fetches the packages of :mod:`truth.sources` into a folder, without root; what is there already is not fetched again.
+"""Fetches the packages of :mod:`truth.sources` into a folder, without root, unless they are there already.
 
 Each source fails alone: the others are still fetched, and the list at the end says why one is missing.
 """
@@ -18,7 +18,7 @@ Run = Callable[[Sequence[str], Path], str]
 
 
 def command(words: Sequence[str], folder: Path) -> str:
-    """Runs a package tool in ``folder`` and returns what it said.
+    """Runs a package tool in ``folder`` and returns its output.
 
     Raises:
         OSError: If the tool is missing or fails; with the last line of its message.

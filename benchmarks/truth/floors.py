@@ -1,4 +1,4 @@
-"""What the tests hold strategies to: fidelity of the small ViT on 64 images at fixed settings, stored in a file."""
+"""Writes the tests' lower bounds: fidelity of the small ViT on 64 images at fixed settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measured(images: Tensor, setting: str, file: Path = WEIGHTS) -> dict[str, fl
 
 
 def write_floors(folder: Path, body: Body, tests: Path = TESTS, file: Path = WEIGHTS) -> Mapping[str, dict[str, float]]:
-    """Writes the first 64 test images (MIT) and what every strategy keeps on them.
+    """Writes the first 64 test images (MIT) and the fidelity of every strategy on them.
 
     Args:
         folder: Where packages were fetched.

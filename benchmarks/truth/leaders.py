@@ -1,4 +1,4 @@
-"""Who leads at each cost: the best setting, the smaller image and random pruning side by side, against dense."""
+"""A table of the best setting, the smaller image and random pruning at each cost, against the dense model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CONTROLS = ("resolution", "random", "grid-pool")
 
 
 def main_metric(lines: Sequence[Line]) -> str | None:
-    """The figure that a table is judged by; ``None`` where no row has one."""
+    """Returns the main figure of a table; ``None`` if no row has one."""
     return next((key for key in MAIN if any(key in line.get("metrics", {}) for line in lines)), None)
 
 
 def leaders(lines: Sequence[Line]) -> str:
-    """A Markdown table with a row for each wanted cost; empty where there is nothing to compare.
+    """Returns a Markdown table with a row for each wanted cost; empty if there is nothing to compare.
 
-    A star says that the paired interval of the difference from dense holds 0: no loss is shown, not that there is none.
+    A star marks rows whose paired interval of the difference from dense includes 0: no loss is proved, nor excluded.
     """
     metric = main_metric(lines)
     there = [line for line in lines if metric in line.get("metrics", {}) and not line.get("reason")]

@@ -1,4 +1,4 @@
-"""What figures depend on in the library's own code: a checksum that words do not change."""
+"""A checksum of the library's code that figures depend on; docstrings and comments do not change it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARTS = ("adapters", "attach", "attention", "edges", "flat", "maps", "nn", "sele
 
 
 def without_words(text: str) -> str:
-    """Python code as a tree without docstrings; comments and layout are gone too."""
+    """Returns Python code as a tree without docstrings, comments and layout."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -25,7 +25,7 @@ def without_words(text: str) -> str:
 
 @cache
 def digest(library: Path = LIBRARY) -> str:
-    """Of the library's parts that choose, merge, run and measure, 12 hexadecimal digits."""
+    """Returns 12 hexadecimal digits of the library's parts that choose, merge, run and measure."""
     total = hashlib.sha256()
     for part in PARTS:
         files = [library / part] if part.endswith(".py") else sorted((library / part).rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Official DINOv2 weights, where their hub is reachable; otherwise those of the package."""
+"""Official DINOv2 weights if their hub is reachable, otherwise the package's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Build = Callable[[int], nn.Module]
 
 @cache
 def reachable(seconds: float = 5.0) -> bool:
-    """Whether the hub answers: asked before timm tries for a minute."""
+    """Returns whether the hub answers, which spares timm's timeout of a minute."""
     host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname or ""
     try:
         socket.create_connection((host, 443), timeout=seconds).close()
@@ -32,19 +32,19 @@ def reachable(seconds: float = 5.0) -> bool:
 
 
 def official(size: int) -> nn.Module:
-    """timm's model with the weights that its authors published, in eval mode."""
+    """Returns timm's model with its authors' weights, in eval mode."""
     return timm.create_model(MODEL, pretrained=True, img_size=size).eval()
 
 
 def vit_s(folder: Path, choice: str) -> tuple[str, Build]:
-    """The ViT-S/14 of a run: what tables call it, and how it is built for a size.
+    """Returns the name of a run's ViT-S/14 in tables, and a function that builds it for a size.
 
     Args:
         folder: Where packages were fetched.
-        choice: ``"official"``, ``"package"``, or ``"auto"``: official where the hub is reachable.
+        choice: ``"official"``, ``"package"``, or ``"auto"``: official if the hub is reachable.
 
     Raises:
-        OSError: If the package is wanted and not there.
+        OSError: If the package is needed and missing.
         ValueError: For another choice.
     """
     if choice not in CHOICES:

@@ -1,4 +1,4 @@
-"""Reads what a package file holds without installing it: Debian packages unpacked, wheels opened in place."""
+"""Reads package files without installing them: unpacks Debian packages, opens wheels in place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sha256(path: Path) -> str:
 
 
 def unpack(deb: Path, folder: Path) -> None:
-    """Unpacks a Debian package into ``folder``: by dpkg-deb where it is there, otherwise by Python.
+    """Unpacks a Debian package into ``folder``, by dpkg-deb if available, otherwise by Python.
 
     Raises:
         ValueError: If the file is no Debian package.

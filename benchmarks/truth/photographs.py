@@ -15,7 +15,7 @@ GROUNDS = ("rocket", "camera", "brick", "grass", "gravel", "hubble_deep_field", 
 
 @cache
 def photographs() -> dict[str, Image.Image]:
-    """By name, those that are there without a download.
+    """Returns the photographs that need no download, by name.
 
     Raises:
         ImportError: Without scikit-image and scikit-learn.

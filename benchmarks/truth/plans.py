@@ -1,4 +1,4 @@
-"""Schedules at a wanted cost: families of schedules with one knob, and the knob whose cost comes nearest."""
+"""Finds schedules at a wanted cost in families of schedules with one parameter."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Shape:
 
 
 def constant() -> Shape:
-    """The same number of tokens less in every block."""
+    """Removes the same number of tokens in every block."""
     return Shape("constant", lambda r: f":{r}", lambda depth, tokens: range(1, max(2, 2 * tokens // depth)))
 
 
 def linear() -> Shape:
-    """Many tokens less in the first block, none in the last."""
+    """Removes most tokens in the first block and none in the last."""
     return Shape("linear", lambda r: f":linear({r})", lambda depth, tokens: range(1, max(2, 2 * tokens // depth)))
 
 
@@ -81,7 +81,7 @@ def cost_of(setting: Setting, body: Anatomy, tokens: int) -> float:
 def at_cost(
     strategy: str, shape: Shape, share: float, body: Anatomy, tokens: int, whole: float, *, options: str = ""
 ) -> str | None:
-    """The setting of a family whose cost is nearest to a share of the dense model's.
+    """Returns the setting of a family whose cost is nearest to a share of the dense model's.
 
     Args:
         strategy: By name.
@@ -112,7 +112,7 @@ def at_cost(
         return None
     low, high = ends
     rising = share_of(high) > share_of(low)
-    while high - low > 1:  # the cost goes one way along the knob
+    while high - low > 1:  # the cost is monotonic in the parameter
         middle = (low + high) // 2
         if (share_of(middle) < share) == rising:
             low = middle

@@ -1,4 +1,4 @@
-"""Results as JSON lines, one row a line: written as they come, replaced row by row, never half written."""
+"""Results as JSON lines, one row a line; writes are atomic and replace single rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 
 def read(file: Path) -> list[Line]:
-    """The rows of a file; none where there is no file, and a last line that was cut off is left out."""
+    """Returns the rows of a file, without a truncated last line; none if there is no file."""
     if not file.exists():
         return []
     lines = []
@@ -42,7 +42,7 @@ def write(file: Path, lines: Iterable[Line]) -> None:
 
 
 def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
-    """Old rows with new ones in their place: a row is known by model, group, images and setting."""
+    """Replaces old rows by new ones with the same model, group, images and setting."""
     rows = {}
     for line in [*old, *new]:
         rows[line["model"], line["group"], line["images"], line["setting"]] = line
@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 
 def commit(folder: Path) -> str:
-    """The commit that a folder is at; with ``+`` where the library's files differ from it; empty outside git."""
+    """Returns the commit of a folder, with ``+`` if the library's files differ from it; empty outside git."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)

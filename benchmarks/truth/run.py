@@ -1,4 +1,4 @@
-"""Runs tables of settings on tasks; stopped at any moment, the same command goes on."""
+"""Runs tables of settings on tasks; repeat the command to resume a stopped run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ AT_ONCE = 8  # settings between two saves of rows; each lot runs the dense model
 
 @dataclass(frozen=True)
 class Place:
-    """Where packages, predictions and results lie.
+    """The folders of packages, predictions and results.
 
     Args:
-        packages: Folder that was fetched into; predictions lie in ``runs`` beside the packages.
-        results: Folder of the files of results.
-        fresh: Measure rows again that other code of the library gave. Its predictions are never used in any case.
+        packages: Folder of the fetched packages; predictions go to its ``runs``.
+        results: Folder of the result files.
+        fresh: Measures rows again that come from other code of the library. Predictions of other code are never used.
     """
 
     packages: Path

@@ -1,4 +1,4 @@
-"""Composed scenes with exact masks: drawings with a transparent ground, pasted on crops of real photographs."""
+"""Composed scenes with exact masks: drawings with a transparent background, pasted on crops of real photographs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ CUTOUTS = 60  # of each pool
 
 
 def usable(image: Image.Image) -> bool:
-    """Whether a tenth to nine tenths of a picture with alpha are transparent."""
+    """Returns whether a tenth to nine tenths of a picture with alpha are transparent."""
     clear = float((np.asarray(image)[..., 3] < 128).mean())
     return 0.1 < clear < 0.9
 
 
 @cache
 def cutouts(folder: Path, count: int = CUTOUTS) -> tuple[tuple[Image.Image, ...], ...]:
-    """``count`` cut-outs (RGBA, at most 224 pixels) of each pool, drawn from its files with a fixed seed.
+    """Draws ``count`` cut-outs (RGBA, at most 224 pixels) of each pool from its files with a fixed seed.
 
     Raises:
-        FileNotFoundError: If a pool has none: the packages are not there.
+        FileNotFoundError: If a pool has none, because the packages are missing.
     """
     pools = []
     for number, folders in enumerate(POOLS):
@@ -67,7 +67,7 @@ def compose(
     most: int = 3,
     scale: tuple[float, float] = (0.3, 0.65),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One scene: a crop of a ground with one to ``most`` cut-outs on it.
+    """Composes one scene: a crop of a photograph with one to ``most`` cut-outs on it.
 
     Args:
         rng: Draws everything.
@@ -100,9 +100,9 @@ def compose(
 
 
 class Scenes(Images):
-    """Scenes by number: scene ``i`` is the same in every run and however many there are.
+    """Scenes by number; scene ``i`` is the same in every run and for every ``count``.
 
-    Masks say what is no ground: 0 or 1, for saliency.
+    Masks are 1 on cut-outs and 0 on the background, for saliency.
 
     Args:
         folder: Where packages were fetched.

@@ -1,4 +1,4 @@
-"""The tasks: a model, images and what is measured on them. Each is built when it runs, and fails alone."""
+"""The tasks, each a model with images and measures. Each is built when it runs; its failure stops no other task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Trial = tuple[Images, Images | None]  # to measure on, to fit the probe on
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured on which images.
+    """A model, its images and the measures on them.
 
     Args:
         name: Of the task, and of its file of results.
@@ -63,7 +63,7 @@ class Task:
         return part(data, limit), None if train is None else part(train, limit)
 
     def body(self, folder: Path) -> Body:
-        """What schedules depend on."""
+        """Returns the model's body, on which schedules depend."""
         source = self.source(folder)
         model = source.build(None)
         core, adapter = find_adapter(model)

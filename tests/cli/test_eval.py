@@ -57,7 +57,7 @@ def test_eval_takes_settings_from_a_file_and_a_probe(model, photos, tmp_path, ca
         (["tome:8", "--batch-size", "0"], "Expected batch_size >= 1 (got 0)"),
         (["tome:8"], "Expected images of the head's 1000 classes (got 2 classes)"),
         (["plan.json"], "Expected a file with a JSON plan"),
-        (["tome:8", "--labels", "none", "--device", "cuda:99"], "Expected a device that is there"),
+        (["tome:8", "--labels", "none", "--device", "cuda:99"], "Expected an available device"),
         (["tome:8", "--labels", "none", "--probe", "knn"], "Expected images with labels for a probe"),
         (["tome:8", "--synsets", "nowhere.txt"], "Expected a file of synsets"),
         (["tome:8", "--labels", "none", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
@@ -89,4 +89,4 @@ def test_eval_stopped_by_the_user_says_how_to_go_on(model, photos, tmp_path, cap
     monkeypatch.setattr(Runner, "run", stop)
     run = ["eval", *model, "tome:8", "--data", str(photos), "--labels", "none", "--out", str(tmp_path / "out")]
     assert main(run) == 130
-    assert capsys.readouterr().err == "tokengraph: stopped. The same command goes on from there.\n"
+    assert capsys.readouterr().err == "tokengraph: stopped. Repeat the same command to resume.\n"

@@ -1,4 +1,4 @@
-"""``tokengraph eval``: what strategies cost in accuracy and save in time, on a user's model and images."""
+"""``tokengraph eval`` measures the accuracy and time of strategies on a user's model and images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ examples:
   tokengraph eval vit_small_patch14_dinov2 tome:8 --data photos --probe linear
   torchrun --nproc-per-node 2 -m tokengraph eval deit_small_patch16_224 tome:13 --data imagenet/val
 
-The same command again goes on where it was stopped.
+Repeat the same command to resume a stopped run.
 """
 
 
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     """Adds the command's arguments."""
     parser = commands.add_parser(
         "eval",
-        help="what strategies cost in accuracy and save in time, on your model and images",
+        help="measure the accuracy and time of strategies on your model and images",
         description="Measures settings of a model on images, against the dense model of the same run and controls.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     _add_data(parser)
     _add_model(parser)
     _add_runs(parser)
-    parser.set_defaults(run=run, resume="The same command goes on from there.")
+    parser.set_defaults(run=run, resume="Repeat the same command to resume.")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -55,17 +55,21 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", metavar="PATH", required=True, help="see below")
     group.add_argument("--labels", choices=("auto", "classes", "masks", "none"), default="auto", help="%(default)s")
     group.add_argument("--synsets", metavar="FILE", help="one line a class that begins with its folder's name")
-    group.add_argument("--limit", metavar="N", type=int, help="at most so many images, drawn by --seed")
+    group.add_argument("--limit", metavar="N", type=int, help="largest number of images, drawn by --seed")
     group.add_argument("--probe", choices=("linear", "knn"), help="for backbones without a head")
-    group.add_argument("--train", metavar="PATH", help="images that the probe is fitted on (default: folds of --data)")
+    group.add_argument("--train", metavar="PATH", help="training images of the probe (default: folds of --data)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
-    group.add_argument("--num-classes", metavar="N", type=int, help="of the checkpoint's head; 0: it has none")
-    group.add_argument("--random-weights", action="store_true", help="to try the command out; figures mean nothing")
-    group.add_argument("--device", help="cuda where it is there, else cpu")
+    group.add_argument(
+        "--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0 if it has none"
+    )
+    group.add_argument(
+        "--random-weights", action="store_true", help="use random weights to try the command; figures are meaningless"
+    )
+    group.add_argument("--device", help="default: cuda if available, else cpu")
     group.add_argument("--amp", choices=("bfloat16", "float16"), help="run under autocast")
 
 
@@ -75,8 +79,10 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", metavar="N", type=int, default=32, help="%(default)s")
     group.add_argument("--chunk", metavar="N", type=int, default=128, help="images between two saves (%(default)s)")
     group.add_argument("--workers", metavar="N", type=int, default=2, help="threads that read images (%(default)s)")
-    group.add_argument("--seed", metavar="N", type=int, default=0, help="of subsets, folds and intervals (%(default)s)")
-    group.add_argument("--no-controls", action="store_true", help="no random, grid pool and smaller image")
+    group.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of subsets, folds and intervals (%(default)s)"
+    )
+    group.add_argument("--no-controls", action="store_true", help="leave out random, grid pooling and smaller image")
     group.add_argument("--no-time", action="store_true", help="measure no time and no memory")
     group.add_argument("--json", action="store_true", help="print the report as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress")
@@ -125,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _settings(text: str) -> list[Any]:
-    """One setting, or those that a JSON file lists."""
+    """Reads one setting, or the settings in a JSON file."""
     if text.endswith(".json") and Path(text).is_file():
         found = json.loads(Path(text).read_text(encoding="utf-8"))
         return found if isinstance(found, list) else [found]

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Settings may stand anywhere among the options, which argparse alone does not allow."""
+    """Parses arguments; settings may stand anywhere among the options, which argparse alone does not allow."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "settings") or any(word.startswith("-") for word in rest)):

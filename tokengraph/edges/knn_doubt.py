@@ -102,7 +102,7 @@ class Doubt:
 
         Args:
             rows: The rows.
-            x: The given tokens, ``[B, N, C]``, not centred.
+            x: The original tokens, ``[B, N, C]``.
             mask: True where there is a token, ``[B, N]``.
             k: Neighbours a token.
             loop: Whether a token is its own first neighbour.

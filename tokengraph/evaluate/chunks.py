@@ -1,4 +1,4 @@
-"""The images of one chunk, read once, and prepared for each preprocessing that a setting wants."""
+"""Reads the images of one chunk once, and prepares them for each setting's preprocessing."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Chunk:
     """Some images of a set.
 
     Args:
-        index: Numbers of those that could be read, ascending.
+        index: Numbers of the readable images, ascending.
         raw: The images.
-        masks: Their masks; empty without.
-        bad: Numbers of those that could not, with the reason.
+        masks: Their masks; empty if the set has none.
+        bad: Numbers of unreadable images, with the reason.
     """
 
     index: list[int]
@@ -34,28 +34,28 @@ class Chunk:
     _ready: dict[DataConfig, Tensor] = field(default_factory=dict)
 
     def inputs(self, config: DataConfig) -> Tensor:
-        """``[n, 3, S, S]`` for a preprocessing; kept, since most settings share one."""
+        """Returns ``[n, 3, S, S]`` for a preprocessing; cached, because most settings share one."""
         if config not in self._ready:
             self._ready[config] = torch.stack([to_input(image, config) for image in self.raw])
         return self._ready[config]
 
     def targets(self, config: DataConfig) -> Tensor:
-        """Masks ``[n, S, S]`` for a preprocessing."""
+        """Returns masks ``[n, S, S]`` for a preprocessing."""
         return torch.stack([to_target(mask, config) for mask in self.masks])
 
     def batches(self, values: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """Consecutive batches of at most ``size`` images."""
+        """Yields consecutive batches of at most ``size`` images."""
         for start in range(0, len(values), size):
             yield slice(start, start + size), values[start : start + size]
 
 
 def read_chunk(images: Images, start: int, stop: int, config: DataConfig, workers: int) -> Chunk:
-    """Reads images ``start`` to ``stop``; what cannot be read or prepared is noted and left out."""
+    """Reads images ``start`` to ``stop``; notes and leaves out images that cannot be read or prepared."""
 
     def read(index: int) -> tuple[Any, Any, str]:
         try:
             image = images.image(index)
-            to_input(image, config)  # what breaks later would stop the run
+            to_input(image, config)  # an error in a later step would stop the run
             mask = images.mask(index) if images.has_masks else None
             if mask is not None:
                 _check_mask(mask, image)

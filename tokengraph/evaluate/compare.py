@@ -1,4 +1,4 @@
-"""Measures of one image's outputs against the dense model's, and what they amount to over a set."""
+"""Compares the outputs for each image with the dense model's, and averages over a set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ TOP = 5
 
 
 def measures(dense: Outputs, other: Outputs) -> dict[str, np.ndarray]:
-    """What each of B images gives, as far as both runs have it.
+    """Measures each of B images, for the outputs that both runs have.
 
     Returns:
-        ``top``: the five likeliest classes ``[B, 5]`` (fewer with fewer classes), int32. ``agree``: whether the
-        likeliest is the dense model's. ``kl``: ``KL(dense || other)`` of the class probabilities, nats.
-        ``class_cosine``: of the class token. ``patch_cosine``: of the patch maps, mean over patches; the other map is
-        resized to the dense one's grid, bilinear; dropped patches count 0. All ``[B]`` but the first, float64 or bool.
+        ``top``: the five likeliest classes ``[B, 5]`` (fewer with fewer classes), int32. ``agree``: True if the
+        likeliest class is the dense model's. ``kl``: ``KL(dense || other)`` of the class probabilities, nats.
+        ``class_cosine``: cosine of the class tokens. ``patch_cosine``: cosine of the patch maps, mean over patches; the
+        other map is resized bilinearly to the dense grid; dropped patches count 0. All but ``top`` are ``[B]``, float64
+        or bool.
     """
     found: dict[str, np.ndarray] = {}
     if other.logits is not None and other.logits.dim() == 2:
@@ -39,7 +40,7 @@ def measures(dense: Outputs, other: Outputs) -> dict[str, np.ndarray]:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """Classes by falling logits, at most five, ``[B, 5]``; ties go to the lower number on every device."""
+    """Returns at most five classes by falling logits, ``[B, 5]``; ties go to the lower number on every device."""
     return logits.argsort(dim=1, descending=True, stable=True)[:, :TOP]
 
 
@@ -50,19 +51,19 @@ def _fitted(maps: Tensor, like: Tensor) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Over channels; the mean over places where there are any. ``[B]``."""
+    """Returns the cosine over channels, mean over positions if there are any, ``[B]``."""
     cosine = F.cosine_similarity(a, b, dim=1)
     return cosine if cosine.dim() == 1 else cosine.flatten(1).mean(1)
 
 
 def worst(values: np.ndarray) -> float:
-    """The mean of the lowest 5 % of the values, of at least one."""
+    """Returns the mean of the lowest 5 % of the values, at least one value."""
     count = max(1, int(np.ceil(WORST * len(values))))
     return float(np.sort(values)[:count].mean())
 
 
 def summary(found: dict[str, np.ndarray]) -> dict[str, float]:
-    """Figures of a set from the measures of its images: agreement, mean KL, and cosines as mean and worst 5 %."""
+    """Averages the measures of a set's images: agreement, mean KL, and cosines as mean and worst 5 %."""
     figures: dict[str, float] = {}
     if "agree" in found:
         figures["agreement"] = float(found["agree"].mean())
@@ -75,12 +76,12 @@ def summary(found: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Measures of several parts of a set, in order; only those that all have."""
+    """Joins the measures of several parts of a set, in order; keeps measures that all parts have."""
     parts = [p for p in parts if p]
     shared = [k for k in parts[0] if all(k in p for p in parts)] if parts else []
     return {k: np.concatenate([p[k] for p in parts]) for k in shared}
 
 
 def counted(parts: list[Tensor]) -> list[float]:
-    """Mean patch tokens an image before the first block and after each, from ``[depth + 1, B]`` of each batch."""
+    """Averages patch tokens before the first block and after each, from each batch's ``[depth + 1, B]``."""
     return torch.cat(parts, dim=1).double().mean(dim=1).tolist()

@@ -1,4 +1,4 @@
-"""How a checkpoint wants its images: size, crop, interpolation, mean and deviation."""
+"""The image preprocessing of a checkpoint: size, crop, interpolation, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class DataConfig:
     """The preprocessing of a checkpoint.
 
     Args:
-        size: Side of the square that the model gets, in pixels.
-        mean: Of each channel, for images in [0, 1].
-        std: Deviation of each channel.
+        size: Side of the model's square input, in pixels.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel.
         interpolation: One of Pillow's filters, by name.
         crop_pct: The share of the resized image's shorter side that the central crop keeps.
         crop_mode: ``"center"``: resize the shorter side, cut the centre out. ``"squash"``: resize both sides to the
             square first. ``"border"``: resize the longer side, pad with the mean of each channel.
-        source: Where it comes from, in words.
+        source: A description of its origin, for reports.
 
     Raises:
         ValueError: For a size below 1, an unknown filter or crop, or a share outside (0, 1].
@@ -52,20 +52,20 @@ class DataConfig:
             raise ValueError(f"Expected crop_mode: {', '.join(CROPS)} (got {self.crop_mode!r}).")
 
     def at(self, size: int | None) -> DataConfig:
-        """The same field of view at another size; ``None``: as it is."""
+        """Returns the same field of view at another size; ``None`` keeps the size."""
         return self if size is None else replace(self, size=size)
 
     def describe(self) -> str:
-        """One line for tables."""
+        """Returns one line for reports."""
         crop = f"crop {self.crop_pct:g}" if self.crop_mode == "center" else self.crop_mode
         return f"{self.size} px, {self.interpolation}, {crop}, mean {self.mean}, std {self.std} ({self.source})"
 
 
 def of_timm(config: Mapping[str, Any], source: str = "timm's pretrained_cfg") -> DataConfig:
-    """What ``timm.data.resolve_model_data_config`` gives, as a :class:`DataConfig`.
+    """Converts the result of ``timm.data.resolve_model_data_config`` to a :class:`DataConfig`.
 
     Raises:
-        ValueError: If the images are not square or have not three channels.
+        ValueError: If the images are not square or do not have three channels.
     """
     channels, height, width = config["input_size"]
     if height != width or channels != 3:
@@ -83,7 +83,7 @@ def of_timm(config: Mapping[str, Any], source: str = "timm's pretrained_cfg") ->
 
 
 def config_of_model(model: nn.Module) -> DataConfig:
-    """What a model says of its own images: timm's config, or size, mean and deviation of any supported model.
+    """Reads a model's preprocessing: timm's config, or size, mean and standard deviation of any supported model.
 
     Raises:
         ValueError: If the model's image size cannot be found; give a :class:`DataConfig`.
@@ -92,13 +92,13 @@ def config_of_model(model: nn.Module) -> DataConfig:
         from tokengraph.compat import timm
 
         found = dict(timm.data.resolve_model_data_config(model))
-        if (own := _grid_size(model)) is not None:  # an image size given to create_model does not reach the config
+        if (own := _grid_size(model)) is not None:  # timm's config ignores an image size given to create_model
             found["input_size"] = (3, own, own)
         return of_timm(found)
     size = _size(model)
     if size is None:
         raise ValueError(
-            f"Expected a model that says its image size (got {type(model).__name__}). "
+            f"Expected a model with a known image size (got {type(model).__name__}). "
             "Give Source(name, build, DataConfig(size=...))."
         )
     mean, std = find_mean_std(model)
@@ -111,7 +111,7 @@ def _grid_size(model: Any) -> int | None:
 
 
 def _size(model: nn.Module) -> int | None:
-    """Side of the images: as config or module say it, or the patch grid times the patch."""
+    """Returns the side of the images from the config or module, or as patch grid times patch size."""
     for module in model.modules():
         for holder in (getattr(module, "config", None), module):
             size = getattr(holder, "image_size", None)

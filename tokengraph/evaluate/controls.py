@@ -1,4 +1,4 @@
-"""What a strategy has to beat at its own cost: random pruning, grid pooling, and a smaller image."""
+"""Controls that a strategy must beat at its own cost: random pruning, grid pooling, and a smaller image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CLOSE = 0.12  # a smaller image is a control if its cost is within this share of
 
 
 def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
-    """The controls of settings that remove tokens, without those that are settings already, each once.
+    """Returns the controls of settings that remove tokens, each once, without those that are settings already.
 
-    For each: ``random`` with the same tokens after each block; ``grid-pool`` in one cut, at the same layer where the
-    setting has one cut, else where half of its tokens have gone, and at the same cost; and the resolution whose cost is
-    nearest to its own. A setting that cannot be planned has none: its row will say why.
+    For each setting: ``random`` with the same tokens after each block; ``grid-pool`` in one reduction at the same cost,
+    at the setting's layer if it has one, else where half of its removed tokens have gone; and the resolution with the
+    nearest cost. A setting that cannot be planned has no controls; its row has the reason.
     """
     known = {s.key for s in settings}
     found: dict[str, Setting] = {}
@@ -27,7 +27,7 @@ def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
             continue
         try:
             made = _controls(setting, forms)
-        except Exception:  # whatever makes the setting fail is said in its own row
+        except Exception:  # the setting's own row reports the error
             continue
         for control in made:
             if control.key not in known:

@@ -1,4 +1,4 @@
-"""Multiply-adds of one form of a model, choosing and merging included, by the library's own count."""
+"""Counts the multiply-adds of a model under a setting, choosing and merging included."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the count needs of a model.
+    """The numbers of a model from which its cost follows.
 
     Args:
         depth: Blocks.
@@ -47,7 +47,7 @@ def anatomy(model: nn.Module) -> Anatomy | None:
     channels = adapter.channels(core)
     first: Any = blocks[0]
     wide = [p for n, p in first.named_parameters() if p.dim() == 2 and "bias" not in n.rsplit(".", 1)[-1]]
-    weights = sum(p.numel() for p in wide) - 4 * channels**2  # all products but those of the attention
+    weights = sum(p.numel() for p in wide) - 4 * channels**2  # all products except the attention's
     names = ("num_heads", "num_attention_heads")
     heads = next(
         (int(getattr(m, n)) for m in first.modules() for n in names if isinstance(getattr(m, n, None), int)), 1
@@ -58,13 +58,13 @@ def anatomy(model: nn.Module) -> Anatomy | None:
 def multiply_adds(
     model: Anatomy, counts: Sequence[float], select: Select | None = None, *, lift: bool = False
 ) -> tuple[float, bool]:
-    """Multiply-adds of one image, and whether the strategy says what its choice costs.
+    """Returns the multiply-adds of one image, and True if they include the cost of the strategy's choice.
 
     Args:
         model: The anatomy.
-        counts: Patch tokens before the first block and after each; means, where images differ.
+        counts: Patch tokens before the first block and after each; means if images differ.
         select: The strategy.
-        lift: Count bringing tokens back to every patch (a copy: no arithmetic).
+        lift: Counts lifting tokens to every patch (a copy without arithmetic).
     """
     whole = [round(n) for n in counts]
     cost = vit_cost(

@@ -1,4 +1,4 @@
-"""Dense truth: how predicted class maps overlap with masks, over areas and along boundaries."""
+"""Compares predicted class maps with masks: IoU over areas and along boundaries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = 255
-BAND = 0.02  # of the diagonal: width of the boundary, as published for boundary IoU
+BAND = 0.02  # width of the boundary as a share of the diagonal, as published for boundary IoU
 
 
 def predicted(logits: Tensor, side: int) -> Tensor:
-    """The class of each pixel, ``[B, S, S]`` int64; logits ``[B, K, h, w]`` are resized first, bilinear.
+    """Returns the class of each pixel, ``[B, S, S]`` int64; resizes logits ``[B, K, h, w]`` bilinearly first.
 
     With K = 1 a logit above 0 is class 1.
     """
@@ -22,12 +22,12 @@ def predicted(logits: Tensor, side: int) -> Tensor:
 
 
 def overlaps(prediction: Tensor, target: Tensor, classes: int) -> dict[str, np.ndarray]:
-    r"""Intersection and union of each class in each image.
+    r"""Counts intersection and union of each class in each image.
 
     .. math:: \mathrm{IoU}_k = \frac{|G_k \cap P_k|}{|G_k \cup P_k|}, \qquad
         \mathrm{bIoU}_k = \frac{|\partial G_k \cap \partial P_k|}{|\partial G_k \cup \partial P_k|}
 
-    where the boundary of a region is its pixels within 2 % of the diagonal of what is not in it or of the image's edge.
+    where the boundary of a region is its pixels within 2 % of the diagonal from other regions or the image's edge.
 
     Args:
         prediction: ``[B, H, W]`` class numbers.
@@ -38,7 +38,7 @@ def overlaps(prediction: Tensor, target: Tensor, classes: int) -> dict[str, np.n
         ``inter``, ``union``, ``edge_inter``, ``edge_union``: pixels ``[B, K]`` int64.
 
     Raises:
-        ValueError: If a mask has a class that is not below K.
+        ValueError: If a mask has a class of K or more.
 
     Source: Cheng et al., *Boundary IoU*, CVPR 2021, eq. (2).
     """
@@ -58,19 +58,19 @@ def overlaps(prediction: Tensor, target: Tensor, classes: int) -> dict[str, np.n
 
 
 def boundary(region: Tensor, width: int) -> Tensor:
-    """Pixels of ``region [B, H, W]`` at most ``width`` pixels from what is outside it, or from the image's edge."""
+    """Returns pixels of ``region [B, H, W]`` at most ``width`` pixels from its outside or from the image's edge."""
     outside = F.pad((~region).float()[:, None], (width,) * 4, value=1.0)
     near = F.max_pool2d(outside, 2 * width + 1, stride=1)[:, 0] > 0
     return region & near
 
 
 def mean_iou(inter: np.ndarray, union: np.ndarray, scored: list[int] | None = None) -> np.ndarray:
-    """The mean over classes of summed intersections over summed unions; classes that nowhere appear are left out.
+    """Returns the mean over classes of summed intersections over summed unions, without classes that never appear.
 
     Args:
         inter: ``[..., K]`` pixels, summed over images.
-        union: The same.
-        scored: The classes to average; ``None``: all.
+        union: ``[..., K]`` pixels, summed over images.
+        scored: The classes to average; ``None`` averages all.
     """
     if scored is not None:
         inter, union = inter[..., scored], union[..., scored]

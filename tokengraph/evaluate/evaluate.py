@@ -1,4 +1,4 @@
-"""tg.evaluate: a model, settings and images in; a report of what each setting costs and saves out."""
+"""``tg.evaluate`` measures the accuracy, fidelity and cost of settings of a model on images."""
 
 from __future__ import annotations
 
@@ -46,36 +46,36 @@ def evaluate(
     decode: Callable[[Tensor], Tensor] | None = None,
     options: Options | None = None,
 ) -> Report:
-    """Measures what settings cost a model in accuracy, and what they save, on the same images.
+    """Measures the accuracy and the cost of a model's settings on the same images.
 
-    Images with labels give top-1 and top-5, or with ``probe`` a probe's accuracy by both protocols; images with masks
-    give mean IoU and boundary IoU; all give agreement and KL to the dense model, cosines of the class token and of
-    lifted patch maps, multiply-adds with merging, measured time and peak memory.
+    Labels give top-1 and top-5 accuracy, or with ``probe`` a probe's accuracy by both protocols. Masks give mean IoU
+    and boundary IoU. All images give agreement and KL to the dense model, cosines of the class token and of lifted
+    patch maps, multiply-adds with merging, measured time and peak memory.
 
     Args:
         model: A name (see :func:`tokengraph.evaluate.source.source_of`), a module in eval mode, or a
             :class:`~tokengraph.evaluate.source.Source`.
         settings: Texts such as ``"tome:13"``, plans as dicts, or settings; see
-            :func:`tokengraph.evaluate.settings.read_setting`. The dense model is measured in any case.
+            :func:`tokengraph.evaluate.settings.read_setting`. The dense model is always measured.
         data: Images, or a folder for :func:`tokengraph.evaluate.folders.find_images`.
-        out: A folder for predictions and report. An evaluation that was stopped goes on from there, with the same
-            figures. By default nothing stays.
-        controls: Add random pruning, grid pooling and a smaller image at each setting's cost.
-        probe: ``"linear"`` or ``"knn"``: for backbones without a head, on the class token and the mean patch. For masks
-            ``"linear"``: least squares on patches, with ``train``.
-        train: Images that the probe is fitted on; by default folds of ``data``, so that each image is predicted once.
-        decode: For masks: from patch maps after the final norm, ``[B, C, h, w]``, to logits ``[B, K, h', w']``. By
+        out: A folder for predictions and report. A stopped evaluation resumes from it with the same figures. By default
+            nothing is stored.
+        controls: Adds random pruning, grid pooling and a smaller image at each setting's cost.
+        probe: ``"linear"`` or ``"knn"`` for backbones without a head, on the class token and the mean patch. For masks
+            ``"linear"`` fits least squares on patches of ``train``.
+        train: Training images of the probe; by default folds of ``data``, so that each image is predicted once.
+        decode: For masks: maps patch features after the final norm, ``[B, C, h, w]``, to logits ``[B, K, h', w']``. By
             default the model's own maps.
-        options: How to run.
+        options: Settings of the run.
 
     Returns:
         The report, the dense model's row first. In several processes of ``torchrun`` all return the same.
 
     Raises:
-        ValueError: If settings, images or folder do not fit; before any image is run where that can be seen.
+        ValueError: If settings, images or folder do not fit; raised before the first run if possible.
         TypeError: For other kinds of objects.
 
-    Cost: a run of every image for every setting and control; the dense model once more for each part that was missing.
+    Cost: a run of every image for every setting and control; the dense model runs once more for each resumed part.
 
     Example:
         >>> from tokengraph.evaluate.images import Arrays
@@ -118,7 +118,7 @@ def evaluate(
 
 
 def _unique(settings: list[Setting]) -> list[Setting]:
-    """Each once, without the dense model, which is measured in any case."""
+    """Returns each setting once, without the dense model, which is always measured."""
     found = list({s.key: s for s in settings if not s.dense}.values())
     names = [s.name for s in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -142,7 +142,7 @@ def _check(images: Images, training: Images | None, probe: str | None) -> None:
 
 
 def _head(model: Any) -> int | None:
-    """Classes of the model's head; ``None``: not known."""
+    """Returns the number of classes of the model's head; ``None`` if it is unknown."""
     if not has_head(model):
         return None
     found = getattr(model, "num_classes", None) or getattr(getattr(model, "config", None), "num_labels", None)
@@ -150,7 +150,7 @@ def _head(model: Any) -> int | None:
 
 
 def _shared_folder(stack: ExitStack, ranks: Ranks) -> str:
-    """A folder for this run only, the same for all processes of one machine."""
+    """Makes a temporary folder for this run, the same for all processes of one machine."""
     name = [stack.enter_context(tempfile.TemporaryDirectory()) if ranks.first else ""]
     if ranks.world > 1:
         dist.broadcast_object_list(name)
@@ -158,7 +158,7 @@ def _shared_folder(stack: ExitStack, ranks: Ranks) -> str:
 
 
 def _run(runner: Runner, settings: list[Setting], images: Images, training: Images | None, part: str = "data") -> None:
-    """Runs all parts; settings that failed before are tried again."""
+    """Runs all parts; retries settings that failed before."""
     parts: list[tuple[str, Images]] = [(part, images)] + ([("train", training)] if training is not None else [])
     if runner.ranks.first:
         for name, _ in parts:
@@ -173,7 +173,7 @@ def _run(runner: Runner, settings: list[Setting], images: Images, training: Imag
 def _fit_patches(
     runner: Runner, settings: list[Setting], images: Images, training: Images
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The probe on patches of the dense model and of each setting that did not fail, from sums over train images."""
+    """Fits a probe on patches for the dense model and each setting that did not fail, from sums over train images."""
     classes = 1 + max(highest_class(images), highest_class(training))
     fitting = replace(runner, fitting=max(2, classes), features=False)
     _run(fitting, settings, training, None, "train")
@@ -186,7 +186,7 @@ def _fit_patches(
 
 
 def _measure(store: Store, runner: Runner, settings: list[Setting]) -> dict[str, Measured]:
-    """Time and memory, measured by one process while the others wait; kept with the predictions."""
+    """Measures time and memory in one process while the others wait; stores them with the predictions."""
     options = runner.options
     if not (options.time or options.memory):
         return {}

@@ -1,4 +1,4 @@
-"""What predictions depend on, and what a reader of a report needs to know."""
+"""The facts that identify a run's predictions, and the facts that a report states."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def identity(
     decode: Any,
     probe: str | None,
 ) -> dict[str, Any]:
-    """What predictions depend on: a folder of anything else is not resumed."""
+    """Returns everything that predictions depend on; a folder with other facts is not resumed."""
     from tokengraph import __version__
 
     head = digest(decode) if isinstance(decode, nn.Module) else getattr(decode, "__qualname__", decode)
@@ -51,7 +51,7 @@ def identity(
 
 
 def digest(model: nn.Module) -> str:
-    """A checksum of all weights."""
+    """Returns a checksum of all weights."""
     total = 0
     for name, value in model.state_dict().items():
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if value.numel() else torch.zeros(0)
@@ -60,13 +60,13 @@ def digest(model: nn.Module) -> str:
 
 
 def facts_of(runner: Runner, images: Images, count: int, probe: str | None) -> dict[str, Any]:
-    """What a reader needs to judge the figures.
+    """Returns the facts of a run that a report states.
 
     Args:
-        runner: What ran.
+        runner: The runner of the evaluation.
         images: The set.
-        count: Images of it that could be read.
-        probe: Its kind.
+        count: Its number of readable images.
+        probe: The kind of probe, or ``None``.
     """
     from tokengraph import __version__
 

@@ -1,4 +1,4 @@
-"""tg.fidelity: how near a coarsened model stays to itself, without labels."""
+"""``tg.fidelity`` compares a coarsened model with the plain one, without labels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tokengraph.select.base import Select
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a coarsened model stays to the plain one, over a set of images.
+    """The similarity of a coarsened model's outputs to the plain model's, over a set of images.
 
     Args:
-        images: How many.
-        cost: Multiply-adds of the blocks as a share of the plain model's, merging included; ``None``: not known.
-        agreement: Share of images whose likeliest class stays; ``None`` without a head.
+        images: Number of images.
+        cost: Multiply-adds of the blocks as a share of the plain model's, merging included; ``None`` if unknown.
+        agreement: Share of images with the same likeliest class; ``None`` without a head.
         kl: Mean KL divergence from the plain model's class probabilities, nats.
-        class_cosine: Mean cosine of the class token after the final norm (of the mean patch, where there is none).
+        class_cosine: Mean cosine of the class token after the final norm (of the mean patch if there is none).
         class_worst: Its mean over the worst 5 % of the images.
         patch_cosine: Mean cosine of lifted patch tokens after the final norm; dropped patches count 0.
         patch_worst: Its mean over the worst 5 % of the images.
@@ -52,17 +52,16 @@ def fidelity(
     """Compares a model with itself under a strategy.
 
     Args:
-        model: A supported model; evaluated as it is, so call ``model.eval()`` first.
+        model: A supported model; its mode does not change, so call ``model.eval()`` first.
         images: ``[B, 3, H, W]``, normalised for the model, or several such batches.
-        plan: The handle of what is attached to ``model``, which stays attached; or a setting such as ``"tome:13"``,
-            which is attached for the while. Settings of another resolution or model are for
-            :func:`tokengraph.evaluate`.
+        plan: The handle of an attached strategy, which stays attached; or a setting such as ``"tome:13"``, which is
+            attached for this call. For another resolution or model use :func:`tokengraph.evaluate`.
 
     Returns:
         The measures of :func:`tokengraph.evaluate` that need no labels.
 
     Raises:
-        ValueError: If there are no images, the handle is another model's, or nothing is attached any more.
+        ValueError: If there are no images, or the handle is another model's or was removed.
         TypeError: For other kinds of objects.
 
     Cost: two runs of all images; no gradients.

@@ -1,4 +1,4 @@
-"""From stored outcomes to rows: scores, intervals, paired differences, costs."""
+"""Computes scores, intervals and paired differences from stored outcomes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tokengraph.evaluate.store import Store
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of a setting over a set, in the form that intervals need.
+    """One figure of a setting over a set, as a function of image weights, from which intervals follow.
 
     Args:
         of: The figure under weights of images.
-        right: Whether each image is answered rightly, for McNemar's test; ``None`` for other figures.
+        right: True for each correct image, for McNemar's test; ``None`` for other figures.
     """
 
     of: Statistic
@@ -35,20 +35,20 @@ class Outcomes:
     """Stored outcomes of a set.
 
     Args:
-        store: Where they are.
-        part: Which set.
+        store: The store that has them.
+        part: Name of the set.
         images: The set.
-        chunks: How many chunks it has.
+        chunks: Its number of chunks.
     """
 
     def __init__(self, store: Store, part: str, images: Images, chunks: int) -> None:
         self.store, self.part, self.images, self.chunks = store, part, images, chunks
 
     def of(self, setting: str) -> Found:
-        """A setting's outcomes of all images that could be read, in order.
+        """Returns a setting's outcomes of all readable images, in order.
 
         Raises:
-            ValueError: If some are missing: another process writes to another folder.
+            ValueError: If some are missing, because another process writes to another folder.
         """
         missing = [c for c in range(self.chunks) if not self.store.has(self.part, setting, c)]
         if missing:
@@ -61,7 +61,7 @@ class Outcomes:
 
     @cached_property
     def skipped(self) -> list[tuple[str, str]]:
-        """Images that could not be read, and why."""
+        """Returns unreadable images with the reason."""
         found = []
         for number in range(self.chunks):
             part = self.store.load(self.part, DENSE.key, number)
@@ -75,20 +75,20 @@ class Outcomes:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Classes of the images that could be read."""
+        """Classes of the readable images."""
         if not self.images.has_labels or "index" not in self.dense:
             return None
         return np.array([self.images.label(int(i)) for i in self.dense["index"]], dtype=np.int64)
 
 
 class Scorer:
-    """Figures of settings over one set, against the dense model's.
+    """Computes figures of settings over one set, and their differences from the dense model's.
 
     Args:
-        outcomes: Of the set.
-        options: Seeds, samples and the probe's numbers.
+        outcomes: Outcomes of the set.
+        options: Seeds, samples and the probe's parameters.
         probe: ``"linear"``, ``"knn"`` or ``None``.
-        train: Outcomes of the probe's training images; ``None``: folds of the set itself.
+        train: Outcomes of the probe's training images; ``None`` uses folds of the set itself.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Scorer:
         source = self.train or self.outcomes
         found, labels = source.dense, source.labels
         if labels is None or "pooled" not in found:
-            raise ValueError("Expected labels and a model whose tokens are known, for a probe (got none).")
+            raise ValueError("Expected labels and a supported model for a probe (got none).")
         if len(np.unique(labels)) < 2:
             raise ValueError("Expected at least two classes among the probe's training images (got one).")
         test = self.outcomes.labels
@@ -141,7 +141,7 @@ class Scorer:
         return scores
 
     def figures(self, key: str) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Difference]]:
-        """A setting's figures, their intervals, and their paired differences to the dense model's."""
+        """Returns a setting's figures, their intervals, and their paired differences from the dense model's."""
         dense = key == DENSE.key
         found = self.outcomes.dense if dense else self.outcomes.of(key)
         scores = self.dense if dense else self._scores(key, found)
@@ -156,7 +156,7 @@ class Scorer:
         return metrics | summary(found), intervals, differences
 
     def counts(self, key: str) -> list[float] | None:
-        """Mean patch tokens an image before the first block and after each; ``None``: not known."""
+        """Returns mean patch tokens an image before the first block and after each; ``None`` if unknown."""
         found = self.outcomes.dense if key == DENSE.key else self.outcomes.of(key)
         return found["counts"].astype(np.float64).mean(axis=0).tolist() if "counts" in found else None
 
@@ -176,10 +176,10 @@ def _of_overlaps(inter: np.ndarray, union: np.ndarray, scored: list[int] | None)
 
 
 def check_labels(images: Images, head: int | None) -> None:
-    """Raises where the classes of images are not those of the model's head.
+    """Checks that the classes of images are those of the model's head.
 
     Raises:
-        ValueError: If the head has another number of classes than the set has, or a label is out of its range.
+        ValueError: If the head and the set have different numbers of classes, or a label is out of range.
     """
     if head is None:
         return

@@ -1,4 +1,4 @@
-"""Images in folders: one folder a class, ImageNet's synsets, one folder without labels, images beside masks."""
+"""Finds images in folders: one folder a class, ImageNet's synsets, images without labels, or images with masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SYNSET = re.compile(r"n\d{8}$")
 
 
 class Files(Images):
-    """Image files, with a class or a mask file each where there are.
+    """Image files, each with a class or a mask file if the set has them.
 
     Args:
         root: The folder; keys are paths below it.
@@ -27,7 +27,7 @@ class Files(Images):
         labels: Class numbers of the files.
         masks: Mask files of the files.
         classes: Names of the classes.
-        notes: What a reader should know.
+        notes: Remarks for the report.
     """
 
     def __init__(
@@ -50,25 +50,25 @@ class Files(Images):
         return len(self.files)
 
     def image(self, index: int) -> Any:
-        """Opened and read whole, so that a broken file fails here."""
+        """Opens and decodes the file, so that a broken file raises here."""
         return _read(self.files[index])
 
     def label(self, index: int) -> int:
-        """The number of the file's class."""
+        """Returns the class number of the file."""
         assert self._labels is not None
         return self._labels[index]
 
     def mask(self, index: int) -> Any:
-        """Pixel values of the mask file; a palette's numbers, not its colours."""
+        """Returns pixel values of the mask file; for palettes the indices, not the colours."""
         assert self._masks is not None
         return np.asarray(_read(self._masks[index]))
 
     def key(self, index: int) -> str:
-        """Path below the root, with slashes."""
+        """Returns the path below the root, with slashes."""
         return self.files[index].relative_to(self.root).as_posix()
 
     def stamp(self, index: int) -> str:
-        """Path, bytes and time of change, of the mask too: a file that was mended is another one."""
+        """Returns path, size and modification time of image and mask, so that a changed file counts as new."""
         parts = [self.key(index)]
         for file in (self.files[index], *(() if self._masks is None else (self._masks[index],))):
             try:
@@ -85,15 +85,15 @@ def find_images(
     """Finds images below a folder.
 
     Args:
-        root: The folder. With sub-folders ``images`` and ``masks`` (or ``annotations``, ``labels``): files of one
-            stem belong together. With other sub-folders: one a class, by sorted name. Without: no labels.
-        labels: ``"auto"``, or which of these it is: ``"classes"``, ``"masks"`` or ``"none"`` (all images at any depth).
+        root: The folder. Sub-folders ``images`` and ``masks`` (or ``annotations``, ``labels``) hold pairs of files with
+            one stem. Other sub-folders are classes, sorted by name. Without sub-folders images have no labels.
+        labels: ``"auto"``, or one of these: ``"classes"``, ``"masks"`` or ``"none"`` (all images at any depth).
         synsets: A file with one line a class that begins with the folder's name, as ImageNet's ``synset_words.txt``
-            and ``LOC_synset_mapping.txt``: its lines number the classes, also where only some folders are there.
-            Without it, folders that are all named as synsets are numbered as ImageNet-1k where timm knows them.
+            and ``LOC_synset_mapping.txt``. Its line numbers are the class numbers, also if some folders are missing.
+            Without it, folders that are all named by synsets get ImageNet-1k's numbers if timm is installed.
 
     Raises:
-        ValueError: If there is no such folder, there are no images in it, or a folder is not in the synset file.
+        ValueError: If the folder does not exist or has no images, or a class folder is not in the synset file.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -130,7 +130,7 @@ def _with_classes(folder: Path, names: list[str], synsets: str | os.PathLike[str
 
 
 def _numbered(names: list[str], synsets: str | os.PathLike[str] | None) -> tuple[list[str], list[int]]:
-    """All classes, and the number of each folder's."""
+    """Returns all classes, and the class number of each folder."""
     if synsets is not None:
         try:
             lines = Path(synsets).read_text(encoding="utf-8").splitlines()
@@ -149,7 +149,7 @@ def _numbered(names: list[str], synsets: str | os.PathLike[str] | None) -> tuple
 
 
 def _imagenet() -> dict[str, int]:
-    """Class numbers of ImageNet-1k's synsets; empty where timm is not there."""
+    """Returns the class numbers of ImageNet-1k's synsets; empty without timm."""
     try:
         from tokengraph.compat import timm
     except ImportError:
@@ -176,7 +176,7 @@ def _with_masks(folder: Path, masks: str | None) -> Files:
 
 
 def _walk(folder: Path) -> tuple[list[Path], int]:
-    """Image files at any depth, sorted by path, and how many other files there are; hidden ones do not count."""
+    """Returns image files at any depth, sorted by path, and the number of other files, without hidden ones."""
     found, others = [], 0
     for base, inside, names in os.walk(folder):
         inside[:] = sorted(d for d in inside if not d.startswith("."))

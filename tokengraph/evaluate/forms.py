@@ -1,4 +1,4 @@
-"""The forms of a model that settings name: built once for each model and resolution, attached for each use."""
+"""Builds the models of settings, once for each model and resolution, and attaches strategies for each use."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Forms:
 
     Args:
         source: The model that is evaluated.
-        device: Where all forms run.
-        random_weights: Whether models that settings name may have random weights too.
+        device: The device of all models.
+        random_weights: True if other models in settings may have random weights too.
     """
 
     def __init__(self, source: Source, device: torch.device, *, random_weights: bool = False) -> None:
@@ -38,23 +38,23 @@ class Forms:
         self._configs: dict[str | None, DataConfig] = {}
 
     def model(self, setting: Setting | None = None) -> nn.Module:
-        """The plain model under a setting; of ``None`` the dense one.
+        """Returns the plain model of a setting; ``None`` gives the dense model.
 
         Raises:
-            ValueError: If the model is unknown or takes no such resolution.
+            ValueError: If the model is unknown or does not support the resolution.
         """
         name, size, weights = (setting.model, setting.resolution, setting.weights) if setting else (None,) * 3
         if (name, size, weights) not in self._models:
             built = self._source(name).build(size).eval().to(self.device)
             if weights is not None:
-                built = copy.deepcopy(built)  # trained weights come into it
+                built = copy.deepcopy(built)  # it will load trained weights
             elif size is not None:
                 _share(built, self._own(name))
             self._models[name, size, weights] = built
         return self._models[name, size, weights]
 
     def config(self, setting: Setting | None = None) -> DataConfig:
-        """The preprocessing of a setting's images."""
+        """Returns the preprocessing of a setting's images."""
         name = setting.model if setting is not None else None
         if name not in self._configs:
             self._configs[name] = self._source(name).config or config_of_model(self._own(name))
@@ -62,7 +62,7 @@ class Forms:
 
     @contextmanager
     def open(self, setting: Setting) -> Iterator[Reader]:
-        """A reader of the setting's form; the model is plain again at the end."""
+        """Attaches the setting and yields a reader; the model is plain again at the end."""
         model = self.model(setting)
         select = setting.select()
         if select is None:
@@ -74,7 +74,7 @@ class Forms:
             yield Reader(model, handle)
 
     def _learned(self, handle: Any, setting: Setting) -> None:
-        """Loads what a strategy has learned, with the model that it was trained in."""
+        """Loads a trained strategy's weights, with the model that it was trained in."""
         if setting.weights is None:
             if handle.select.learns:
                 raise ValueError(
@@ -90,7 +90,7 @@ class Forms:
             raise ValueError(f"Expected a checkpoint of the model with {setting.strategy} in it (got one that {told}).")
 
     def planned(self, setting: Setting) -> list[int]:
-        """Patch tokens before the first block and after each, as the schedule plans them."""
+        """Returns the planned patch tokens before the first block and after each."""
         with self.open(setting) as reader:
             return list(reader.handle.trace.counts)
 
@@ -106,7 +106,7 @@ class Forms:
 
 
 def _share(built: nn.Module, own: nn.Module) -> None:
-    """Lets a model of another resolution use the first one's weights where they are equal, which is nearly all."""
+    """Shares equal weights with a model of another resolution, which are nearly all."""
     known = dict(own.named_parameters())
     for name, parameter in built.named_parameters():
         other = known.get(name)

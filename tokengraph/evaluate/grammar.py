@@ -1,4 +1,4 @@
-"""The text of a setting, taken apart: brackets are respected, values are Python literals or bare words."""
+"""Parses the text of a setting; values are Python literals or bare words, and brackets may contain separators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def split(text: str, separator: str) -> list[str]:
     """Splits at ``separator`` outside brackets and quotes; parts are stripped.
 
     Raises:
-        ValueError: If brackets or quotes do not close.
+        ValueError: If brackets or quotes are not closed.
 
     Example:
         >>> split("expedite:{5: 14},clusters=(14, 14)", ",")
@@ -42,7 +42,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def read_value(text: str) -> Any:
-    """A Python literal; a bare word is a string: ``"half-log"``, ``"mlerp"``."""
+    """Reads a Python literal; a bare word is a string: ``"half-log"``, ``"mlerp"``."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -50,7 +50,7 @@ def read_value(text: str) -> Any:
 
 
 def read_schedule(text: str) -> Schedule:
-    """A schedule: ``13``, ``{5: 0.5}``, ``[8, 8, 0]``, ``linear(8)``, ``ratio(0.9)`` or ``relative({3: 0.7})``.
+    """Reads ``13``, ``{5: 0.5}``, ``[8, 8, 0]``, ``linear(8)``, ``ratio(0.9)`` or ``relative({3: 0.7})``.
 
     Raises:
         ValueError: If the text is none of these.
@@ -71,7 +71,7 @@ def read_schedule(text: str) -> Schedule:
 
 
 def write_schedule(schedule: Any) -> str:
-    """The text that :func:`read_schedule` reads back; that of a rule of the user's own is its ``repr``."""
+    """Writes the text that :func:`read_schedule` reads; a user's own rule is written as its ``repr``."""
     if isinstance(schedule, schedules.Relative):
         return f"relative({dict(schedule.shares)})"
     for name in CALLS:

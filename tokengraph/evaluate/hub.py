@@ -1,4 +1,4 @@
-"""A data set of Hugging Face's ``datasets``, from the hub, its cache or a folder that ``save_to_disk`` wrote."""
+"""Reads a data set of Hugging Face's ``datasets`` from the hub, its cache or a folder of ``save_to_disk``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Hub(Images):
 
     Args:
         rows: The data set; anything with ``features``, ``__len__`` and ``__getitem__`` to a dict.
-        name: What tables call it.
+        name: Its name in reports.
 
     Raises:
         ValueError: If no column holds images.
@@ -45,18 +45,18 @@ class Hub(Images):
         return len(self.rows)
 
     def image(self, index: int) -> Any:
-        """Decoded by ``datasets``."""
+        """Returns the image as ``datasets`` decodes it."""
         image = self.rows[index][self._image]
         if image is None:
             raise ValueError("no image in this row")
         return image
 
     def label(self, index: int) -> int:
-        """Of the label column, read without its image."""
+        """Returns the label without decoding the image."""
         return self._labels[index]
 
     def stamp(self, index: int) -> str:
-        """The row of this version of the data set."""
+        """Returns the data set's fingerprint and the row number."""
         return f"{getattr(self.rows, '_fingerprint', self.name)} {index}"
 
     @cached_property
@@ -64,7 +64,7 @@ class Hub(Images):
         return [int(value) for value in self.rows[self._label]]
 
     def mask(self, index: int) -> Any:
-        """Of the mask column."""
+        """Returns the entry of the mask column."""
         return self.rows[index][self._mask]
 
 
@@ -73,7 +73,7 @@ def find_hub(name: str, split: str = "validation") -> Hub:
 
     Raises:
         ImportError: If ``datasets`` is not installed; names the extra.
-        ValueError: If the data set or the split is not there.
+        ValueError: If the data set or the split cannot be loaded.
     """
     name, colon, given = name.partition(":")
     split = given if colon else split
@@ -85,7 +85,7 @@ def find_hub(name: str, split: str = "validation") -> Hub:
         else:
             with patient_hub():
                 rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # whatever hub, cache or scripts raise
+    except Exception as error:  # hub, cache and scripts raise many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"Expected a data set that loads (got {name!r}, split {split!r}: {reason}).") from error
     return Hub(rows, f"{name}:{split}")

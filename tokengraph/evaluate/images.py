@@ -1,4 +1,4 @@
-"""Images with their labels or masks, one by one; in memory, or from where a subclass finds them."""
+"""``Images``, a set of images with labels or masks, and its classes for memory and subsets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 
 class Images:
-    """A numbered set of images. A subclass answers :meth:`image`, and :meth:`label` or :meth:`mask` where there are.
+    """A numbered set of images. A subclass implements :meth:`image`, and :meth:`label` or :meth:`mask` if it has them.
 
     Attributes:
-        name: What tables call it.
-        classes: Names of the classes; ``None``: not known.
-        has_labels: Whether images have a class.
-        has_masks: Whether images have a mask.
-        scored: Classes of masks whose IoU is averaged; ``None``: all that appear.
-        notes: What a reader should know: files left out, empty folders.
+        name: Its name in reports.
+        classes: Names of the classes; ``None`` if unknown.
+        has_labels: True if images have a class.
+        has_masks: True if images have a mask.
+        scored: Classes of masks whose IoU is averaged; ``None`` averages all that appear.
+        notes: Remarks for the report, such as skipped files and empty folders.
     """
 
     name: str = "images"
@@ -32,23 +32,23 @@ class Images:
         raise NotImplementedError
 
     def image(self, index: int) -> Any:
-        """A Pillow image, or uint8 ``[H, W]`` or ``[H, W, 3]``. Raises any exception where it cannot be read."""
+        """Returns a Pillow image, or uint8 ``[H, W]`` or ``[H, W, 3]``. Raises any exception if it is unreadable."""
         raise NotImplementedError
 
     def label(self, index: int) -> int:
-        """The number of the image's class."""
+        """Returns the class number of the image."""
         raise NotImplementedError
 
     def mask(self, index: int) -> Any:
-        """Class numbers ``[H, W]``; 255 is ignored."""
+        """Returns class numbers ``[H, W]``; 255 is ignored."""
         raise NotImplementedError
 
     def key(self, index: int) -> str:
-        """What the image is called in reports."""
+        """Returns the image's name in reports."""
         return str(index)
 
     def stamp(self, index: int) -> str:
-        """What tells this image and its mask from others that had their place: by default the key."""
+        """Returns a text that changes with the image or its mask; by default the key."""
         return self.key(index)
 
 
@@ -59,7 +59,7 @@ class Arrays(Images):
         images: ``[N, H, W, 3]`` or ``[N, H, W]`` uint8, or a sequence of arrays or Pillow images.
         labels: N class numbers.
         masks: N masks ``[H, W]`` of class numbers.
-        name: What tables call it.
+        name: Its name in reports.
         classes: Names of the classes.
         names: N keys; by default numbers.
         scored: Classes of masks whose IoU is averaged.
@@ -107,11 +107,11 @@ class Arrays(Images):
         return self._masks[index]
 
     def key(self, index: int) -> str:
-        """The given name, or the number."""
+        """Returns the given name, or the number."""
         return str(index) if self._names is None else self._names[index]
 
     def stamp(self, index: int) -> str:
-        """A checksum of pixels and mask."""
+        """Returns a checksum of pixels and mask."""
         total = zlib.crc32(self.key(index).encode())
         for thing in (self._images[index], None if self._masks is None else self._masks[index]):
             try:
@@ -160,7 +160,7 @@ class Subset(Images):
 
 
 def limited(images: Images, limit: int | None, seed: int) -> Images:
-    """At most ``limit`` images, drawn with ``seed``, in their order; all where ``limit`` is ``None``."""
+    """Draws at most ``limit`` images with ``seed`` and keeps their order; ``None`` keeps all."""
     if limit is None or limit >= len(images):
         return images
     if limit < 1:

@@ -1,4 +1,4 @@
-"""Models by name out of timm, transformers, open_clip and torchvision, each with its checkpoint's preprocessing."""
+"""Loads models by name from timm, transformers, open_clip and torchvision, with their checkpoints' preprocessing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tokengraph.io.hub import patient_hub
 from tokengraph.io.mean_std import find_mean_std
 from tokengraph.optional import optional
 
-TASKS = ("ImageClassification", "SemanticSegmentation")  # heads of transformers that are taken
+TASKS = ("ImageClassification", "SemanticSegmentation")  # supported heads of transformers
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model that a library knows: how to build it at a size, its preprocessing, and where its weights come from."""
+    """A library's model: a function that builds it at a size, its preprocessing, and the origin of its weights."""
 
     build: Callable[[int | None], nn.Module]
     config: DataConfig
@@ -29,9 +29,9 @@ class Found:
 
 
 def _reached(what: str, load: Callable[[], Any]) -> Any:
-    """The result of a load; anything that hub, cache or file raise becomes one line."""
+    """Returns the result of a load; turns any error of hub, cache or file into one line."""
     try:
-        with torch.random.fork_rng(devices=[]):  # random weights are the same each time, and disturb nobody
+        with torch.random.fork_rng(devices=[]):  # random weights are repeatable and leave the caller's generator alone
             torch.default_generator.manual_seed(0)
             with patient_hub():
                 return load()
@@ -46,7 +46,7 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
 
 
 def of_timm_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
-    """timm: ``create_model`` at the size, which resamples the checkpoint's positions."""
+    """Finds a timm model; ``create_model`` resamples the checkpoint's positions to the size."""
     from tokengraph.compat import timm
 
     if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
@@ -73,7 +73,7 @@ def _own_head(classes: int | None) -> None:
 
 
 def of_transformers_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
-    """transformers: the classifier or segmenter of a repository or folder; the bare model where it has no such head."""
+    """Finds a transformers repository or folder: its classifier or segmenter, else the model without a head."""
     from tokengraph.compat import transformers
 
     _own_head(classes)
@@ -84,7 +84,7 @@ def of_transformers_name(name: str, pretrained: bool, classes: int | None = None
         task = next((task for task in TASKS if f"For{task}" in heads), None)
         kind = transformers.AutoModel if task is None else getattr(transformers, f"AutoModelFor{task}")
         model = kind.from_pretrained(name) if pretrained else kind.from_config(config)
-        return (model if task else getattr(model, "vision_model", model)).eval()  # of CLIP, SigLIP: what sees
+        return (model if task else getattr(model, "vision_model", model)).eval()  # the vision tower of CLIP and SigLIP
 
     def build(size: int | None) -> nn.Module:
         model = _reached(name, load)
@@ -94,13 +94,13 @@ def of_transformers_name(name: str, pretrained: bool, classes: int | None = None
     try:
         with patient_hub():
             processor = transformers.AutoImageProcessor.from_pretrained(name)
-    except Exception:  # no such file, or no package for it: the model's own numbers stand
+    except Exception:  # no such file, or no package for it: use the model's own config
         return Found(build, config, f"{name} (transformers)")
     return Found(build, _of_processor(processor, config), f"{name} (transformers)")
 
 
 def _of_processor(processor: Any, config: DataConfig) -> DataConfig:
-    """Size, crop, filter, mean and deviation of a processor of transformers."""
+    """Reads size, crop, filter, mean and standard deviation from a processor of transformers."""
     size, crop = dict(getattr(processor, "size", {}) or {}), dict(getattr(processor, "crop_size", {}) or {})
     crops = bool(getattr(processor, "do_center_crop", False)) and "height" in crop
     side = crop["height"] if crops else size.get("height", size.get("shortest_edge", config.size))
@@ -113,7 +113,7 @@ def _of_processor(processor: Any, config: DataConfig) -> DataConfig:
 
 
 def of_open_clip_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
-    """open_clip: the vision tower of ``NAME:TAG``; without a tag the first that it knows."""
+    """Finds the vision tower of ``NAME:TAG`` in open_clip; without a tag its first known one."""
     open_clip = optional("open_clip")
     _own_head(classes)
     architecture, _, tag = name.partition(":")
@@ -134,7 +134,7 @@ def of_open_clip_name(name: str, pretrained: bool, classes: int | None = None) -
 
 
 def of_torchvision_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
-    """torchvision: a classifier with its default weights and their transforms."""
+    """Finds a torchvision classifier with its default weights and their transforms."""
     from tokengraph.compat import torchvision
 
     models = torchvision.models

@@ -1,4 +1,4 @@
-"""Time and peak memory of every setting on one batch."""
+"""Measures time and peak memory of every setting on one batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tokengraph.evaluate.timing import Timed, ideal_form, time_forms
 
 @dataclass
 class Measured:
-    """What was measured of one setting.
+    """The measured time and memory of one setting.
 
     Args:
-        ms: Milliseconds of a batch, a number a round, by ``"plain"``, ``"attached"`` and ``"ideal"``.
-        peak: Bytes held at the worst moment; ``None``: not measured.
+        ms: Milliseconds of a batch in each round, by ``"plain"``, ``"attached"`` and ``"ideal"``.
+        peak: Peak memory in bytes; ``None`` if not measured.
     """
 
     ms: dict[str, list[float]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ def measure(forms: Forms, settings: Sequence[Setting], options: Options, file: P
 
 
 def _forms(forms: Forms, setting: Setting, options: Options) -> list[Timed]:
-    """The form itself and, where it is attached, its ideal; none where it cannot be built: its row says why."""
+    """Returns the model to time and, if attached, its ideal; none if it cannot be built (its row has the reason)."""
     try:
         images = _images(forms, setting, options)
         model, select = forms.model(setting), setting.select()
@@ -89,5 +89,5 @@ def _peak(form: Timed, device: torch.device) -> int | None:
     try:
         with torch.no_grad(), form.enter() as run:
             return peak_bytes(lambda: run(form.images), device)
-    except Exception:  # a form that fails has a row with its reason
+    except Exception:  # the setting's row reports the error
         return None

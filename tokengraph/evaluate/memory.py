@@ -1,4 +1,4 @@
-"""The memory that one run holds at its worst moment, beyond what was there before."""
+"""Measures the peak memory of one run, beyond the memory in use before."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes at the worst moment of a call; weights and inputs, which are there before, do not count.
+    """Returns the peak bytes of a call, without weights and inputs that exist before it.
 
-    On CUDA by the allocator's counters; on CPU by PyTorch's allocator events, which do not see scratch space inside
-    MKL and oneDNN. Runs the call twice: what is built once and kept is no part of a run.
+    CUDA uses the allocator's counters; CPU uses PyTorch's allocator events, which miss scratch space inside MKL and
+    oneDNN. Runs the call twice, so that caches built in the first run do not count.
     """
     call()
     if device.type == "cuda":
@@ -44,7 +44,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides what the profiler's C++ side writes to standard error about its own start and stop."""
+    """Hides the profiler's C++ messages about its start and stop on standard error."""
     saved = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -1,4 +1,4 @@
-"""How an evaluation runs: what does not change its figures, and what makes them repeatable."""
+"""The options of an evaluation's run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 
 @dataclass(frozen=True)
 class Options:
-    """How an evaluation runs.
+    """The options of an evaluation's run.
 
     Args:
-        batch_size: Images a run.
-        chunk: Images between two saves; a kill loses at most this many of one setting.
-        limit: Images at most, drawn with ``seed``; ``None``: all.
-        device: Where the model runs; by default CUDA where it is there.
-        amp: ``"bfloat16"`` or ``"float16"``: runs under autocast; ``None``: as the model is.
-        time: Measure time: plain, attached and ideal, in turn.
-        time_batch: Images in the batch that is timed; by default ``batch_size``, on CPU at most 8.
-        time_rounds: Rounds of timing, at most.
-        memory: Measure peak memory of a run.
+        batch_size: Images a batch.
+        chunk: Images between two saves; an interruption loses at most this many of one setting.
+        limit: Largest number of images, drawn with ``seed``; ``None`` takes all.
+        device: Device of the model; by default CUDA if it is available.
+        amp: ``"bfloat16"`` or ``"float16"`` runs under autocast; ``None`` does not.
+        time: Measures time of plain, attached and ideal models in turn.
+        time_batch: Images in the timed batch; by default ``batch_size``, at most 8 on CPU.
+        time_rounds: Largest number of timing rounds.
+        memory: Measures peak memory of a run.
         resamples: Bootstrap samples of the intervals.
-        seed: Of subsets, folds and bootstrap.
-        folds: Of a probe without training images of its own.
+        seed: Seed of subsets, folds and bootstrap.
+        folds: Folds of a probe without training images of its own.
         l2: Weight decay of the linear probe.
-        neighbors: Of the nearest-neighbour probe.
+        neighbors: Neighbours of the nearest-neighbour probe.
         workers: Threads that read images ahead.
-        progress: Show how far it is.
+        progress: Shows progress.
 
     Raises:
-        ValueError: For a number below its least.
+        ValueError: For a number that is too small.
     """
 
     batch_size: int = 32
@@ -78,7 +78,7 @@ class Options:
         """The device of this process.
 
         Raises:
-            ValueError: If the device that was asked for is not there.
+            ValueError: If the requested device is not available.
         """
         if self.device is not None:
             wanted = torch.device("cuda", local_rank) if str(self.device) == "cuda" else self.device
@@ -86,5 +86,5 @@ class Options:
                 return torch.zeros(1, device=wanted).device
             except (AssertionError, RuntimeError) as error:  # no such kind, no driver, no such number
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ValueError(f"Expected a device that is there (got {str(self.device)!r}: {reason})") from error
+                raise ValueError(f"Expected an available device (got {str(self.device)!r}: {reason})") from error
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""A linear probe on patches, for masks: least squares in closed form, from sums that chunks add up."""
+"""A linear probe on patches, for masks: closed-form least squares from sums over chunks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Decode = Callable[[Tensor], Tensor]
 
 
 def highest_class(images: Images) -> int:
-    """The highest class number in the masks; 255 is ignored. Masks that cannot be read are left to the run.
+    """Returns the highest class number in the masks; ignores 255 and unreadable masks, which the run reports.
 
     Cost: reads every mask once.
     """
@@ -32,7 +32,7 @@ def highest_class(images: Images) -> int:
 
 
 def sums(patches: Tensor, targets: Tensor, classes: int) -> dict[str, np.ndarray]:
-    r"""What least squares needs of some images: :math:`X^T W X` and :math:`X^T W Y`.
+    r"""Returns the least-squares sums of some images: :math:`X^T W X` and :math:`X^T W Y`.
 
     Args:
         patches: ``[B, C, h, w]``; X are these rows and a column of ones.
@@ -48,22 +48,24 @@ def sums(patches: Tensor, targets: Tensor, classes: int) -> dict[str, np.ndarray
     weight = share.sum(dim=1, keepdim=True)
     rows = patches.double().permute(0, 2, 3, 1).flatten(0, 2)
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-    gram, cross = (rows * weight).T @ rows, rows.T @ share  # a share holds its weight already
+    gram, cross = (rows * weight).T @ rows, rows.T @ share  # shares already include the weight
     return {"gram": gram[None].cpu().numpy(), "cross": cross[None].cpu().numpy()}
 
 
 def fit(parts: Iterable[dict[str, np.ndarray]], l2: float) -> Decode:
-    """The probe of all parts' sums: ridge regression, penalty ``l2`` times the mean square of the features.
+    """Fits the probe on all parts' sums: ridge regression, penalty ``l2`` times the mean square of the features.
 
     Returns:
         A function from patch maps ``[B, C, h, w]`` to logits ``[B, K, h, w]``.
     """
     gram, cross = 0.0, 0.0
-    for part in parts:  # in order, so that the result is the same each time
+    for part in parts:  # in a fixed order, so that the result is repeatable
         gram, cross = gram + part["gram"].sum(0), cross + part["cross"].sum(0)
     gram, cross = np.asarray(gram), np.asarray(cross)
     penalty = l2 * np.trace(gram[:-1, :-1]) / max(len(gram) - 1, 1)
-    ridge = np.diag(np.append(np.full(len(gram) - 1, penalty), 1e-9 * gram[-1, -1]))  # the constant is free
+    ridge = np.diag(
+        np.append(np.full(len(gram) - 1, penalty), 1e-9 * gram[-1, -1])
+    )  # nearly no penalty on the constant
     solution = torch.from_numpy(np.linalg.lstsq(gram + ridge, cross, rcond=None)[0])
 
     def decode(patches: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Probes for backbones without a head: linear (LBFGS) and nearest neighbours, both without chance."""
+"""Deterministic probes for backbones without a head: linear (LBFGS) and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PROBES = ("linear", "knn")
-TEMPERATURE = 0.07  # of neighbours' votes, as published for DINO
+TEMPERATURE = 0.07  # temperature of neighbours' votes, as published for DINO
 
 
 def probe(
@@ -39,7 +39,7 @@ def probe(
 
 
 def fit_linear(x: Tensor, y: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
-    """Weights ``[C, K]`` and bias ``[K]`` of multinomial logistic regression on ``x [n, C]`` float64."""
+    """Fits multinomial logistic regression on ``x [n, C]`` float64; returns weights ``[C, K]`` and bias ``[K]``."""
     weight = torch.zeros(x.size(1), classes, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=200, history_size=10, line_search_fn="strong_wolfe")
@@ -63,7 +63,7 @@ def _votes(x: Tensor, y: Tensor, z: Tensor, neighbors: int, classes: int) -> Ten
 
 
 def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold of each image, ``[N]``: classes are spread evenly.
+    """Returns the fold of each image, ``[N]``, with classes spread evenly.
 
     Raises:
         ValueError: If there are fewer images than folds.
@@ -79,16 +79,16 @@ def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 class Protocol:
-    """A probe on stored features, by both protocols: the dense model's as it is, and fitted again for each setting.
+    """A probe on stored features by both protocols: fitted once on dense features, or refitted for each setting.
 
     Args:
         kind: ``"linear"`` or ``"knn"``.
         dense: Dense features that probes are fitted on, ``[n, C]``.
         labels: Their classes, ``[n]``.
-        fold: Where training and test images are the same: the fold of each. ``None``: they are not.
-        l2: Of the linear probe.
-        neighbors: Of the other.
-        classes: How many there are.
+        fold: The fold of each image, if training and test images are the same; otherwise ``None``.
+        l2: Weight decay of the linear probe.
+        neighbors: Neighbours of the nearest-neighbour probe.
+        classes: Number of classes.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class Protocol:
         self.how = {"l2": l2, "neighbors": neighbors, "classes": classes}
 
     def answers(self, test: np.ndarray, train: np.ndarray | None = None) -> np.ndarray:
-        """Likeliest classes ``[m, 5]`` of ``test [m, C]`` features.
+        """Returns the likeliest classes ``[m, 5]`` of ``test [m, C]`` features.
 
         Args:
             test: Features of a setting; with folds, of the same images as the training features.
-            train: Features to fit on; ``None``: the dense ones, the probe as it is.
+            train: Features to fit on; ``None`` uses the probe on dense features.
         """
         source = self.dense if train is None else train
         if self.fold is None:

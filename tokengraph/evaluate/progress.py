@@ -1,4 +1,4 @@
-"""How far a long run is: a bar where tqdm is there, plain lines without it."""
+"""Shows the progress of a long run: a bar with tqdm, plain lines without it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Progress:
     """Counts steps of a long run, on standard error.
 
     Args:
-        total: Steps in all.
-        what: What is done, in a word or two.
-        show: Whether to show anything.
+        total: Total number of steps.
+        what: A word or two for the work.
+        show: False shows nothing.
     """
 
     def __init__(self, total: int, what: str, show: bool = True) -> None:
@@ -29,7 +29,7 @@ class Progress:
             self._bar = optional("tqdm").tqdm(total=total, desc=what, unit="run", dynamic_ncols=True, leave=False)
 
     def step(self, count: int = 1, note: str = "") -> None:
-        """``count`` steps are done; ``note`` is what goes on."""
+        """Counts ``count`` finished steps; ``note`` names the current one."""
         self.done += count
         bar: Any = self._bar
         if bar is not None:

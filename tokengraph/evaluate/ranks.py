@@ -1,4 +1,4 @@
-"""Several processes of torchrun that share one folder: each takes its chunks, one writes the report."""
+"""Divides chunks among torchrun's processes, which share one folder; the first process writes the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-PATIENCE = timedelta(days=7)  # a process may have far more to do than another
+PATIENCE = timedelta(days=7)  # one process may have far more work than another
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Ranks:
     """This process among those of a run.
 
     Args:
-        rank: Its number.
-        world: How many there are.
+        rank: Its number among all processes.
+        world: Number of processes.
         local: Its number on this machine.
     """
 
@@ -27,21 +27,21 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes what is common to all."""
+        """True for the process that writes shared files."""
         return self.rank == 0
 
     def mine(self, index: int) -> bool:
-        """Whether part ``index`` is this process's."""
+        """Returns whether part ``index`` belongs to this process."""
         return index % self.world == self.rank
 
     def wait(self) -> None:
-        """Waits until all have come here."""
+        """Waits until every process calls this."""
         if self.world > 1:
             dist.barrier()
 
 
 def find_ranks() -> Ranks:
-    """Reads ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` as torchrun sets them; joins the others over gloo."""
+    """Reads torchrun's ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; joins the other processes over gloo."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if not dist.is_available():
         return Ranks()

@@ -1,4 +1,4 @@
-"""One run of a model, read in one form whatever the library: logits, class token, patch map, token counts."""
+"""Runs a model of any library and returns its logits, class token, patch map and token counts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FINAL_NORMS = ("norm", "layernorm", "post_layernorm", "ln_post", "layer_norm", "
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run of B images gives.
+    """The outputs of a run on B images.
 
     Args:
-        logits: Of a classifier ``[B, K]``, or of a segmenter ``[B, K, H, W]``; ``None``: the model has no head.
-        token: ``[B, C]`` after the final norm: the class token, or the mean of patches where the model has none.
-        patches: ``[B, C, h, w]`` after the final norm, every input patch; dropped ones are zeros. ``None``: not known.
+        logits: A classifier's ``[B, K]`` or a segmenter's ``[B, K, H, W]``; ``None`` if the model has no head.
+        token: ``[B, C]`` after the final norm: the class token, or the mean of patches if the model has none.
+        patches: ``[B, C, h, w]`` after the final norm, every input patch; dropped ones are zeros. ``None`` if unknown.
         pooled: ``[B, C]`` or ``[B, 2 C]``: the class token, and the mean over the patches that are represented.
-        counts: Patch tokens before the first block and after each, ``[depth + 1, B]`` floats; ``None``: not known.
+        counts: Patch tokens before the first block and after each, ``[depth + 1, B]`` floats; ``None`` if unknown.
     """
 
     logits: Tensor | None
@@ -37,8 +37,8 @@ class Reader:
     """Runs a model, plain or attached, and reads its outputs.
 
     Args:
-        model: The model, in eval mode; supported ones give tokens, others only what they return.
-        handle: What :func:`tokengraph.attach` gave, where something is attached.
+        model: The model, in eval mode; unsupported models give no tokens, only their return value.
+        handle: The handle of :func:`tokengraph.attach`, if a strategy is attached.
     """
 
     def __init__(self, model: nn.Module, handle: Any = None) -> None:
@@ -63,7 +63,7 @@ class Reader:
             logits = _logits(self.model, self.model(images))
         finally:
             hook.remove()
-        if len(seen) != 1 or seen[0].dim() != 3:  # a model that runs its blocks in several goes
+        if len(seen) != 1 or seen[0].dim() != 3:  # a model that runs its blocks several times
             return Outputs(logits)
         return self._read(self.adapter, images, logits, seen[0])
 
@@ -83,12 +83,12 @@ class Reader:
         return Outputs(logits, token, patches, pooled, self._counts(adapter, tokens, prefix))
 
     def _lift(self, tokens: Tensor, normed: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        """Rows of every patch ``[B, N, C]`` after the norm, and how far each is represented, ``[B, N, 1]``."""
+        """Returns normed rows of every patch ``[B, N, C]``, and the represented share of each, ``[B, N, 1]``."""
         if self.handle is None or not hasattr(self.handle.trace, "lift"):
             rows = normed[:, prefix:]
             return rows, torch.ones_like(rows[..., :1])
         trace = self.handle.trace
-        if self.handle.select.stores:  # what comes back was stored before the norm
+        if self.handle.select.stores:  # stored features are from before the norm
             rows = final_norm(self.core)(trace.lift(tokens, replenish=True))
             return rows, torch.ones_like(rows[..., :1])
         return trace.lift(normed), trace.lift(torch.ones_like(normed[..., :1]))
@@ -103,7 +103,7 @@ class Reader:
 
 
 def final_norm(core: nn.Module) -> nn.Module:
-    """The norm behind the last block; an identity where none is found."""
+    """Returns the norm after the last block, or an identity."""
     for path in FINAL_NORMS:
         found: Any = core
         for name in path.split("."):
@@ -123,7 +123,7 @@ def _find(model: nn.Module) -> tuple[nn.Module, Adapter | None]:
 
 
 def _logits(model: Any, output: Any) -> Tensor | None:
-    """What a head made of the images; ``None`` where the output is features."""
+    """Returns the logits of a model's head; ``None`` if the output is features."""
     named = getattr(output, "logits", None)
     if isinstance(named, Tensor):
         return named if named.dim() in (2, 4) else None
@@ -135,7 +135,7 @@ def _logits(model: Any, output: Any) -> Tensor | None:
 
 
 def has_head(model: Any) -> bool:
-    """Whether a 2-D output of the model is logits: its last layer is a classifier, as far as names say."""
+    """Returns whether a 2-D output of the model is logits, judged by the names of its head."""
     if hasattr(model, "num_classes"):  # timm
         return bool(model.num_classes)
     if type(model).__module__.startswith("open_clip"):

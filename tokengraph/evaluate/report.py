@@ -1,4 +1,4 @@
-"""The report: one row a setting, the dense model's first, with figures, intervals, costs and times."""
+"""The report of an evaluation: one row a setting, the dense model first, with figures, intervals, costs and times."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tokengraph.evaluate.row import Row
 from tokengraph.evaluate.store import write_text
 from tokengraph.evaluate.tables import to_csv, to_json, to_markdown
 
-MAIN = ("top1", "miou", "probe_as_is", "agreement", "class_cosine")  # what a plot shows, the first that there is
+MAIN = ("top1", "miou", "probe_as_is", "agreement", "class_cosine")  # a plot shows the first of these that exists
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found. Printing it gives the Markdown table.
+    """The results of an evaluation. Printing it gives the Markdown table.
 
     Args:
-        rows: The dense model's first, then settings, then controls.
-        skipped: Images that could not be read, with the reason; no figure counts them.
+        rows: The dense model's row, then settings, then controls.
+        skipped: Unreadable images with the reason; no figure counts them.
         facts: Model, images, preprocessing, device, versions, conventions.
     """
 
@@ -30,10 +30,10 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
-        """The row of a setting.
+        """Returns the row of a setting.
 
         Raises:
-            ValueError: If there is none of this name.
+            ValueError: If no row has this name.
         """
         for row in self.rows:
             if row.name == name:
@@ -42,27 +42,27 @@ class Report:
 
     @property
     def main(self) -> str | None:
-        """The figure that matters most among those that there are; ``None``: there is none."""
+        """The name of the most important figure in the report; ``None`` without figures."""
         there = {name for row in self.rows for name in row.metrics}
         return next((name for name in MAIN if name in there), None)
 
     def markdown(self) -> str:
-        """Tables and facts for people."""
+        """Returns tables and facts as Markdown."""
         return to_markdown(self.rows, self.skipped, self.facts)
 
     def json(self) -> str:
-        """Everything, for programs."""
+        """Returns the whole report as JSON."""
         return to_json(self.rows, self.skipped, self.facts)
 
     def csv(self) -> str:
-        """One line a setting, for spreadsheets."""
+        """Returns one line a setting as CSV."""
         return to_csv(self.rows)
 
     def __str__(self) -> str:
         return self.markdown()
 
     def save(self, folder: str | PathLike[str], *, plot: bool = True) -> list[Path]:
-        """Writes ``report.json``, ``report.csv``, ``report.md`` and, where matplotlib is there, ``pareto.png``."""
+        """Writes ``report.json``, ``report.csv``, ``report.md`` and, with matplotlib, ``pareto.png``."""
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         texts = {"report.json": self.json(), "report.csv": self.csv(), "report.md": self.markdown()}

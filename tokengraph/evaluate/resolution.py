@@ -1,4 +1,4 @@
-"""A model for another input size: position tables resampled in place, by the library's own way where it has one."""
+"""Adapts a model to another input size by resampling its position tables in place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokengraph.adapters import find_adapter
 def resized(model: nn.Module, size: int) -> nn.Module:
     """Makes a model take square images of ``size`` pixels, in place.
 
-    timm's models do it themselves (``set_input_size``). Those of transformers resample in each run, once they are
-    told. torchvision's and open_clip's tables are resampled here, bicubic with antialiasing.
+    timm's models have ``set_input_size``. Models of transformers resample in each run, by an argument that a hook sets.
+    The tables of torchvision and open_clip are resampled here, bicubic with antialiasing.
 
     Args:
         model: Any supported model, not attached.
@@ -75,7 +75,7 @@ def _in_each_run(model: nn.Module, core: nn.Module) -> None:
 
 
 def _resample(core: Any, size: int, side: int) -> None:
-    """Torchvision's and open_clip's tables."""
+    """Resamples the tables of torchvision and open_clip."""
     if hasattr(core, "positional_embedding"):
         table, owner, name = core.positional_embedding, core, "positional_embedding"
         core.image_size, core.grid_size = (size, size), (side, side)
@@ -88,7 +88,7 @@ def _resample(core: Any, size: int, side: int) -> None:
 
 
 def _table(table: Tensor, side: int) -> Tensor:
-    """``[..., 1 + H*W, C]`` resampled to ``[..., 1 + side*side, C]``."""
+    """Resamples ``[..., 1 + H*W, C]`` to ``[..., 1 + side*side, C]``."""
     flat = table.reshape(-1, table.size(-1))
     old = round((flat.size(0) - 1) ** 0.5)
     grid = flat[1:].T.reshape(1, -1, old, old).float()

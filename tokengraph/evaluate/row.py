@@ -10,25 +10,26 @@ from tokengraph.evaluate.statistics import Difference
 
 @dataclass(frozen=True)
 class Row:
-    """What one setting gave.
+    """The results of one setting.
 
     Args:
-        name: Of the setting.
+        name: Name of the setting.
         kind: ``"dense"``, ``"setting"`` or ``"control"``.
-        reason: Why it failed; empty if it did not. A failed row has no figures.
+        reason: The error of a failed setting, which has no figures; otherwise empty.
         metrics: Figures by name: ``top1``, ``top5``, ``miou``, ``biou``, ``agreement``, ``kl``, ``class_cosine``,
             ``class_worst``, ``patch_cosine``, ``patch_worst``, ``probe_as_is``, ``probe_refit``; with a
-            probe on patches ``miou`` and ``biou`` are its as it is, ``miou_refit`` and ``biou_refit`` fitted again.
+            probe on patches ``miou`` and ``biou`` use the dense model's probe, ``miou_refit`` and ``biou_refit`` a
+            refitted one.
         intervals: 95 % intervals of figures, by bootstrap over images.
         differences: Figures minus the dense model's, paired.
-        gmacs: Billions of multiply-adds of the blocks for an image, merging included; ``None``: not known.
+        gmacs: Billions of multiply-adds of the blocks for an image, merging included; ``None`` if unknown.
         cost: The same as a share of the dense model's.
-        counted: Whether the strategy says what its choice costs; if not, its choice is missing in ``gmacs``.
+        counted: True if ``gmacs`` includes the cost of the strategy's choice.
         counts: Mean patch tokens before the first block and after each.
         ms: Median and quartiles of the milliseconds of a batch, by ``"plain"``, ``"attached"``, ``"ideal"``.
-        speed: Time over the dense model's, round by round: median and quartiles.
-        over_ideal: Time over the ideal's, likewise.
-        peak: Bytes that a run holds at its worst moment.
+        speed: Time divided by the dense model's in each round: median and quartiles.
+        over_ideal: Time divided by the ideal's in each round: median and quartiles.
+        peak: Peak memory of a run in bytes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The rows of a report: figures, costs and measured times put together."""
+"""Builds the rows of a report from figures, costs and measured times."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Three = tuple[float, float, float]
 def make_rows(
     scorer: Scorer, runner: Runner, settings: tuple[list[Setting], list[Setting]], measured: dict[str, Measured]
 ) -> list[Row]:
-    """The dense model's row, then those of settings and of controls.
+    """Returns the dense model's row, then the rows of settings and of controls.
 
     Args:
-        scorer: Figures.
-        runner: What ran.
+        scorer: Computes the figures.
+        runner: The runner of the evaluation.
         settings: Settings, and controls.
         measured: Times and memory, by setting.
     """
@@ -59,14 +59,14 @@ def _row(
 
 
 def _over(times: list[float] | None, others: list[float] | None) -> Three | None:
-    """Quotients round by round: noise that hits both cancels."""
+    """Divides times round by round, so that common noise cancels."""
     if not times or not others:
         return None
     return quartiles([a / b for a, b in zip(times, others, strict=True)])
 
 
 def _gmacs(scorer: Scorer, runner: Runner, setting: Setting) -> tuple[float | None, bool]:
-    """Billions of multiply-adds for an image, and whether choosing is counted."""
+    """Returns billions of multiply-adds for an image, and True if choosing is counted."""
     counts = scorer.counts(setting.key)
     body = anatomy(runner.forms.model(setting)) if counts is not None else None
     if body is None or counts is None:

@@ -1,4 +1,4 @@
-"""Runs every setting over every chunk of a set, and stores what each image gives."""
+"""Runs every setting on every chunk of a set, and stores the outcome of each image."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ Found = dict[str, np.ndarray]
 
 @dataclass
 class Runner:
-    """What all runs of an evaluation share.
+    """Runs an evaluation's settings and stores their outcomes.
 
     Args:
-        forms: Models.
-        store: Where outcomes go.
-        options: How to run.
-        ranks: Which chunks are this process's.
-        decode: From patch maps to logits of each pixel; ``None``: the model does it, or there are no masks.
-        features: Whether to store pooled features, for a probe.
-        fitting: Classes of masks whose sums are stored, for a probe on patches; 0: outcomes are.
+        forms: The models.
+        store: The store for outcomes.
+        options: Settings of the run.
+        ranks: The division of chunks among processes.
+        decode: Maps patch features to pixel logits; ``None`` if the model does it, or there are no masks.
+        features: True to store pooled features, for a probe.
+        fitting: Number of mask classes, to store the sums for a probe on patches; 0 stores outcomes instead.
         probes: For masks, the fitted probe on patches of each setting.
     """
 
@@ -52,10 +52,10 @@ class Runner:
     probes: dict[str, Decode] = field(default_factory=dict)
 
     def run(self, part: str, images: Images, settings: Sequence[Setting]) -> None:
-        """Runs what is not stored yet; ``part`` names the set (``"data"`` or ``"train"``).
+        """Runs every chunk without stored outcomes; ``part`` names the set (``"data"`` or ``"train"``).
 
         Raises:
-            Exception: What the dense model raises; a setting that fails is noted, and the others go on.
+            Exception: Any error of the dense model. Errors of a setting are stored, and the other settings run.
         """
         size = self.options.chunk
         mine = [c for c in range(-(-len(images) // size)) if self.ranks.mine(c)]
@@ -87,7 +87,7 @@ class Runner:
             try:
                 with self.forms.open(setting) as reader:
                     self.store.save(part, setting.key, number, self._outcome(reader, chunk, setting, targets, dense)[0])
-            except Exception as error:  # one setting's failure is a row of the report, not the end
+            except Exception as error:  # a failed setting is a row of the report; the run continues
                 lines = [line for line in str(error).splitlines() if line.strip()]
                 self.store.fail(part, setting.key, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300])
             progress.step(note=setting.name)
@@ -95,7 +95,7 @@ class Runner:
     def _outcome(
         self, reader: Reader, chunk: Chunk, setting: Setting, targets: Tensor | None, dense: list[Outputs] | None
     ) -> tuple[Found, list[Outputs]]:
-        """What each image of a chunk gives under a setting, and the outputs where they are the dense model's."""
+        """Returns the outcomes of a chunk's images under a setting, and the outputs if it is the dense model."""
         if not chunk.index:
             return {"index": np.zeros(0, dtype=np.int64)}, []
         parts: list[Found] = []
@@ -138,13 +138,13 @@ class Runner:
             raise ValueError("Expected a probe that was fitted for this setting (got none: it failed on train images).")
         found: Found = {}
         ours, own = self.probes[DENSE.key], self.probes[setting.key]
-        if setting.model is None:  # another model's patches are none of ours
+        if setting.model is None:  # probes fit the patches of this model only
             found = self._overlap(self._maps(outputs, ours), targets)
         again = self._overlap(self._maps(outputs, own), targets)
         return found | {f"refit_{key}": value for key, value in again.items()}
 
     def _maps(self, outputs: Outputs, decode: Decode | None) -> Tensor:
-        """Logits of each pixel."""
+        """Returns the logits of each pixel."""
         logits = outputs.logits if outputs.logits is not None and outputs.logits.dim() == 4 else None
         if decode is not None:
             if outputs.patches is None:

@@ -1,4 +1,4 @@
-"""A setting: one form of the model that is measured, from a text, a JSON plan or Python objects."""
+"""Settings to evaluate, given as text, JSON plan or Python objects."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tokengraph.maps.hard import REDUCTIONS
 from tokengraph.schedule import Schedule, relative
 from tokengraph.select.base import Select, resolve
 
-OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # of the setting; all others are the strategy's
+OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # options of the setting; all others are the strategy's
 REDUCE = ("reduce", "reduction")
 KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One form of the model: a strategy with its schedule, another resolution, another model, or some of these at once.
+    """A variant of the model: a strategy with its schedule, another resolution, another model, or several of these.
 
     Args:
-        strategy: By name or as an instance; ``None``: no tokens are removed.
+        strategy: By name or as an instance; ``None`` removes no tokens.
         schedule: As for :func:`tokengraph.attach`.
-        options: Of the strategy, by name; ``reduce`` is how clusters are pooled.
-        resolution: Side of the input in pixels; ``None``: the checkpoint's own.
-        model: Another model, by name; ``None``: the one that is evaluated.
+        options: Options of the strategy by name; ``reduce`` is the reduction.
+        resolution: Side of the input in pixels; ``None`` is the checkpoint's own.
+        model: Another model, by name; ``None`` is the evaluated one.
         prop_attn: As for :func:`tokengraph.attach`.
         size_bias: As for :func:`tokengraph.attach`.
         weights: A checkpoint of the model with the strategy in it, for strategies that learn.
-        label: What the tables call it; by default :attr:`name` works it out.
+        label: Its name in reports; by default derived from the setting.
     """
 
     strategy: str | Select | None = None
@@ -47,12 +47,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What tables call it: the label or, without one, the setting as text that :func:`read_setting` reads back."""
+        """Its name in reports: the label, or else the text that :func:`read_setting` reads."""
         return self.label or self._text()
 
     @property
     def key(self) -> str:
-        """What its predictions are stored under: settings that may give other ones have another."""
+        """The key of its stored predictions; settings with possibly different predictions have different keys."""
         own = vars(self.strategy) if isinstance(self.strategy, Select) else ""  # a repr may leave some out
         file = Path(self.weights) if self.weights is not None else None
         stamp = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file is not None and file.is_file() else ""

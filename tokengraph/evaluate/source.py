@@ -1,4 +1,4 @@
-"""Where the model comes from: built anew for each input size, so that position tables are resampled once only."""
+"""The source of a model, which builds it for each input size, so that position tables are resampled only once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Source:
     """A model that can be built at any input size.
 
     Args:
-        name: What tables call it.
-        build: ``build(size)``: the model in eval mode for square images of ``size`` pixels; ``None``: its own size.
-        config: The checkpoint's preprocessing; ``None``: looked up in the model.
-        weights: Where the weights come from, in words.
+        name: Its name in reports.
+        build: ``build(size)`` returns the model in eval mode for square images of ``size`` pixels, or of its own size
+            for ``None``.
+        config: The checkpoint's preprocessing; ``None`` reads it from the model.
+        weights: A description of the weights' origin, for reports.
     """
 
     name: str
@@ -39,17 +40,17 @@ def source_of(
     num_classes: int | None = None,
     random_weights: bool = False,
 ) -> Source:
-    """A source from what a user gives.
+    """Returns the source of a model given by name, module or source.
 
     Args:
         model: A :class:`Source`, a module, or a name: ``"timm:NAME"``, ``"transformers:REPOSITORY"`` (or a folder),
             ``"open_clip:NAME:TAG"``, ``"torchvision:NAME"``. Without a prefix: timm's, or with a slash transformers'.
         checkpoint: A file of weights, which must have all of the model's.
-        num_classes: Of the head that the checkpoint has, where it is not the model's usual one; 0: it has none.
-        random_weights: Take random weights instead of pretrained ones; figures then say nothing about the model.
+        num_classes: Classes of the checkpoint's head, if it is not the model's usual one; 0 if it has none.
+        random_weights: Uses random weights instead of pretrained ones; figures are then meaningless.
 
     Raises:
-        ValueError: If the name is unknown or its weights cannot be reached; says what would do.
+        ValueError: If the name is unknown or its weights cannot be loaded.
         ImportError: If the library is not installed; names the extra.
         TypeError: For another kind of object.
     """
@@ -71,7 +72,7 @@ def source_of(
 
 
 def _load(model: nn.Module, checkpoint: Any, name: str) -> None:
-    """Loads a checkpoint; parts that keep their random values would give figures that mean nothing."""
+    """Loads a checkpoint; raises if it lacks weights, because figures with random parts would be meaningless."""
     report = load_checkpoint(model, checkpoint)
     if report.missing or report.mismatched:
         told = "; ".join(line[:120] for line in str(report).splitlines())
@@ -91,7 +92,7 @@ def _library(text: str) -> tuple[str, str]:
 
 
 class _Copies:
-    """Builds other sizes from one module, by resampling a copy's positions."""
+    """Builds other sizes of one module by resampling the positions of a copy."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

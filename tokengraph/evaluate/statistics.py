@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -38,9 +38,9 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def resample(count: int, times: int, seed: int) -> np.ndarray:
-    """How often each of ``count`` images is drawn in each of ``times`` bootstrap samples, ``[times, count]``.
+    """Returns how often each of ``times`` bootstrap samples draws each of ``count`` images, ``[times, count]``.
 
-    A byte is enough: fewer than 256 images cannot exceed it, and of more no one is drawn so often.
+    A byte is enough: fewer than 256 images cannot exceed it, and with more no image is drawn that often.
     """
     generator = np.random.default_rng(seed)
     rows = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(times))
@@ -48,7 +48,7 @@ def resample(count: int, times: int, seed: int) -> np.ndarray:
 
 
 def interval(statistic: Statistic, draws: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of a statistic of weights ``[R, N] -> [R]`` over bootstrap samples."""
+    """Returns the percentile interval of a statistic of weights ``[R, N] -> [R]`` over bootstrap samples."""
     block = max(1, BLOCK // draws.shape[1])
     parts = [statistic(draws[i : i + block].astype(np.float64)) for i in range(0, len(draws), block)]
     tail = (1 - LEVEL) / 2
@@ -57,28 +57,28 @@ def interval(statistic: Statistic, draws: np.ndarray) -> tuple[float, float]:
 
 
 def mean_of(values: np.ndarray) -> Statistic:
-    """The weighted mean of one number an image, as a statistic."""
+    """Returns the weighted mean of one number an image, as a statistic."""
     numbers = np.asarray(values, dtype=np.float64)
     return lambda weights: weights @ numbers / weights.sum(axis=-1)
 
 
 def compare(dense: Statistic, other: Statistic, draws: np.ndarray, p: float | None = None) -> Difference:
-    """The difference of a statistic between two settings, both over the same bootstrap samples."""
+    """Returns the difference of a statistic between two settings over the same bootstrap samples."""
     once = np.ones((1, draws.shape[1]))
     low, high = interval(lambda w: other(w) - dense(w), draws)
     return Difference(float((other(once) - dense(once))[0]), low, high, p)
 
 
 def mcnemar(dense: np.ndarray, other: np.ndarray) -> float:
-    r"""McNemar's exact two-sided p-value for two settings' right answers on the same images.
+    r"""Returns McNemar's exact two-sided p-value for two settings' correct answers on the same images.
 
     .. math:: p = \min\Big(1, 2 \sum_{i=0}^{\min(b, c)} \binom{b + c}{i} 2^{-(b + c)}\Big)
 
-    with b images that only the dense model gets right and c that only the other does.
+    with b images that only the dense model answers correctly and c that only the other does.
 
     Args:
-        dense: Whether the dense model is right, ``[N]`` bool.
-        other: Whether the other one is.
+        dense: True where the dense model is correct, ``[N]`` bool.
+        other: True where the other setting is correct, ``[N]`` bool.
 
     Example:
         >>> round(mcnemar(np.array([1, 1, 1, 1, 1, 1]) > 0, np.array([0, 0, 0, 0, 0, 0]) > 0), 5)

@@ -1,4 +1,4 @@
-"""Predictions on disk, chunk by chunk: a file is there whole or not at all, so a kill at any moment loses one chunk."""
+"""Stores predictions on disk, one file a chunk; writes are atomic, so an interruption loses at most one chunk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Store:
     """A folder with the outcome of every setting on every chunk.
 
     Args:
-        folder: Made if need be.
-        facts: What the predictions stand for: model, images, preprocessing. A folder of other facts is refused.
+        folder: The folder, created if necessary.
+        facts: The run's model, images and preprocessing. A folder with other facts raises.
 
     Raises:
-        ValueError: If the folder holds predictions of something else, or of another version of this format.
+        ValueError: If the folder has predictions of another run, or of another version of this format.
     """
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
@@ -52,9 +52,9 @@ class Store:
         return self.folder / "predictions" / part / slug(setting) / f"{chunk:06d}.npz"
 
     def has(self, part: str, setting: str, chunk: int) -> bool:
-        """Whether a setting's outcome on a chunk is stored."""
+        """Returns whether a setting's outcome on a chunk is stored."""
         file = self._file(part, setting, chunk)
-        return file.is_file() and file.stat().st_size > 0  # a machine that went down may leave an empty file
+        return file.is_file() and file.stat().st_size > 0  # a machine that lost power may leave an empty file
 
     def save(self, part: str, setting: str, chunk: int, found: Mapping[str, np.ndarray]) -> None:
         """Stores an outcome."""
@@ -67,12 +67,12 @@ class Store:
         os.replace(temporary, file)
 
     def load(self, part: str, setting: str, chunk: int) -> dict[str, np.ndarray]:
-        """A stored outcome."""
+        """Loads a stored outcome."""
         with np.load(self._file(part, setting, chunk), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
     def fail(self, part: str, setting: str, reason: str | None) -> None:
-        """Notes why a setting failed; ``None`` forgets it, for another try."""
+        """Stores the error of a failed setting; ``None`` deletes it for a retry."""
         file = self._file(part, setting, 0).with_name("failed.txt")
         if reason is None:
             file.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ class Store:
             write_text(file, reason)
 
     def reason(self, part: str, setting: str) -> str:
-        """Why a setting failed; empty if it did not."""
+        """Returns the error of a failed setting; empty if it did not fail."""
         file = self._file(part, setting, 0).with_name("failed.txt")
         try:
             return file.read_text(encoding="utf-8")
@@ -90,18 +90,18 @@ class Store:
 
 
 def slug(name: str) -> str:
-    """A name for files: readable, and different for different settings."""
+    """Returns a readable file name, different for different settings."""
     plain = re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-")[:60]
     return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
 
 
 def fingerprint(stamps: list[str]) -> str:
-    """Of the images' stamps, in order."""
+    """Returns a checksum of the images' stamps, in order."""
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A report as JSON, CSV and Markdown."""
+"""Writes a report as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TITLES = {
 
 
 def to_json(rows: Sequence[Row], skipped: Skipped, facts: Mapping[str, Any]) -> str:
-    """Everything, with ``null`` for what is not finite."""
+    """Returns the report as JSON, with ``null`` for numbers that are not finite."""
     data = {"facts": dict(facts), "skipped": skipped, "rows": [asdict(row) for row in rows]}
     return json.dumps(_plain(data), indent=1)
 
@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a setting, named as in :class:`tokengraph.evaluate.row.Row`; intervals end in ``_low`` and ``_high``."""
+    """Returns one line a setting, with the names of :class:`tokengraph.evaluate.row.Row` and ``_low``, ``_high``."""
     lines = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     out = io.StringIO()
@@ -84,7 +84,7 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def to_markdown(every: Sequence[Row], skipped: Skipped, facts: Mapping[str, Any]) -> str:
-    """A table of scores, one of fidelity, one of cost; then what failed, what was skipped, and the facts."""
+    """Returns tables of scores, fidelity and cost, then failed settings, skipped images and the facts."""
     rows = [row for row in every if not row.reason]
     text = [f"# {facts.get('model', 'model')} on {facts.get('data', 'images')}", ""]
     scores = [name for name in SCORES if any(name in row.metrics for row in rows)]

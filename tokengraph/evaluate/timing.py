@@ -1,4 +1,4 @@
-"""Measured time of every setting, in turn: the dense model, the form that is attached, and its ideal."""
+"""Measures the time of every setting in interleaved rounds: the dense model, the attached model and its ideal."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LEAST = 0.02  # seconds a measurement should take; shorter runs are repeated wit
 
 @dataclass
 class Timed:
-    """One form that is timed.
+    """One variant of the model to time.
 
     Args:
-        name: Of the setting.
+        name: Name of the setting.
         kind: ``"plain"``, ``"attached"`` or ``"ideal"``.
-        enter: Puts the form in place; gives what takes the images.
-        images: A batch at the form's resolution.
-        seconds: A run, one number a round.
+        enter: Context that prepares the model and yields a function of images.
+        images: A batch at the setting's resolution.
+        seconds: Seconds of a run in each round.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Timed:
 
 
 def time_forms(forms: list[Timed], rounds: int, *, show: bool = True) -> dict[str, dict[str, list[float]]]:
-    """Times all forms in turn, A B C A B C ..., so that slow phases of the machine meet all of them.
+    """Times all variants in turn, A B C A B C ..., so that slow phases of the machine affect all of them.
 
-    A form that cannot run is left out.
+    Leaves out variants that cannot run.
 
     Returns:
-        For each setting and kind the milliseconds of a run, a number a round.
+        For each setting and kind the milliseconds of a run in each round.
     """
     with Progress((rounds + 1) * len(forms), "timing", show) as progress:
         going = []
-        for form in forms:  # a round that counts not: warms up, and finds out how often short runs are repeated
+        for form in forms:  # an uncounted round: warms up, and sets the repetitions of short runs
             if _works(form):
                 going.append(form)
             progress.step(note=form.name)
@@ -66,7 +66,7 @@ def time_forms(forms: list[Timed], rounds: int, *, show: bool = True) -> dict[st
 def ideal_form(
     model: nn.Module, counts: list[int], placement: str, opens: bool
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """The context of a model cut to token counts, with nothing chosen."""
+    """Returns a context in which the model runs with given token counts and no choice."""
     return partial(ideal, model, counts, placement, open_maps=opens)
 
 
@@ -74,13 +74,13 @@ def _works(form: Timed) -> bool:
     try:
         spent = _once(form)
         form.repeat = max(1, min(1000, round(LEAST / max(spent, 1e-6))))
-    except Exception:  # its row says why it fails, or the ideal of these blocks cannot be cut
+    except Exception:  # its row reports the error, or these blocks support no ideal
         return False
     return True
 
 
 def _once(form: Timed) -> float:
-    """Seconds a run."""
+    """Returns the seconds of a run."""
     with torch.no_grad(), form.enter() as run:
         _settle(form.images)
         start = time.perf_counter()
@@ -96,6 +96,6 @@ def _settle(images: Tensor) -> None:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Median, lower and upper quartile."""
+    """Returns median, lower and upper quartile."""
     low, median, high = np.quantile(np.asarray(values), [0.25, 0.5, 0.75])
     return float(median), float(low), float(high)

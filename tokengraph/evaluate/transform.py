@@ -1,4 +1,4 @@
-"""From an image to what a model gets, as its checkpoint was evaluated; masks go the same way."""
+"""Preprocesses images and masks as in the evaluation of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def to_input(image: Any, config: DataConfig) -> Tensor:
 
     Args:
         image: A Pillow image of any mode, or an array ``[H, W]`` or ``[H, W, 3]`` of uint8.
-        config: The checkpoint's.
+        config: The checkpoint's preprocessing.
 
     Returns:
-        ``[3, S, S]`` float32. EXIF orientation is not applied, as the published figures have it.
+        ``[3, S, S]`` float32. EXIF orientation is not applied, as in the published figures.
 
     Raises:
-        ValueError: If the array has another shape or type, or the image holds NaN.
+        ValueError: If the array has another shape or type, or the image has NaN.
     """
     light = to_light(_pillow(image))
     wide = light.mode == "F"  # grey values in [0, 1]
@@ -40,7 +40,9 @@ def to_target(mask: Any, config: DataConfig) -> Tensor:
     """Cuts a mask as :func:`to_input` cuts its image: ``[S, S]`` int64; padding counts as 255, which is ignored."""
     array = np.asarray(mask)
     if array.ndim != 2:
-        raise ValueError(f"Expected a mask of shape [H, W] (got {list(array.shape)}). Give class numbers, no colours.")
+        raise ValueError(
+            f"Expected a mask of shape [H, W] (got {list(array.shape)}). Give class numbers instead of colours."
+        )
     plain = optional("PIL.Image").fromarray(array.astype(np.int32))
     return torch.from_numpy(np.array(_cut(plain, config, "nearest", fill=255), dtype=np.int64))
 
@@ -56,7 +58,7 @@ def _pillow(image: Any) -> Any:
 
 
 def _cut(image: Any, config: DataConfig, interpolation: str, fill: Any) -> Any:
-    """The square ``[S, S]`` of a Pillow image, with ``fill`` where there is none."""
+    """Crops the square ``[S, S]`` of a Pillow image, with ``fill`` outside it."""
     size, method = config.size, getattr(optional("PIL.Image").Resampling, interpolation.upper())
     target = math.floor(size / config.crop_pct)
     width, height = image.size

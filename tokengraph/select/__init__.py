@@ -1,4 +1,4 @@
-"""How to choose: one file a method. All files here are imported, so that a new one registers by being here."""
+"""The strategies, one file a method. Every file here is imported, so a new strategy needs no other registration."""
 
 import importlib
 import pkgutil

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokengraph.schedule import Schedule
 
 READS = ("nothing", "keys", "class", "map")
-FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # what subclasses said before there was ``reads``
+FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # older attributes that ``reads`` replaces
 _REGISTRY: dict[str, type[Select]] = {}
 _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
@@ -28,20 +28,20 @@ _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 class Select(ABC):
     """Chooses which tokens become which clusters. One file a method; a subclass registers under ``name``.
 
-    Write ``__call__``, and say by class attributes how the method wants to be used. Nothing here knows any model.
+    Implement ``__call__``, and describe the method by class attributes. Strategies do not depend on any model.
 
     Attributes:
-        name: What ``resolve`` and ``attach(model, "name")`` find it by.
-        aliases: Other names that it was published under, and the settings that each stands for.
+        name: The name for ``resolve`` and ``attach(model, "name")``.
+        aliases: Other published names, and the settings that each stands for.
         placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
-        merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
+        merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"mlerp"`` or ``"center"``.
-        needs_grid: Whether it works on the full patch grid only, so once a model.
-        reads: The most that it reads of the attention of its block: ``"nothing"``; ``"keys"``: keys and values, or
-            attention by rows; ``"class"``: what a class token pays, which the model must have; ``"map"``: the whole
-            map, so that layers that reduce leave their fused kernel.
-        learns: Whether it has parameters to train.
-        alone: Whether images of their own shapes in one batch come to it one at a time: it takes no mask, or one grid.
+        needs_grid: True if it works on the full patch grid only, and therefore once a model.
+        reads: The most that it reads of its block's attention: ``"nothing"``; ``"keys"``: keys and values, or attention
+            by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
+            blocks that reduce cannot use a fused kernel.
+        learns: True if it has parameters to train.
+        alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
     """
 
     name: ClassVar[str] = ""
@@ -63,12 +63,12 @@ class Select(ABC):
             cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
         elif isinstance(cls.reads, str) and cls.reads not in READS:
             raise ValueError(f"Expected reads to be one of {', '.join(READS)} (got {cls.reads!r}).")
-        if not cls.__dict__.get("name"):  # an inherited name stays with the class that has it
+        if not cls.__dict__.get("name"):  # an inherited name belongs to the parent class
             return
         known = _REGISTRY.setdefault(_key(cls.name), cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"Expected a new strategy name (got {cls.name!r}, which is {known.__name__}'s).")
-        _REGISTRY[_key(cls.name)] = cls  # the same class again: a reloaded module
+        _REGISTRY[_key(cls.name)] = cls  # a reloaded module registers its class again
         for alias, settings in cls.__dict__.get("aliases", {}).items():
             _ALIASES[_key(alias)] = cls, settings
 
@@ -77,32 +77,35 @@ class Select(ABC):
         """Maps the tokens to clusters.
 
         Args:
-            tokens: The patch tokens, ``[B, N, C]``, with all that is known of them.
+            tokens: The patch tokens, ``[B, N, C]``, with their sizes, positions and attention.
             budget: Clusters to keep an image: one int, or one an image.
 
         Returns:
-            A map over the ``B*N`` tokens (over the True ones, where ``tokens.mask`` is given), whose clusters lie
-            image by image.
+            A map over the ``B*N`` tokens (only the True ones if ``tokens.mask`` is given), with clusters in the order
+            of the images.
         """
 
     def begin(self, tokens: Tokens) -> Any:
-        """What the method needs to know of a run's input: called once a run, with the tokens that come to block 0.
+        """Computes data that the method needs in every layer, once a run, from the input of block 0.
 
         The result is ``tokens.memory`` in every layer of that run. Runs without gradients. A method that overrides it
-        is also called outside a model, with no ``memory``.
+        must also work outside a model, where ``memory`` is ``None``.
         """
         return None
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
-        """The strategy for one model, and what it does when: called by ``attach``, before anything is changed.
+        """Returns the strategy for one model, and its schedule; ``attach`` calls it before it changes the model.
 
-        A strategy that learns returns a copy with parameters of its own. One that knows its schedule may be attached
-        without.
+        A strategy that learns returns a copy with parameters of its own. A strategy with its own schedule accepts
+        ``None``.
 
         Args:
             channels: C of the model.
-            depth: Its blocks.
-            schedule: What the user gave; ``None``: nothing.
+            depth: Blocks in the model.
+            schedule: The user's schedule; ``None`` if there is none.
+
+        Raises:
+            ValueError: If the strategy needs a schedule and there is none.
         """
         if schedule is None:
             raise ValueError(f"Expected a schedule for {type(self).__name__} (got none). For example {{4: 0.5}}, or 8.")
@@ -110,15 +113,15 @@ class Select(ABC):
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What ``attach`` puts into the model, and ``remove`` takes out of it, by name; where it learns."""
+        """Returns the modules to train, by name; ``attach`` adds them to the model and ``remove`` takes them out."""
         return {}
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
-        """Whether it acts once ``finished`` blocks are done, with ``keep`` of ``count`` tokens planned to stay.
+        """Returns whether it acts after ``finished`` blocks, where the plan keeps ``keep`` of ``count`` tokens.
 
-        A method whose threshold says how many stay overrides it: more than the planned tokens are left then, and by
-        this rule it would act again in every later block. It gives its layers by :meth:`bind`, with the fewest tokens
-        that may be left, as ``{l: 1}``::
+        Override it if a threshold decides how many tokens stay. More than the planned tokens then stay, and this
+        default would act again in every later block. Such a method returns its layers from :meth:`bind` with the
+        fewest tokens to keep, as ``{l: 1}``::
 
             def bind(self, channels, depth, schedule=None):
                 return self, {layer: 1 for layer in self.layers}
@@ -129,95 +132,95 @@ class Select(ABC):
         return keep < count
 
     def decide(self, tokens: Tokens) -> KeepMask | None:
-        """Instead of a map: the cumulative keep mask over ``[B, N]``, differentiable, of a strategy that trains.
+        """Returns a differentiable cumulative keep mask over ``[B, N]`` in training; ``None`` to make a map instead.
 
-        All tokens then stay, and attention leaves dropped ones out as keys. ``None``: it makes a map.
+        With a mask all tokens stay, and attention ignores dropped ones as keys.
         """
         return None
 
     def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor | None:
-        """What reconstruction adds on the way back over a map, ``[M, C]``: what dropped tokens come back with.
+        """Returns rows ``[M, C]`` that reconstruction adds to the lifted tokens, such as features of dropped tokens.
 
-        Only called where :attr:`stores` holds. ``x [M, C]`` are the tokens that the map was made for.
+        Only called if :attr:`stores` is True. ``x [M, C]`` are the tokens that the map was made for.
         """
         return None
 
     @property
     def stores(self) -> bool:
-        """Whether it keeps what :meth:`residue` says, for tokens to come back with."""
+        """True if the run stores :meth:`residue`, so that dropped tokens return with features of their own."""
         return False
 
     def edit_attention(self, attention: Tensor) -> Tensor:
-        """What the map ``[B, H, P+N, P+N]`` after softmax becomes in layers that reduce; itself, usually.
+        """Changes the map ``[B, H, P+N, P+N]`` after softmax in layers that reduce; returns it as it is by default.
 
-        Only called where :attr:`needs_map` holds. Must not write into its argument.
+        Only called if :attr:`needs_map` is True. Must not write into its argument.
         """
         return attention
 
     def reduction_at(self, layer: int) -> str:
-        """How maps made at block ``layer`` (0-based; -1: outside a model) pool, for methods that change with depth.
+        """Returns the reduction for maps made at block ``layer`` (0-based; -1 outside a model).
 
-        L, the depth, is what :meth:`bind` is told.
+        For methods whose reduction changes with depth; :meth:`bind` receives the model's number of blocks.
         """
         return self.reduction
 
     @property
     def reads_attention(self) -> bool:
-        """Whether it may ask for keys or attention; if not, none are kept for it. See ``reads``."""
+        """True if it reads keys or attention; otherwise the block keeps none for it. See ``reads``."""
         return self.reads != "nothing"
 
     @property
     def needs_class_token(self) -> bool:
-        """Whether it reads the attention of a class token. See ``reads``."""
+        """True if it reads the class token's attention. See ``reads``."""
         return self.reads == "class"
 
     @property
     def needs_map(self) -> bool:
-        """Whether it reads a whole attention map: layers that reduce then leave their fused kernel. See ``reads``."""
+        """True if it reads a whole attention map; blocks that reduce then cannot use a fused kernel. See ``reads``."""
         return self.reads == "map"
 
     @property
     def edits_attention(self) -> bool:
-        """Whether :meth:`edit_attention` changes anything."""
+        """True if :meth:`edit_attention` changes the map."""
         return False
 
     @property
     def weighs(self) -> bool:
-        """Whether the sizes that the maps make go on to attention and to later means; where it merges, usually."""
+        """True if later attention and means weigh tokens by size; by default if it merges."""
         return self.merges
 
     @property
     def prop_attn(self) -> bool | str:
-        """What ``attach`` takes for ``prop_attn`` where the user gives none: by sizes where it :attr:`weighs`.
+        """The default of ``attach``'s ``prop_attn``: proportional attention if it :attr:`weighs`.
 
-        ``"none"`` beside ``weighs`` keeps sizes for later means, and attention does not see them.
+        With ``"none"`` and ``weighs``, later means use sizes and attention does not.
         """
         return self.weighs
 
     @property
     def restores(self) -> bool:
-        """Whether every input patch can be reconstructed from what is left; where it merges, usually."""
+        """True if every input patch can be reconstructed from the kept tokens; by default if it merges."""
         return self.merges
 
     @property
     def own_budget(self) -> int | None:
-        """Clusters an image that the strategy itself is set to make; ``None``: the schedule says."""
+        """Clusters an image from the strategy's own settings; ``None`` if the schedule decides."""
         return None
 
     def makes(self, keep: int, num_tokens: int, grid: tuple[int, int] | None = None) -> int:
-        """Clusters an image that a budget of ``keep`` gives: ``keep``, unless the method knows only some numbers."""
+        """Returns the clusters an image for a budget of ``keep``; fewer if the method supports only some numbers."""
         return min(keep, num_tokens)
 
     def fewest(self, num_tokens: int) -> int:
-        """The fewest clusters that one step can leave of ``num_tokens`` tokens."""
+        """Returns the fewest clusters that one step can make of ``num_tokens`` tokens."""
         return min(1, num_tokens)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost | None:
-        """What choosing costs for one image; ``None`` where nobody has counted it.
+        """Returns the cost of choosing for one image; ``None`` if it is unknown.
 
         Args:
-            num_tokens: Patch tokens it chooses from.
-            keep: Clusters it makes.
+            num_tokens: Patch tokens before the step.
+            keep: Clusters after it.
             channels: C of the features.
             head_width: D of one attention head, for strategies that work on keys.
         """
@@ -225,7 +228,7 @@ class Select(ABC):
 
 
 def _reads_by_flags(select: Select) -> str:
-    """``reads`` of a strategy that says it by the older attributes."""
+    """Derives ``reads`` for a strategy that sets only the older attributes."""
 
     def says(flag: str, default: bool) -> bool:
         return default if getattr(type(select), flag) is getattr(Select, flag) else getattr(select, flag)
@@ -242,18 +245,18 @@ def _key(name: str) -> str:
 
 
 def registry() -> dict[str, type[Select]]:
-    """The known strategies by name."""
+    """Returns the registered strategies by name."""
     return {cls.name: cls for cls in _REGISTRY.values()}
 
 
 def resolve(select: str | type[Select] | Select) -> Select:
-    """Takes a strategy by name, class or instance and returns an instance.
+    """Returns an instance of a strategy given by name, class or instance.
 
-    Names that a method was published under work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN()``.
+    Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN()``.
 
     Raises:
-        ValueError: For an unknown name; the message gives the nearest known one.
-        TypeError: For anything else.
+        ValueError: For an unknown name; the message suggests the nearest known one.
+        TypeError: For any other kind of object.
 
     Example:
         >>> resolve("DPC-KNN")

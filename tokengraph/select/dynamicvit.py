@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 
 class DynamicViT(Select):
-    r"""Learned pruning in stages. Training masks tokens by drawn decisions; evaluation takes them out.
+    r"""Learned pruning in stages. Training masks tokens by sampled decisions; evaluation removes them.
 
-    Stage s acts before block ``layers[s]`` and leaves ``int(N * ratios[s])`` of the N input patches. In train mode all
-    tokens stay: each stage draws a keep decision for every token that is still there (Gumbel, straight-through), and
-    attention leaves dropped tokens out as keys; ``handle.trace.decisions`` has the cumulative masks for
+    Stage s acts before block ``layers[s]`` and keeps ``int(N * ratios[s])`` of the N input patches. In train mode all
+    tokens stay. Each stage samples a keep decision for every remaining token (straight-through Gumbel), and attention
+    ignores dropped tokens as keys. ``handle.trace.decisions`` has the cumulative masks for
     :class:`~tokengraph.losses.DynamicViTLoss`.
 
-    ``attach(model, DynamicViT(0.7))`` needs no schedule. It puts a :class:`~tokengraph.nn.TokenPredictor` for each
-    stage into the model, as ``score_predictor``, where ``parameters()``, ``state_dict()``, ``to()`` and ``train()``
-    find them; ``remove()`` takes them out, and ``handle.select`` still has them, to be attached again.
+    ``attach(model, DynamicViT(0.7))`` needs no schedule. It adds a :class:`~tokengraph.nn.TokenPredictor` for each
+    stage to the model, as ``score_predictor``, so that ``parameters()``, ``state_dict()``, ``to()`` and ``train()``
+    include them. ``remove()`` takes them out; ``handle.select`` keeps them and can be attached again.
 
     Args:
-        keep: Shares are ``keep``, ``keep**2``, ``keep**3``, ... of the input, in (0, 1].
+        keep: Keeps the shares ``keep``, ``keep**2``, ``keep**3``, ... of the input, in (0, 1].
         layers: Finished blocks at each stage, at least 1; default: a quarter, a half and three quarters of the depth.
         ratios: Shares of the input at each stage, instead of powers of ``keep``.
-        threshold: Keep the tokens whose probability is at least this, instead of a fixed number: images then differ.
-        min_keep: Tokens that each image keeps at least.
+        threshold: Keeps the tokens whose probability is at least this, instead of a fixed number; images then differ.
+        min_keep: Least number of tokens that each image keeps.
         at_least_one: In training, an image that would lose its last token keeps the best one.
         order: ``"index"``: kept tokens stay in order; ``"score"``: highest first, as in the published code. An
             image that keeps all its tokens leaves them in order.
         official: The published masked softmax, for parity; see :func:`tokengraph.nn.masked_softmax`.
-        gradient_cap: Bound on the weight of a dropped token's edge in the gradient, that of the best kept one being 1.
-            The default is the published form's. Where attention is sharp, gradients of decisions reach it and the
-            ratio loss cannot hold against them: lower it, or normalise queries and keys.
+        gradient_cap: Upper bound on the gradient weight of a dropped token's edge, relative to the best kept token's.
+            The default is the published form's. With sharp attention, decision gradients reach this bound and
+            overpower the ratio loss; then lower it, or normalise queries and keys.
 
     Raises:
         ValueError: If a share, a layer, a threshold or a choice is out of range.
@@ -81,7 +81,7 @@ class DynamicViT(Select):
             if not 0 < share <= 1:
                 raise ValueError(f"Expected shares in (0, 1] (got {share}).")
         if layers is not None and (list(layers) != sorted(set(layers)) or not layers or layers[0] < 1):
-            raise ValueError(f"Expected layers that rise, each at least 1 (got {list(layers)}).")
+            raise ValueError(f"Expected ascending layers, each at least 1 (got {list(layers)}).")
         if layers is not None and ratios is not None and len(layers) != len(ratios):
             raise ValueError(f"Expected one ratio a layer, S={len(layers)} (got {len(ratios)}).")
         if threshold is not None and not 0 < threshold < 1:
@@ -100,14 +100,14 @@ class DynamicViT(Select):
         self.official = official
         self.gradient_cap = gradient_cap
         self.predictors: torch.nn.ModuleList | None = None
-        self.noise: list[Tensor] | None = None  # Gumbel noise of each stage, [B, N, 2], instead of drawing it
+        self.noise: list[Tensor] | None = None  # fixed Gumbel noise for each stage, [B, N, 2]
 
     @classmethod
     def published(cls, keep: float = 0.7) -> DynamicViT:
-        """The released behaviour: its masked softmax in training, kept tokens by falling score in evaluation.
+        """Returns the released behaviour: its masked softmax in training, kept tokens by falling score in evaluation.
 
         Args:
-            keep: Shares are its powers; released for 0.5 to 0.9.
+            keep: Keeps the shares ``keep``, ``keep**2``, ...; released for 0.5 to 0.9.
 
         Source: the code of Rao et al., NeurIPS 2021.
         """
@@ -119,16 +119,19 @@ class DynamicViT(Select):
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The predictors, under the name that the published checkpoints have for them."""
+        """Returns the predictors, under their name in published checkpoints."""
         return {} if self.predictors is None else {"score_predictor": self.predictors}
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[DynamicViT, Schedule]:
-        """A strategy of its own with predictors for a model, and its schedule; see :meth:`tokengraph.Select.bind`.
+        """Returns a copy with predictors for a model, and its schedule; see :meth:`tokengraph.Select.bind`.
 
         Args:
             channels: C of the model.
-            depth: Its blocks.
-            schedule: ``None``, or ``{l: share}``, which stands for ``layers`` and ``ratios``.
+            depth: Blocks in the model.
+            schedule: ``None``, or ``{l: share}`` instead of ``layers`` and ``ratios``.
+
+        Raises:
+            ValueError: If layers, shares or the predictors do not fit the model.
         """
         bound = copy.copy(self)
         if schedule is not None:
@@ -148,17 +151,17 @@ class DynamicViT(Select):
         elif len(known) != len(bound.layers) or known[0].channels != channels:
             raise ValueError(
                 f"Expected predictors for {len(bound.layers)} stages of C={channels} (got {len(known)} of "
-                f"C={known[0].channels}). Make a new DynamicViT."
+                f"C={known[0].channels}). Create a new DynamicViT."
             )
         return bound, _Floors(bound.layers, bound.ratios, self.min_keep)
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
-        """At its stages: always where decisions are drawn or thresholds apply, else if there are tokens to remove."""
+        """Returns whether a stage acts: always with sampled decisions or thresholds, else if it removes tokens."""
         assert self.layers is not None and self.predictors is not None
         return finished in self.layers and (self.predictors.training or self.threshold is not None or keep < count)
 
     def decide(self, tokens: Tokens) -> KeepMask | None:
-        """In train mode the cumulative keep mask, drawn, over ``[B, N]``, differentiable; in eval mode ``None``."""
+        """Samples a differentiable cumulative keep mask over ``[B, N]`` in train mode; ``None`` in eval mode."""
         assert self.predictors is not None
         if not self.predictors.training:
             return None
@@ -169,9 +172,9 @@ class DynamicViT(Select):
         return KeepMask(keep, official=self.official, cap=self.gradient_cap)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
-        """Keeps the best scored tokens; see :class:`tokengraph.Select`."""
+        """Keeps the tokens with the highest scores; see :class:`tokengraph.Select`."""
         if self.predictors is None:
-            raise ValueError("Expected a DynamicViT that is attached, or bound by bind(channels, depth) (got neither).")
+            raise ValueError("Expected a DynamicViT after attach or bind(channels, depth) (got an unbound one).")
         budget = clamp_budget(budget, tokens.x, tokens.mask)
         predictor = self.predictors[self._stage(tokens)]
         logp = predictor(tokens.x, None if tokens.mask is None else tokens.mask.float())
@@ -194,7 +197,7 @@ class DynamicViT(Select):
 
 @dataclass(frozen=True)
 class _Floors:
-    """Removals that leave ``int(N * ratio)`` tokens after each stage, as the published code counts."""
+    """A schedule that keeps ``int(N * ratio)`` tokens after each stage, as the published code rounds."""
 
     layers: tuple[int, ...]
     ratios: tuple[float, ...]
@@ -209,12 +212,12 @@ class _Floors:
 
 
 def _stages(schedule: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Layers and shares of a schedule ``{l: share}``."""
+    """Reads layers and shares from a schedule ``{l: share}``."""
     shares = isinstance(schedule, Mapping) and all(isinstance(s, float) and 0 < s <= 1 for s in schedule.values())
     if not shares or not schedule or min(schedule) < 1:
         raise ValueError(
             f"Expected a schedule {{layer: share}} with layers of at least 1 for DynamicViT (got {schedule!r}). "
-            "Or leave it out: layers and shares have defaults."
+            "You can also leave it out, because layers and shares have defaults."
         )
     layers = tuple(sorted(schedule))
     return layers, tuple(schedule[layer] for layer in layers)

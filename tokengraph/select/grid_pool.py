@@ -1,4 +1,4 @@
-"""Average pooling over cells of the grid: the control that looks at no feature."""
+"""Average pooling over grid cells, a control that reads no features."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
 def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, ...], *, mask: Tensor | None = None) -> Assignment:
-    """Pools tokens into cells of equal counts: bands from top to bottom, each cut from left to right.
+    """Pools tokens into cells with equal counts: horizontal bands, each cut from left to right.
 
     A video is first cut into spans of time.
 
-    Gives exactly ``keep`` cells for any ``keep``, any rectangle and any positions. On a full grid with ``keep = h * w``
-    cells that divide it, these are the cells of average pooling.
+    Makes exactly ``keep`` cells for any ``keep``, grid and positions. If ``keep = h * w`` cells divide a full grid
+    evenly, these are the cells of average pooling.
 
     Args:
         pos: Positions in patch units, ``[B, N, 2]`` as (y, x); ``[B, N, 3]`` as (t, y, x) for a video.
@@ -62,7 +62,7 @@ class GridPool(Select):
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         pos = tokens.pos
-        assert tokens.grid is not None  # positions come from it
+        assert tokens.grid is not None  # positions depend on it
         return _grid_pool(pos, budget, tokens.grid, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:

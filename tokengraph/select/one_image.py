@@ -1,4 +1,4 @@
-"""Images of their own shapes, one at a time, for strategies that take one grid or as many tokens in all images."""
+"""Runs a strategy on a ragged batch image by image, if it supports neither masks nor several grids."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def select_alone(
     Args:
         select: The strategy.
         tokens: The batch, ``[B, N, C]``; ``memory`` is a list, one entry an image, or ``None``.
-        budget: Clusters to keep, one int or one an image; clamped to what the image has.
+        budget: Clusters to keep, one int or one an image; clamped to the image's tokens.
         grids: ``(H, W)`` of each image's input patches.
-        full: Whether token i of an image still is its patch i.
+        full: True if token i of an image still is its patch i.
 
-    Cost: the strategy's, image by image: B times as many operations, without the batch to share them out.
+    Cost: B calls of the strategy, one an image, without the efficiency of a batch.
     """
     images = tokens_alone(tokens, grids, full)
     budgets = budget if isinstance(budget, list) else [budget] * len(images)
@@ -40,7 +40,7 @@ def select_alone(
 
 
 def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:
-    """What a strategy sees of each image by itself; arguments as for :func:`select_alone`."""
+    """Returns each image's ``Tokens`` on their own; arguments as for :func:`select_alone`."""
     batch, width = tokens.x.shape[:2]
     counts = [width] * batch if tokens.mask is None else tokens.mask.sum(dim=1).tolist()
     stats = None if tokens.attention is None else _Images(tokens.attention)
@@ -71,7 +71,7 @@ def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:
 
 
 class _Images:
-    """Attention statistics of a batch, cut up by image; what is shared is computed once."""
+    """Attention statistics of a batch, split by image; shared parts are computed once."""
 
     def __init__(self, stats: AttentionStats) -> None:
         self.stats = stats
@@ -79,7 +79,7 @@ class _Images:
         self.values = cache(stats.values)
 
     def of(self, b: int, count: int) -> AttentionStats:
-        """Of image b and its first ``count`` patch tokens."""
+        """Returns the statistics of image b and its first ``count`` patch tokens."""
         stats, one, rows = self.stats, slice(b, b + 1), slice(0, self.stats.num_prefix + count)
         if stats.attention is not None:
             return AttentionStats.from_map(stats.attention[one, :, rows, rows], stats.num_prefix)

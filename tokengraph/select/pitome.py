@@ -1,4 +1,4 @@
-"""PiToMe: tokens of a crowd merge, tokens that stand alone are protected."""
+"""PiToMe: merges tokens that resemble many others, and protects distinctive ones."""
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ def pitome(
     mode: str = "energy",
     mask: Tensor | None = None,
 ) -> Assignment:
-    r"""Merges tokens that resemble many others, each into the most similar one of every other rank.
+    r"""Merges tokens that resemble many others.
 
-    Tokens are ranked by falling :func:`~tokengraph.select.parts.scores.energy.energy`. By ``"energy"`` the first 2r
-    take part, :math:`r = N - K`: even ranks form A, odd ranks B, and every token of A merges into its most similar one
-    of B; the others are protected. By ``"bsm"`` all ranks take part, and the r heaviest edges from A to B are
-    contracted.
+    Tokens are ranked by falling :func:`~tokengraph.select.parts.scores.energy.energy`; even ranks form A, odd ranks B.
+    In mode ``"energy"`` only the first 2r ranks take part, :math:`r = N - K`, and every token of A merges into its most
+    similar token of B; the other tokens are protected. In mode ``"bsm"`` all ranks take part, and the r heaviest edges
+    from A to B are contracted.
 
     Args:
-        metric: What similarity is measured on, published: keys, mean over heads; ``[B, N, D]`` of patch tokens.
-        keep: K, clusters an image. At most ``N // 2`` tokens leave in one step; the result then has as few as possible.
-        margin: Cosine from which tokens speak for a crowd.
+        metric: Features for the similarity, ``[B, N, D]`` of patch tokens; published: keys, mean over heads.
+        keep: K, clusters an image. One step removes at most ``N // 2`` tokens; below that, the result has as few
+            clusters as possible.
+        margin: Cosine above which two tokens count as similar.
         alpha: Weight of cosines below the margin.
         mode: ``"energy"`` or ``"bsm"``.
         mask: ``[B, N]`` bool, True where there is a token.
 
     Returns:
         The map over ``B*N`` tokens (the True ones of ``mask``). Clusters come in the published order: protected tokens
-        by falling energy (unmerged tokens of A by falling similarity), then B by rank. An image that loses nothing
-        keeps its order.
+        by falling energy (unmerged tokens of A by falling similarity), then B by rank. An image without merges keeps
+        its order.
 
     Raises:
         ValueError: If ``keep`` is below 1, ``mode`` is unknown, or tokens are not finite.
@@ -66,8 +67,8 @@ def pitome(
         [2, 1, 2, 0]
 
     Source: Tran et al., *Accelerating Transformers with Spectrum-Preserving Token Merging*, NeurIPS 2024, and its code.
-    Differs: nothing to remove is the identity (published: an error, or another order), at most half the tokens leave
-    (published: an error), zero vectors have cosine 0, ties go to the lower index.
+    Differs: with nothing to remove it returns the identity (published: an error, or another order), at most half of
+    the tokens merge (published: an error), zero vectors have cosine 0, ties go to the lower index.
     """
     check_tokens(metric)
     check_mask(mask, metric)
@@ -80,14 +81,15 @@ def pitome(
 class PiToMe(Select):
     """PiToMe as a strategy, between attention and MLP, on the attention keys; see :func:`pitome`.
 
-    Score: energy. Graph: halves by rank. Choice: all of A, or its heaviest edges. Reduction: mean by size.
+    Its four parts are the score (energy), the graph (halves by rank), the choice (all of A, or its heaviest edges) and
+    the reduction (mean weighted by size).
 
     Args:
         margin: m before the first block; block i of L has ``margin * (1 - i / L)``.
         alpha: Weight of cosines below the margin.
         mode: ``"energy"`` or ``"bsm"``; or a sequence of them, one for each block.
         official: As released: attention does not weigh merged tokens by size (means still do).
-        depth: L; ``attach`` fills it in. ``None``: outside a model, where the margin is ``margin``.
+        depth: L, set by ``attach``; ``None`` outside a model, where every margin is ``margin``.
     """
 
     name: ClassVar[str] = "pitome"
@@ -105,9 +107,9 @@ class PiToMe(Select):
 
     @classmethod
     def released(cls, model: str = "deit", depth: int = 12) -> PiToMe:
-        """The released settings for a ``"deit"`` or ``"mae"`` of ``depth`` blocks; with a ratio of 0.9125 there.
+        """Returns the settings released for ``"deit"`` or ``"mae"`` of ``depth`` blocks at a ratio of 0.9125.
 
-        DeiT takes ``"bsm"`` in the first half of the blocks and ``"energy"`` in the second, MAE the other way round.
+        DeiT uses ``"bsm"`` in the first half of the blocks and ``"energy"`` in the second, MAE the reverse.
 
         Raises:
             ValueError: For another model.
@@ -120,16 +122,16 @@ class PiToMe(Select):
 
     @classmethod
     def published(cls) -> PiToMe:
-        """The released settings for DeiT of 12 blocks."""
+        """Returns the released settings for a DeiT of 12 blocks."""
         return cls.released()
 
     @property
     def prop_attn(self) -> bool | str:
-        """Attention weighs keys by size, but not as released; means do in both."""
+        """Proportional attention, unless ``official``; means use sizes either way."""
         return "none" if self.official else True
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
-        """The strategy for a model of ``depth`` blocks; see :meth:`tokengraph.Select.bind`."""
+        """Returns the strategy for a model of ``depth`` blocks; see :meth:`tokengraph.Select.bind`."""
         if not isinstance(self.mode, str) and len(self.mode) != depth:
             raise ValueError(f"Expected one mode a block, L={depth} (got {len(self.mode)}).")
         return super(PiToMe, replace(self, depth=depth)).bind(channels, depth, schedule)
@@ -142,11 +144,11 @@ class PiToMe(Select):
         return _pitome(tokens.keys, budget, margin, self.alpha, mode, tokens.mask)
 
     def fewest(self, num_tokens: int) -> int:
-        """A step leaves at least one half: ``ceil(N / 2)``."""
+        """One step keeps at least half of the tokens, ``ceil(N / 2)``."""
         return num_tokens - num_tokens // 2
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Keys averaged over heads, all cosines and their sums, products between the tokens that take part."""
+        """Counts the mean of keys over heads, all cosines and their sums, and products between A and B."""
         r = num_tokens - keep
         keys = Cost(num_tokens * channels, 4 * num_tokens * (channels + head_width))
         return keys + distance_cost(num_tokens, num_tokens, head_width) + distance_cost(r, r, head_width)
@@ -169,13 +171,13 @@ def _pitome(
         score = energy(metric, margin=margin, alpha=alpha, mask=mask)
         order = score.argsort(dim=1, descending=True, stable=True)  # padding, at -inf, comes last
         number = _merge(metric, order, lost, mask, mode)
-        if isinstance(lost, list):  # an image that loses nothing keeps its order
+        if isinstance(lost, list):  # an image without merges keeps its order
             number = torch.where(torch.tensor(lost, device=number.device)[:, None] == 0, same, number)
         return Assignment.from_dense(number, kept, mask=mask)
 
 
 def _merge(metric: Tensor, order: Tensor, lost: int | list[int], mask: Tensor | None, mode: str) -> Tensor:
-    """Cluster of each token within its image, ``[B, N]``; of ``order`` the ranks that take part alternate."""
+    """Returns each token's cluster within its image, ``[B, N]``; alternate ranks of ``order`` form A and B."""
     tokens, device = order.size(1), order.device
     most, r = max(lost) if isinstance(lost, list) else lost, _column(lost, device)
     n = tokens if mask is None else mask.sum(dim=1, keepdim=True)
@@ -199,5 +201,5 @@ def _merge(metric: Tensor, order: Tensor, lost: int | list[int], mask: Tensor | 
 
 
 def _column(value: int | list[int], device: torch.device) -> int | Tensor:
-    """One number for all images, or a column ``[B, 1]`` of one for each."""
+    """Returns one number for all images, or a column ``[B, 1]`` with one for each."""
     return torch.tensor(value, device=device)[:, None] if isinstance(value, list) else value

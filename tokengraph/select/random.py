@@ -1,4 +1,4 @@
-"""Random pruning: the control that every score has to beat."""
+"""Random pruning, the control that every score must beat."""
 
 from __future__ import annotations
 
@@ -26,9 +26,18 @@ def random_prune(
     mask: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Assignment:
-    """Keeps ``keep`` random tokens an image, in order; the same places in every image.
+    """Keeps ``keep`` random tokens an image, in order, at the same indices in every image.
 
-    Arguments as :func:`tokengraph.topk`.
+    Args:
+        num_images: B.
+        num_tokens: N.
+        keep: Tokens an image, at least 1.
+        seed: Calls with one seed keep the same tokens.
+        mask: ``[B, N]`` bool, True where there is a token.
+        device: Device of the map.
+
+    Returns:
+        A lossy map over ``B*N`` tokens (the True ones of ``mask``).
     """
     score = random_score(num_tokens, seed, device=device).expand(num_images, -1)
     check_mask(mask, score)
@@ -40,7 +49,7 @@ class Random(Select):
     """Random pruning as a strategy, between attention and MLP.
 
     Args:
-        seed: Same seed, same tokens; each layer draws anew.
+        seed: Equal seeds keep equal tokens; each layer draws new ones.
     """
 
     name: ClassVar[str] = "random"
@@ -55,5 +64,5 @@ class Random(Select):
         return random_prune(images, count, budget, seed=seed, mask=tokens.mask, device=tokens.x.device)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """A dozen integer operations a token."""
+        """Counts a dozen integer operations a token."""
         return Cost(12 * num_tokens, 8 * num_tokens)

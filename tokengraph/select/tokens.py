@@ -1,4 +1,4 @@
-"""What a strategy sees of a layer's tokens."""
+"""``Tokens``, the input of a strategy: a layer's patch tokens with sizes, positions and attention."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Tokens:
         x: Features, ``[B, N, C]``.
         size: Input patches each token stands for, ``[B, N]`` float32; ``None`` means one each.
         grid: ``(H, W)`` of the input patches, ``(T, H, W)`` of a video's; ``None`` when unknown.
-        full: Whether token i still is patch i of the grid, nothing coarsened so far.
+        full: True if token i still is patch i of the grid, with nothing coarsened so far.
         mask: ``[B, N]`` bool, True where there is a token (ragged batches); ``None`` means everywhere.
-        layer: Index of the block, 0-based; -1 outside a model. Once it is done, ``layer + 1`` blocks are finished,
-            which is what schedules and ``trace`` call a layer.
+        layer: Index of the block, 0-based; -1 outside a model. Schedules and ``trace`` count finished blocks, so their
+            layer is ``layer + 1`` after this block.
         num_prefix: Prefix tokens in front of the sequence inside the model.
         attention: Statistics of the block's attention; ``None`` outside a model and before a block.
-        locate: Makes ``pos`` when it is asked for.
-        patch: Input patch that each token descends from, ``[B, N]`` int64 in ``[0, H*W)``; ``None``: its own place, or
-            unknown.
-        memory: What the strategy's ``begin`` returned for this run; ``None`` outside a model.
-        keep: Cumulative keep decisions so far, ``[B, N]``, where a learned strategy trains; ``None``: all are kept.
+        locate: Computes ``pos`` on first use.
+        patch: Input patch that each token descends from, ``[B, N]`` int64 in ``[0, H*W)``; ``None`` if token i is
+            patch i, or if it is unknown.
+        memory: The result of the strategy's ``begin`` in this run; ``None`` outside a model.
+        keep: Cumulative keep decisions of a strategy in training, ``[B, N]``; ``None`` if all are kept.
     """
 
     x: Tensor
@@ -55,20 +55,20 @@ class Tokens:
         """
         if self.locate is None:
             raise ValueError(
-                "Expected tokens with positions (got tokens without a grid). Give the graph one; in a model, patches "
-                "were dropped in train mode, or shuffled as in ViTMAE."
+                "Expected tokens with positions (got tokens without a grid). Set the graph's grid; inside a model, "
+                "patch dropout in train mode or shuffling as in ViTMAE removes it."
             )
         return self.locate()
 
     @property
     def keys(self) -> Tensor:
-        """The layer's attention keys, averaged over heads, ``[B, N, D]``; the features themselves outside a model."""
+        """The layer's attention keys, mean over heads, ``[B, N, D]``; outside a model the features themselves."""
         if self.attention is None:
             return self.x
         return self.attention.keys()
 
     def class_attention(self) -> Tensor:
-        """Attention that the class token pays each patch token, mean over heads, ``[B, N]``.
+        """The class token's attention to each patch token, mean over heads, ``[B, N]``.
 
         Raises:
             ValueError: Outside a model, before a block, or in a model without a class token.
@@ -80,17 +80,17 @@ class Tokens:
 
 
 def valid_counts(tokens: Tensor, mask: Tensor | None) -> list[int]:
-    """Tokens of each image of ``[B, N, ...]``; with a mask one host synchronisation."""
+    """Counts the tokens of each image of ``[B, N, ...]``; with a mask one host synchronisation."""
     if mask is None:
         return [tokens.size(1)] * tokens.size(0)
     return mask.sum(dim=1).tolist()
 
 
 def clamp_budget(keep: int | list[int], tokens: Tensor, mask: Tensor | None) -> int | list[int]:
-    """The budget an image, at most its tokens: an int for equal images, a list where a mask makes them differ.
+    """Limits the budget to each image's tokens: an int for equal images, a list if a mask makes them differ.
 
     Raises:
-        ValueError: If a budget is below 1.
+        ValueError: If a budget is below 1, or there is not one for each image.
         TypeError: If it is neither an int nor a list of ints.
     """
     keep = _whole(keep)
@@ -109,7 +109,7 @@ def clamp_budget(keep: int | list[int], tokens: Tensor, mask: Tensor | None) -> 
 
 
 def _whole(keep: int | list[int]) -> int | list[int]:
-    """The budget in Python's ints; a symbolic one stays symbolic."""
+    """Returns the budget as Python ints; a symbolic one stays symbolic."""
     for k in keep if isinstance(keep, list) else [keep]:
         if isinstance(k, bool) or not isinstance(k, int | torch.SymInt | Integral):
             what = "a list of ints" if isinstance(keep, list) else "an int"
@@ -120,7 +120,7 @@ def _whole(keep: int | list[int]) -> int | list[int]:
 
 
 def below(rank: Tensor, keep: int | list[int]) -> Tensor:
-    """``rank < keep`` for ranks ``[B, N]``, with one budget for all images or one each."""
+    """Returns ``rank < keep`` for ranks ``[B, N]``, with one budget for all images or one each."""
     if isinstance(keep, list):
         return rank < torch.tensor(keep, device=rank.device)[:, None]
     return rank < keep

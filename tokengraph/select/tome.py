@@ -1,4 +1,4 @@
-"""ToMe: bipartite soft matching; the most similar pairs merge."""
+"""ToMe: merges the most similar pairs by bipartite soft matching."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def tome(
 ) -> Assignment:
     r"""Merges the ``N - keep`` most similar pairs between two alternating sets of tokens.
 
-    Tokens at even places of the sequence (prefix tokens counted) form A, those at odd places B. Each token of A keeps
-    its edge to the most similar token of B by cosine; the ``r`` heaviest edges are contracted.
+    Tokens at even indices of the sequence (prefix tokens counted) form A, those at odd indices B. Each token of A keeps
+    its edge to the most similar token of B by cosine; the ``r = N - keep`` heaviest edges are contracted.
 
     Args:
-        metric: What similarity is measured on, published: keys, mean over heads; ``[B, N, D]`` of patch tokens.
-        keep: Clusters an image. One round can at most merge all of A: fewer than ``ceil(N / 2)`` are not reached, the
-            result then has as few as possible.
-        num_prefix: Prefix tokens in front of the sequence: they take part in the alternation, never in a merge.
+        metric: Features for the similarity, ``[B, N, D]`` of patch tokens; published: keys, mean over heads.
+        keep: Clusters an image. One round can merge at most all of A, so below ``ceil(N / 2)`` the result has as few
+            clusters as possible.
+        num_prefix: Prefix tokens in front of the sequence; they count in the alternation and never merge.
         mask: ``[B, N]`` bool, True where there is a token; real tokens first.
-        order: ``"published"``, or ``"raster"``: clusters as their first tokens follow.
+        order: ``"published"``, or ``"raster"``: clusters in the order of their first tokens.
 
     Returns:
         The map over ``B*N`` tokens (the True ones of ``mask``). Clusters come in the published order: unmerged tokens
-        of A, then B. The next layer alternates over that order, so it matters. Unmerged tokens of A follow their index;
-        without any prefix token they follow falling similarity, lowest last (as published).
+        of A, then B. The order matters because the next layer alternates over it. Unmerged tokens of A are in index
+        order, or, without any prefix token, by falling similarity (as published).
 
     Raises:
         ValueError: If ``keep`` is below 1, tokens are not finite or ``mask`` has holes.
@@ -52,9 +52,9 @@ def tome(
         >>> tome(torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.5]]]), 3).cluster.tolist()
         [1, 1, 0, 2]
 
-    Ties: cosines from ``1 - 2**-20`` on count as equal, and the lower index decides. Equal tokens therefore merge alike
-    alone, in any batch and beside padding, where float32 products of unit vectors stay within that: measured on CPU up
-    to ``D = 1024``; not where TF32 is allowed. Other cosines that only rounding tells apart may go either way.
+    Ties: cosines above ``1 - 2**-20`` count as equal, and the lower index wins. Equal tokens therefore merge alike
+    alone, in any batch and beside padding, as long as float32 products of unit vectors are that accurate. Measured on
+    CPU up to ``D = 1024``; TF32 is not accurate enough. Other cosines that differ only by rounding may go either way.
 
     Source: Bolya et al., *Token Merging: Your ViT But Faster*, ICLR 2023, section 3. Differs: zero vectors have
     similarity 0 (published: NaN), ties go to the lower index.
@@ -71,9 +71,9 @@ class ToMe(Select):
     """ToMe as a strategy, between attention and MLP, on the attention keys; see :func:`tome`.
 
     Args:
-        order: ``"published"``, or ``"raster"`` for what reads tokens as a sequence behind the model. The next layer
+        order: ``"published"``, or ``"raster"`` for later modules that read tokens as a sequence. The next layer
             alternates over the order, so from the second merge on ``"raster"`` merges other pairs than the published
-            method: neighbours in a row then lie in different sets.
+            method, because neighbours in a row are then in different sets.
     """
 
     name: ClassVar[str] = "tome"
@@ -82,7 +82,7 @@ class ToMe(Select):
 
     @classmethod
     def published(cls) -> ToMe:
-        """The released behaviour, which is the default: clusters in the published order.
+        """Returns the released behaviour, which is the default: clusters in the published order.
 
         Source: the code of Bolya et al., ICLR 2023.
         """
@@ -96,11 +96,11 @@ class ToMe(Select):
         return _tome(tokens.keys, budget, tokens.num_prefix, tokens.mask, self.order)
 
     def fewest(self, num_tokens: int) -> int:
-        """A round leaves at least one set: ``ceil(N / 2)``."""
+        """One round keeps at least half of the tokens, ``ceil(N / 2)``."""
         return num_tokens - num_tokens // 2
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Keys averaged over heads, products between the halves, a maximum over each row."""
+        """Counts the mean of keys over heads, products between the halves, and a maximum over each row."""
         half = num_tokens // 2
         keys = Cost(num_tokens * channels, 4 * num_tokens * (channels + head_width))
         return keys + distance_cost(half, num_tokens - half, head_width) + Cost(half * half, 4 * half * half)

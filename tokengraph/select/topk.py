@@ -1,4 +1,4 @@
-"""Top-K pruning by a score, and EViT's fused token for what is pruned."""
+"""Top-K pruning by a score, and EViT's fusion of the pruned tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokengraph.select.tokens import Tokens
 
 
 def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> Assignment:
-    """Keeps the tokens with the highest scores, in their order; the others are dropped.
+    """Keeps the tokens with the highest scores, in index order, and drops the others.
 
     Args:
         score: ``[B, N]``; ties go to the lower index.
@@ -47,17 +47,17 @@ def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) ->
 def fuse_rest(
     score: Tensor, keep: int | list[int], *, mask: Tensor | None = None, average: bool = False
 ) -> SoftAssignment:
-    """Keeps the ``keep - 1`` highest-scored tokens, and adds up the others, weighted by score, in one last cluster.
+    """Keeps the ``keep - 1`` tokens with the highest scores, and sums the others by score into one last cluster.
 
-    The weights are the scores themselves, not divided by their sum, as in EViT's code; gradients reach them. On the way
-    back every token of the rest gets the fused token's row. An image that keeps all its tokens has no fused token.
+    The weights are the scores themselves, not divided by their sum, as in EViT's code; gradients reach them. ``lift``
+    gives every fused token the fused row. An image that keeps all its tokens has no fused token.
 
     Args:
         score: ``[B, N]``.
         keep: Clusters an image, the fused one among them; at least 1.
         mask: ``[B, N]`` bool, True where there is a token.
-        average: Divide the weights of the others by their sum. Scores that are no shares of attention need it: lengths
-            of features would make a token far longer than any other.
+        average: Divides the weights of the others by their sum. Needed for scores that are no shares of attention:
+            feature norms, for example, would sum to a far longer token than any other.
 
     Cost: one sort of ``[B, N]``; no host synchronisation without a mask.
 
@@ -74,9 +74,9 @@ class TopK(Select):
     """Top-K pruning as a strategy, between attention and MLP.
 
     Args:
-        score: ``"class"``: attention that the class token pays, mean over heads; ``"norm"``: length of the features.
-        fuse: Keep what is pruned as one fused token (EViT); see :func:`fuse_rest`. Class attention weighs it as
-            published; by ``"norm"`` it is the average of the pruned tokens, weighted by their lengths.
+        score: ``"class"``: the class token's attention, mean over heads; ``"norm"``: the L2 norm of the features.
+        fuse: Fuses the pruned tokens into one (EViT); see :func:`fuse_rest`. With ``"class"`` it is their sum weighted
+            by attention, as published; with ``"norm"`` it is their average weighted by norm.
     """
 
     name: ClassVar[str] = "topk"
@@ -87,7 +87,7 @@ class TopK(Select):
 
     @classmethod
     def published(cls) -> TopK:
-        """EViT: class attention, and what is pruned fused by it; shares of 0.7 at its stages are the schedule's.
+        """Returns EViT: class attention and a fused token. The schedule sets the shares (0.7 at three layers there).
 
         Source: the code of Liang et al., ICLR 2022. Kept tokens stay in order, which changes no output of a block.
         """
@@ -113,7 +113,7 @@ class TopK(Select):
         return keep_best(score, budget, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """One row of the attention map, or one norm a token."""
+        """Counts one row of the attention map, or one norm a token."""
         return Cost(2 * num_tokens * channels, 4 * num_tokens * channels)
 
 

@@ -256,9 +256,9 @@ def test_strategy_wants_the_full_grid_alike_for_all_images():
         Tokens(x, grid=GRID, full=False),
         Tokens(x, grid=GRID, mask=torch.ones(2, 120, dtype=torch.bool)),
     ):
-        with pytest.raises(ValueError, match="Expected the full patch grid, alike for all images"):
+        with pytest.raises(ValueError, match="Expected one full patch grid for all images"):
             Expedite()(tokens, 24)
-    with pytest.raises(ValueError, match="Expected the full patch grid, alike for all images"):
+    with pytest.raises(ValueError, match="Expected one full patch grid for all images"):
         Expedite()(Tokens(x, grid=GRID), [24, 20])
 
 

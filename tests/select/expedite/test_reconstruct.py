@@ -132,7 +132,7 @@ def test_reconstruction_refuses_what_makes_no_sense():
     x, s, y = problem()
     with pytest.raises(ValueError, match=r"Expected neighbors >= 1, or -1 for all clusters \(got neighbors=0\)"):
         token_reconstruction(x, s, y, neighbors=0)
-    with pytest.raises(ValueError, match=r"Expected refined with a row for each of \[B, M\] = \[2, 12\]"):
+    with pytest.raises(ValueError, match=r"Expected refined with one row for each of \[B, M\] = \[2, 12\]"):
         token_reconstruction(x, s, y[:, :3])
     with pytest.raises(ValueError, match=r"Expected centers of shape \[B, M, C\]"):
         token_reconstruction(x, y, y)

@@ -1,4 +1,4 @@
-"""Token clustering: soft k-means whose clusters only look at the tokens of the cells around them."""
+"""Token clustering: soft k-means in which tokens compare only with the clusters of cells around them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class How(NamedTuple):
 
 
 class Clustering(NamedTuple):
-    """What token clustering makes, for each image.
+    """The result of token clustering, for each image.
 
-    ``centers + origin`` are the clusters; both are kept apart because distances are better taken between small numbers.
+    ``centers + origin`` are the clusters. They are stored apart because distances between small numbers are more exact.
     """
 
     centers: Tensor  # [B, M, C] float32 or wider, minus origin
@@ -49,7 +49,7 @@ class Clustering(NamedTuple):
     weight: Tensor  # [B, E] the last soft assignment; ones without iterations
     token: Tensor  # [E] token of each edge within its image, sorted
     cluster: Tensor  # [E] cluster of each edge within its image
-    inv_temperature: float | Tensor  # [B, 1, 1] where each image has its own
+    inv_temperature: float | Tensor  # [B, 1, 1] if each image has its own
 
 
 def token_clustering(
@@ -68,8 +68,8 @@ def token_clustering(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Turns a token grid into a smaller grid of clusters by soft k-means with fixed candidates.
 
-    Centres start as averages over the bins of the small grid. With :math:`A(n)` the cells of a square around the
-    token's own, T times:
+    Centres start as averages over the bins of the small grid. With :math:`A(n)` the cells in a square around the
+    token's own cell, it repeats T times:
 
     .. math::
         q_{nm} = \operatorname{softmax}_{m \in A(n)} (-t \lVert z_n - s_m \rVert^2), \qquad
@@ -82,15 +82,15 @@ def token_clustering(
         iterations: T. 0 gives the averages themselves.
         inv_temperature: t; ``"auto"``: one over each image's median squared distance to the own cell's average.
         window: Side of the square of candidates, a cube in a video, in cells, odd.
-        empty: What a cluster becomes that no token is near enough to: ``"keep"``: what it was; ``"zero"``: zeros.
-        detach: Let no gradient through the weights: they reach ``x`` through the last average alone.
-        form: ``"dense"``, ``"edges"`` or ``"tiles"``, which agree up to rounding; ``"auto"`` takes tiles where they
-            multiply less than half of all pairs. Where tokens lie so far apart that products would blur the softmax,
-            eager CPU runs take edges, which measure by differences; on CUDA and compiled, ask for them.
-        mask: ``[B, H*W]`` bool, False for padding, which then has weight 0 in every average, whatever it holds. A cell
-            of nothing but padding starts as the average of the image. ``None``: padding counts as tokens, as published.
-        label_map: What a patch's own cell is: ``"nearest"``; or ``"trilinear"``, for videos and ``window >= 3``: cell
-            numbers interpolated between cells, as released for Video-Swin. It has no tiles, so it is dense.
+        empty: Value of a cluster that no token is near enough to: ``"keep"``: its last value; ``"zero"``: zeros.
+        detach: Stops gradients through the weights; ``x`` then gets gradients through the last average only.
+        form: ``"dense"``, ``"edges"`` or ``"tiles"``, which agree up to rounding; ``"auto"`` takes tiles if they
+            multiply less than half of all pairs. If products are too inexact for distant tokens, eager CPU runs take
+            edges, which subtract; on CUDA and compiled, choose ``"edges"`` yourself.
+        mask: ``[B, H*W]`` bool, False for padding, which then has weight 0 in every average, for any content. A
+            cell of padding only starts as the average of the image. ``None``: padding counts as tokens, as published.
+        label_map: Definition of a patch's own cell: ``"nearest"``; or ``"trilinear"``, for videos and ``window >= 3``:
+            cell numbers interpolated between cells, as released for Video-Swin. It supports no tiles.
 
     Returns:
         ``centers [B, h*w, C]`` in the dtype of ``x``; the last q as edges: ``token [E]``, ``cluster [E]``, ids within
@@ -148,14 +148,14 @@ def check_temperature(inv_temperature: float | str | Tensor) -> None:
 
 
 def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor | None = None) -> Clustering:
-    """:func:`token_clustering` without checks of options, with what the way back needs."""
+    """Like :func:`token_clustering`, without checks of options; the result serves reconstruction too."""
     grid = check_grid(grid, x.size(1), video=True)
     clusters = check_cells(grid, clusters)[len(grid) :]
     with torch.autocast(x.device.type, enabled=False):
         z = x.to(wide(x))
         real = None if mask is None else mask[..., None].to(z.dtype)
         z = z if real is None else z * real
-        # Any token will do as the origin; the one nearest the mean of a sample is a good one.
+        # Any token can be the origin; the one nearest to the mean of a sample is a good choice.
         zero = origin(z.detach()[:, :: max(1, z.size(1) // 64)])
         z = z - zero
         s, t = _start(z, grid, clusters, real), how.inv_temperature
@@ -174,7 +174,7 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
                 _, mean, mass = form(s)
                 s = _settle(mean, mass, s, zero, how.empty)
         if how.detach and may_differentiate(z):
-            form = kind(z, grid, clusters, how.window, t, real, how.label_map)  # only the last average has gradients
+            form = kind(z, grid, clusters, how.window, t, real, how.label_map)  # gradients reach the last average only
         weight, mean, mass = form(s, detach=how.detach)
         s = _settle(mean, mass, s, zero, how.empty)
         token, cluster, _ = LABEL_MAPS[how.label_map](grid, clusters, how.window, device=x.device)
@@ -192,7 +192,7 @@ def _choose(how: How, grid: Grid, clusters: Grid, device: torch.device) -> type[
 
 
 def _start(z: Tensor, grid: Grid, clusters: Grid, real: Tensor | None) -> Tensor:
-    """Averages over bins, ``[B, h*w, C]``; of the real tokens alone, where ``real [B, N, 1]`` says which are."""
+    """Averages tokens over bins, ``[B, h*w, C]``; only tokens with ``real [B, N, 1]`` of 1, if it is given."""
     if real is None:
         return _pool(z, grid, clusters)
     share = _pool(real, grid, clusters)
@@ -202,9 +202,9 @@ def _start(z: Tensor, grid: Grid, clusters: Grid, real: Tensor | None) -> Tensor
 
 
 def _pool(z: Tensor, grid: Grid, clusters: Grid) -> Tensor:
-    """Averages over bins, ``[B, h*w, C]``, as one product along each axis."""
+    """Averages tokens over bins, ``[B, h*w, C]``, by one product along each axis."""
     images, _, channels = z.shape
-    done, rest = images, math.prod(grid) * channels  # rows before the axis, and numbers a row from it on
+    done, rest = images, math.prod(grid) * channels  # rows before the axis, and numbers in each row after it
     for bins, places, cells in zip(
         pool_matrices(grid, clusters, dtype=z.dtype, device=z.device), grid, clusters, strict=True
     ):
@@ -215,7 +215,7 @@ def _pool(z: Tensor, grid: Grid, clusters: Grid) -> Tensor:
 
 
 def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor | None) -> Tensor:
-    """One over the median squared distance of tokens to the average of their own cell, ``[B, 1, 1]``."""
+    """Returns one over the median squared distance of tokens to their own cell's average, ``[B, 1, 1]``."""
     own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
     squared = (z.detach() - own).square().sum(dim=2)
     if mask is None:
@@ -227,11 +227,11 @@ def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor 
 
 
 def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:
-    """The next centres ``[B, M, C]``: means, and what ``empty`` says where there is no ``mass [B, M]``."""
+    """Returns the next centres ``[B, M, C]``: means, or the value of ``empty`` where ``mass [B, M]`` is 0."""
     none = mass < LEAST_MASS
     if may_look(mean) and not bool(none.any()):
-        return mean  # the usual case; elsewhere looking would cost more than the pass
+        return mean  # the usual case; where a check would wait for the device, the pass below is cheaper
     if empty == "keep":
         return torch.where(none[..., None], before, mean)
-    # Zero is meant before the origin was moved: mean + zero must be the sum of q (z + zero) over max(mass, LEAST_MASS).
+    # "zero" means zero before the origin moved, so mean + zero must equal sum(q (z + zero)) / max(mass, LEAST_MASS).
     return mean + zero * (mass / mass.clamp_min(LEAST_MASS) - 1.0)[..., None]

@@ -1,4 +1,4 @@
-"""Expedite: cluster the tokens of a grid for the blocks that follow, reconstruct every token after them."""
+"""Expedite: clusters the tokens of a grid for the following blocks, and reconstructs every token after them."""
 
 from __future__ import annotations
 
@@ -44,37 +44,36 @@ def expedite(
     mask: Tensor | None = None,
     label_map: str = "nearest",
 ) -> SoftAssignment:
-    """Clusters the tokens of a grid into a smaller grid, and knows how to reconstruct tokens from clusters.
+    """Clusters the tokens of a grid into a smaller grid; the map can reconstruct tokens from clusters.
 
-    The edges on the way down are the last soft assignment of
-    :func:`~tokengraph.select.expedite.cluster.token_clustering`; those on the way up are made by
-    :func:`~tokengraph.select.expedite.reconstruct.token_reconstruction`, at the first ``lift``.
+    ``reduce`` uses the last soft assignment of :func:`~tokengraph.select.expedite.cluster.token_clustering`. ``lift``
+    uses the edges of :func:`~tokengraph.select.expedite.reconstruct.token_reconstruction`, computed on its first call.
 
     Args:
         x: Tokens of the full grid in row-major order, ``[B, H*W, C]``. Attention windows count as images.
         grid: ``(H, W)``; ``(T, H, W)`` for a video.
-        clusters: ``(h, w)``; ``(t, h, w)`` for a video, as published t = T.
-        iterations: T of the clustering. 0: averages over the bins of the small grid.
-        inv_temperature: t, the factor on squared distances, both ways. It depends on the scale of the features:
-            ``"auto"`` takes one over each image's median squared distance to the own cell's average.
-        tau: ``1 / t``, instead of it.
+        clusters: ``(h, w)``; ``(t, h, w)`` for a video, with t = T as published.
+        iterations: Iterations of the clustering; 0 averages over the bins of the small grid.
+        inv_temperature: t, the factor on squared distances in clustering and reconstruction. It depends on the scale
+            of the features; ``"auto"`` is one over each image's median squared distance to the own cell's average.
+        tau: ``1 / t``, as an alternative to ``inv_temperature``.
         window: Side of the square of candidate clusters, a cube in a video, odd.
         neighbors: k of the reconstruction; -1 means all clusters.
         normalize: ``"softmax"``, or ``"l2"`` as released.
         ties: ``"k"``, or ``"released"``: more than k clusters where distances tie.
-        mode: ``"soft"``, or ``"hard"``: each token comes back as a copy of its nearest cluster.
+        mode: ``"soft"``, or ``"hard"``: each token becomes a copy of its nearest cluster.
         empty: ``"keep"``, or ``"zero"`` as released, for clusters that no token is near enough to.
-        detach: Let no gradient through the weights of the clustering.
-        form: ``"auto"``, ``"dense"``, ``"edges"`` or ``"tiles"``: how the clustering computes.
-        mask: ``[B, H*W]`` bool, False for padding, which then feeds no cluster; ``None``: it counts, as released. What
-            comes back in its place means nothing: crop it.
-        label_map: What a patch's own cell is: ``"nearest"``; or ``"trilinear"``, for videos, as released; see
+        detach: Stops gradients through the weights of the clustering.
+        form: Implementation of the clustering: ``"auto"``, ``"dense"``, ``"edges"`` or ``"tiles"``.
+        mask: ``[B, H*W]`` bool, False for padding, which then affects no cluster; ``None``: it counts as tokens, as
+            released. Crop the lifted rows at padding; they have no meaning.
+        label_map: Definition of a patch's own cell: ``"nearest"``; or ``"trilinear"``, for videos, as released; see
             :func:`~tokengraph.select.expedite.cluster.token_clustering`.
 
     Returns:
-        The map over ``B*N`` tokens. ``centroids`` are the clusters, in the dtype of ``x``; ``reduce`` gives the same
-        for ``x``, but for clusters that ``empty`` is about or that hold nothing but padding. Each token's weights sum
-        to one, for ``iterations >= 1``; those of padding are zero.
+        The map over ``B*N`` tokens. ``centroids`` are the clusters, in the dtype of ``x``; ``reduce`` of ``x`` gives
+        the same, except for empty clusters and clusters of padding only. Each token's weights sum to one for
+        ``iterations >= 1``; those of padding are zero.
 
     Raises:
         ValueError: If the grid does not match N, an option is unknown, or both temperatures are given.
@@ -88,8 +87,8 @@ def expedite(
         [[0.0], [9.0]]
 
     Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
-    NeurIPS 2022. Differs: softmax weights on the way up, exactly k neighbours, float32 inside, empty clusters keep
-    their place; in a video the nearest cell is a patch's own. The released behaviour: ``normalize="l2",
+    NeurIPS 2022. Differs: softmax weights in the reconstruction, exactly k neighbours, float32 inside, empty clusters
+    keep their value; in a video a patch's own cell is the nearest one. The released behaviour: ``normalize="l2",
     ties="released", empty="zero"``, and in videos ``label_map="trilinear"``.
     """
     check_tokens(x)
@@ -107,18 +106,18 @@ class Expedite(Select):
     """Expedite as a strategy, before a block, on the full grid; see :func:`expedite` for the options.
 
     Args:
-        clusters: ``(h, w)``, or ``(t, h, w)`` for videos; ``None``: the largest grid of the budget that keeps the
-            aspect, and all frames.
-        iterations: T of the clustering.
+        clusters: ``(h, w)``, or ``(t, h, w)`` for videos; ``None``: the largest grid within the budget that keeps the
+            aspect ratio and all frames.
+        iterations: Iterations of the clustering.
         inv_temperature: t, or ``"auto"``.
-        tau: ``1 / t``, instead of it.
+        tau: ``1 / t``, as an alternative to ``inv_temperature``.
         window: Side of the square of candidate clusters, odd.
         neighbors: k of the reconstruction; -1 means all clusters.
         normalize: ``"softmax"`` or ``"l2"``.
         ties: ``"k"`` or ``"released"``.
         mode: ``"soft"`` or ``"hard"``.
         empty: ``"keep"`` or ``"zero"``.
-        detach: Let no gradient through the weights of the clustering.
+        detach: Stops gradients through the weights of the clustering.
         label_map: ``"nearest"``, or ``"trilinear"`` for videos.
     """
 
@@ -160,10 +159,10 @@ class Expedite(Select):
 
     @classmethod
     def published(cls, clusters: Grid | None = None) -> Expedite:
-        """The released behaviour in images: L2 weights on the way up, all clusters that tie, empty clusters at zero.
+        """Returns the released behaviour for images: L2 weights and ties in the reconstruction, empty clusters at zero.
 
         Args:
-            clusters: ``(h, w)``; ``None``: the budget decides, which the released code leaves to the caller.
+            clusters: ``(h, w)``; ``None`` derives it from the budget. The released code has no default.
 
         Source: the code of Liang et al., NeurIPS 2022.
         """
@@ -171,25 +170,25 @@ class Expedite(Select):
 
     @property
     def temperature(self) -> float | str:
-        """t, however it was given."""
+        """t, from ``inv_temperature`` or ``tau``."""
         return self.inv_temperature if self.tau is None else 1.0 / self.tau
 
     @property
     def own_budget(self) -> int | None:
-        """Clusters an image that ``clusters`` asks for; ``None`` where the budget decides."""
+        """Clusters an image by ``clusters``; ``None`` if the budget decides."""
         return None if self.clusters is None else math.prod(self.clusters)
 
     @property
     def restores(self) -> bool:
-        """True: that is its second half."""
+        """True, because Expedite includes the reconstruction."""
         return True
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
             raise ValueError(
-                "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
-                "a grid: dropped in train mode, or shuffled as in ViTMAE). Use DPCKNN there."
+                "Expected one full patch grid for all images (got tokens that are coarsened, ragged, dropped in train "
+                "mode or shuffled as in ViTMAE). Use DPCKNN there."
             )
         images, count = tokens.x.shape[:2]
         keep = clamp_budget(budget, tokens.x, None)
@@ -201,7 +200,7 @@ class Expedite(Select):
         return _expedite(tokens.x, tokens.grid, self._grid_for(keep, tokens.grid), self, "auto")
 
     def makes(self, keep: int, num_tokens: int, grid: Grid | None = None) -> int:
-        """Clusters of the largest grid within ``keep``; without a grid, as if the patches formed a square."""
+        """Returns the cells of the largest grid within ``keep``; without a grid it assumes a square of patches."""
         if keep >= num_tokens:
             return num_tokens
         if self.own_budget is not None:
@@ -212,7 +211,7 @@ class Expedite(Select):
         return math.prod(cluster_grid(grid or (side, side), keep))
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Two products an iteration over the pairs that are multiplied, and the distances of the reconstruction."""
+        """Counts two products an iteration over the multiplied pairs, and the distances of the reconstruction."""
         frames = self.clusters[:1] if self.clusters and len(self.clusters) == 3 else ()
         patches = max(num_tokens // math.prod(frames), 1)
         side = max(math.isqrt(patches), 1)
@@ -238,9 +237,9 @@ class Expedite(Select):
 
 
 def cluster_grid(grid: Grid, keep: int) -> Grid:
-    """The grid ``(h, w)`` with the most cells, ``h * w <= keep``, whose aspect is about that of ``grid``.
+    """Returns the grid ``(h, w)`` with the most cells, ``h * w <= keep``, and about the aspect ratio of ``grid``.
 
-    In a video each frame keeps its own cells, as published, while there is a cell for each.
+    In a video each frame has cells of its own, as published, if ``keep`` is at least the number of frames.
 
     Example:
         >>> cluster_grid((40, 40), 784), cluster_grid((6, 8), 30), cluster_grid((1, 7), 5)
@@ -282,7 +281,7 @@ def _expedite(
 
 @dataclass(frozen=True, eq=False)
 class _Reconstruction:
-    """Makes the edges of the way back when a lift asks for them. A class, not a closure: maps can be pickled."""
+    """Computes the reconstruction edges when a lift needs them. A class, not a closure, so that maps can be pickled."""
 
     x: Tensor
     made: Clustering

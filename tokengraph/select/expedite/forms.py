@@ -1,8 +1,8 @@
 """One step of token clustering in three forms that agree up to rounding: dense, edge list, tiles of cells.
 
-Each is made once for a call and stepped T times: ``form(s)`` takes centres ``[B, M, C]`` and returns the soft
-assignment q on the edges ``[B, E]``, the means of the tokens under q ``[B, M, C]``, and the sums of q ``[B, M]``.
-With ``real [B, N, 1]``, 0 where there is padding, q is multiplied by it: padding has no say in any mean.
+Each form is built once a call and runs T times: ``form(s)`` takes centres ``[B, M, C]`` and returns the soft assignment
+q on the edges ``[B, E]``, the means of the tokens under q ``[B, M, C]``, and the sums of q ``[B, M]``. It multiplies q
+by ``real [B, N, 1]``, which is 0 at padding, so that padding affects no mean.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
 LABEL_MAPS = {"nearest": cell_edges, "trilinear": fractional_edges}  # candidates of each patch
-LEAST_MASS = 1e-16  # a cluster with less weight is empty: its mean is its sum over this
+LEAST_MASS = 1e-16  # a cluster with less weight is empty; its mean is its sum divided by this
 
 
 class Dense:
-    """All N x M products, then a mask."""
+    """Computes all N x M products, then masks them."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Dense:
             product = torch.bmm(self.z, s.transpose(1, 2))
             q = _softmax(product, _half_norm(s)[:, None], self.t, self.barred)
             q = q if self.real is None else q * self.real
-        q = q.detach() if detach else q  # of tangents too, which go on where gradients are off
+        q = q.detach() if detach else q  # detaches forward-mode tangents too, which no_grad does not stop
         mass = q.sum(dim=1)
         mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(LEAST_MASS)[..., None]
         return q.flatten(1).index_select(1, self.slot), mean, mass
 
 
 class EdgeList:
-    """Edge by edge, as message passing does it; for reference, since scoring an edge copies two rows of C numbers."""
+    """Computes edge by edge, as message passing does; slow, because each edge copies two rows of C numbers."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class EdgeList:
             q = self._by_token(score)
             q = q if self.real is None else q * self.real.flatten()[self.token]
         q = q.detach() if detach else q
-        # Sums run over edges sorted by cluster, so that their order is fixed.
+        # Sums run over edges sorted by cluster, which fixes their order.
         weight, into = q[:, self.order].flatten(), self.cluster[:, self.order].flatten()
         mass = segment_sum(weight, into, rows.size(0))
         total = weighted_sum(tokens, weight, into, rows.size(0), source=self.token[:, self.order].flatten())
@@ -89,7 +89,7 @@ class EdgeList:
         return q, mean.view_as(s), mass.view(s.shape[:2])
 
     def _by_token(self, score: Tensor) -> Tensor:
-        """Softmax over the edges of each token, the source: message passing groups by target."""
+        """Softmax over the edges of each token, which is the source; message passing usually groups by target."""
         into, score = self.token.flatten(), score.flatten()
         count = self.z.size(0) * self.z.size(1)
         top = score.new_full((count,), -torch.inf).scatter_reduce(0, into, score.detach(), "amax")
@@ -98,9 +98,9 @@ class EdgeList:
 
 
 class Tiles:
-    """Tiles of cells against the cells around them, by batched products; see :class:`tokengraph.edges.cells.CellTiles`.
+    """Multiplies tiles of cells with the cells around them; see :class:`tokengraph.edges.cells.CellTiles`.
 
-    Rows run tile by tile, and image by image within a tile: T x B products of ``[P, C]`` with ``[C, J]``.
+    Rows are sorted by tile, and by image within a tile: T x B products of ``[P, C]`` with ``[C, J]``.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Tiles:
         real: Tensor | None = None,
         label_map: str = "nearest",
     ) -> None:
-        assert label_map == "nearest"  # the other one has no tiles
+        assert label_map == "nearest"  # "trilinear" supports no tiles
         self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
         self.images, self.t = z.size(0), t
         self.count, self.patches, self.cells = tiles.barred.shape
@@ -124,7 +124,7 @@ class Tiles:
         self.barred, self.real = tiles.barred[:, None].to(z.dtype), tiles.real[:, None].to(z.dtype)
         if real is not None:
             self.real = self.real * real.flatten()[token].view(self.count, self.images, self.patches, 1)
-        # The places of each cluster in [T, B, J], cluster by cluster.
+        # The positions of each cluster in [T, B, J], sorted by cluster.
         source = tiles.source // self.cells * (self.images * self.cells) + tiles.source % self.cells
         self.source = (source + shift * self.cells).flatten()
         self.into = self.candidate.index_select(0, self.source)
@@ -151,7 +151,7 @@ def _half_norm(s: Tensor) -> Tensor:
 
 
 def _softmax(product: Tensor, half_norm: Tensor, t: float | Tensor, barred: Tensor) -> Tensor:
-    """Over clusters, of ``-t |z - s|^2`` without its ``|z|^2``, which cancels and would cost digits."""
+    """Softmax over clusters of ``-t |z - s|^2``, without the ``|z|^2`` that cancels and would lose digits."""
     if isinstance(t, Tensor):
         t = t.view(-1, 1, 1)
     return (product - half_norm).mul(2.0 * t).add(barred).softmax(dim=-1)

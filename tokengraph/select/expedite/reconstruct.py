@@ -1,4 +1,4 @@
-"""Token reconstruction: tokens come back as mixtures of the clusters nearest to them in feature space."""
+"""Token reconstruction: each token becomes a mixture of the clusters nearest to it in feature space."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def token_reconstruction(
     ties: str = "k",
     mode: str = "soft",
 ) -> Tensor:
-    r"""Gives each token a mixture of refined clusters, weighted by how near it was to them before.
+    r"""Gives each token a mixture of refined clusters, weighted by its distance to them before refinement.
 
     .. math:: o_n = \sum_{m \in K(n)} a_{nm} y_m, \qquad
               a_{nm} = \operatorname{softmax}_{m \in K(n)} (-t \lVert z_n - s_m \rVert^2)
@@ -39,13 +39,14 @@ def token_reconstruction(
     with :math:`K(n)` the k nearest of all M clusters.
 
     Args:
-        x: Tokens as they came to the clustering, ``[B, N, C]``.
-        centers: Clusters as they left it, ``[B, M, C]``.
-        refined: What became of the clusters, ``[B, M, D]``: any D.
+        x: Tokens before the clustering, ``[B, N, C]``.
+        centers: Clusters after it, ``[B, M, C]``.
+        refined: The clusters after the blocks that refined them, ``[B, M, D]``, any D.
         inv_temperature: t; a tensor ``[B, 1, 1]`` gives each image its own.
         neighbors: k; clamped to M, and -1 means all.
-        normalize: ``"softmax"``, or ``"l2"``: ``exp(-t d^2)`` over its L2 norm, as released; those do not sum to 1.
-        ties: ``"k"``: exactly k, the lower index first; ``"released"``: all that are as near as the k-th.
+        normalize: ``"softmax"``, or ``"l2"``: ``exp(-t d^2)`` divided by its L2 norm, as released; these do not sum
+            to 1.
+        ties: ``"k"``: exactly k, the lower index first; ``"released"``: also every cluster as near as the k-th.
         mode: ``"soft"``, or ``"hard"``: a copy of the nearest cluster.
 
     Returns:
@@ -54,8 +55,8 @@ def token_reconstruction(
     Raises:
         ValueError: If shapes do not fit, or an option is unknown.
 
-    Cost: ``N M C + N k D`` multiply-adds an image; at most 16M distances at a time. Looking for ties synchronises with
-    the host.
+    Cost: ``N M C + N k D`` multiply-adds an image; at most 16M distances at a time. ``ties="released"`` synchronises
+    with the host.
 
     Source: Liang et al., *Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning*,
     NeurIPS 2022. Differs: softmax by default (released: ``normalize="l2"``, ``ties="released"``).
@@ -66,7 +67,7 @@ def token_reconstruction(
     check_tokens(refined, name="refined")
     if refined.shape[:2] != centers.shape[:2]:
         raise ValueError(
-            f"Expected refined with a row for each of [B, M] = {list(centers.shape[:2])} clusters "
+            f"Expected refined with one row for each of [B, M] = {list(centers.shape[:2])} clusters "
             f"(got shape {list(refined.shape)})."
         )
     rows = x.size(0) * x.size(1)
@@ -84,7 +85,7 @@ def reconstruction_edges(
     ties: str = "k",
     mode: str = "soft",
 ) -> Edges:
-    """The edges of :func:`token_reconstruction`: ``token``, ``cluster`` ``[E]`` flat ids and ``weight [E]``.
+    """Returns the edges of :func:`token_reconstruction`: ``token``, ``cluster`` ``[E]`` flat ids and ``weight [E]``.
 
     Sorted by token; with ``ties="k"`` each token has k, nearest first. Weights are float32 or wider.
     """
@@ -97,7 +98,7 @@ def reconstruction_edges(
 
 
 def hard_labels(x: Tensor, centers: Tensor) -> Tensor:
-    """Nearest of all clusters for each token, the first of equals: ``[B, N]`` int64 in ``[0, M)``.
+    """Returns each token's nearest cluster, ties to the lower index: ``[B, N]`` int64 in ``[0, M)``.
 
     Args:
         x: ``[B, N, C]``.
@@ -126,7 +127,7 @@ def check_reconstruction(neighbors: int, normalize: str, ties: str, mode: str) -
 
 
 def make_edges(z: Tensor, s: Tensor, t: float | Tensor, neighbors: int, normalize: str, ties: str, mode: str) -> Edges:
-    """:func:`reconstruction_edges` without checks, for tokens and clusters that share a near origin."""
+    """Like :func:`reconstruction_edges`, without checks, for tokens and clusters relative to a nearby origin."""
     images, tokens, clusters = z.size(0), z.size(1), s.size(1)
     k = 1 if mode == "hard" else clusters if neighbors == -1 else min(neighbors, clusters)
     loose = ties == "released" and mode == "soft" and k < clusters
@@ -154,9 +155,9 @@ def make_edges(z: Tensor, s: Tensor, t: float | Tensor, neighbors: int, normaliz
 
 
 def _nearest(score: Tensor, k: int, loose: bool) -> tuple[Tensor, Tensor]:
-    """The k lowest of each row of ``[B, R, M]``: ids and scores ``[B, R, k]``.
+    """Returns the k lowest of each row of ``[B, R, M]``: ids and scores ``[B, R, k]``.
 
-    Loose: a mask ``[B, R, M]`` of all that are as low as the k-th, and the scores, inf elsewhere.
+    With ``loose``, returns a mask ``[B, R, M]`` of all scores up to the k-th lowest, and the scores, inf elsewhere.
     """
     with torch.no_grad():
         if k == score.size(2):
@@ -169,7 +170,7 @@ def _nearest(score: Tensor, k: int, loose: bool) -> tuple[Tensor, Tensor]:
 
 
 def _weigh(score: Tensor, half: Tensor, t: float | Tensor, normalize: str) -> Tensor:
-    """Weights from scores ``|s|^2 / 2 - z s``; ``half`` is ``|z|^2 / 2``, which cancels in a softmax."""
+    """Returns weights from scores ``|s|^2 / 2 - z s``; ``half`` is ``|z|^2 / 2``, which cancels in a softmax."""
     if normalize == "softmax":
         return (score * (-2.0 * t)).softmax(dim=2)
     squared = 2.0 * (score + half[..., None]).clamp_min(0.0)
@@ -177,17 +178,17 @@ def _weigh(score: Tensor, half: Tensor, t: float | Tensor, normalize: str) -> Te
 
 
 def _scores(z: Tensor, s: Tensor, half: Tensor) -> Tensor:
-    """``|s_m|^2 / 2 - z_n s_m``, ``[B, R, M]``: ranks as the distance does."""
+    """Returns ``|s_m|^2 / 2 - z_n s_m``, ``[B, R, M]``, which ranks clusters as the distance does."""
     return torch.baddbmm(half[:, None], z, s.transpose(1, 2), alpha=-1.0)
 
 
 def _differences(z: Tensor, s: Tensor) -> Tensor:
-    """``|z_n - s_m|^2 / 2`` by differences, ``[B, R, M]``, for rows so far apart that products lose digits."""
+    """Returns ``|z_n - s_m|^2 / 2`` by subtraction, ``[B, R, M]``, for distant rows whose products lose digits."""
     return 0.5 * torch.cdist(z, s, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def _sharpness(z: Tensor, s: Tensor) -> float | Tensor:
-    """One over the smallest squared step between neighbouring tokens, as a scale for the nearest cluster, ``[B]``."""
+    """Returns one over the smallest squared step between neighbouring tokens, a scale for nearest clusters, ``[B]``."""
     if not may_look(z) or z.size(1) == 0:
         return 0.0
     step = (z.detach()[:, 1:] - z.detach()[:, :-1]).square().sum(dim=2).flatten(1)
@@ -196,13 +197,13 @@ def _sharpness(z: Tensor, s: Tensor) -> float | Tensor:
 
 
 def _blocks(z: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """Tokens cut so that a block has at most ``LIMIT`` distances; compiled, an image's: the batch is a symbol there."""
+    """Splits tokens into blocks of at most ``LIMIT`` distances; compiled, per image, as the batch size is symbolic."""
     images = 1 if torch.compiler.is_compiling() else s.size(0)
     return z.split(max(1, LIMIT // max(1, images * s.size(1))), dim=1)
 
 
 def _recentred(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Both minus one token of each image, in float32 or wider: distances between small numbers keep their digits."""
+    """Subtracts one token of each image from both, in float32 or wider, so that distances keep their digits."""
     check_tokens(x)
     check_tokens(centers, name="centers")
     if centers.size(0) != x.size(0) or centers.size(2) != x.size(2) or centers.size(1) < 1:

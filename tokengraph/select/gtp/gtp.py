@@ -1,4 +1,4 @@
-"""GTP: tokens that leave hand their features on to their neighbours in a graph of the input patches."""
+"""GTP: dropped tokens pass their features to their neighbours in a graph of the input patches."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ def gtp(
     mode: str = "propagate",
     order: str = "index",
 ) -> SoftAssignment:
-    r"""Keeps the tokens with the highest scores; the others hand their features on along the graph, and leave.
+    r"""Keeps the tokens with the highest scores; the others pass their features along the graph and are dropped.
 
-    .. math:: x'_i = x_i + \alpha \sum_{j \text{ leaves}} \hat A_{ij} x_j, \qquad
-              s'_i = s_i + \alpha \sum_{j \text{ leaves}} \hat A_{ij} s_j
+    .. math:: x'_i = x_i + \alpha \sum_{j \text{ dropped}} \hat A_{ij} x_j, \qquad
+              s'_i = s_i + \alpha \sum_{j \text{ dropped}} \hat A_{ij} s_j
 
     Args:
-        score: ``[B, N]``, higher stays; of equals the lower index.
-        keep: Clusters an image, at least 1; clamped to N. From N on, nothing happens at all.
-        graph: Who receives from whom, in patch ids; only ``mode="propagate"`` needs it.
-        alpha: Strength of what is handed on, not negative.
-        patch: Input patch of each token, ``[B, N]`` int64; ``None``: token i is patch i.
-        mode: ``"propagate"``; ``"none"``: tokens just leave; ``"mean"``: their mean stays as one more token, behind the
-            others and counted in ``keep``.
+        score: ``[B, N]``, highest stay; ties go to the lower index.
+        keep: Clusters an image, at least 1; clamped to N. With N or more the map is the identity.
+        graph: Edges from senders to receivers, in patch ids; only ``mode="propagate"`` needs it.
+        alpha: Strength of the propagation, at least 0.
+        patch: Input patch of each token, ``[B, N]`` int64; ``None`` means token i is patch i.
+        mode: ``"propagate"``; ``"none"``: only drops tokens; ``"mean"``: keeps the mean of dropped tokens as one more
+            token, after the others and counted in ``keep``.
         order: ``"index"``: kept tokens stay in order; ``"score"``: highest first, as in the published code.
 
     Returns:
         The weighted map (``normalize=False``), whose ``reduce`` gives ``x'`` and ``s'``; ``centers`` are the kept
-        tokens (for the mean, the best of those that leave). On the way back a token that left gets the mean of its
-        receivers by weight, or zeros where it has none; in mode ``"mean"`` it gets the mean token.
+        tokens (for the mean, the best dropped one). ``lift`` gives a dropped token the weighted mean of its receivers,
+        zeros if it has none, or the mean token in mode ``"mean"``.
 
     Raises:
         ValueError: If an option is out of range, shapes do not fit, or scores are not finite.
         TypeError: If ``graph`` is another kind of graph.
 
-    Cost: one sort of ``[B, N]``, then the edges of the tokens that leave. On CUDA and under ``torch.compile`` shapes
-    are fixed, so unused edges stay with weight 0: 8 a token on a spatial graph, else all of the graph's.
+    Cost: one sort of ``[B, N]``, then the edges of dropped tokens. On CUDA and under ``torch.compile`` shapes are
+    fixed, so unused edges stay with weight 0: 8 a token on a spatial graph, else all edges of the graph.
 
-    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: kept tokens stay in order, ties are settled, nothing
-    to remove is no error, scales go with every mode.
+    Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: kept tokens stay in order, ties go to the lower
+    index, nothing to remove is no error, every mode has token scales.
     """
     if not isinstance(score, Tensor) or score.dim() != 2:
         got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
@@ -87,26 +87,26 @@ def propagate(
     patch: Tensor | None = None,
     mode: str = "propagate",
 ) -> tuple[Tensor, Tensor]:
-    """One step of GTP with tokens already chosen: all that are not kept hand their features on, and leave.
+    """Runs one step of GTP for given kept tokens; the others pass their features on and are dropped.
 
     Args:
         x: Tokens, ``[B, N, C]``.
-        kept: Tokens that stay, ``[B, K]`` int64, each once, in the order of the result.
+        kept: Kept tokens, ``[B, K]`` int64, each once, in the order of the result.
         graph: As for :func:`gtp`, and likewise ``alpha``, ``patch`` and ``mode``.
-        size: Token scales, ``[B, N]``; ``None``: ones.
-        alpha: Strength.
-        patch: Input patches.
+        size: Token scales, ``[B, N]``; ``None`` means ones.
+        alpha: Strength of the propagation.
+        patch: Input patch of each token, ``[B, N]`` int64.
         mode: ``"propagate"``, ``"none"`` or ``"mean"``.
 
     Returns:
         ``[B, K, C]`` in the dtype of ``x`` (sums in float32 or wider) and scales ``[B, K]``; in mode ``"mean"`` with
-        one more row at the end, if any token leaves. Both are differentiable.
+        one more row at the end, if any token is dropped. Both are differentiable.
 
     Raises:
         ValueError: If an option is out of range or shapes do not fit.
         TypeError: If ``graph`` is another kind of graph.
 
-    Cost: one gather of the kept rows, and the rows of the edges that are used; see :func:`gtp`.
+    Cost: one gather of the kept rows, and one row for each edge in use; see :func:`gtp`.
     """
     check_tokens(x)
     _check(alpha, mode, "index")
@@ -134,21 +134,21 @@ def propagate(
 class GTP(Select):
     """GTP as a strategy, between attention and MLP; see :func:`gtp` and :func:`gtp_score`.
 
-    :func:`~tokengraph.propagation_graph` makes the graph once a run, from the tokens that come to the first block;
-    outside a model, of the tokens at hand.
+    :func:`~tokengraph.propagation_graph` builds the graph once a run, from the first block's input; outside a model,
+    from the given tokens.
 
     Args:
         graph: ``"spatial"``, ``"semantic"`` or ``"mixed"``.
-        neighbors: Semantic neighbours; clamped to all other patches, where the grid is smaller than that.
+        neighbors: Semantic neighbours; clamped to the number of other patches.
         alpha: Strength of propagation.
-        score: One of :func:`gtp_score`'s, or ``"random"``. All but cls scores read the whole attention map.
-        sparsity: Share of each attention map that is kept, in (0, 1], in layers that remove tokens. Below 1 it
+        score: One of :func:`gtp_score`'s, or ``"random"``. All but cls and random scores read the whole attention map.
+        sparsity: Share of kept entries in each attention map, in (0, 1], in layers that remove tokens. Below 1 it
             costs time, see :func:`sparsify`.
-        scales: Whether token scales weigh the keys in later layers.
+        scales: Adds token scales to the attention logits of later layers.
         mode: ``"propagate"``, ``"none"`` or ``"mean"``.
-        include_self: Count what a token pays itself in the sums of image, mixed and sum scores.
+        include_self: Counts a token's attention to itself in the sums of image, mixed and sum scores.
         order: ``"index"`` or ``"score"``.
-        seed: For ``score="random"``; each layer draws anew.
+        seed: Seed of ``score="random"``; each layer draws new numbers.
     """
 
     name: ClassVar[str] = "gtp"
@@ -175,10 +175,10 @@ class GTP(Select):
 
     @classmethod
     def published(cls, removed: int) -> GTP:
-        """The authors' settings for DeiT-B with ``removed`` tokens fewer in each layer, 1 to 14, without fine-tuning.
+        """Returns the authors' settings for DeiT-B without fine-tuning, for 1 to 14 tokens ``removed`` in each layer.
 
-        They were tuned for each number, on a mixed graph with token scales; the graph's 8 neighbours are the code's
-        default. Most sparsify attention, which costs more time than it could save.
+        The authors tuned them for each number, on a mixed graph with token scales; the graph's 8 neighbours are their
+        code's default. Most sparsify attention, which costs more time than it could save.
 
         Source: the README of GTP-ViT's code.
         """
@@ -194,7 +194,7 @@ class GTP(Select):
 
     @property
     def reads(self) -> str:  # type: ignore[override]
-        """``"map"`` but for cls and random scores without sparsification."""
+        """``"map"``, except for cls and random scores without sparsification."""
         plain = self.sparsity >= 1 and (self.score == "random" or self.needs_class_token)
         return "map" if not plain else "class" if self.needs_class_token else "nothing"
 
@@ -205,24 +205,24 @@ class GTP(Select):
 
     @property
     def weighs(self) -> bool:
-        """Whether token scales weigh the keys."""
+        """True if attention weighs keys by token scales."""
         return self.scales
 
     def begin(self, tokens: Tokens) -> PropagationGraph | None:
-        """The graph of a run's input tokens; ``None`` where the mode needs none."""
+        """Builds the graph from a run's input tokens; ``None`` if the mode needs none."""
         if self.mode != "propagate":
             return None
         if self.graph != "semantic" and (tokens.grid is None or not tokens.full):
             raise ValueError(
-                f"Expected the full patch grid for graph={self.graph!r} (got tokens that are coarsened or without a "
-                "grid: dropped in train mode, or shuffled as in ViTMAE). Use graph='semantic' there."
+                f"Expected the full patch grid for graph={self.graph!r} (got tokens that are coarsened, dropped in "
+                "train mode or shuffled as in ViTMAE). Use graph='semantic' there."
             )
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
         with torch.no_grad():
             return connect_patches(tokens.x, tokens.grid if tokens.full else None, self.graph, neighbors)
 
     def edit_attention(self, attention: Tensor) -> Tensor:
-        """The map with its smallest entries cut, where ``sparsity`` is below 1; see :func:`sparsify`."""
+        """Zeroes the smallest entries of the map if ``sparsity`` is below 1; see :func:`sparsify`."""
         return sparsify(attention, self.sparsity)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> SoftAssignment:
@@ -230,8 +230,8 @@ class GTP(Select):
         keep = clamp_budget(budget, tokens.x, None)
         if tokens.mask is not None or isinstance(keep, list):
             raise ValueError(
-                "Expected as many tokens in all images and one budget (got a ragged batch or several budgets). "
-                "Choose image by image there."
+                "Expected equal numbers of tokens in all images and one budget (got a ragged batch or several "
+                "budgets). Call the strategy image by image."
             )
         images, count = tokens.x.shape[:2]
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
@@ -239,13 +239,13 @@ class GTP(Select):
                 everyone = torch.arange(count, device=tokens.x.device).expand(images, -1)
                 return kept_as_they_are(everyone, count)
             graph, patch = tokens.memory, tokens.patch
-            if graph is None:  # made of the tokens at hand, which are its patches
+            if graph is None:  # outside a model the given tokens are the patches
                 graph, patch = self.begin(tokens), None
             check_patch(tokens.x[..., 0], graph, patch, self.mode)
             return _gtp(self._score(tokens), keep, graph, self.alpha, patch, self.mode, self.order)  # type: ignore[arg-type]
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """One pass over the attention map, and what is handed on. Not the graph: it is made once a run."""
+        """Counts one pass over the attention map and the propagation, but not the graph, which is built once a run."""
         heads = max(channels // head_width, 1)
         map_cost = Cost(heads * num_tokens**2, 4 * heads * num_tokens**2)
         if self.score == "random" or self.needs_class_token:
@@ -279,7 +279,7 @@ def _gtp(
     tokens = score.size(1)
     keep = clamp_budget(keep, score, None)  # type: ignore[assignment]
     if isinstance(keep, list):
-        raise ValueError(f"Expected one budget for all images (got {keep}). Choose image by image there.")
+        raise ValueError(f"Expected one budget for all images (got {keep}). Call gtp image by image.")
     if keep >= tokens:
         return kept_as_they_are(torch.arange(tokens, device=score.device).expand(score.size(0), -1), tokens)
     ranked = score.detach().argsort(dim=1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Token migration: redundant tokens leave the blocks, and come back from a table."""
+"""Token migration: redundant tokens skip the later blocks, and return from stored features."""
 
 from tokengraph.select.migration.migration import TokenMigration
 

@@ -1,4 +1,4 @@
-"""Token migration as a strategy: redundant tokens leave the blocks, and come back without attention."""
+"""Token migration as a strategy: redundant tokens skip later blocks, and return without attention."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ SIMILARITY, SPLIT, POOL = ("keys", "tokens"), ("rank", "checkerboard"), ("all", 
 
 @dataclass(frozen=True, eq=False)
 class TokenMigration(Select):
-    """Tokens that resemble another one leave after some blocks, and return at the end with what they left with.
+    """Drops tokens that resemble another one after some blocks, and returns them at the end with their last features.
 
     The idea is Fast-iTPN's (Tian et al., TPAMI 2024): redundant tokens leave the backbone and return in the pyramid,
-    without attention. The authors published no code of it; the definition is this project's own.
+    without attention. The authors published no code for it; the definition is this project's own.
 
-    Given to a :func:`~tokengraph.models.fast_itpn_tiny` (or another) it acts in the main stage. Attached to a plain
-    vision transformer, ``attach(model, TokenMigration())``, it brings every patch back after the last block, so that
-    dense heads find the full map; a schedule of your own says where instead, as ``{4: 0.7, 12: "reconstruct"}``.
+    In :func:`~tokengraph.models.fast_itpn_tiny` and its siblings it acts in the main stage. Attached to a plain vision
+    transformer, ``attach(model, TokenMigration())``, it restores every patch after the last block, so that dense heads
+    get the full map. Give a schedule to restore earlier, as ``{4: 0.7, 8: "reconstruct"}``.
 
     Args:
-        schedule: ``{layer: keep ratio}`` of the tokens there are, layers counted from 1; an int: so many tokens leave
-            after every block; ``None``: 0.7 after a quarter, a half and three quarters of the blocks; ``{}``: nobody
-            leaves.
+        schedule: ``{layer: keep ratio}`` of the current tokens, layers counted from 1; an int removes that many tokens
+            after every block; ``None`` keeps 0.7 after a quarter, a half and three quarters of the blocks; ``{}``
+            removes none.
         replenish: ``"identity"``, ``"zero"``, ``"twin_copy"`` or ``"twin_delta"``; see
             :func:`~tokengraph.select.migration.redundancy.replenish`.
         similarity: ``"keys"`` of the block's own attention, or the block's ``"tokens"``.
         split: ``"rank"``: every other token may leave; ``"checkerboard"``: at the first step, the black cells.
-        size_weight: Tokens that stay stand for those that left: attention adds the log of their number. Fast-iTPN only.
-        pool: What a classifier of Fast-iTPN averages: ``"all"`` positions or the ``"kept"`` ones.
+        size_weight: Weighs kept tokens by the number of tokens they stand for (adds its log to attention logits).
+            Fast-iTPN only.
+        pool: Positions that a Fast-iTPN classifier averages: ``"all"`` or the ``"kept"`` ones.
 
     Raises:
-        ValueError: If a word is unknown, or a layer is below 1.
+        ValueError: If an option is unknown, or a layer is below 1.
     """
 
     name: ClassVar[str] = "token-migration"
@@ -72,7 +73,7 @@ class TokenMigration(Select):
             raise ValueError(f"Expected a number of tokens >= 0 (got {self.schedule}).")
 
     def removed(self, depth: int, num_tokens: int) -> dict[int, int]:
-        """How many of N tokens leave after which of ``depth`` blocks; blocks that nobody leaves after are left out.
+        """Returns the number of N tokens removed after each of ``depth`` blocks, without blocks that remove none.
 
         Raises:
             ValueError: If the schedule names a layer above ``depth``.
@@ -98,31 +99,31 @@ class TokenMigration(Select):
 
     @property
     def reads(self) -> str:  # type: ignore[override]
-        """``"keys"`` where they tell who resembles whom."""
+        """``"keys"`` if the similarity is of keys, else ``"nothing"``."""
         return "keys" if self.similarity == "keys" else "nothing"
 
     @property
     def restores(self) -> bool:
-        """True: that is its second half."""
+        """True, because migration includes the reconstruction."""
         return True
 
     @property
     def stores(self) -> bool:
-        """Whether tokens come back with something of their own."""
+        """True if dropped tokens return with features of their own."""
         return self.replenish in ("identity", "twin_delta")
 
     def fewest(self, num_tokens: int) -> int:
-        """At most every other token leaves at once."""
+        """One step removes at most every other token."""
         return num_tokens - at_most_half(num_tokens, num_tokens)
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[TokenMigration, Schedule]:
-        """The strategy itself, and its own schedule with a reconstruction at the end, where none is given."""
+        """Returns itself, and the given schedule or its own with a reconstruction at the end."""
         if self.size_weight:
-            raise ValueError("Expected size_weight=False in an attached model (got True). Fast-iTPN takes it.")
+            raise ValueError("Expected size_weight=False in an attached model (got True). Only Fast-iTPN supports it.")
         return self, _Leave(self) if schedule is None else schedule
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
-        """Maps the tokens that stay to themselves; see :class:`tokengraph.Select`."""
+        """Keeps the tokens that resemble no other; see :class:`tokengraph.Select`."""
         keep = clamp_budget(budget, tokens.x, None)
         if tokens.mask is not None or isinstance(keep, list):
             raise ValueError("Expected as many tokens in all images and one budget (got a ragged batch or budgets).")
@@ -137,7 +138,7 @@ class TokenMigration(Select):
         if self.replenish in ("identity", "zero"):
             drops = removed > 0
             return Assignment.from_dense(cluster, left, drops=drops, centers=choice.keep, single=True)
-        # Down the tokens that stay, up from each token's own place or its twin's.
+        # reduce keeps the remaining tokens; lift reads each token's own row or its twin's.
         cluster = cluster.scatter(1, choice.dropped, cluster.gather(1, choice.twin))
         ptr, ends = equal_ptr(images, count, cluster.device), equal_ptr(images, left, cluster.device)
         kept, own = (choice.keep + ptr[:-1, None]).flatten(), torch.arange(images * left, device=cluster.device)
@@ -149,15 +150,15 @@ class TokenMigration(Select):
         )
 
     def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor:
-        """What dropped tokens left with; for ``"twin_delta"`` less what their twins had then."""
+        """Returns the last features of dropped tokens; for ``"twin_delta"`` minus their twins' features then."""
         if isinstance(assignment, Assignment):
             return torch.where((assignment.cluster == assignment.num_clusters)[:, None], x, 0.0)
         assert assignment.centers is not None
-        twin = assignment.centers[assignment.way_back()[1]]  # itself for a token that stays
+        twin = assignment.centers[assignment.way_back()[1]]  # a kept token is its own twin
         return x - x.index_select(0, twin)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Keys averaged over heads, products between the halves."""
+        """Counts the mean of keys over heads, and products between the halves."""
         half = num_tokens // 2
         return Cost(num_tokens * channels, 4 * num_tokens * channels) + distance_cost(
             half, num_tokens - half, head_width
@@ -166,7 +167,7 @@ class TokenMigration(Select):
 
 @dataclass(frozen=True)
 class _Leave:
-    """Removals of a migration, and everybody back after the last block. A drop there would change nothing."""
+    """The schedule of a migration: removals, and a restore after the last block. A removal there changes nothing."""
 
     migration: TokenMigration
 

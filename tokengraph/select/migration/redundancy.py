@@ -1,7 +1,7 @@
-"""Token migration (TM-1), after Fast-iTPN; the authors published no code of it, the definition is this project's own.
+"""The functions of token migration, after Fast-iTPN; its authors published no code, so the definition is our own.
 
-Redundant tokens leave the blocks and come back afterwards from a table, without attention. Pure functions here; where
-they act is a model's business.
+Redundant tokens skip later blocks and return from stored features, without attention. These are pure functions; models
+and the strategy decide where to call them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ REPLENISH = ("identity", "zero", "twin_copy", "twin_delta")
 
 
 class Redundant(NamedTuple):
-    """Who stays and who leaves, as places among the tokens that were asked about."""
+    """The kept and dropped tokens, as indices into the given tokens."""
 
     keep: Tensor  # [B, n - r] int64, ascending
     dropped: Tensor  # [B, r] int64, most redundant first
-    twin: Tensor  # [B, r] int64: the token that each dropped one resembles; it stays
+    twin: Tensor  # [B, r] int64: the kept token that each dropped one resembles most
     score: Tensor  # [B, r]: cosine of the two
 
 
 class Departure(NamedTuple):
-    """One step of leaving."""
+    """One step that drops tokens."""
 
     layer: int  # counted from 1
     choice: Redundant
@@ -41,11 +41,11 @@ class Departure(NamedTuple):
 
 
 def tokens_to_drop(num_tokens: int, keep_ratio: float) -> int:
-    r"""How many of n tokens leave at a keep ratio.
+    r"""Returns the number of n tokens to drop at a keep ratio.
 
     .. math:: r = \min(n - \max(1, \lceil \rho n \rceil),\; \lceil n / 2 \rceil)
 
-    Never more than half, as only every other token may leave; none for a ratio of 1 or more.
+    At most half, because only every other token may be dropped; none for a ratio of 1 or more.
 
     Example:
         >>> tokens_to_drop(196, 0.7), tokens_to_drop(7, 0.2), tokens_to_drop(1, 0.1)
@@ -58,29 +58,29 @@ def tokens_to_drop(num_tokens: int, keep_ratio: float) -> int:
 
 
 def at_most_half(num_tokens: int, removed: int) -> int:
-    """``removed`` within what one step can remove, ``0`` to ``ceil(n / 2)``; the only token never leaves."""
+    """Clamps ``removed`` to the range of one step, ``0`` to ``ceil(n / 2)``; a single token always stays."""
     return max(0, min(removed, (num_tokens + 1) // 2, num_tokens - 1))
 
 
 def redundant_tokens(keys: Tensor, removed: int, *, grid: tuple[int, ...] | None = None) -> Redundant:
-    r"""Finds the tokens that most resemble another one, which stays.
+    r"""Finds the tokens that most resemble a kept one.
 
-    Tokens at even places form A, those at odd places B. With :math:`\bar k` the keys' mean over heads:
+    Tokens at even indices form A, those at odd indices B. With :math:`\bar k` the keys' mean over heads:
 
     .. math:: s_i = \max_{j \in B} \cos(\bar k_i, \bar k_j), \quad i \in A
 
-    The ``removed`` tokens of A with the largest score leave. Ties go to the lower place.
+    The ``removed`` tokens of A with the largest score are dropped. Ties go to the lower index.
 
     Args:
         keys: Keys ``[B, n, H, D]``, or any features ``[B, n, C]``.
-        removed: r, at most ``ceil(n / 2)``; the only token never leaves.
-        grid: ``(H, W)`` of all n tokens: A are the black cells of a checkerboard instead of the even places.
+        removed: r, at most ``ceil(n / 2)``; a single token always stays.
+        grid: ``(H, W)`` of all n tokens: A are the black cells of a checkerboard instead of the even indices.
 
     Returns:
         :class:`Redundant`.
 
     Raises:
-        ValueError: If keys are not finite, more should leave than can, or the grid does not hold n tokens.
+        ValueError: If keys are not finite, ``removed`` is out of range, or the grid does not have n cells.
         TypeError: If keys are not a floating-point tensor.
 
     Cost: ``O(B n^2 D / 4)`` time, ``B n^2 / 4`` floats. The check for finite keys waits for the device.
@@ -103,7 +103,7 @@ def redundant_tokens(keys: Tensor, removed: int, *, grid: tuple[int, ...] | None
 
 
 def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, ...] | None = None) -> Redundant:
-    """:func:`redundant_tokens` without its checks, which would make the device wait."""
+    """Like :func:`redundant_tokens`, without its checks, which would wait for the device."""
     images, count = keys.shape[:2]
     if removed == 0:
         none = torch.empty(images, 0, dtype=torch.long, device=keys.device)
@@ -130,9 +130,10 @@ def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, ...] | None = No
 
 
 def _first_best(rows: Tensor, best: Tensor) -> Tensor:
-    """First place of each row's maximum: ``[B, k, n]`` and ``[B, k]`` to ``[B, k]``, in a third of argmax's time.
+    """Returns the first index of each row's maximum, in a third of argmax's time.
 
-    Overwrites ``rows``: places below the maximum sink under every place of it, and those count down.
+    ``[B, k, n]`` and ``[B, k]`` to ``[B, k]``. Overwrites ``rows``: entries below the maximum get a very low value, and
+    entries equal to it get minus their index.
     """
     width = rows.size(2)
     place = torch.arange(width, device=rows.device, dtype=rows.dtype)
@@ -147,21 +148,21 @@ def _checkerboard(device: str, *sides: int) -> tuple[Tensor, Tensor]:
 
 
 def replenish(tokens: Tensor, ids: Tensor, steps: Sequence[Departure], rule: str = "identity") -> Tensor:
-    r"""Puts every token that left back in its place.
+    r"""Restores every dropped token at its grid position.
 
-    ``"identity"`` gives it the value it left with, ``"zero"`` nothing, ``"twin_copy"`` its twin's final value, and
-    ``"twin_delta"`` its own value and what its twin has gained since.
+    ``"identity"`` restores its last value, ``"zero"`` zeros, ``"twin_copy"`` its twin's final value, and
+    ``"twin_delta"`` its last value plus the change of its twin since then.
 
     .. math:: Z = S_T X_T + \sum_t (I - S_t S_t^\top)\, S_{t-1} X^{(l_t)} \quad \text{(identity)}
 
     Args:
-        tokens: Tokens that stayed to the end, ``[B, n, C]``.
+        tokens: Tokens kept to the end, ``[B, n, C]``.
         ids: Their grid ids ``[B, n]``.
-        steps: The steps of leaving, first to last.
-        rule: One of ``REPLENISH``. Twins may have left later themselves; their value is settled first.
+        steps: The steps that dropped tokens, first to last.
+        rule: One of ``REPLENISH``. A twin that was dropped later itself is restored first.
 
     Returns:
-        ``[B, N, C]`` in grid order. Every row is written exactly once. Indices carry no gradient, values do.
+        ``[B, N, C]`` in grid order. Every row is written exactly once. Gradients reach values, not indices.
 
     Raises:
         ValueError: If ``rule`` is unknown.
@@ -190,21 +191,21 @@ def replenish(tokens: Tensor, ids: Tensor, steps: Sequence[Departure], rule: str
 
 
 def _inverse(order: Tensor, count: int) -> Tensor:
-    """Where each id stands in ``order [B, k]``: ``[B, count]``; ids that are not in it get 0."""
+    """Returns the index of each id in ``order [B, k]``: ``[B, count]``; missing ids get 0."""
     place = torch.arange(order.size(1), device=order.device).expand_as(order)
     return torch.zeros(order.size(0), count, dtype=torch.long, device=order.device).scatter(1, order, place)
 
 
 def departures(steps: Sequence[Departure], ids: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """When each position left, and which position it resembled then.
+    """Returns the layer that dropped each position, and its twin.
 
     Args:
-        steps: The steps of leaving.
-        ids: Grid ids that stayed ``[B, n]``; they give the batch and the device.
+        steps: The steps that dropped tokens.
+        ids: Kept grid ids ``[B, n]``; they give the batch size and the device.
         num_tokens: N.
 
     Returns:
-        ``left_at [B, N]``: the layer, from 1, after which it left, 0 for never; ``twin [B, N]``: grid id, -1 for none.
+        ``left_at [B, N]``: the layer, from 1, that dropped it, 0 for never; ``twin [B, N]``: grid id, -1 for none.
 
     Source: this project's own definition, after Fast-iTPN (Tian et al., TPAMI 2024).
     """

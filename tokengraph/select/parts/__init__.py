@@ -1,11 +1,11 @@
-"""What methods are made of: scores, graphs, choices, reductions. Each is a function of tensors and knows no strategy.
+"""The parts of methods: scores, graphs, choices and reductions, all functions of tensors that know no strategy.
 
 | folder | question | pieces |
 |---|---|---|
 | ``scores`` | how much does a token, or an edge, matter? | attention, density, energy, norm, random |
 | ``graphs`` | who may merge with whom? | halves, complete, window, propagation |
 | ``choices`` | which become one? | best, edges, peaks, cells |
-| ``reductions`` | what do they become? | fuse, propagate; means, MLERP and centers are ``Assignment.reduce`` |
+| ``reductions`` | what do they become? | fuse, propagate; ``Assignment.reduce`` has means, MLERP and centers |
 
-A strategy's file names its parts, its place in the block and its defaults.
+A strategy's file combines parts, and sets its placement in the block and its defaults.
 """

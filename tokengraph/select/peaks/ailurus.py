@@ -1,4 +1,4 @@
-"""AiluRus: density peaks inside spatial windows, linear in the number of tokens."""
+"""AiluRus: clusters around density peaks within spatial windows, linear in the number of tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ailurus(
     include_self: bool = False,
     order: str = "index",
 ) -> Assignment:
-    r"""Clusters the tokens of a patch grid around density peaks, each token looking only at its nearest patches.
+    r"""Clusters the tokens of a patch grid around density peaks; each token compares with its nearest patches only.
 
     With :math:`r_{ij}` the rank of patch j by grid distance from i, and
     :math:`d_{ij} = \lVert x_i - x_j\rVert / \sqrt C`:
@@ -41,19 +41,20 @@ def ailurus(
         \log\rho_i = -\tfrac1k \sum_{kNN} \sigma_{ij}^2, \qquad
         \delta_i = \min_{\rho_j > \rho_i} \sigma_{ij}
 
-    The ``keep`` tokens with the largest :math:`\log\rho + \log\delta` are the anchors; every token joins the anchor of
-    its window with the smallest sigma. A token without an anchor in its window takes the best of all anchors.
+    The ``keep`` tokens with the largest :math:`\log\rho + \log\delta` are the anchors. Every token joins the anchor in
+    its window with the smallest sigma; if there is none, it joins the anchor with the smallest sigma in the image.
 
     Args:
         x: Features of the full grid in row-major order, ``[B, H*W, C]``.
         keep: Clusters an image, at least 1; clamped to N.
         grid: ``(H, W)``; ``(T, H, W)`` for a video, with windows of the nearest patches in space and time.
-        k: Neighbours that make the density; clamped to the window.
+        k: Neighbours in the density; clamped to the window.
         lam: Patches in a window.
-        alpha: Factor at rank 0, in [0, 1]. 1 leaves only the window, 0 makes the factor proportional to the rank.
-        include_self: Count the token itself among its k nearest.
-        order: ``"index"``: clusters follow their anchors' order in the grid; ``"score"``: best anchor first;
-            ``"raster"``: as their first patches follow. The method itself does not depend on it.
+        alpha: Spatial factor at rank 0, in [0, 1]. At 1 distance matters only through the window; at 0 the factor is
+            proportional to the rank.
+        include_self: Counts the token itself among its k nearest.
+        order: Numbering of the clusters. ``"index"``: by the grid order of their anchors; ``"score"``: best anchor
+            first; ``"raster"``: by their first patches. It does not change the clusters.
 
     Returns:
         The map over ``B*N`` tokens, with ``centers``. Every cluster has its anchor.
@@ -64,17 +65,17 @@ def ailurus(
         TypeError: If ``keep`` is not one int.
 
     Cost: ``O(B N lam C)`` at most, by matrix products of tiles; memory linear in N. One host synchronisation on CUDA,
-    to see whether any token is without an anchor.
+    to check whether every token has an anchor.
 
     Source: Li et al., *AiluRus*, NeurIPS 2023, for the idea: spatially restricted density peaks at an early layer,
-    undone at the end. The formulae, lambda, alpha and k are this project's own reading, not the paper's.
+    undone at the end. The formulae, lambda, alpha and k are this project's own choices, not the paper's.
     """
     check_tokens(x)
     _check(k, lam, alpha, order)
     grid = check_grid(grid, x.size(1), video=True)
     if isinstance(keep, list | tuple):
         raise TypeError(
-            f"Expected keep as one int for all images (got {keep!r}). Use dpc_knn for one budget an image, or call "
+            f"Expected keep as one int for all images (got {keep!r}). Use dpc_knn for per-image budgets, or call "
             "ailurus image by image."
         )
     check_finite(x)
@@ -86,10 +87,10 @@ class AiluRus(Select):
     """AiluRus as a strategy, after a block, once a model; see :func:`ailurus`.
 
     Args:
-        k: Neighbours that make the density.
+        k: Neighbours in the density.
         lam: Patches in a window.
         alpha: Spatial factor at rank 0.
-        include_self: Count the token itself among its k nearest.
+        include_self: Counts the token itself among its k nearest.
         order: ``"index"``, ``"score"`` or ``"raster"``, as for :func:`ailurus`.
     """
 
@@ -111,13 +112,13 @@ class AiluRus(Select):
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         if tokens.grid is None or not tokens.full or tokens.mask is not None or isinstance(budget, list):
             raise ValueError(
-                "Expected the full patch grid, alike for all images (got tokens that are coarsened, ragged or without "
-                "a grid: dropped in train mode, or shuffled as in ViTMAE). Use DPCKNN there."
+                "Expected one full patch grid for all images (got tokens that are coarsened, ragged, dropped in train "
+                "mode or shuffled as in ViTMAE). Use DPCKNN there."
             )
         return _ailurus(tokens.x, budget, tokens.grid, self.k, self.lam, self.alpha, self.include_self, self.order)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Products of 8 x 8 tiles with their candidates, then a few passes over the window edges."""
+        """Counts products of 8 x 8 tiles with their candidates, and a few passes over the window edges."""
         edges = num_tokens * min(self.lam, max(num_tokens - 1, 0))
         side = max(round(num_tokens**0.5), 1)
         tiles = window_tiles((side, side), self.lam)
@@ -149,7 +150,7 @@ def _ailurus(
         score, by_density = window_peaks(sigma, window, k, include_self)
         anchors = choose_centers(score, by_density, keep)
         anchored = torch.zeros_like(score, dtype=torch.bool).scatter_(1, anchors, True)
-        # The nearest anchor of the window; window columns run by rank, and argmin takes the first of equals.
+        # The nearest anchor in the window; window columns are sorted by rank, and argmin takes the first of equals.
         reachable = torch.where(look_up(anchored, window), sigma, torch.inf)
         best = reachable.argmin(dim=2)
         orphan = reachable.gather(2, best[..., None]).squeeze(2) == torch.inf

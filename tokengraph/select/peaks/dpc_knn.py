@@ -1,4 +1,4 @@
-"""DPC-KNN: density peaks in feature space, every token to its nearest peak."""
+"""DPC-KNN: clusters around density peaks in feature space."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dpc_knn(
     importance: Tensor | None = None,
     order: str = "index",
 ) -> Assignment:
-    r"""Clusters tokens around density peaks.
+    r"""Clusters tokens around density peaks; every token joins its nearest peak.
 
     .. math::
         \log\rho_i = -\tfrac1k \sum_{j \in kNN(i)} d_{ij}^2, \quad
@@ -41,29 +41,30 @@ def dpc_knn(
 
     Args:
         x: Token features, ``[B, N, C]``.
-        keep: Clusters an image, at least 1; clamped to the tokens an image has. A list gives one budget an image.
-        k: Tokens that make the density; clamped to the tokens there are.
-        mask: ``[B, N]`` bool, True where there is a token. Others enter nothing and have no cluster.
-        noise: ``[B, N]`` uniform numbers in [0, 1): asks for the published code's exact form ("parity"), which adds
-            ``noise * 1e-6`` to exp densities, numbers clusters by score whatever ``order`` says, and lets masked
-            batch mates meet. Zeros give its noise-free form. The mask may then be numeric: > 0 where there is a token.
-        include_self: Count the token itself among its k nearest, as published.
+        keep: Clusters an image, at least 1; clamped to the image's tokens. A list gives one budget an image.
+        k: Nearest tokens in the density; clamped to the image's tokens.
+        mask: ``[B, N]`` bool, True where there is a token. Padding has no cluster and no effect.
+        noise: ``[B, N]`` uniform numbers in [0, 1). Selects the published code's exact form ("parity"): it adds
+            ``noise * 1e-6`` to exp densities, numbers clusters by score for every ``order``, and lets a masked image
+            depend on other images of the batch. Zeros give its noise-free form. The mask may then be numeric: > 0
+            where there is a token.
+        include_self: Counts the token itself among its k nearest, as published.
         importance: ``[B, N]``; the ``keep`` highest become centres instead of the density peaks.
-        order: ``"index"``: clusters follow their centres' order in the sequence; ``"score"``: best centre first;
-            ``"raster"``: as their first tokens follow. The method itself does not depend on it.
+        order: Numbering of the clusters. ``"index"``: by the sequence order of their centres; ``"score"``: best centre
+            first; ``"raster"``: by their first tokens. It does not change the clusters.
 
     Returns:
         The map over ``B*N`` tokens (over the True ones of ``mask``), with ``centers``. Every cluster has its centre.
 
     Raises:
         ValueError: If ``keep`` or ``k`` is below 1, tokens or importance are not finite or do not fit the mask, or
-            ``importance`` or ``include_self=False`` meet ``noise``.
+            ``importance`` or ``include_self=False`` comes with ``noise``.
         TypeError: If ``keep`` is not whole or ``mask`` is not bool.
 
     Cost: ``O(B N^2 C)`` time, ``B N^2`` floats in chunks of at most 256 MB; no host synchronisation without a mask.
 
-    Pairs so close that products lose their digits are measured by differences on eager CPU runs, inside models too. On
-    CUDA and compiled, products alone count.
+    If matrix products lose the digits of close pairs, eager CPU runs subtract instead, inside models too. CUDA and
+    compiled runs always use products.
 
     Example:
         >>> x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
@@ -71,7 +72,7 @@ def dpc_knn(
         [0, 0, 1, 1]
 
     Source: Zeng et al., *Not All Tokens Are Equal* (TCFormer), CVPR 2022, and its code. Differs by default: densities
-    stay in the log domain, ties go to the lower index instead of to noise, masked tokens leave the map.
+    stay in the log domain, ties go to the lower index instead of to noise, masked tokens are not in the map.
     """
     check_tokens(x)
     check_positive(k=k)
@@ -93,10 +94,10 @@ class DPCKNN(Select):
     """DPC-KNN as a strategy, after a block, on the features; see :func:`dpc_knn`.
 
     Args:
-        k: Tokens that make the density.
-        include_self: Count the token itself among them.
-        order: ``"index"``, ``"score"`` or ``"raster"``: how clusters are numbered. What reads tokens as a sequence
-            behind the model wants ``"raster"``.
+        k: Nearest tokens in the density.
+        include_self: Counts the token itself among them.
+        order: Numbering of the clusters: ``"index"``, ``"score"`` or ``"raster"``. Use ``"raster"`` if later modules
+            read the tokens as a sequence.
     """
 
     name: ClassVar[str] = "dpc-knn"
@@ -109,7 +110,7 @@ class DPCKNN(Select):
 
     @classmethod
     def published(cls) -> DPCKNN:
-        """TCFormer's settings: 5 tokens, itself among them, best centre first. :func:`dpc_knn` takes its noise.
+        """Returns TCFormer's settings: 5 tokens with itself, best centre first. Its noise is in :func:`dpc_knn`.
 
         Source: the code of Zeng et al., CVPR 2022.
         """
@@ -124,7 +125,7 @@ class DPCKNN(Select):
         return _dpc_knn(tokens.x, budget, self.k, tokens.mask, self.include_self, None, self.order)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Distances of all pairs, a top-k, a masked minimum, distances to the centres (read again, not multiplied)."""
+        """Counts distances of all pairs, a top-k, a masked minimum, and (cached) distances to centres."""
         pairs = num_tokens * num_tokens
         return distance_cost(num_tokens, num_tokens, channels) + Cost(3 * pairs + keep * num_tokens, 12 * pairs)
 

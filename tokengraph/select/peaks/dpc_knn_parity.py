@@ -1,4 +1,4 @@
-"""DPC-KNN exactly as TCFormer's code computes it, quirks and all; for reproducing published numbers."""
+"""DPC-KNN exactly as TCFormer's code computes it, for reproducing published numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokengraph.maps.hard import Assignment
 
 
 class Parity(NamedTuple):
-    """All that TCFormer's function computes on the way, for comparison."""
+    """The intermediate results of TCFormer's function, for comparison."""
 
     distance: Tensor  # [B, N, N], after masking
     density: Tensor  # [B, N], after noise and mask
@@ -28,16 +28,16 @@ class Parity(NamedTuple):
 def dpc_knn_parity(
     x: Tensor, keep: int | list[int], *, k: int = 5, mask: Tensor | None = None, noise: Tensor | None = None
 ) -> Parity:
-    """Clusters ``x [B, N, C]`` as TCFormer's ``cluster_dpc_knn`` does, the noise passed in.
+    """Clusters ``x [B, N, C]`` as TCFormer's ``cluster_dpc_knn`` does, with the noise as an argument.
 
     Unlike :func:`tokengraph.dpc_knn` it exponentiates densities, breaks ties by noise, numbers clusters by score, and
-    pads masked columns with the maximum over the whole batch, so that batch mates can matter. Masked tokens take part
-    as published: all of them join a cluster.
+    fills masked columns with the maximum over the whole batch, so that images of a batch can affect each other. Masked
+    tokens join clusters, as published.
 
     Args:
         x: ``[B, N, C]``; computed in float32.
         keep: Clusters an image, ``1 <= keep <= N``.
-        k: Tokens that make the density, the token itself among them, ``1 <= k <= N``.
+        k: Nearest tokens in the density, the token itself included, ``1 <= k <= N``.
         mask: ``[B, N]``, > 0 where there is a token.
         noise: ``[B, N]`` in [0, 1); ``None`` means zeros.
 
@@ -46,7 +46,8 @@ def dpc_knn_parity(
 
     Cost: ``O(B N^2 C)`` time and about five ``[B, N, N]`` floats.
 
-    Source: TCFormer (Zeng et al., CVPR 2022), code at commit 1ea72a87; ties, which it leaves open, to the lower index.
+    Source: TCFormer (Zeng et al., CVPR 2022), code at commit 1ea72a87. Differs: ties go to the lower index (published:
+    undefined).
     """
     check_tokens(x)
     tokens, channels = x.shape[1:]

@@ -1,11 +1,11 @@
-"""Tokens that see no anchor in their window: one custom operator, as how many there are depends on the data."""
+"""Assigns tokens without an anchor in their window, by a custom operator because their number depends on the data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-EPS = 1e-6  # keeps the spatial order where features are equal
+EPS = 1e-6  # makes distance decide between equal features
 
 
 @torch.library.custom_op("tokengraph::adopt_orphans", mutates_args=())
@@ -20,11 +20,11 @@ def adopt_orphans(
     alpha: float,
     frames: int = 1,
 ) -> Tensor:
-    """Gives each orphan the anchor with the smallest sigma over the whole image, the spatial factor not cut at lambda.
+    """Gives each orphan the anchor with the smallest sigma in the whole image, for ranks beyond lambda too.
 
     Args:
-        center: Centre token of each token so far, ``[B, N]``.
-        orphan: ``[B, N]`` bool.
+        center: Each token's centre so far, ``[B, N]``.
+        orphan: ``[B, N]`` bool, True for tokens without an anchor in their window.
         x: Features, ``[B, N, C]``.
         anchors: ``[B, K]`` token ids.
         height: H of the grid.
@@ -36,7 +36,7 @@ def adopt_orphans(
     Returns:
         ``center`` with the orphans filled in, ``[B, N]``.
 
-    Cost: nothing without orphans but one look (a host synchronisation on CUDA); ``O(N log N + K C)`` for each orphan.
+    Cost: one check (a host synchronisation on CUDA), and ``O(N log N + K C)`` for each orphan.
     """
     center = center.clone()
     image, token = orphan.nonzero(as_tuple=True)
@@ -54,7 +54,7 @@ def adopt_orphans(
             * x.size(2) ** -0.5
         )
         sigma = (alpha + (1 - alpha) * rank / lam) * (distance + EPS)
-        # The smallest sigma, ties to the smaller rank: look at anchors in the order of their rank.
+        # Visits anchors by rank, so that ties in sigma go to the smaller rank.
         by_rank = rank.argsort(dim=1)
         first = sigma.gather(1, by_rank).argmin(dim=1, keepdim=True)
         center[i, t] = theirs.gather(1, by_rank.gather(1, first)).squeeze(1)

@@ -220,7 +220,7 @@ def test_bad_graphs_are_refused():
         propagation_graph(x, (3, 5))
     with pytest.raises(ValueError, match="Expected finite tokens"):
         propagation_graph(x * torch.nan, (3, 4))
-    with pytest.raises(ValueError, match="Expected edges within an image"):
+    with pytest.raises(ValueError, match="Expected edges within images"):
         PropagationGraph.from_edges(x, torch.tensor([[0], [12]]))
     with pytest.raises(ValueError, match=r"Expected edge_index of shape \[2, E\]"):
         PropagationGraph.from_edges(x, torch.zeros(3, 2, dtype=torch.long))

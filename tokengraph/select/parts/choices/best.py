@@ -1,4 +1,4 @@
-"""The best tokens by a score; the others are dropped."""
+"""Keeps the tokens with the highest scores and drops the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokengraph.select.tokens import below, clamp_budget, valid_counts
 
 
 def among_best(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Tensor:
-    """Whether a token is among the ``keep`` best of its image, ``[B, N]`` bool; ties to the lower index."""
+    """Returns whether each token is among the ``keep`` best of its image, ``[B, N]`` bool; ties to the lower index."""
     score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
     place = torch.arange(score.size(1), device=score.device).expand_as(order)
@@ -18,13 +18,13 @@ def among_best(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Ten
 
 
 def keep_best(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str = "index") -> Assignment:
-    """The map that keeps the ``keep`` best tokens by ``score [B, N]`` and drops the others.
+    """Returns the map that keeps the ``keep`` best tokens by ``score [B, N]`` and drops the others.
 
     Args:
         score: ``[B, N]``; ties go to the lower index.
         keep: Tokens an image.
         mask: ``[B, N]`` bool, True where there is a token.
-        order: ``"index"``, or ``"score"``: the best token comes first, but an image that keeps all stays in order.
+        order: ``"index"``, or ``"score"``: the best token first; an image that keeps all its tokens stays in order.
     """
     budget = clamp_budget(keep, score, mask)
     most = max(budget, default=0) if isinstance(budget, list) else budget

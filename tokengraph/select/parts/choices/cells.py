@@ -1,4 +1,4 @@
-"""Cells of the grid with equal counts of tokens."""
+"""Packs tokens into grid cells with equal counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokengraph.flat.tables import table
 
 
 def pack_cells(pos: Tensor, keep: int, grid: tuple[int, ...]) -> Tensor:
-    """Cell of each token, ``[B, N]`` in ``[0, keep)``, each cell with at least one token."""
+    """Returns each token's cell, ``[B, N]`` in ``[0, keep)``; every cell has at least one token."""
     tokens = pos.size(1)
     if tokens == 0:
         return torch.zeros(pos.shape[:2], dtype=torch.long, device=pos.device)
@@ -35,19 +35,19 @@ def _video_cells(pos: Tensor, keep: int, grid: tuple[int, ...]) -> Tensor:
 
 
 def _regroup(wanted: Tensor, order: Tensor, group: Tensor) -> Tensor:
-    """Sorts as ``wanted`` does within each group; ``group`` says which one each place of ``order`` is in."""
+    """Sorts by ``wanted`` within each group; ``group`` has the group of each position in ``order``."""
     mine = torch.empty_like(order).scatter_(1, order, group.expand_as(order))
     return _refine(wanted, mine)
 
 
 def _refine(order: Tensor, key: Tensor) -> Tensor:
-    """Sorts by ``key``, ties as in ``order``."""
+    """Sorts by ``key``; ties keep their order in ``order``."""
     return order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
 
 
 @table(256)
 def _plan(tokens: int, keep: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Band of each place in reading order, and cell of each place once bands are sorted from left to right."""
+    """Returns the band of each row-major position, and the cell of each position after bands are sorted by column."""
     ideal = (keep * height / max(width, 1)) ** 0.5
     fitting = [h for h in range(1, keep + 1) if keep % h == 0 and ideal / 1.5 <= h <= ideal * 1.5]
     bands = min(fitting, key=lambda h: abs(h - ideal)) if fitting else min(max(round(ideal), 1), keep)
@@ -61,9 +61,9 @@ def _plan(tokens: int, keep: int, height: int, width: int) -> tuple[Tensor, Tens
 
 @table(256)
 def _video_plan(tokens: int, keep: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Span of each place in order of time, band once spans are sorted by rows, cell once bands are by columns.
+    """Returns the span of each position by time, the band after sorting spans by row, the cell after sorting by column.
 
-    As many spans as make the cells about cubes; a number that divides ``keep`` is taken where it is near enough.
+    The number of spans makes cells roughly cubic; a nearby number that divides ``keep`` is preferred.
     """
     ideal = (keep * frames * frames / max(height * width, 1)) ** (1 / 3)
     fitting = [s for s in range(1, keep + 1) if keep % s == 0 and ideal / 1.5 <= s <= ideal * 1.5]
@@ -77,5 +77,5 @@ def _video_plan(tokens: int, keep: int, frames: int, height: int, width: int) ->
         span.append(torch.full((count,), i))
         band.append(rows + bands)
         number.append(cell + first[i])
-        bands += cells  # more numbers than there are bands: only their order matters
+        bands += cells  # some numbers stay unused; only their order matters
     return torch.cat(span), torch.cat(band), torch.cat(number)

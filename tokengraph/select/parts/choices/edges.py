@@ -1,4 +1,4 @@
-"""The heaviest edges between two halves: their ends become one."""
+"""Contracts the heaviest edges between two halves of the tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tokengraph.select.tokens import clamp_budget, valid_counts
 
 
 def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
-    """The map of one round between alternating halves; see :func:`tokengraph.tome`."""
+    """Returns the map of one merging round between alternating halves; see :func:`tokengraph.tome`."""
     images, tokens = metric.shape[:2]
-    first = num_prefix % 2  # patch 0 sits at place P: in A when P is even
+    first = num_prefix % 2  # patch 0 has index P, so it is in A if P is even
     merged, kept = count_merges(metric, keep, first, mask)
     if merged == 0 or tokens < 2 or images == 0:
         return Assignment.from_dense(torch.arange(tokens, device=metric.device).expand(images, -1), kept, mask=mask)
@@ -22,11 +22,11 @@ def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: T
             metric, first, mask, merged if isinstance(merged, int) else max(merged, default=0)
         )
         sources = order[:, : partner.size(1)]
-        # Columns, one row an image, where images differ.
+        # Where images differ, columns with one row an image.
         removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
         in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
         leaves = torch.arange(sources.size(1), device=order.device) < removed
-        if num_prefix:  # unmerged tokens of A follow their index
+        if num_prefix:  # unmerged tokens of A are sorted by index
             gone = torch.zeros_like(order, dtype=torch.bool).scatter_(1, sources, leaves.expand_as(sources))
             number = (~gone).cumsum(dim=1) - 1
         else:  # or their similarity
@@ -37,7 +37,7 @@ def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: T
             target = torch.where(leaves, target, number.gather(1, sources))
         cluster_b = in_a - removed + torch.arange(tokens - order.size(1), device=order.device)
         cluster = interleave(number.scatter(1, sources, target), cluster_b.expand(images, -1), first)
-        if isinstance(removed, Tensor):  # an image that loses nothing keeps its order
+        if isinstance(removed, Tensor):  # an image without merges keeps its order
             cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
         return Assignment.from_dense(cluster, kept, mask=mask)
 
@@ -45,7 +45,7 @@ def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: T
 def count_merges(
     metric: Tensor, keep: int | list[int], first: int, mask: Tensor | None
 ) -> tuple[int, int] | tuple[list[int], list[int]]:
-    """How many tokens each image loses, at most its smaller set, and how many clusters it keeps."""
+    """Returns the number of merges of each image, at most its smaller half, and its number of clusters."""
     budget = clamp_budget(keep, metric, mask)
     if isinstance(budget, int) and mask is None:
         merged = min(metric.size(1) - budget, metric.size(1) // 2)
@@ -58,7 +58,7 @@ def count_merges(
 
 
 def match_halves(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-    """Tokens of A by falling similarity, ``[B, N/2]``, and the partners in B of the first ``most``, ``[B, most]``."""
+    """Returns A by falling similarity, ``[B, N/2]``, and the partners in B of its first ``most``, ``[B, most]``."""
     unit = unit_rows(metric)
     other = None if mask is None else mask[:, 1 - first :: 2]
     score = cosines(unit[:, first::2], unit[:, 1 - first :: 2], other)
@@ -66,5 +66,5 @@ def match_halves(metric: Tensor, first: int, mask: Tensor | None, most: int) -> 
     if mask is not None:
         best = best.masked_fill(~mask[:, first::2], -torch.inf)
     order = best.argsort(dim=1, descending=True, stable=True)
-    # argmax is slow, so only for the tokens that may merge.
+    # argmax is slow, so it runs only for the tokens that may merge.
     return order, score.gather(1, order[:, :most, None].expand(-1, -1, score.size(2))).argmax(dim=2)

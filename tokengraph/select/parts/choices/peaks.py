@@ -1,4 +1,4 @@
-"""Peaks of a score become centres; every token goes to one of them."""
+"""Chooses peaks of a score as centres, and assigns every token to one of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_order(order: str, *also: str) -> None:
 
 
 def choose_centers(score: Tensor, order: Tensor, keep: int) -> Tensor:
-    """The ``keep`` best tokens by score, best first, ties by density order: ``[B, keep]``."""
+    """Returns the ``keep`` best tokens by score, best first, ties by density order: ``[B, keep]``."""
     best = score.gather(1, order).argsort(dim=1, descending=True, stable=True)[:, :keep]
     return order.gather(1, best)
 
@@ -30,16 +30,16 @@ def assign_to_centers(
     """Numbers the clusters and builds the map.
 
     Args:
-        center: The centre token of each token, ``[B, N]``.
+        center: Each token's centre, ``[B, N]``.
         centers: The centres, best first, ``[B, K]``; those past an image's own budget are ignored.
         keep: Clusters of each image.
         mask: ``[B, N]`` bool of real tokens, or ``None``.
-        order: ``"index"``: number clusters as their centres follow in the sequence; ``"score"``: best first, but for
-            images that keep all their tokens, which leave them in order; ``"raster"``: as their first tokens follow.
+        order: ``"index"``: clusters in the sequence order of their centres; ``"score"``: best centre first (an image
+            that keeps all its tokens stays in order); ``"raster"``: in the order of their first tokens.
     """
     tokens = center.size(1)
     place = torch.arange(centers.size(1), device=centers.device).expand_as(centers)
-    if isinstance(keep, list):  # places past an image's budget go to a spare column behind the tokens
+    if isinstance(keep, list):  # columns past an image's budget go to a spare column after the tokens
         centers = centers.masked_fill(place >= torch.tensor(keep, device=centers.device)[:, None], tokens)
     if order != "score":
         centers = centers.sort(dim=1).values
@@ -54,7 +54,7 @@ def assign_to_centers(
 
 
 def nearest_center(pairs: Distances, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
-    """The nearest centre of each token, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
+    """Returns each token's nearest centre, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
     x, distance = pairs.x, pairs.rows(centers)
     if isinstance(budget, list):
         place = torch.arange(centers.size(1), device=x.device)

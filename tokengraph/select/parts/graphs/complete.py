@@ -1,4 +1,4 @@
-"""The complete graph of an image: all distances, a block of rows at a time."""
+"""The complete graph of an image: all pairwise distances, a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tokengraph.flat.looks import may_look
 
 
 class Distances:
-    """Squared distances of all pairs in blocks of rows; a single block is kept, several are made anew each time.
+    """Squared distances of all pairs in blocks of rows; a single block is cached, several are recomputed on each pass.
 
-    Not divided by C, so that whole numbers stay whole and ties exact. Where products lose digits, eager CPU runs take
-    differences; on CUDA, where looking would stop the stream, and compiled, products alone count.
+    They are not divided by C, so that integers stay exact and ties hold. If matrix products lose digits, eager CPU
+    runs subtract instead. CUDA and compiled runs always use products, because a check would wait for the device.
     """
 
     def __init__(self, x: Tensor, mask: Tensor | None) -> None:
@@ -27,12 +27,12 @@ class Distances:
         x = self.x
         images, self.tokens = x.shape[:2]
         self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
-        if torch.compiler.is_compiling():  # a step that depends on the batch would fix the batch
+        if torch.compiler.is_compiling():  # a step that depends on the batch size would specialise the graph to it
             self.step = max(1, self.tokens)
         self._whole: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """The first row of each block, and the block ``[B, rows, N]``."""
+        """Yields the first row of each block, and the block ``[B, rows, N]``."""
         for start in range(0, self.tokens, self.step):
             if self._whole is not None:
                 yield start, self._whole
@@ -50,7 +50,7 @@ class Distances:
             yield start, block
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """The rows of these tokens ``[B, K]``: ``[B, K, N]``, read again where all are kept."""
+        """Returns the rows of tokens ``[B, K]`` as ``[B, K, N]``, from the cache if there is one."""
         if self._whole is not None:
             return self._whole.gather(1, tokens[..., None].expand(-1, -1, self.tokens))
         a = self.x.gather(1, tokens[..., None].expand(-1, -1, self.x.size(2)))

@@ -1,4 +1,4 @@
-"""Two alternating sets of tokens, A and B; each token of A may merge with the one of B that resembles it most."""
+"""The bipartite graph of two alternating token sets, A and B, with cosine similarities."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SAME = 1.0 - 2.0**-20  # a cosine from here on is 1 up to rounding: such tokens tie, and the index decides
+SAME = 1.0 - 2.0**-20  # a cosine of at least this is 1 up to rounding: such tokens tie, and the index decides
 
 
 def unit_rows(metric: Tensor) -> Tensor:
-    """Directions of the rows ``[B, N, D]`` in float32, without gradient, zeros for zero rows.
+    """Normalises rows ``[B, N, D]`` to unit length in float32, without gradient; zero rows stay zero.
 
-    Products of odd widths round by where a row lies in memory: zeros make the width even for all.
+    Pads odd widths with a zero: products of odd widths round differently by a row's memory address.
     """
     unit = F.normalize(metric.detach().float(), dim=-1)
     return F.pad(unit, (0, -unit.size(2) % 16)) if unit.size(2) % 16 else unit
 
 
 def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> Tensor:
-    """Edges of A to B, ``[B, n_a, n_b]``: cosines of unit rows, equal where they are 1 up to rounding.
+    """Returns the edges from A to B, ``[B, n_a, n_b]``: cosines of unit rows; values of 1 up to rounding are equal.
 
     Args:
         a: ``[B, n_a, D]``.
@@ -31,7 +31,7 @@ def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> Tensor:
 
 
 def interleave(a: Tensor, b: Tensor, first: int) -> Tensor:
-    """Puts A at places ``first, first + 2, ...`` and B at the others: ``[B, N]``."""
+    """Puts A at indices ``first, first + 2, ...`` and B at the others: ``[B, N]``."""
     out = a.new_empty(a.size(0), a.size(1) + b.size(1))
     out[:, first::2] = a
     out[:, 1 - first :: 2] = b

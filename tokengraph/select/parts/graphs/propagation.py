@@ -1,4 +1,4 @@
-"""GTP's propagation graph: to whom a token hands its features on when it leaves, and with what weight."""
+"""GTP's propagation graph: the receivers of each dropped token's features, with weights."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ Slots = tuple[Tensor, Tensor, Tensor]  # sender, receiver, weight: sorted by sen
 
 @dataclass(frozen=True, eq=False)
 class PropagationGraph:
-    r"""A directed graph over the input patches of B images, kept by sender; it never changes while tokens leave.
+    r"""A directed graph over the input patches of B images, sorted by sender; it stays the same for a whole run.
 
     Weights are :math:`\hat A_{ij} = A_{ij} / \sqrt{d_i d_j}` from sender j to receiver i, with :math:`d_i` the number
-    of senders of i: those of the whole graph, for as long as a run lasts. A sub-graph is a look-up, not a new graph.
+    of senders of i in the whole graph, also after tokens were dropped. A sub-graph is an index into this graph.
 
     Args:
         start: First slot of each sender, ``[M+1]`` int64, M = B*n.
-        sender: ``[E]`` int64 flat patch ids, rising.
+        sender: ``[E]`` int64 flat patch ids, ascending.
         receiver: ``[E]`` int64.
-        weight: ``[E]`` float32; 0 in slots that are not in use, so that E follows from B, n, grid and neighbours.
+        weight: ``[E]`` float32; 0 in unused slots, so that E depends only on B, n, grid and neighbours.
         x: The features that it was built from, ``[M, C]``, detached.
         images: B.
         grid: ``(H, W)`` of the patches, or ``None``.
-        near: Spatial graphs: the receivers of each patch within an image, ``[n, 8]``; itself in slots not in use.
-        near_weight: Spatial graphs: their weights, ``[n, 8]``.
+        near: For spatial graphs the receivers of each patch within an image, ``[n, 8]``; the patch itself in unused
+            slots.
+        near_weight: For spatial graphs their weights, ``[n, 8]``.
     """
 
     start: Tensor
@@ -58,13 +59,13 @@ class PropagationGraph:
     def from_edges(
         cls, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *, grid: tuple[int, ...] | None = None
     ) -> PropagationGraph:
-        """A graph of one's own.
+        """Builds a graph from your own edges.
 
         Args:
             x: Features of the patches, ``[B, n, C]``.
             edge_index: ``[2, E]`` int64, sender to receiver, flat ids; each edge once.
-            edge_weight: ``[E]``, taken as it is; ``None``: weights as :func:`propagation_graph` makes them.
-            grid: ``(H, W)``, if the patches lie on one.
+            edge_weight: ``[E]``, used unchanged; ``None`` normalises as :func:`propagation_graph` does.
+            grid: ``(H, W)``, if the patches form a grid.
 
         Raises:
             ValueError: If shapes do not fit, or an edge leads to another image.
@@ -76,7 +77,7 @@ class PropagationGraph:
             raise ValueError(f"Expected edge_index of shape [2, E] (got {list(edge_index.shape)}).")
         image = edge_index.div(max(patches, 1), rounding_mode="floor")
         if not bool(((image[0] == image[1]) & (image[0] >= 0) & (image[0] < images)).all()):
-            raise ValueError(f"Expected edges within an image of n={patches} patches, B={images} (got one out of it).")
+            raise ValueError(f"Expected edges within images of n={patches} patches, B={images} (got one between two).")
         sender, order = edge_index[0].sort(stable=True)
         receiver, rows = edge_index[1][order], images * patches
         weight = torch.ones_like(receiver) if edge_weight is None else edge_weight.detach()[order].float()
@@ -85,16 +86,16 @@ class PropagationGraph:
         return cls(_starts(sender, rows), sender, receiver, weight, flat, images, grid)
 
     def edges(self) -> tuple[Tensor, Tensor]:
-        """``edge_index [2, E']``, sender to receiver, flat ids, and ``edge_weight [E']``, without slots not in use."""
+        """Returns ``edge_index [2, E']``, sender to receiver, flat ids, and ``edge_weight [E']``; no unused slots."""
         used = self.weight != 0
         return torch.stack([self.sender[used], self.receiver[used]]), self.weight[used]
 
     def survivors(self, patch: Tensor | None = None, size: Tensor | None = None) -> dict[str, Any]:
-        """The surviving patches as fields of a graph: features before block 0, and their edges with unchanged weights.
+        """Returns the graph of the kept patches: features before block 0, and edges with unchanged weights.
 
         Args:
-            patch: Patches that survive, ``[B, n']`` int64 in the order that nodes shall have; ``None``: all.
-            size: Their token scales, ``[B, n']``; ``None``: one each.
+            patch: Kept patches, ``[B, n']`` int64 in the order of the nodes; ``None`` keeps all.
+            size: Their token scales, ``[B, n']``; ``None`` means one each.
 
         Returns:
             ``x``, ``size``, ``edge_index``, ``edge_weight`` and, on a grid, ``grid`` and ``pos``; see
@@ -130,21 +131,21 @@ class PropagationGraph:
 def propagation_graph(
     x: Tensor, grid: tuple[int, ...] | None = None, *, graph: str = "mixed", neighbors: int = 8
 ) -> PropagationGraph:
-    r"""Connects patches as GTP does: with what lies beside them, with what looks like them, or with both.
+    r"""Connects patches as GTP does: with neighbours in the grid, with similar patches, or with both.
 
     .. math::
         \hat A_{ij} = A_{ij} / \sqrt{d_i d_j}, \qquad d_i = \textstyle\sum_j A_{ij}, \qquad
         A_{ij} = 1 \iff j \text{ (sender) is a neighbour of } i \text{ (receiver)}
 
     Args:
-        x: Patch tokens as they come to the first block (position embedding included), ``[B, n, C]``, no prefix tokens.
-        grid: ``(H, W)``, any rectangle; only ``graph="semantic"`` does without, or takes ``(T, H, W)``.
-        graph: ``"spatial"``: the up to 8 patches that touch i; ``"semantic"``: the ``neighbors`` patches most like i by
-            cosine, which is not symmetric; ``"mixed"``: either.
+        x: Patch tokens at the first block's input (position embedding included), ``[B, n, C]``, no prefix tokens.
+        grid: ``(H, W)``, any rectangle; only ``graph="semantic"`` accepts ``None`` or ``(T, H, W)``.
+        graph: ``"spatial"``: the up to 8 patches that touch i; ``"semantic"``: the ``neighbors`` patches most similar
+            to i by cosine, which is not symmetric; ``"mixed"``: the union of both.
         neighbors: Semantic neighbours of each receiver, ``0 <= neighbors < n``.
 
     Returns:
-        The graph. Nothing of it is differentiated.
+        The graph, without gradients.
 
     Raises:
         ValueError: For another ``graph``, a missing or wrong grid, too many neighbours, or tokens that are not finite.
@@ -153,7 +154,7 @@ def propagation_graph(
     ``O(B n^2 C)``, and a sort of ``B n neighbors`` ids.
 
     Source: Xu et al., *GTP-ViT*, WACV 2024, and its code. Differs: exactly ``neighbors`` also without a class token
-    (published: one more) and among duplicates, ties to the lower index, zero vectors do no harm (NaN).
+    (published: one more) and among duplicates, ties to the lower index, zero vectors have cosine 0 (published: NaN).
     """
     check_tokens(x)
     check_graph(graph, neighbors)
@@ -163,10 +164,10 @@ def propagation_graph(
 
 
 def connect_patches(x: Tensor, grid: tuple[int, ...] | None, graph: str, neighbors: int) -> PropagationGraph:
-    """As :func:`propagation_graph`, but features that are not finite count as zeros: batch mates go on."""
+    """Like :func:`propagation_graph`, with zeros for non-finite features, so that other images still run."""
     images, patches, channels = x.shape
     if graph != "semantic" and (grid is None or len(grid) == 3):
-        hint = "Only 'semantic' does without." if grid is None else "Use graph='semantic' for videos."
+        hint = "Only 'semantic' needs none." if grid is None else "Use graph='semantic' for videos."
         raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got {grid and tuple(grid)}). {hint}")
     grid = grid and check_grid(grid, patches, video=True)
     if graph != "spatial" and neighbors > max(patches - 1, 0):
@@ -187,7 +188,7 @@ def connect_patches(x: Tensor, grid: tuple[int, ...] | None, graph: str, neighbo
 def gtp_graph(
     x: Tensor, grid: tuple[int, ...] | None = None, *, graph: str = "mixed", neighbors: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """GTP's graph as plain edges, for any other use; arguments, errors, cost and source as :func:`propagation_graph`.
+    """Returns GTP's graph as plain edges; arguments, errors, cost and source as for :func:`propagation_graph`.
 
     Returns:
         ``edge_index [2, E]`` int64, sender to receiver, flat ids, sorted by sender; ``edge_weight [E]`` float32.
@@ -201,7 +202,7 @@ def gtp_graph(
 
 
 def check_graph(graph: str, neighbors: int) -> None:
-    """Raises unless these are a kind of graph and a number of neighbours."""
+    """Raises unless ``graph`` is a known kind and ``neighbors`` an int of at least 0."""
     if graph not in GRAPHS:
         raise ValueError(f"Expected graph to be one of {', '.join(GRAPHS)} (got {graph!r}).")
     if isinstance(neighbors, bool) or not isinstance(neighbors, int | torch.SymInt):
@@ -212,9 +213,9 @@ def check_graph(graph: str, neighbors: int) -> None:
 
 @table(64)
 def _spatial(height: int, width: int, device: str) -> tuple[Tensor, ...]:
-    """One image's graph by sender, ``start, sender, receiver, weight``, and as tables of 8, ``near, near_weight``."""
+    """Returns one image's graph by sender: ``start, sender, receiver, weight``, and ``near, near_weight [n, 8]``."""
     patches = height * width
-    # Sorted by target; the grid reads the same backwards, so its targets serve as senders.
+    # Grid edges are sorted by target and symmetric, so the targets serve as senders.
     receiver, sender = grid_graph((height, width)) if patches else torch.empty(2, 0, dtype=torch.long)
     start = _starts(sender, patches)
     weight = _normalized(sender, receiver, torch.ones_like(sender), patches)
@@ -225,7 +226,7 @@ def _spatial(height: int, width: int, device: str) -> tuple[Tensor, ...]:
 
 
 def _repeat(tables: tuple[Tensor, ...], images: int, patches: int) -> tuple[Tensor, Slots]:
-    """One image's slots for each of B images."""
+    """Repeats one image's slots for B images."""
     start, sender, receiver, weight = tables[:4]
     ahead = _first_patch(images, patches, start.device)
     edges = sender.numel()
@@ -241,9 +242,9 @@ def _semantic(x: Tensor, k: int) -> tuple[Tensor, Slots]:
 
 
 def _mixed(x: Tensor, k: int, width: int, start: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-    """Both graphs, slots of a sender together: spatial ones first. An edge in both counts once."""
+    """Joins both graphs, for each sender spatial slots first. An edge in both counts once."""
     sender, receiver, live = _nearest(x, k)
-    # Rows of images lie one after another, and neighbours in one image: flat ids tell rows and columns apart as well.
+    # Edges stay within an image, so flat ids identify rows and columns of the whole batch.
     rows_apart = (sender.div(width, rounding_mode="floor") - receiver.div(width, rounding_mode="floor")).abs()
     live = live * ((rows_apart > 1) | ((sender % width - receiver % width).abs() > 1))
     rows = x.size(0) * x.size(1)
@@ -255,7 +256,7 @@ def _mixed(x: Tensor, k: int, width: int, start: Tensor, slots: Slots) -> tuple[
 
 
 def _nearest(x: Tensor, k: int) -> Slots:
-    """Each patch's k nearest as slots by sender: ``sender, receiver``, and ones."""
+    """Returns each patch's k nearest as slots by sender: ``sender, receiver``, and ones."""
     if k == 0 or x.size(0) == 0:
         none = torch.empty(0, dtype=torch.long, device=x.device)
         return none, none, none
@@ -264,12 +265,12 @@ def _nearest(x: Tensor, k: int) -> Slots:
 
 
 def _most_similar(x: Tensor, k: int) -> Tensor:
-    """The k others of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
+    """Returns the k other patches of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
     images, patches, channels = x.shape
     x = zero_where_not_finite(x)
     if images * patches**2 * 4 > BUDGET:
         return knn_neighbors(x, k, cosine=True)[0]
-    # Ranks are all that is wanted, so the products do without the care that distances need: half the time.
+    # Only ranks matter, so plain products suffice here; they take half the time of accurate distances.
     with torch.autocast(x.device.type, enabled=False):
         unit = directions(x.flatten(0, 1).to(wide(x)))[0].view(images, patches, channels)
         score = torch.bmm(unit, unit.transpose(1, 2)).neg_()
@@ -279,7 +280,7 @@ def _most_similar(x: Tensor, k: int) -> Tensor:
 
 
 def _normalized(sender: Tensor, receiver: Tensor, live: Tensor, rows: int) -> Tensor:
-    """``A_ij / sqrt(d_i d_j)`` in float32, ``[E]``; 0 where a degree is 0, and in slots with ``live`` 0 (int64)."""
+    """Returns ``A_ij / sqrt(d_i d_j)`` in float32, ``[E]``; 0 for a degree of 0, and where ``live`` (int64) is 0."""
     degree = live.new_zeros(rows).scatter_add_(0, receiver, live)
     product = degree[sender] * degree[receiver]
     return torch.where((live * product) > 0, product.float().rsqrt(), 0.0)
@@ -296,5 +297,5 @@ def _count(like: Tensor) -> Tensor:
 
 
 def _first_patch(images: int, each: int, device: torch.device) -> Tensor:
-    """``[B, 1]``: where each of B images begins."""
+    """Returns the first patch of each of B images, ``[B, 1]``."""
     return (torch.arange(images, device=device) * each)[:, None]

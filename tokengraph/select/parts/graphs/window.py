@@ -1,4 +1,4 @@
-"""Each token with its nearest patches: distances along the window graph."""
+"""The window graph: distances from each token to its nearest patches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tokengraph.edges.distance import mend_close, origin, squared_norm
 from tokengraph.edges.window import Tiles, window_graph, window_tiles
 from tokengraph.flat.looks import may_look
 
-BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about what a core's cache holds
+BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about the size of a core's cache
 
 
 def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
-    """``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with their candidates.
+    """Returns ``|x_i - x_j| / sqrt(C)`` on the window graph, ``[B, N, L]``, by products of tiles with candidates.
 
-    Tiles go through a block at a time, so that nothing of the size of ``x`` is ever copied. Where products lose digits,
-    eager CPU runs take differences; on CUDA and compiled, products alone count.
+    Processes a block of tiles at a time, so that it never copies the whole of ``x``. If products lose digits, eager CPU
+    runs subtract instead; CUDA and compiled runs always use products.
     """
     tiles: Tiles = window_tiles(grid, lam, device=x.device)
     images, _, channels = x.shape
@@ -44,5 +44,5 @@ def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
 
 
 def look_up(values: Tensor, window: Tensor) -> Tensor:
-    """``values[b, window[i, r]]``, ``[B, N, L]``; several times faster than advanced indexing."""
+    """Returns ``values[b, window[i, r]]``, ``[B, N, L]``, several times faster than advanced indexing."""
     return values.index_select(1, window.flatten()).view(values.size(0), window.size(0), window.size(1))

@@ -1,1 +1,1 @@
-"""What a cluster becomes, where that is more than ``Assignment.reduce`` does."""
+"""Reductions beyond those of ``Assignment.reduce``."""

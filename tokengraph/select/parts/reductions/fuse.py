@@ -1,4 +1,4 @@
-"""One token for all that leave: their sum by score."""
+"""Fuses all removed tokens into one, their sum weighted by score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokengraph.select.tokens import clamp_budget, valid_counts
 
 
 def keep_and_fuse(score: Tensor, keep: int | list[int], mask: Tensor | None, average: bool) -> SoftAssignment:
-    """The ``keep - 1`` best tokens, and the others in one; see :func:`tokengraph.select.topk.fuse_rest`."""
+    """Keeps the ``keep - 1`` best tokens and fuses the others; see :func:`tokengraph.select.topk.fuse_rest`."""
     budget = clamp_budget(keep, score, mask)
     if isinstance(budget, list):
         counts = valid_counts(score, mask)
@@ -25,7 +25,7 @@ def keep_and_fuse(score: Tensor, keep: int | list[int], mask: Tensor | None, ave
     kept = among_best(score, single, mask)
     hard = Assignment.from_dense(torch.where(kept, kept.cumsum(dim=1) - 1, last), budget, mask=mask)
     share = score.float()
-    if average:  # divided by the largest first: the sum of many may be infinite
+    if average:  # divides by the largest first, because the sum of many may overflow
         others = share.masked_fill(kept if mask is None else kept | ~mask, 0.0)
         others = others / others.detach().amax(dim=1, keepdim=True).clamp_min(TINY)
         share = others / others.sum(dim=1, keepdim=True).clamp_min(TINY)

@@ -1,4 +1,4 @@
-"""One step of GTP as a weighted map: which edges of the graph carry something, from tokens of now to clusters."""
+"""Builds the weighted map of one GTP step: the graph's edges from dropped tokens to kept ones."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def propagation(
     patch: Tensor | None,
     mode: str,
 ) -> SoftAssignment:
-    """The map of one step, with the kept tokens' own edges first.
+    """Returns the map of one step, with the kept tokens' own edges first.
 
     Args:
-        kept: ``[B, K]`` tokens of each image, in the order of the clusters.
-        removed: ``[B, N-K]`` all others, at least one; for mode ``"mean"`` the one first that stands for the mean.
+        kept: Kept tokens of each image in the order of the clusters, ``[B, K]``.
+        removed: All other tokens, at least one, ``[B, N-K]``; in mode ``"mean"`` the first represents the mean.
         tokens: N.
         graph: As for :func:`tokengraph.select.gtp.gtp.gtp`, and likewise ``alpha``, ``patch`` and ``mode``.
-        alpha: Strength.
-        patch: Input patches, ``[B, N]``.
+        alpha: Strength of the propagation.
+        patch: Input patch of each token, ``[B, N]``.
         mode: One of :data:`MODES`.
     """
     images, singles = kept.shape
@@ -63,12 +63,12 @@ def propagation(
 
 
 def kept_as_they_are(kept: Tensor, tokens: int) -> SoftAssignment:
-    """The map that only puts tokens in the order ``kept [B, N]``, bit for bit."""
+    """Returns the map that only reorders tokens as ``kept [B, N]``, bit for bit."""
     return propagation(kept, kept[:, :0], tokens, None, 0.0, None, "none")
 
 
 def check_patch(tokens: Tensor, graph: PropagationGraph | None, patch: Tensor | None, mode: str) -> None:
-    """Raises unless graph and patches fit the tokens ``[B, N]`` where the mode needs them."""
+    """Raises unless graph and patches fit the tokens ``[B, N]``, if the mode needs them."""
     if mode != "propagate":
         return
     if graph is None:
@@ -76,7 +76,7 @@ def check_patch(tokens: Tensor, graph: PropagationGraph | None, patch: Tensor | 
     if not isinstance(graph, PropagationGraph):
         raise TypeError(
             f"Expected graph as a PropagationGraph (got {type(graph).__name__}). Make one with "
-            "propagation_graph(x, grid), or of edges with PropagationGraph.from_edges(x, edge_index, edge_weight)."
+            "propagation_graph(x, grid), or from edges with PropagationGraph.from_edges(x, edge_index, edge_weight)."
         )
     images, count = tokens.shape
     if graph.images != images:
@@ -84,14 +84,14 @@ def check_patch(tokens: Tensor, graph: PropagationGraph | None, patch: Tensor | 
     if patch is None and graph.patches != count and images:
         raise ValueError(
             f"Expected patch [B, N={count}], as the graph has n={graph.patches} patches (got None). "
-            "Say which patch each token is."
+            "Give the input patch of each token."
         )
     if patch is not None and patch.shape != tokens.shape:
         raise ValueError(f"Expected patch of shape [B, N] = {list(tokens.shape)} (got {list(patch.shape)}).")
 
 
 def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: float, patch: Tensor | None) -> Edges:
-    """Edges from the leaving tokens ``[B, P]`` to the clusters of the staying ones ``[B, K]``, both flat token ids."""
+    """Returns edges from dropped tokens ``[B, P]`` to the clusters of kept ones ``[B, K]``, both flat token ids."""
     images, keep = stays.shape
     senders, here = leaves, stays
     if patch is not None:
@@ -107,8 +107,8 @@ def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: fl
     else:
         token, cluster, weight = _all_slots(leaves, senders, cluster_at, graph)
         image = graph.sender.div(max(graph.patches, 1), rounding_mode="floor")
-    # An edge without use becomes one of weight 0 from the image's first kept token to itself: so it changes nothing,
-    # not even where a token that leaves is infinite, and no token without receivers looks as if it had one.
+    # An unused edge gets weight 0 from the image's first kept token to itself. That changes nothing, even if a dropped
+    # token is infinite, and does not make a token without receivers look as if it had one.
     live = (token >= 0) & (cluster >= 0) & (weight != 0)
     token = torch.where(live, token, stays[:, 0][image])
     cluster = torch.where(live, cluster, image * keep)
@@ -116,7 +116,7 @@ def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: fl
 
 
 def _live_edges(token: Tensor, sender: Tensor, cluster_at: Tensor, graph: PropagationGraph, alpha: float) -> Edges:
-    """Only the edges that carry something, by the lists of the senders; their number depends on the data."""
+    """Returns only the edges in use, from the senders' lists; their number depends on the data."""
     first = graph.start[sender]
     count = graph.start[sender + 1] - first
     which = torch.repeat_interleave(count)
@@ -127,7 +127,7 @@ def _live_edges(token: Tensor, sender: Tensor, cluster_at: Tensor, graph: Propag
 
 
 def _near_slots(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: PropagationGraph) -> Edges:
-    """8 slots for each token that leaves, ``[B, P, 8]``."""
+    """Returns 8 slots for each dropped token, ``[B, P, 8]``."""
     assert graph.near is not None and graph.near_weight is not None
     ahead = _first(leaves.size(0), graph.patches, leaves)
     local = senders - ahead
@@ -136,11 +136,11 @@ def _near_slots(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: Prop
 
 
 def _all_slots(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: PropagationGraph) -> Edges:
-    """All slots of the graph, ``[E]``; token -1 where the sender does not leave now."""
+    """Returns all slots of the graph, ``[E]``; token -1 if this step does not drop the sender."""
     token_at = torch.full_like(cluster_at, -1).scatter_(0, senders.flatten(), leaves.flatten())
     return token_at[graph.sender], cluster_at[graph.receiver], graph.weight
 
 
 def _first(images: int, each: int, like: Tensor) -> Tensor:
-    """``[B, 1]``: where each of B images begins."""
+    """Returns the first token of each of B images, ``[B, 1]``."""
     return (torch.arange(images, device=like.device) * each)[:, None]

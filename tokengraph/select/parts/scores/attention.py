@@ -1,4 +1,4 @@
-"""GTP's scores of tokens by their attention, and its cut of the attention map."""
+"""GTP's attention scores of tokens, and its sparsification of the attention map."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ SCORES = (
 
 @torch.no_grad()
 def gtp_score(stats: AttentionStats, score: str = "mixed-max", *, include_self: bool = True) -> Tensor:
-    r"""Scores patch tokens by a layer's attention map :math:`A`; those with the lowest scores are to leave.
+    r"""Scores patch tokens by a layer's attention map :math:`A`; GTP drops the lowest scores.
 
-    With :math:`\gamma_j = A_{jj}`, how hard a token is to make from others, and :math:`\psi_j = \sum_i A_{ij}`, how
-    much it tells to others (i runs over all tokens, prefix tokens too), and :math:`\mu` the mean or maximum over heads:
+    :math:`\gamma_j = A_{jj}` measures how hard a token is to reconstruct from others, and
+    :math:`\psi_j = \sum_i A_{ij}` how much other tokens read it (i runs over all tokens, prefix tokens too). With
+    :math:`\mu` the mean or maximum over heads:
 
     .. math::
         \text{cls: } \mu(A_{0j}) \quad \text{image: } \mu(\psi_j) \quad \text{diag: } \mu(\gamma_j) \quad
@@ -33,10 +34,10 @@ def gtp_score(stats: AttentionStats, score: str = "mixed-max", *, include_self: 
         stats: The layer's attention.
         score: ``"cls-mean"``, ``"cls-max"``, and so on for image, diag, mixed and cosine; ``"sum-max"``. In mixed and
             sum each factor takes its own maximum, perhaps from different heads.
-        include_self: Count what a token pays itself in psi, as the published code does; the paper's text leaves it out.
+        include_self: Counts a token's attention to itself in psi, as the published code does and the paper does not.
 
     Returns:
-        ``[B, N]`` float32. Nothing is differentiated.
+        ``[B, N]`` float32, without gradient.
 
     Raises:
         ValueError: For another ``score``, or a cls score without a class token.
@@ -66,24 +67,23 @@ def gtp_score(stats: AttentionStats, score: str = "mixed-max", *, include_self: 
 def sparsify(attention: Tensor, density: float) -> Tensor:
     r"""Sets the smallest entries of each attention map to 0; rows are not normalised again.
 
-    Entries below the m-th smallest of a map of side S go, :math:`m = \lfloor S^2 (1 - \theta) \rfloor` computed in
-    float64 as the published code does (for S = 65 and :math:`\theta = 0.8` that is 844, not 845).
+    Zeroes the entries below the m-th smallest of a map of side S, :math:`m = \lfloor S^2 (1 - \theta) \rfloor`
+    computed in float64 as in the published code (for S = 65 and :math:`\theta = 0.8` that is 844, not 845).
 
     Args:
-        attention: ``[B, H, S, S]``, after softmax; not written into. Gradients reach the entries that are kept.
-        density: :math:`\theta`, the share that is kept; 1 keeps everything.
+        attention: ``[B, H, S, S]``, after softmax; not written into. Gradients reach the kept entries.
+        density: :math:`\theta`, the share of kept entries; 1 keeps everything.
 
-    Cost: an order statistic of every map and one copy: it makes layers slower, not faster. What it may serve is
-    accuracy.
+    Cost: an order statistic of every map and one copy. It makes layers slower; its purpose is accuracy.
 
-    Source: Xu et al., *GTP-ViT*, WACV 2024, "attention sparsification", as in its code. Differs: nothing is cut where
-    m = 0 (published: an error), and backward works in eval mode.
+    Source: Xu et al., *GTP-ViT*, WACV 2024, "attention sparsification", as in its code. Differs: m = 0 keeps every
+    entry (published: an error), and backward works in eval mode.
     """
     cut = int(attention.size(-2) * attention.size(-1) * (1 - density))
     if cut < 1:
         return attention
     threshold = _nth_smallest(attention.detach().flatten(2), cut).to(attention.dtype)
-    # As a product: several times faster on CPU than masked_fill.
+    # A product is several times faster on CPU than masked_fill.
     return attention * (attention.detach() >= threshold[..., None, None])
 
 
@@ -100,14 +100,14 @@ def _pool(x: Tensor, over: str) -> Tensor:
 def _unlike_others(stats: AttentionStats, over: str) -> Tensor:
     rows = _pool(stats.rows(stats.num_prefix, stats.tokens), over)
     unit = F.normalize(rows, dim=2)
-    # The sum over i of unit_j . unit_i, without the [N, N] products; not as a matmul, whose sums depend on the batch.
+    # The sum over i of unit_j . unit_i, without the [N, N] products; not a matmul, which rounds by batch size.
     return -(unit * unit.sum(dim=1, keepdim=True)).sum(dim=2)
 
 
 def _nth_smallest(values: Tensor, n: int) -> Tensor:
-    """The n-th smallest of each row, n from 1: ``[..., J]`` to ``[...]``."""
+    """Returns the n-th smallest value of each row, n from 1: ``[..., J]`` to ``[...]``."""
     values = values.to(wide(values))  # NumPy has no bfloat16, and kthvalue no float16
     if may_look(values) and not transforming():
-        # An order of magnitude faster than kthvalue where NumPy has it vectorised.
+        # An order of magnitude faster than kthvalue on processors for which NumPy vectorises it.
         return torch.from_numpy(np.partition(values.numpy(), n - 1, axis=-1)[..., n - 1].copy())
     return values.kthvalue(n, dim=-1).values

@@ -1,4 +1,4 @@
-"""Density peaks: how dense a token lies, and how far from any denser one."""
+"""Density-peak scores: a token's local density, and its distance to the nearest denser token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tokengraph.select.parts.graphs.window import look_up
 
 
 def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks tokens by falling density, ties to the lower index, a total order.
+    """Ranks tokens by falling density, ties to the lower index.
 
     Returns:
-        ``order [B, N]``, the tokens from densest on, and ``rank [B, N]``, each token's place in it.
+        ``order [B, N]``, the tokens from the densest on, and ``rank [B, N]``, each token's rank in that order.
     """
     order = log_density.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
@@ -27,7 +27,7 @@ def density_peaks(pairs: Distances, k: int, mask: Tensor | None, include_self: b
     near = min(k + (not include_self), tokens)
     lowest = torch.cat([b.topk(near, dim=2, largest=False).values for _, b in pairs], dim=1)
     if not include_self:
-        lowest = lowest[..., 1:]  # the token itself is at distance 0, the smallest there is
+        lowest = lowest[..., 1:]  # the token itself is first, at distance 0
     there = lowest < torch.inf
     mean = torch.where(there, lowest, 0.0).sum(dim=2) / (there.sum(dim=2).clamp_min(1) * max(pairs.x.size(2), 1))
     log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)

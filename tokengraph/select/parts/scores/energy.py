@@ -1,4 +1,4 @@
-"""PiToMe's energy: how many tokens of the image resemble a token."""
+"""PiToMe's energy, a score that is high for tokens that resemble many others."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def energy(metric: Tensor, *, margin: float, alpha: float = 1.0, mask: Tensor | 
               \alpha (e^z - 1)
 
     Args:
-        metric: What is compared, ``[B, N, D]``.
-        margin: m: a cosine above it speaks for a crowd.
-        alpha: Weight of what lies below the margin.
+        metric: Features for the similarity, ``[B, N, D]``.
+        margin: m, the cosine above which two tokens count as similar.
+        alpha: Weight of cosines below the margin.
         mask: ``[B, N]`` bool, True where there is a token.
 
     Returns:
-        ``[B, N]`` float32; j = i counts. Zero vectors have cosine 0 with all. ``-inf`` where there is no token.
+        ``[B, N]`` float32; the sum includes j = i. Zero vectors have cosine 0 with all. ``-inf`` at padding.
 
     Cost: ``O(B N^2 D)`` time, at most 16M cosines at a time.
 

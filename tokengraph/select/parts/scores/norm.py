@@ -1,4 +1,4 @@
-"""The length of a token's features."""
+"""The norm of a token's features as its score."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def feature_norm(x: Tensor) -> Tensor:
-    """Length of each token of ``x [B, N, C]``, ``[B, N]`` float32."""
+    """Returns the L2 norm of each token of ``x [B, N, C]``, ``[B, N]`` float32."""
     return torch.linalg.vector_norm(x.float(), dim=2)

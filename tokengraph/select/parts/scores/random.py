@@ -1,4 +1,4 @@
-"""Scores without meaning: the same hash of seed and index everywhere."""
+"""Pseudo-random scores, equal on every device: a hash of seed and index."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def random_score(num_tokens: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Pseudo-random numbers in [0, 1), ``[N]`` float32: a hash of (seed, index).
+    """Returns pseudo-random numbers in [0, 1), ``[N]`` float32: a hash of (seed, index).
 
-    The same on every device, for any batch and any N, under compilation and export; no generator is touched.
+    They are equal on every device, for any batch and any N, under compilation and export; no random generator changes.
     """
     n = torch.arange(num_tokens, device=device, dtype=torch.int64)
-    # Lowbias32 (Wellons), in 64 bits cut to 32 after each product.
+    # Lowbias32 (Wellons), in 64 bits truncated to 32 after each product.
     h = (n * 0x9E3779B1 + (seed * 0x85EBCA77 + 0x27D4EB2F) % 2**32) % 2**32
     h = ((h ^ (h >> 16)) * 0x7FEB352D) % 2**32
     h = ((h ^ (h >> 15)) * 0x46C7EB45) % 2**32

@@ -51,5 +51,8 @@ class HeadsBehindTokens(TimmViT):
 
 def test_keys_of_another_shape_name_the_adapters_statistics():
     model = tiny_vit()
-    with tg.attach(model, "tome", 4, adapter=HeadsBehindTokens()), pytest.raises(ValueError, match=r"statistics\(\) must"):
+    with (
+        tg.attach(model, "tome", 4, adapter=HeadsBehindTokens()),
+        pytest.raises(ValueError, match=r"statistics\(\) must"),
+    ):
         model(torch.randn(2, 3, 32, 32))

@@ -59,4 +59,6 @@ def _module(m: Any) -> bool:
 
 
 def _modules(found: Any, least: int = 1) -> bool:
-    return isinstance(found, Sequence | nn.ModuleList | nn.Sequential) and len(found) >= least and all(map(_module, found))
+    return (
+        isinstance(found, Sequence | nn.ModuleList | nn.Sequential) and len(found) >= least and all(map(_module, found))
+    )

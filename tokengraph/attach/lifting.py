@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -108,7 +110,7 @@ class Lifting(Record):
 
     def _state_of(self, tokens: Tensor, layer: int | None) -> State:
         """As :meth:`state`; in front of the first attached block, which may not have run, nothing is coarsened."""
-        if layer is None or not 0 < layer <= self.run.start:
+        if not isinstance(layer, Integral) or not 0 < layer <= self.run.start:
             return self.state(layer)
         shape = self.run.shape
         assert shape.grid is not None

@@ -26,7 +26,7 @@ from tokengraph.schedule import Schedule, returning, tokens_per_layer, warn_of_i
 from tokengraph.select.base import Select
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Attachment(Handle):
     """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 

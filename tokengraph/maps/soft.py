@@ -12,6 +12,7 @@ from torch_geometric.utils import coalesce
 from tokengraph.flat.segment import segment_sum, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.shown import shown
 
 Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
 
@@ -70,6 +71,8 @@ class SoftAssignment:
             )
         if self.mass is not None:
             check_each(torch.Size((self.num_tokens,)), mass=self.mass)
+
+    __repr__ = shown
 
     @property
     def lossy(self) -> bool:

@@ -29,7 +29,7 @@ def divides(x: int) -> None:
 
 
 def test_hold_shows_the_code_of_a_bare_assert_and_what_the_law_asks():
-    expected = r"^one breaks the law 'is_positive': raise AssertionError [^\n]*\nThe law: Numbers are above zero, all of them\.$"
+    expected = r"'is_positive': raise AssertionError [^\n]*\nThe law: Numbers are above zero, all of them\.$"
     with pytest.raises(AssertionError, match=expected):
         hold([is_positive], -1, "one")
 

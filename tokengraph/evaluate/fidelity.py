@@ -81,8 +81,8 @@ def fidelity(
             raise ValueError("Expected a handle that is attached (got one that was removed). Attach again.")
         if is_paused(model):
             raise ValueError(
-                "Expected a handle that acts (got one that is paused, which would compare the plain model with itself). "
-                "Call fidelity outside of handle.paused(): it pauses by itself."
+                "Expected a handle that acts (got one that is paused: the plain model would be compared with itself). "
+                "Call fidelity outside of handle.paused(); it pauses by itself."
             )
         return _compare(model, images, plan)
     setting = read_setting(plan)

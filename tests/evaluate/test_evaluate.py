@@ -338,3 +338,14 @@ def test_evaluate_takes_strategies_that_learn_with_their_weights(pictures, quick
     assert learned.metrics["top1"] == pytest.approx(right.float().mean().item())
     again = tg.evaluate(tiny_vit(), [], pictures, options=quick)
     assert again.rows[0] == dense
+
+
+def test_evaluate_refuses_an_attached_model_as_the_dense_one(pictures, quick):
+    model = tiny_vit()
+    handle = tg.attach(model, "tome", 4)
+    with pytest.raises(ValueError, match=r"got one with a strategy attached.*tg.fidelity\(model, images, handle\)"):
+        tg.evaluate(model, ["resolution:24"], pictures, options=quick)
+    with handle.paused():
+        dense = tg.evaluate(model, [], pictures, options=quick).rows[0]
+    assert dense.counts == (16, 16, 16, 16)
+    assert handle.trace.counts == [16, 12, 8, 4]

@@ -24,6 +24,7 @@ SETTINGS = {
     "GridPool": (tg.GridPool(), {1: 0.5}),
     "GTP": (tg.GTP(), 3),
     "GTP, sparsity < 1": (tg.GTP(sparsity=0.8), 3),
+    "PiToMe": (tg.PiToMe(), 3),
     "Random": (tg.Random(), 3),
     "ToMe": (tg.ToMe(), 3),
     "TokenMigration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),

@@ -31,7 +31,7 @@ class Coarsening(NamedTuple):
 def coarsen(
     graph: TokenGraph,
     select: str | type[Select] | Select,
-    keep: int | float | Sequence[int | float],
+    keep: int | float | list[int | float] | tuple[int | float, ...],
     *,
     clamp: bool = False,
 ) -> Coarsening:
@@ -67,7 +67,7 @@ def coarsen(
         check_sorted(graph.batch)
     check_finite(graph.x)
     counts = graph.counts
-    each = list(keep) if isinstance(keep, Sequence) and not isinstance(keep, str) else [keep] * len(counts)
+    each = list(keep) if isinstance(keep, list | tuple) else [keep] * len(counts)
     if len(each) != len(counts):
         raise ValueError(f"Expected one budget an image, B={len(counts)} (got {len(each)}).")
     budgets = [tokens_to_keep(k, n or 1) * bool(n) for k, n in zip(each, counts, strict=True)]

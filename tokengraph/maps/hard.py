@@ -72,7 +72,8 @@ class Assignment:
         if self.weight is not None or self.mass is not None:
             check_each(self.cluster.shape, weight=self.weight, mass=self.mass)
 
-    __repr__ = shown
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def num_tokens(self) -> int:

@@ -72,7 +72,8 @@ class SoftAssignment:
         if self.mass is not None:
             check_each(torch.Size((self.num_tokens,)), mass=self.mass)
 
-    __repr__ = shown
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def lossy(self) -> bool:

@@ -19,6 +19,29 @@ def test_trace_before_a_run_knows_the_plan_only():
             coarse.trace.lift(torch.randn(2, 7, 32))
 
 
+def test_handle_and_trace_show_themselves_in_a_line():
+    model = tiny_vit()
+    with tg.attach(model, "tome", 3) as coarse:
+        assert repr(coarse) == "Attachment(CoarseVisionTransformer, ToMe(order='published'))"
+        assert repr(coarse.trace) == "Trace(plan=[16, 13, 10, 7])"
+        model(IMAGES)
+        assert repr(coarse.trace) == f"Trace(counts={coarse.trace.counts})"
+        hook = model.blocks[1].register_forward_pre_hook(lambda module, args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(IMAGES)
+        hook.remove()
+        assert repr(coarse.trace) == "Trace(plan=[16, 13, 10, 7], stopped=True)"
+
+
+@pytest.mark.parametrize("layer", ["2", 1.5, True])
+def test_a_layer_of_another_kind_is_refused(layer):
+    model = tiny_vit()
+    with tg.attach(model, "tome", 3) as coarse:
+        tokens = model.forward_features(IMAGES)
+        with pytest.raises(TypeError, match="Expected a layer as an int, the number of finished blocks"):
+            coarse.trace.as_map(tokens, layer=layer)
+
+
 def test_source_composes_the_coarsenings_of_all_layers():
     model = tiny_vit()
     with tg.attach(model, "dpc-knn", {1: 10, 3: 4}) as coarse:

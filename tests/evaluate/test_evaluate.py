@@ -290,7 +290,7 @@ def test_evaluate_compares_with_another_model(pictures, quick, monkeypatch):
         (
             {"data": Arrays(np.zeros((1, 8, 8), np.uint8), [0], classes=["cat", "dog"])},
             ValueError,
-            "Expected images of the head's 5 classes .got 2 classes.*--probe linear",
+            "Expected images of the head's 5 classes .got 2 classes.*--num-classes N.*--probe linear",
         ),
     ],
 )
@@ -338,3 +338,14 @@ def test_evaluate_takes_strategies_that_learn_with_their_weights(pictures, quick
     assert learned.metrics["top1"] == pytest.approx(right.float().mean().item())
     again = tg.evaluate(tiny_vit(), [], pictures, options=quick)
     assert again.rows[0] == dense
+
+
+def test_evaluate_refuses_an_attached_model_as_the_dense_one(pictures, quick):
+    model = tiny_vit()
+    handle = tg.attach(model, "tome", 4)
+    with pytest.raises(ValueError, match=r"got one with a strategy attached.*tg.fidelity\(model, images, handle\)"):
+        tg.evaluate(model, ["resolution:24"], pictures, options=quick)
+    with handle.paused():
+        dense = tg.evaluate(model, [], pictures, options=quick).rows[0]
+    assert dense.counts == (16, 16, 16, 16)
+    assert handle.trace.counts == [16, 12, 8, 4]

@@ -85,3 +85,34 @@ def test_fidelity_refuses_what_it_cannot_compare():
     handle.remove()
     with pytest.raises(ValueError, match="Expected a handle that is attached"):
         tg.fidelity(model, IMAGES, handle)
+
+
+class Mine(torch.nn.Module):
+    """A model that no adapter in ADAPTERS serves, with a head."""
+
+    def __init__(self):
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+        self.patch_embed, self.encoder = torch.nn.Conv2d(3, 16, 8, 8), torch.nn.TransformerEncoder(layer, 3)
+        self.head = torch.nn.Linear(16, 5)
+
+    def forward(self, images):
+        return self.head(self.encoder(self.patch_embed(images).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
+def test_fidelity_of_a_model_of_your_own_has_tokens_and_cost():
+    torch.manual_seed(0)
+    model = Mine().eval()
+    where = tg.adapters.EncoderLayers("encoder", num_prefix=0, grid=(4, 4), embedding="patch_embed")
+    with tg.attach(model, "tome", 4, adapter=where) as handle:
+        found = tg.fidelity(model, IMAGES, handle)
+    assert found.counts == (16, 12, 8, 4) and 0 < found.cost < 1
+    assert 0.5 < found.patch_cosine < 1 and found.class_cosine < 1 and found.kl > 0
+
+
+def test_fidelity_refuses_a_handle_that_is_paused():
+    model = tiny_vit()
+    handle = tg.attach(model, "tome", 4)
+    with handle.paused(), pytest.raises(ValueError, match=r"got one that is paused.*outside of handle.paused\(\)"):
+        tg.fidelity(model, IMAGES, handle)
+    assert tg.fidelity(model, IMAGES, handle).kl > 0

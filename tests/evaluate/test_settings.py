@@ -107,7 +107,10 @@ def test_read_setting_refuses_other_kinds():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ailurus:{5: 0.5},lambda=3", "Expected options of AiluRus: k, lam, .*got 'lambda'"),
+        (
+            "ailurus:{5: 0.5},lambda=3",
+            "Expected options of AiluRus: k, .*got 'lambda'.*All strategies take prop_attn",
+        ),
         ("topk:{5: 0.5},reduce=mlerp", "Expected reduce for TopK as nothing"),
         ("tome:4,reduce=median", "Expected reduce for ToMe as mean, sum, max, mlerp"),
     ],

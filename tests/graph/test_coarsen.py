@@ -369,3 +369,54 @@ def test_between_takes_hard_and_soft_levels():
     assert isinstance(levels.assignments[0], Assignment) and isinstance(levels.assignments[1], SoftAssignment)
     y = torch.randn(2, 3)
     assert_close(levels.lift(y), levels.assignments[0].lift(levels.assignments[1].lift(y)))
+
+
+def test_coarsen_takes_a_budget_for_each_image():
+    graph = TokenGraph.from_tokens(torch.randn(3, 8, 4), (2, 4))
+    coarse, assignment = coarsen(graph, "dpc-knn", [5, 3, 0.25])
+    assert coarse.counts == [5, 3, 2] and assignment.counts == (5, 3, 2)
+    alone = TokenGraph.from_tokens(graph.x.view(3, 8, 4)[1:2], (2, 4))
+    assert torch.equal(coarse.x[5:8], coarsen(alone, "dpc-knn", 3).graph.x)
+    assert coarsen(graph, "dpc-knn", (8, 9, 1.0)).graph.counts == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        ([5, 3], ValueError, "Expected one budget an image, B=3 .got 2."),
+        ([5, 3, 0], ValueError, "Expected keep >= 1 tokens per image"),
+        ([5, 3, "2"], TypeError, "Expected keep as an int or a float ratio .got '2'"),
+        ("half", TypeError, "Expected keep as an int or a float ratio .got 'half'"),
+    ],
+)
+def test_coarsen_refuses_budgets_that_do_not_fit_the_images(keep, error, message):
+    with pytest.raises(error, match=message):
+        coarsen(TokenGraph.from_tokens(torch.randn(3, 8, 4), (2, 4)), "dpc-knn", keep)
+
+
+class _Returns(tg.Select):
+    """Returns what ``make`` gives; ``name`` stays empty, so that nobody finds it."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, tokens, budget):
+        return self.make(tokens)
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (4, 6)])
+def test_coarsen_says_what_a_strategy_must_return(counts):
+    graph = TokenGraph.from_tokens([torch.randn(n, 3) for n in counts])
+    with pytest.raises(TypeError, match=r"Expected a strategy to return an Assignment .*got Tensor.*from_dense"):
+        tg.coarsen(graph, _Returns(lambda tokens: tokens.x), 2)
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (4, 6)])
+def test_coarsen_takes_maps_that_do_not_say_where_images_begin(counts):
+    graph = TokenGraph.from_tokens([torch.randn(n, 3) for n in counts])
+    halves = _Returns(
+        lambda tokens: tg.Assignment(torch.arange(tokens.x[..., 0].numel()) // 2, tokens.x[..., 0].numel() // 2)
+    )
+    coarse, assignment = tg.coarsen(graph, halves, 2)
+    assert coarse.counts == [n // 2 for n in counts]
+    assert assignment.cluster.tolist() == [i // 2 for i in range(sum(counts))]

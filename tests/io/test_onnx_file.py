@@ -93,3 +93,17 @@ def test_a_wrong_number_of_names_is_refused(wrong):
     (what,) = wrong
     with pytest.raises(ValueError, match=rf"Expected 1 different {what} in a list \(got "):
         to_onnx(tiny_vit(), IMAGES, **wrong)
+
+
+class _FixedBatch(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.zeros(1, 3, 4, 4))
+
+    def forward(self, images):
+        return images + self.token.expand(len(images), -1, -1, -1)  # len is a Python int: export fixes it
+
+
+def test_to_onnx_says_where_a_model_fixes_its_number_of_images():
+    with pytest.raises(ValueError, match=r"any number of images \(got one .* fixes to 2\)\. Write x\.size\(0\)"):
+        to_onnx(_FixedBatch().eval(), torch.zeros(2, 3, 4, 4), dynamic_batch=True)

@@ -11,6 +11,19 @@ DROPPING = Assignment(torch.tensor([0, 3, 1, 0, 3, 2]), 3, drops=True, centers=t
 MAPS = pytest.mark.parametrize("a", [HARD, DROPPING], ids=["hard", "dropping"])
 
 
+@pytest.mark.parametrize(
+    ("a", "text"),
+    [
+        (HARD, "Assignment(tokens=6, clusters=3)"),
+        (DROPPING, "Assignment(tokens=6, clusters=3, drops=True)"),
+        (Assignment.from_dense(torch.tensor([[0, 1], [0, 0]]), [2, 1]), "Assignment(tokens=4, clusters=3, images=2)"),
+        (SoftAssignment.from_hard(HARD), "SoftAssignment(tokens=6, clusters=3)"),
+    ],
+)
+def test_a_map_shows_its_numbers(a, text):
+    assert repr(a) == text
+
+
 def matrix(a: Assignment) -> torch.Tensor:
     """The 0/1 matrix of the map, ``[M, K]``; dropped tokens have an empty row."""
     return torch.nn.functional.one_hot(a.cluster, a.num_clusters + 1)[:, : a.num_clusters].float()

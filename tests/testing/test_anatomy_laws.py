@@ -38,6 +38,16 @@ class OtherBlocks(TimmViT):
         return [nn.Identity(), *model.blocks]
 
 
+class TwoOfThreeBlocks(TimmViT):
+    def blocks(self, model):
+        return list(model.blocks)[:2]
+
+
+class BlocksInAnotherOrder(TimmViT):
+    def blocks(self, model):
+        return [model.blocks[1], model.blocks[0], model.blocks[2]]
+
+
 class NoPrefix(TimmViT):
     def num_prefix(self, model):
         return 0
@@ -54,6 +64,8 @@ class NoPrefix(TimmViT):
         (AnotherGrid, r"num_prefix\(\)=1 and 15 patches are not 17 tokens"),
         (AnotherEmbedding, r"embedding\(\) is a Conv2d that the model does not call"),
         (OtherBlocks, r"blocks\(\) begins with a Identity that the model does not call"),
+        (TwoOfThreeBlocks, r"blocks\(\) leaves out 1 Block that the model calls beside them"),
+        (BlocksInAnotherOrder, r"blocks\(\) is not in the order"),
         (NoPrefix, r"has_class_token\(\) is True, but there is no prefix token"),
     ],
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Handle:
     """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
@@ -42,6 +42,9 @@ class Handle:
         Cost: one pass over the model's modules.
         """
         return paused(self.model)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.select!r})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""

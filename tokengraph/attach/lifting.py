@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -112,7 +114,7 @@ class Lifting(Record):
 
     def _state_of(self, tokens: Tensor, layer: int | None) -> State:
         """Like :meth:`state`, and also right before the first attached block has run, when nothing is coarsened."""
-        if layer is None or not 0 < layer <= self.run.start:
+        if not isinstance(layer, Integral) or not 0 < layer <= self.run.start:
             return self.state(layer)
         shape = self.run.shape
         assert shape.grid is not None

@@ -46,6 +46,13 @@ def paused(model: nn.Module) -> Iterator[nn.Module]:
                 _put_back(table, entries)
 
 
+def is_paused(model: nn.Module) -> bool:
+    """Returns whether something is attached to ``model``, and paused. Cost: one look at every module."""
+    swapped = [(m, m.__dict__[SITE].original) for m in model.modules() if SITE in m.__dict__]
+    known = [(m, original) for m, original in swapped if original is not None]
+    return bool(known) and all(type(m) is original for m, original in known)
+
+
 def _is_ours(hook: Any) -> bool:
     return bool(getattr(hook, "of_tokengraph", False))
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter, InputShape
+from tokengraph.attach.answers import check_answers, check_kept
 from tokengraph.attach.block import KeptOutput, note_grid, run_block
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.attach.checks import check_halves, check_modules, check_plan, check_takes_mask
@@ -25,7 +26,7 @@ from tokengraph.schedule import Schedule, returning, tokens_per_layer, warn_of_i
 from tokengraph.select.base import Select
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Attachment(Handle):
     """A strategy attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 
@@ -54,6 +55,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
         ValueError: If model, blocks, strategy and schedule do not fit together.
     """
     core, adapter, blocks = found.core, found.how, found.blocks
+    check_answers(adapter, core)
     adapter.check_around(model, core)
     prefix, grid, channels = adapter.num_prefix(core), adapter.grid(core), adapter.channels(core)
     chosen, schedule = select.bind(channels, len(blocks), options.schedule)
@@ -64,7 +66,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core), again)
     warn_of_idle(options.schedule, plan)
     for block in {_build(b): b for b in blocks}.values():
-        adapter.kept(block)  # raises now, before any change, if the attention has no projections to read
+        check_kept(adapter, block)  # raises now, before any change, if the attention has no projections to read
         check_halves(adapter, block, channels)
         if rule.power:
             check_takes_mask(adapter, block, channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from tokengraph.maps.lineage import Lineage
 from tokengraph.maps.soft import SoftAssignment
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Trace(Lifting):
     """The record of one model's last run. Layer l describes the tokens after l blocks.
 
@@ -24,6 +25,13 @@ class Trace(Lifting):
     """
 
     run: Run
+
+    def __repr__(self) -> str:
+        try:
+            counts = f"counts={self.counts}"
+        except RuntimeError:  # the last run did not come to its end
+            counts = f"plan={self.plan}, stopped=True"
+        return f"Trace({counts if self.run.begun else f'plan={self.plan}'})"
 
     @property
     def num_prefix(self) -> int:
@@ -86,8 +94,11 @@ class Trace(Lifting):
         Raises:
             RuntimeError: Before the first run, or if the last one stopped before that layer.
             ValueError: For a layer outside ``[0, depth]``.
+            TypeError: For a layer that is no int.
         """
         layer = self.depth if layer is None else layer
+        if not isinstance(layer, Integral | torch.SymInt) or isinstance(layer, bool):
+            raise TypeError(f"Expected a layer as an int, the number of finished blocks (got {layer!r}).")
         if not 0 <= layer <= self.depth:
             raise ValueError(f"Expected a layer in [0, {self.depth}] (got {layer}).")
         if layer >= self.run.start and (state := self.run.at(layer)) is not None:

@@ -98,8 +98,8 @@ def config_of_model(model: nn.Module) -> DataConfig:
     size = _size(model)
     if size is None:
         raise ValueError(
-            f"Expected a model with a known image size (got {type(model).__name__}). "
-            "Give Source(name, build, DataConfig(size=...))."
+            f"Expected a model with a known image size (got {type(model).__name__}). Give Source(name, build, "
+            "DataConfig(size=...)) of tokengraph.evaluate; build(size) returns the model."
         )
     mean, std = find_mean_std(model)
     return DataConfig(size, mean, std, source=f"found in {type(model).__name__}; no crop, bicubic")

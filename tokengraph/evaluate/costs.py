@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tokengraph.adapters import find_adapter
+from tokengraph.adapters.base import Adapter
 from tokengraph.cost import vit_cost
 from tokengraph.select.base import Select
 
@@ -37,10 +38,10 @@ class Anatomy:
     heads: int
 
 
-def anatomy(model: nn.Module) -> Anatomy | None:
-    """Counts a supported model's parts; ``None`` for other models."""
+def anatomy(model: nn.Module, own: Adapter | None = None) -> Anatomy | None:
+    """Counts a supported model's parts, or by its adapter those of a user's own; ``None`` for other models."""
     try:
-        core, adapter = find_adapter(model)
+        core, adapter = find_adapter(model, own if own is not None and own.serves(model) else None)
         blocks = adapter.blocks(core)
     except ValueError:
         return None

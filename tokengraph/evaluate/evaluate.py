@@ -78,7 +78,7 @@ def evaluate(
     Cost: a run of every image for every setting and control; the dense model runs once more for each resumed part.
 
     Example:
-        >>> from tokengraph.evaluate.images import Arrays
+        >>> from tokengraph.evaluate import Arrays, Options
         >>> from tokengraph.testing import tiny_vit
         >>> pictures = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8).numpy()
         >>> how = Options(time=False, memory=False, progress=False)

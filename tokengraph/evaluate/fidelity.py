@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import check_images
+from tokengraph.adapters.base import Adapter, check_images
 from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.attach import attach
 from tokengraph.attach.handle import Handle
+from tokengraph.attach.pause import is_paused
 from tokengraph.evaluate.compare import counted, joined, measures, summary
 from tokengraph.evaluate.costs import anatomy, multiply_adds
 from tokengraph.evaluate.read import Outputs, Reader
@@ -54,14 +55,15 @@ def fidelity(
     Args:
         model: A supported model; its mode does not change, so call ``model.eval()`` first.
         images: ``[B, 3, H, W]``, normalised for the model, or several such batches.
-        plan: The handle of an attached strategy, which stays attached; or a setting such as ``"tome:13"``, which is
-            attached for this call. For another resolution or model use :func:`tokengraph.evaluate`.
+        plan: The handle of a strategy that is attached to ``model``, which stays attached; or a setting such as
+            ``"tome:13"``, which is attached for this call. For a model of your own give the handle of
+            ``attach(..., adapter=...)``. For another resolution or model use :func:`tokengraph.evaluate`.
 
     Returns:
         The measures of :func:`tokengraph.evaluate` that need no labels.
 
     Raises:
-        ValueError: If there are no images, or the handle is another model's or was removed.
+        ValueError: If there are no images, or the handle is another model's, is paused or was removed.
         TypeError: For other kinds of objects.
 
     Cost: two runs of all images; no gradients.
@@ -77,6 +79,11 @@ def fidelity(
             raise ValueError("Expected the handle of this model (got another model's).")
         if not any(getattr(m.__dict__.get(SITE), "trace", None) is plan.trace for m in model.modules()):
             raise ValueError("Expected a handle that is attached (got one that was removed). Attach again.")
+        if is_paused(model):
+            raise ValueError(
+                "Expected a handle that acts (got one that is paused: the plain model would be compared with itself). "
+                "Call fidelity outside of handle.paused(); it pauses by itself."
+            )
         return _compare(model, images, plan)
     setting = read_setting(plan)
     select: Any = setting.select()
@@ -88,13 +95,13 @@ def fidelity(
 
 
 def _compare(model: nn.Module, images: Tensor | Iterable[Tensor], handle: Handle) -> Fidelity:
-    batches = [images] if isinstance(images, Tensor) else images
+    batches, own = [images] if isinstance(images, Tensor) else images, _adapter(model)
     parts, ours, theirs = [], [], []
     for batch in batches:
         check_images(batch)
         with handle.paused() as plain:
-            dense: Outputs = Reader(plain)(batch)
-        coarse = Reader(model, handle)(batch)
+            dense: Outputs = Reader(plain, adapter=own)(batch)
+        coarse = Reader(model, handle, own)(batch)
         parts.append(measures(dense, coarse))
         if coarse.counts is not None and dense.counts is not None:
             ours.append(coarse.counts)
@@ -109,8 +116,14 @@ def _compare(model: nn.Module, images: Tensor | Iterable[Tensor], handle: Handle
 
 def _share(model: nn.Module, handle: Handle, counts: list[float], whole: list[float]) -> float | None:
     with handle.paused() as plain:
-        body = anatomy(plain)
+        body = anatomy(plain, _adapter(model))
     select = handle.select
     if body is None or not isinstance(select, Select):
         return None
     return multiply_adds(body, counts, select)[0] / multiply_adds(body, whole)[0]
+
+
+def _adapter(model: nn.Module) -> Adapter | None:
+    """The adapter with which something is attached to the model itself; ``None``: its parts carry none."""
+    requests = (getattr(m.__dict__.get(SITE), "request", None) for m in model.modules())
+    return next((request.adapter for request in requests if request is not None), None)

@@ -190,6 +190,7 @@ def check_labels(images: Images, head: int | None) -> None:
         return
     raise ValueError(
         f"Expected images of the head's {head} classes (got {classes} classes). Number the folders by a "
-        "file (synsets=, --synsets FILE), fit a probe (probe='linear', --probe linear), or ignore labels "
-        "(find_images(root, labels='none'), --labels none)."
+        "file (synsets=, --synsets FILE), say how many classes the checkpoint's head has (num_classes=, --num-classes "
+        "N), fit a probe (probe='linear', --probe linear), or ignore labels (find_images(root, labels='none'), "
+        "--labels none)."
     )

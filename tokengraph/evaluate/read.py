@@ -39,11 +39,12 @@ class Reader:
     Args:
         model: The model, in eval mode; unsupported models give no tokens, only their return value.
         handle: The handle of :func:`tokengraph.attach`, if a strategy is attached.
+        adapter: The adapter given to :func:`tokengraph.attach`, for a model of the user's own.
     """
 
-    def __init__(self, model: nn.Module, handle: Any = None) -> None:
+    def __init__(self, model: nn.Module, handle: Any = None, adapter: Adapter | None = None) -> None:
         self.model, self.handle = model, handle
-        self.core, self.adapter = _find(model)
+        self.core, self.adapter = _find(model, adapter)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
@@ -113,9 +114,9 @@ def final_norm(core: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
-def _find(model: nn.Module) -> tuple[nn.Module, Adapter | None]:
+def _find(model: nn.Module, own: Adapter | None) -> tuple[nn.Module, Adapter | None]:
     try:
-        core, adapter = find_adapter(model)
+        core, adapter = find_adapter(model, own if own is not None and own.serves(model) else None)
         adapter.blocks(core)
     except ValueError:
         return model, None

@@ -95,7 +95,10 @@ class Setting:
                 continue
             if key not in REDUCE:
                 listed = ", ".join(known) or "no options"
-                raise ValueError(f"Expected options of {type(chosen).__name__}: {listed} (got {key!r}).")
+                raise ValueError(
+                    f"Expected options of {type(chosen).__name__}: {listed} (got {key!r}). All strategies take "
+                    "prop_attn, size_bias and weights too, and reduce where they merge."
+                )
             made = _pooled_by(made, value, known)
         return made
 

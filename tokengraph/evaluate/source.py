@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from tokengraph.adapters.coarse import SITE
+from tokengraph.attach.pause import is_paused
 from tokengraph.evaluate.config import DataConfig
 from tokengraph.evaluate.libraries import LIBRARIES, Found
 from tokengraph.evaluate.resolution import resized
@@ -57,6 +59,11 @@ def source_of(
     if isinstance(model, Source):
         return model
     if isinstance(model, nn.Module):
+        if any(SITE in m.__dict__ for m in model.modules()) and not is_paused(model):
+            raise ValueError(
+                "Expected a plain model (got one with a strategy attached, which would pass for the dense model). Call "
+                "handle.remove() first and name the strategy as a setting, or use tg.fidelity(model, images, handle)."
+            )
         if checkpoint is not None:
             _load(model, checkpoint, type(model).__name__)
         return Source(type(model).__name__, _Copies(model.eval()), weights="as given")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_sorted
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.maps.counts import with_ptr
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.schedule import tokens_to_keep
@@ -28,7 +29,11 @@ class Coarsening(NamedTuple):
 
 
 def coarsen(
-    graph: TokenGraph, select: str | type[Select] | Select, keep: int | float, *, clamp: bool = False
+    graph: TokenGraph,
+    select: str | type[Select] | Select,
+    keep: int | float | list[int | float] | tuple[int | float, ...],
+    *,
+    clamp: bool = False,
 ) -> Coarsening:
     """Coarsens every image of a token graph to ``keep`` tokens.
 
@@ -36,7 +41,7 @@ def coarsen(
         graph: Tokens of one image or of many, which may differ in size.
         select: A strategy by name, class or instance. Strategies that need attention need a model: use ``attach``.
         keep: Tokens per image (int), or a share of each image's tokens (float in (0, 1]); clamped to the tokens that
-            an image has.
+            an image has. A list has one for each image.
         clamp: If ``keep`` is below what one step of the strategy can reach (``select.fewest``; half for ToMe), keep
             the fewest possible instead of raising.
 
@@ -45,8 +50,8 @@ def coarsen(
         size, sizes are sums, and edge weights are sums over all edges between two clusters; self loops are left out.
 
     Raises:
-        ValueError: If ``keep`` is out of range or below what one step can reach, tokens are not finite, or the strategy
-            does not support the graph.
+        ValueError: If ``keep`` is out of range, below what one step can reach or a list of another length, tokens are
+            not finite, or the strategy does not support the graph.
 
     Cost: the strategy's, one reduction, and a sort of the edges if there are any. Images of equal size run in one
     batch.
@@ -62,9 +67,10 @@ def coarsen(
         check_sorted(graph.batch)
     check_finite(graph.x)
     counts = graph.counts
-    budgets = [tokens_to_keep(keep, n) if n else 0 for n in counts]
-    if not any(counts):
-        tokens_to_keep(keep, 1)
+    each = list(keep) if isinstance(keep, list | tuple) else [keep] * len(counts)
+    if len(each) != len(counts):
+        raise ValueError(f"Expected one budget an image, B={len(counts)} (got {len(each)}).")
+    budgets = [tokens_to_keep(k, n or 1) * bool(n) for k, n in zip(each, counts, strict=True)]
     if not clamp:
         _check_reach(select, counts, budgets)
     assignment = _assign(graph, select, counts, budgets)
@@ -184,7 +190,8 @@ def _assign(graph: TokenGraph, select: Select, counts: list[int], budgets: list[
         if not count:
             continue
         rows = torch.cat([torch.arange(s, s + count) for s in graph.ptr[images].tolist()]).to(graph.x.device)
-        parts.append((images, rows, select(_tokens(graph, rows, len(images), grid), budget)))
+        chosen = select(_tokens(graph, rows, len(images), grid), budget)
+        parts.append((images, rows, with_ptr(chosen, len(images))))
     if len(parts) == 1 and len(parts[0][0]) == len(counts):
         return parts[0][2]
     return _lay_together(parts, graph)

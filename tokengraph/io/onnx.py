@@ -56,8 +56,8 @@ def to_onnx(
     Raises:
         ImportError: If onnx or onnxscript is missing; names the extra.
         TypeError: If an input is no tensor.
-        ValueError: If a dynamic batch has fewer than two images, the folder of ``path`` does not exist, or names do
-            not match.
+        ValueError: If a dynamic batch has fewer than two images, the model fixes its number of images, the folder of
+            ``path`` does not exist, or names do not match.
 
     Cost: seconds. With AiluRus the exported graph computes ``B N K C`` more values than the model.
 
@@ -123,7 +123,7 @@ def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) 
     # If parameters require gradients, decompositions add a backward pass wherever the graph enables gradients.
     model = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+        program = _export(model, inputs, shapes)
         _describe_constants(program)
         program = program.run_decompositions({})  # first: later decompositions expect no in-place writes into views
         aten, own = torch.ops.aten, torch.ops.tokengraph
@@ -136,6 +136,20 @@ def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) 
                 own.adopt_orphans.default: _adopt_orphans,
             }
         )
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    """Runs ``torch.export``, whose own error for a fixed number of images says nothing of where it comes from."""
+    try:
+        return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        if shapes is None or "specialized" not in str(error):
+            raise
+        raise ValueError(
+            "Expected a model that takes any number of images (got one that torch.export fixes to "
+            f"{inputs[0].size(0)}). Write x.size(0) in its forward where it has len(x) or a number, or export with "
+            "dynamic_batch=False."
+        ) from error
 
 
 def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:

@@ -54,6 +54,15 @@ def with_counts(
     return assignment if len(set(counts)) == 1 else replace(assignment, counts=tuple(counts))
 
 
+def with_ptr(assignment: Assignment | SoftAssignment, images: int) -> Assignment | SoftAssignment:
+    """Adds ``cluster_ptr`` to a map without; arguments and errors as for :func:`with_counts`."""
+    assignment = with_counts(assignment, images)
+    if assignment.cluster_ptr is not None or not images:
+        return assignment
+    each = assignment.counts or (assignment.num_clusters // images,) * images
+    return replace(assignment, cluster_ptr=torch.tensor([0, *each], device=assignment.cluster.device).cumsum(0))
+
+
 def _owned(assignment: Assignment | SoftAssignment, images: int, valid: Tensor | None) -> list[int]:
     """Number of clusters of each image, counted from its tokens."""
     device, clusters = assignment.cluster.device, assignment.num_clusters

@@ -14,6 +14,7 @@ from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
 from tokengraph.maps.pool import REDUCTIONS, Bins, counted, pool
 from tokengraph.maps.pyg import clusters_of, select_output
+from tokengraph.maps.shown import shown
 
 if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
@@ -70,6 +71,9 @@ class Assignment:
             )
         if self.weight is not None or self.mass is not None:
             check_each(self.cluster.shape, weight=self.weight, mass=self.mass)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def num_tokens(self) -> int:

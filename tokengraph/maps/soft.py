@@ -12,6 +12,7 @@ from torch_geometric.utils import coalesce
 from tokengraph.flat.segment import segment_sum, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.shown import shown
 
 Edges = tuple[Tensor, Tensor, Tensor]  # token, cluster, weight in flat ids; or row, column, value of a sparse matrix
 
@@ -70,6 +71,9 @@ class SoftAssignment:
             )
         if self.mass is not None:
             check_each(torch.Size((self.num_tokens,)), mass=self.mass)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def lossy(self) -> bool:

@@ -62,9 +62,9 @@ def pitome(
     host synchronisation without a mask.
 
     Example:
-        >>> crowd = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.9, 0.0]]])
+        >>> crowd = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [1.0, 0.4]]])
         >>> pitome(crowd, 3, margin=0.5).cluster.tolist()
-        [2, 1, 2, 0]
+        [0, 1, 2, 2]
 
     Source: Tran et al., *Accelerating Transformers with Spectrum-Preserving Token Merging*, NeurIPS 2024, and its code.
     Differs: with nothing to remove it returns the identity (published: an error, or another order), at most half of

@@ -65,7 +65,13 @@ class Tokens:
         """The layer's attention keys, mean over heads, ``[B, N, D]``; outside a model the features themselves."""
         if self.attention is None:
             return self.x
-        return self.attention.keys()
+        keys = self.attention.keys()
+        if keys.shape[:-1] != self.x.shape[:-1]:
+            raise ValueError(
+                f"Expected keys [B, N, D] of tokens {list(self.x.shape)} (got {list(keys.shape)}). The adapter's "
+                "statistics() must give queries and keys as [B, H, P+N, D]."
+            )
+        return keys
 
     def class_attention(self) -> Tensor:
         """The class token's attention to each patch token, mean over heads, ``[B, N]``.
@@ -75,7 +81,10 @@ class Tokens:
         """
         if self.attention is None or self.num_prefix == 0:
             where = "outside a model's block" if self.attention is None else "in a model without a class token"
-            raise ValueError(f"Expected tokens with class attention (got tokens {where}). Use score='norm'.")
+            raise ValueError(
+                f"Expected tokens with class attention (got tokens {where}). Use a score of the features, such as "
+                "TopK(score='norm'); or attach the strategy to a model with a class token."
+            )
         return self.attention.class_row().mean(dim=1)
 
 

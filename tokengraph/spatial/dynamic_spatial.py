@@ -15,7 +15,7 @@ from tokengraph.spatial.record import SpatialRecord
 STEPS = (0.0, 0.2, 0.4)  # subtracted from ``keep``, stage by stage
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SpatialAttachment(Handle):
     """DynamicSpatial attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 

@@ -64,9 +64,12 @@ def keeps_all_when_asked(select: Select) -> None:
     for keep in (x.size(1), x.size(1) + 5):
         a = select(make_tokens(x, GRID), keep)
         pooled, size = a.reduce(x.flatten(0, 1))
-        assert torch.equal(pooled, x.flatten(0, 1))
-        assert torch.equal(size, torch.ones_like(size))
-        assert torch.equal(a.lift(pooled), pooled)
+        assert torch.equal(size, torch.ones_like(size)), f"keep={keep} of {x.size(1)} tokens merged or dropped some"
+        assert torch.equal(pooled, x.flatten(0, 1)), (
+            f"keep={keep} of {x.size(1)} tokens changed their order. Number clusters by a token of theirs (the first, "
+            "or the center), not by when they were chosen"
+        )
+        assert torch.equal(a.lift(pooled), pooled), f"keep={keep}: lift did not restore the tokens"
 
 
 def refuses_an_empty_budget(select: Select) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ def hold(laws: Sequence[Callable[[Any], None]], subject: Any, name: str, without
         without: Names of laws to leave out.
 
     Raises:
-        AssertionError: If a law raises any error; the message names the law and the error.
+        AssertionError: If a law raises any error; the message names the law, says what it asks, and has the error.
         ValueError: If ``without`` names an unknown law.
     """
     known = [law.__name__ for law in laws]
@@ -30,5 +32,13 @@ def hold(laws: Sequence[Callable[[Any], None]], subject: Any, name: str, without
         try:
             law(subject)
         except Exception as error:
-            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-            raise AssertionError(f"{name} breaks the law {law.__name__!r}: {kind}{error}") from error
+            message = f"{name} breaks the law {law.__name__!r}: {_what_failed(error)}"
+            asks = (inspect.getdoc(law) or "").split("\n\n")[0].replace("\n", " ")
+            raise AssertionError(f"{message}\nThe law: {asks}" if asks else message) from error
+
+
+def _what_failed(error: Exception) -> str:
+    """The error's own words; for a bare ``assert``, its line of code."""
+    if not isinstance(error, AssertionError):
+        return f"{type(error).__name__}: {error}"
+    return str(error) or next((str(f.line) for f in reversed(traceback.extract_tb(error.__traceback__)) if f.line), "")

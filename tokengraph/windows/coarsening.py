@@ -19,7 +19,7 @@ from tokengraph.windows.record import WindowRecord
 PADDING = ("tokens", "ignore")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WindowAttachment(Handle):
     """WindowCoarsening attached to a model. Calling it calls the model; as a context manager it detaches at the end.
 

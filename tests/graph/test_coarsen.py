@@ -194,7 +194,7 @@ def test_coarsen_without_a_grid_serves_strategies_that_need_none():
     assert coarsen(graph, "tome", 5).graph.counts == [5, 5]
     with pytest.raises(ValueError, match=r"Expected tokens with positions \(got tokens without a grid\)"):
         coarsen(graph, "grid-pool", 5)
-    with pytest.raises(ValueError, match=r"Expected the full patch grid"):
+    with pytest.raises(ValueError, match=r"Expected one full patch grid"):
         coarsen(graph, "ailurus", 5)
 
 
@@ -346,7 +346,7 @@ def test_hierarchy_carries_edges_down(select):
 def test_hierarchy_of_ailurus_has_one_level():
     graph = grids((4, 4))
     assert hierarchy(graph, "ailurus", [8]).graphs[1].counts == [8]
-    with pytest.raises(ValueError, match=r"Expected the full patch grid.* Use DPCKNN there"):
+    with pytest.raises(ValueError, match=r"Expected one full patch grid.* Use DPCKNN there"):
         hierarchy(graph, "ailurus", [8, 4])
 
 

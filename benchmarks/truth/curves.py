@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tokengraph.select.gtp.graph import GRAPHS
-from tokengraph.select.gtp.scores import SCORES
-
 from tokengraph.attention.size_bias import POWERS
 from tokengraph.evaluate.settings import read_setting
 from tokengraph.maps.hard import REDUCTIONS
 from tokengraph.select.migration.redundancy import REPLENISH
+from tokengraph.select.parts.graphs.propagation import GRAPHS
+from tokengraph.select.parts.scores.attention import SCORES
 from truth.tables import Body, Candidate
 
 MERGING = ("tome", "ailurus", "dpc-knn", "grid-pool")

@@ -134,7 +134,7 @@ def test_what_is_removed_in_a_pause_stays_out():
 def test_a_paused_model_refuses_another_strategy_and_its_copy_can_be_detached():
     model = tiny_vit()
     with tg.attach(model, "tome", 3) as handle, handle.paused():
-        with pytest.raises(ValueError, match="got one that is attached"):
+        with pytest.raises(ValueError, match="got an attached one"):
             tg.attach(model, "topk", 3)
         twin = copy.deepcopy(model)
     detach(twin)

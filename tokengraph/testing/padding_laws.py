@@ -62,7 +62,7 @@ def ragged_equals_fixed(select: Select) -> None:
     fixed = select(make_tokens(x, GRID if by_image(select) else None), 30)
     mask = torch.ones(2, x.size(1), dtype=torch.bool)
     if by_image(select):
-        ragged = select_alone(select, make_tokens(x, GRID), [30, 30], [GRID, GRID], True)
+        ragged = select_alone(select, make_tokens(x, GRID), [30, 30], (GRID, GRID), True)
     else:
         ragged = select(make_tokens(x, None, mask=mask), [30, 30])
     _same(ragged, dense(fixed), "a full mask changed the map")

@@ -223,7 +223,7 @@ def test_patches_that_mae_shuffles_have_no_grid(images):
         run(model, images)
         assert handle.trace.as_map().shape == (2, 32, 4, 4)
         tensors(model(images))
-        with pytest.raises(ValueError, match="Expected patches in reading order"):
+        with pytest.raises(ValueError, match="Expected patches in row-major order"):
             handle.trace.as_map()
     with tg.attach(model, "ailurus", {1: 0.5}), pytest.raises(ValueError, match="shuffled as in ViTMAE"):
         model(images)

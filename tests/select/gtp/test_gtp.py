@@ -359,9 +359,9 @@ def test_strategy_refuses_options_of_another_kind():
 
 def test_strategy_refuses_tokens_it_cannot_serve():
     x = torch.randn(2, 12, 8)
-    with pytest.raises(ValueError, match="Expected as many tokens in all images"):
+    with pytest.raises(ValueError, match="Expected equal numbers of tokens in all images"):
         GTP(score="random")(Tokens(x, grid=(3, 4), mask=torch.ones(2, 12, dtype=torch.bool)), 5)
-    with pytest.raises(ValueError, match="Expected as many tokens in all images and one budget"):
+    with pytest.raises(ValueError, match="Expected equal numbers of tokens in all images and one budget"):
         GTP(score="random")(Tokens(x, grid=(3, 4)), [5, 6])
     with pytest.raises(ValueError, match="Expected the full patch grid for graph='spatial'"):
         GTP(graph="spatial", score="random")(Tokens(x), 5)

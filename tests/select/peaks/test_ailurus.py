@@ -138,7 +138,7 @@ def test_ailurus_refuses_nan_tokens():
 def test_ailurus_as_strategy_refuses_coarse_tokens():
     tokens = make_tokens(torch.randn(1, 16, 4), (4, 4))
     tokens.full = False
-    with pytest.raises(ValueError, match="Expected the full patch grid"):
+    with pytest.raises(ValueError, match="Expected one full patch grid"):
         AiluRus()(tokens, 4)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import tempfile
 import timeit
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the accelerator before it reads the clock
+
+from tokengraph.evaluate.memory import peak_bytes
 
 Call = Callable[[], object]
 PACKAGES = "torch torch-geometric torch-cluster torch-scatter pyg-lib timm transformers torchvision numpy".split()
@@ -114,42 +112,7 @@ def peak_memory(call: Call, device: torch.device | str = "cpu") -> int:
     On CUDA by the allocator's counters; on CPU by PyTorch's allocator events, as the profiler sees them. Scratch space
     inside MKL and oneDNN does not go through that allocator and is not seen.
     """
-    device = torch.device(device)
-    call()  # builds cached tables, which are not part of a call
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        result = call()
-        torch.cuda.synchronize(device)
-        del result
-        return torch.cuda.max_memory_allocated(device) - before
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        recorded.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    events = [e for e in events if e.get("name") == "[memory]"]
-    events.sort(key=lambda e: (e["ts"], e["args"]["Ev Idx"]))
-    held = peak = 0
-    for event in events:
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    return peak
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Hides what the profiler's C++ side writes to stderr about its own start and stop."""
-    saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    return peak_bytes(call, torch.device(device))
 
 
 def environment(device: torch.device | str) -> dict[str, object]:

@@ -49,6 +49,14 @@ def test_eval_takes_settings_from_a_file_and_a_probe(model, photos, tmp_path, ca
     assert all({"probe_as_is", "probe_refit"} <= set(r["metrics"]) for r in rows)
 
 
+def test_eval_ends_with_1_if_every_setting_fails(model, photos, tmp_path, capsys):
+    shared = ["--data", str(photos), "--labels", "none", "--no-controls", "--no-time"]
+    failing = "ailurus:{2: 0.5, 4: 0.25}"  # it acts once
+    assert main(["eval", *model, failing, *shared, "--out", str(tmp_path / "one")]) == 1
+    assert "full grid" in capsys.readouterr().out
+    assert main(["eval", *model, failing, "tome:8", *shared, "--out", str(tmp_path / "both")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -127,7 +127,8 @@ def run(options: argparse.Namespace) -> int:
     if find_ranks().first:
         print(report.json() if options.json else report.markdown())
         print(f"Written to {options.out}", file=sys.stderr)
-    return 0
+    asked = [row for row in report.rows if row.kind == "setting"]
+    return int(bool(asked) and all(row.reason for row in asked))  # 1 if every setting failed
 
 
 def _settings(text: str) -> list[Any]:

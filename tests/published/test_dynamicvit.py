@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(select, schedule, 
     [
         ({"keep": 0.0}, r"shares in \(0, 1\]"),
         ({"ratios": [-0.1]}, r"shares in \(0, 1\]"),
-        ({"layers": [0, 2]}, "layers that rise"),
+        ({"layers": [0, 2]}, "ascending layers"),
         ({"layers": [2], "ratios": [0.5, 0.2]}, "one ratio a layer"),
         ({"threshold": 1.5}, r"threshold in \(0, 1\)"),
         ({"min_keep": 0}, "min_keep >= 1"),

@@ -46,6 +46,7 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
         raise ValueError(f"Expected a model name that timm knows (got {name!r}).{hint}")
 
     def create(**options: Any) -> nn.Module:
+        """Makes the model with seeded weights, and explains why timm cannot."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:

@@ -53,6 +53,7 @@ def read_chunk(images: Images, start: int, stop: int, config: DataConfig, worker
     """Reads images ``start`` to ``stop``; notes and leaves out images that cannot be read or prepared."""
 
     def read(index: int) -> tuple[Any, Any, str]:
+        """Returns image, mask and an empty text, or the reason why they cannot be read."""
         try:
             image = images.image(index)
             to_input(image, config)  # an error in a later step would stop the run

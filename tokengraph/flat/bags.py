@@ -42,6 +42,7 @@ class _Bags(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        """Returns the gradients of ``x`` and ``weight``; with ``create_graph=True`` in a form with derivatives."""
         x, weight, source, index, starts = ctx.saved_tensors
         of_x = of_weight = None
         if torch.is_grad_enabled():  # create_graph=True
@@ -60,6 +61,7 @@ class _Bags(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, *_: Any) -> Any:  # type: ignore[override]
+        """Returns the tangent of the sums ``[rows, C]``."""
         x, weight, source, _, starts = ctx.saved_tensors
         out = 0.0
         if x_tangent is not None:

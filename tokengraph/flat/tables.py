@@ -21,6 +21,7 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns ``build`` with a cache."""
         cached = lru_cache(maxsize)(build)
 
         @torch.compiler.assume_constant_result
@@ -36,6 +37,7 @@ def table(maxsize: int = 64) -> Callable[[Callable[..., Any]], Callable[..., Any
 
         @wraps(build)
         def look_up(*key: Any) -> Any:
+            """Returns the cached table, or builds it."""
             if torch.compiler.is_compiling():
                 # index() turns the symbolic sizes of torch.compile into plain ints.
                 return constant(*[k if isinstance(k, str) else operator.index(k) for k in key])

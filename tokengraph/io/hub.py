@@ -52,6 +52,7 @@ def reachable(address: str, patience: float = PATIENCE) -> bool:
     answers: list[bool] = []
 
     def ask() -> None:
+        """Notes an answer; no answer leaves the list empty."""
         try:
             urlopen(Request(address, method="HEAD"), timeout=patience).close()
             answers.append(True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tokengraph.io.onnx_names import input_names as names_of_inputs
 from tokengraph.io.onnx_names import output_names as names_of_outputs
 from tokengraph.io.onnx_sums import index_add, index_put
-from tokengraph.select.peaks.orphans import EPS
+from tokengraph.select.peaks.orphans import EPS, grid_squared
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -194,9 +194,7 @@ def _adopt_orphans(
     """Runs :func:`~tokengraph.select.peaks.orphans.adopt_orphans` for every token; uses the result only for orphans."""
     images, patches, channels = x.shape
     patch = torch.arange(patches, device=x.device)
-    place = (patch // (height * width), patch // width % height, patch % width)
-    frame, row, column = ((along - along[:, None]).square() for along in place)
-    by_distance = (frame + row + column).argsort(dim=1, stable=True)
+    by_distance = grid_squared(patch, patch[:, None], height, width).argsort(dim=1, stable=True)
     rank = torch.zeros_like(by_distance).scatter(1, by_distance, patch.expand_as(by_distance))
     theirs = anchors[:, None].expand(-1, patches, -1)
     rank = rank.expand(images, -1, -1).gather(2, theirs).float()

@@ -43,53 +43,55 @@ def join(
     centers = None
     if all(p.centers is not None for p in parts):
         centers = torch.cat([p.centers + t for p, t in zip(parts, tokens, strict=False)])  # type: ignore[operator]
-    ptr, cluster_ptr = torch.tensor(tokens, device=device), torch.tensor(clusters, device=device)
-    counts = each if len(set(each)) > 1 else None
-    steps, mass = _joined_steps(parts, sizes), _own([p.mass for p in parts], parts, sizes)
+    shared: dict[str, Any] = {
+        "ptr": torch.tensor(tokens, device=device),
+        "cluster_ptr": torch.tensor(clusters, device=device),
+        "centers": centers,
+        "counts": each if len(set(each)) > 1 else None,
+        "mass": _own([p.mass for p in parts], parts, sizes),
+        "steps": _joined_steps(parts, sizes),
+    }
     hard = [p for p in parts if isinstance(p, Assignment)]
-    if len(hard) == len(parts):
-        cluster = [
-            torch.where(p.cluster == p.num_clusters, clusters[-1], p.cluster + c) if p.drops else p.cluster + c
-            for p, c in zip(hard, clusters, strict=False)
-        ]
-        drops, single = any(p.drops for p in hard), all(p.single for p in hard)
-        weight = _own([p.weight for p in hard], parts, sizes)
-        flat = torch.cat(cluster)
-        return Assignment(
-            flat,
-            clusters[-1],
-            drops,
-            ptr,
-            cluster_ptr,
-            centers,
-            single,
-            counts,
-            weight,
-            mass,
-            steps,  # type: ignore[arg-type]
-        )
+    if len(hard) < len(parts):
+        return _join_soft(parts, rows, tokens, clusters, shared)
+    cluster = [
+        torch.where(p.cluster == p.num_clusters, clusters[-1], p.cluster + c) if p.drops else p.cluster + c
+        for p, c in zip(hard, clusters, strict=False)
+    ]
+    return Assignment(
+        torch.cat(cluster),
+        clusters[-1],
+        any(p.drops for p in hard),
+        single=all(p.single for p in hard),
+        weight=_own([p.weight for p in hard], parts, sizes),
+        **shared,
+    )
+
+
+def _join_soft(
+    parts: Sequence[Assignment | SoftAssignment],
+    rows: Sequence[Tensor] | None,
+    tokens: list[int],
+    clusters: list[int],
+    shared: dict[str, Any],
+) -> SoftAssignment:
+    """Joins maps of which some have weighted edges; ``shared`` holds the fields that both kinds of maps have."""
     _check_mixture(parts)
     soft = [SoftAssignment.from_hard(p) if isinstance(p, Assignment) else p for p in parts]
-    down = _shifted([(p.token, p.cluster, p.weight) for p in soft], tokens, clusters)
     centroids = None
     if rows is not None and any(p.centroids is not None for p in soft):
         centroids = torch.cat(
             [p.reduce(x)[0] if p.centroids is None else p.centroids for p, x in zip(soft, rows, strict=True)]
         )
     return SoftAssignment(
-        *down,
+        *_shifted([(p.token, p.cluster, p.weight) for p in soft], tokens, clusters),
         tokens[-1],
         clusters[-1],
         all(p.normalize for p in soft),  # for an identity map both settings give the same
         _JoinedLift(tuple(soft), tuple(tokens), tuple(clusters)),
-        ptr,
-        cluster_ptr,
-        centers,
-        centroids,
-        all(p.lossless for p in soft),
-        counts,
-        mass,
-        steps,
+        centroids=centroids,
+        lossless=all(p.lossless for p in soft),
+        **shared,
     )
 
 

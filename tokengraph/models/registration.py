@@ -62,6 +62,7 @@ def _entry(name: str, size: str, pixels: int) -> Callable[..., nn.Module]:
         out_indices: Sequence[int] = (0, 1, 2, 3),
         **options: Any,
     ) -> nn.Module:
+        """Makes the model with the arguments of timm; raises ValueError for pretrained weights: there are none."""
         if pretrained:
             raise ValueError(
                 f"Expected pretrained=False for {name} (got True). No hub has its weights: get the authors' file, and "

@@ -87,6 +87,7 @@ def _cutting(
     adapter: Adapter, block: nn.Module, before: int | None, after: int | None, placement: str, open_maps: bool
 ) -> Callable[..., Tensor]:
     def forward(x: Tensor, *others: Any, **named: Any) -> Tensor:
+        """Runs the block on ``x [B, P+n, C]``, cut to the planned number of tokens at the strategy's place."""
         if any(isinstance(v, Tensor | tuple) for v in (*others, *named.values())):
             raise ValueError(
                 f"Expected blocks that take nothing but tokens (got {type(block).__name__}, which takes a mask, a bias "

@@ -69,6 +69,7 @@ def _equal_groups(case: ModelCase, model: nn.Module, seen: list[Tensor]) -> Iter
     prefix, blocks = case.prefix, case.blocks(model)
 
     def change(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook: gives each patch token the features of the first token of its group."""
         name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
         x = args[0] if name is None else kwargs[name]
         given, x = x, case.images_first(x)

@@ -109,6 +109,7 @@ class _Palette(NamedTuple):
 
     @classmethod
     def of(cls, x: np.ndarray) -> _Palette:
+        """Fits three principal directions and their range to rows ``x [M, C]``; raises ValueError for NaN."""
         if not np.isfinite(x).all():
             raise ValueError("Expected finite features to fit colours to (got NaN or infinity).")
         mean = x.mean(axis=0)

@@ -69,6 +69,7 @@ class TimmEva(GammaBlocks):
             return attn.k_norm(split_heads(keys(attn, kept), heads=shared))
 
         def project() -> tuple[Tensor, Tensor]:
+            """Returns queries and keys after the rotation, keys once for each head of queries."""
             q, k = attn.q_norm(split_heads(queries(attn, kept), heads=attn.num_heads)), heads_of_keys()
             if rope is not None:
                 rotate = sys.modules["timm.layers.pos_embed_sincos"].apply_rot_embed_cat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import wide
-from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, LEAST_MASS, Dense, EdgeList, Tiles
+from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, LEAST_MASS, Case, Dense, EdgeList, Tiles
 
 EMPTY = ("keep", "zero")
 
@@ -166,18 +167,19 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
             weight = z.new_ones(x.size(0), token.numel()) if real is None else real[:, token, 0]
             return Clustering(s, zero, weight, token, cluster, t)
         kind = _choose(how, grid, clusters, z.device)
+        case = Case(z, grid, clusters, how.window, t, real, how.label_map)
         if how.form == "auto" and products_blur(z, s, t):
             kind = EdgeList
         with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
-            form = kind(z.detach() if how.detach else z, grid, clusters, how.window, t, real, how.label_map)
+            form = kind(replace(case, z=z.detach()) if how.detach else case)
             for _ in range(how.iterations - 1):
                 _, mean, mass = form(s)
                 s = _settle(mean, mass, s, zero, how.empty)
         if how.detach and may_differentiate(z):
-            form = kind(z, grid, clusters, how.window, t, real, how.label_map)  # gradients reach the last average only
+            form = kind(case)  # gradients reach the last average only
         weight, mean, mass = form(s, detach=how.detach)
         s = _settle(mean, mass, s, zero, how.empty)
-        token, cluster, _ = LABEL_MAPS[how.label_map](grid, clusters, how.window, device=x.device)
+        token, cluster, _ = case.candidates()
         return Clustering(s, zero, weight, token, cluster, t)
 
 

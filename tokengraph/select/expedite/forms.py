@@ -8,6 +8,7 @@ by ``real [B, N, 1]``, which is 0 at padding, so that padding affects no mean.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,22 +23,41 @@ LABEL_MAPS = {"nearest": cell_edges, "trilinear": fractional_edges}  # candidate
 LEAST_MASS = 1e-16  # a cluster with less weight is empty; its mean is its sum divided by this
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What the forms step on.
+
+    Args:
+        z: Tokens, ``[B, N, C]``.
+        grid: Sides of the grid of tokens.
+        clusters: Sides of the grid of clusters.
+        window: Side of the block of cells that a token may join.
+        t: Inverse temperature, a number or ``[B, 1, 1]``.
+        real: ``[B, N, 1]``, 1 at tokens and 0 at padding; ``None`` without padding.
+        label_map: A name in ``LABEL_MAPS``.
+    """
+
+    z: Tensor
+    grid: Grid
+    clusters: Grid
+    window: int
+    t: float | Tensor
+    real: Tensor | None = None
+    label_map: str = "nearest"
+
+    def candidates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns token and cluster of each edge ``[E]`` within an image, and the order that sorts edges by cluster."""
+        return LABEL_MAPS[self.label_map](self.grid, self.clusters, self.window, device=self.z.device)
+
+
 class Dense:
     """Computes all N x M products, then masks them."""
 
-    def __init__(
-        self,
-        z: Tensor,
-        grid: Grid,
-        clusters: Grid,
-        window: int,
-        t: float | Tensor,
-        real: Tensor | None = None,
-        label_map: str = "nearest",
-    ) -> None:
-        token, cluster, _ = LABEL_MAPS[label_map](grid, clusters, window, device=z.device)
+    def __init__(self, case: Case) -> None:
+        z, clusters, real = case.z, case.clusters, case.real
+        token, cluster, _ = case.candidates()
         count = math.prod(clusters)
-        self.z, self.t, self.real, self.slot = z, t, real, token * count + cluster
+        self.z, self.t, self.real, self.slot = z, case.t, real, token * count + cluster
         barred = z.new_full((z.size(1) * count,), -torch.inf)
         self.barred = barred.index_fill(0, self.slot, 0.0).view(z.size(1), count)
 
@@ -56,21 +76,13 @@ class Dense:
 class EdgeList:
     """Computes edge by edge, as message passing does; slow, because each edge copies two rows of C numbers."""
 
-    def __init__(
-        self,
-        z: Tensor,
-        grid: Grid,
-        clusters: Grid,
-        window: int,
-        t: float | Tensor,
-        real: Tensor | None = None,
-        label_map: str = "nearest",
-    ) -> None:
-        self.z, self.t, self.real = z, t, real
-        token, cluster, self.order = LABEL_MAPS[label_map](grid, clusters, window, device=z.device)
+    def __init__(self, case: Case) -> None:
+        z = case.z
+        self.z, self.t, self.real = z, case.t, case.real
+        token, cluster, self.order = case.candidates()
         images = torch.arange(z.size(0), device=z.device)[:, None]
         self.token = token + images * z.size(1)  # [B, E]
-        self.cluster = cluster + images * math.prod(clusters)
+        self.cluster = cluster + images * math.prod(case.clusters)
 
     def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Steps once; with ``detach`` no gradient passes through q."""
@@ -103,19 +115,11 @@ class Tiles:
     Rows are sorted by tile, and by image within a tile: T x B products of ``[P, C]`` with ``[C, J]``.
     """
 
-    def __init__(
-        self,
-        z: Tensor,
-        grid: Grid,
-        clusters: Grid,
-        window: int,
-        t: float | Tensor,
-        real: Tensor | None = None,
-        label_map: str = "nearest",
-    ) -> None:
-        assert label_map == "nearest"  # "trilinear" supports no tiles
-        self.tiles = tiles = cell_tiles(grid, clusters, window, device=z.device)
-        self.images, self.t = z.size(0), t
+    def __init__(self, case: Case) -> None:
+        z, clusters, real = case.z, case.clusters, case.real
+        assert case.label_map == "nearest"  # "trilinear" supports no tiles
+        self.tiles = tiles = cell_tiles(case.grid, clusters, case.window, device=z.device)
+        self.images, self.t = z.size(0), case.t
         self.count, self.patches, self.cells = tiles.barred.shape
         shift = torch.arange(self.images, device=z.device)[:, None]
         token = (tiles.token[:, None] + shift * z.size(1)).flatten()

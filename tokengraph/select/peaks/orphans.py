@@ -8,6 +8,20 @@ from torch import Tensor
 EPS = 1e-6  # makes distance decide between equal features
 
 
+def grid_squared(first: Tensor, second: Tensor, height: int, width: int) -> Tensor:
+    """Returns squared distances in patch units between patch ids of a grid ``(H, W)`` or ``(T, H, W)``.
+
+    Both broadcast.
+    """
+
+    def place(patch: Tensor) -> tuple[Tensor, ...]:
+        """Returns frame, row and column."""
+        return patch // (height * width), patch // width % height, patch % width
+
+    frame, row, column = ((a - b).square() for a, b in zip(place(first), place(second), strict=True))
+    return frame + row + column
+
+
 @torch.library.custom_op("tokengraph::adopt_orphans", mutates_args=())
 def adopt_orphans(
     center: Tensor,
@@ -41,11 +55,8 @@ def adopt_orphans(
     center = center.clone()
     image, token = orphan.nonzero(as_tuple=True)
     patch = torch.arange(frames * height * width, device=x.device)
-    place = (patch // (height * width), patch // width % height, patch % width)
     for i, t in zip(image.split(256), token.split(256), strict=True):
-        frame, row, column = ((along - along[t, None]).square() for along in place)
-        squared = frame + row + column
-        by_distance = squared.argsort(dim=1, stable=True)
+        by_distance = grid_squared(patch, t[:, None], height, width).argsort(dim=1, stable=True)
         rank = torch.empty_like(by_distance).scatter_(1, by_distance, patch.expand_as(by_distance))
         theirs = anchors[i]
         rank = rank.gather(1, theirs).float()
@@ -62,15 +73,5 @@ def adopt_orphans(
 
 
 @adopt_orphans.register_fake
-def _(
-    center: Tensor,
-    orphan: Tensor,
-    x: Tensor,
-    anchors: Tensor,
-    height: int,
-    width: int,
-    lam: int,
-    alpha: float,
-    frames: int = 1,
-) -> Tensor:
+def _(center: Tensor, *others: object) -> Tensor:
     return torch.empty_like(center)

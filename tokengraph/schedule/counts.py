@@ -1,149 +1,17 @@
-"""Schedules: the number of tokens after each block. The functions return rules for ``attach``."""
+"""Computes the number of tokens after each block from a schedule of any form."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 
-Removal = int | tuple[int, int]
+from tokengraph.schedule.budget import check_layers, tokens_to_keep
+from tokengraph.schedule.rules import Relative, Removal, Rule
+
 Keep = int | float | str | tuple[str, int | float | str]
-Rule = Callable[[int, int], Sequence[Removal]]
 Schedule = int | Sequence[Removal] | Mapping[int, Keep] | Rule
 WORDS = ("cluster", "reconstruct")
 RECONSTRUCT = -1  # in a list of removals: restores all tokens
-
-
-def constant(removed: int) -> Rule:
-    """Removes the same number of tokens in every block (ToMe's ``r``), as the int ``removed`` does by itself.
-
-    Args:
-        removed: Tokens removed in each block, at least 0.
-    """
-    return _Constant(removed)
-
-
-def linear(removed: int) -> Rule:
-    """Removes ``2 * removed`` tokens in the first block and linearly fewer down to none in the last one.
-
-    The total is about that of :func:`constant`.
-
-    Args:
-        removed: Mean number of tokens removed in each block, at least 0.
-
-    Source: the decreasing schedule of ToMe (Bolya et al., ICLR 2023).
-    """
-    return _Linear(removed)
-
-
-def ratio(keep: float) -> Rule:
-    """Keeps the share ``keep`` of the current tokens in every block, rounded up.
-
-    Args:
-        keep: A share in (0, 1].
-    """
-    return _Ratio(keep)
-
-
-def relative(keep: Mapping[int, float]) -> Relative:
-    """Keeps shares of the current tokens, not of the input: ``{3: 0.7, 6: 0.7}`` keeps 70 %, then 49 %.
-
-    Args:
-        keep: ``{l: share}``: after l finished blocks, keep this share in (0, 1] of the tokens, rounded up.
-
-    Raises:
-        ValueError: If a layer is below 1 or a share out of range.
-        TypeError: If a share is no float.
-
-    Example:
-        >>> tokens_per_layer(relative({1: 0.5, 3: 0.5}), 4, 196)
-        [196, 98, 98, 49, 49]
-    """
-    for layer, share in keep.items():
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 1:
-            raise ValueError(f"Expected layers of at least 1 (got {layer!r}). Layer l means: l blocks are finished.")
-        if isinstance(share, bool) or not isinstance(share, Real) or isinstance(share, Integral):
-            raise TypeError(f"Expected shares as floats in (0, 1] (got {share!r} at layer {layer}).")
-        tokens_to_keep(float(share), 1)
-    return Relative(tuple((int(layer), float(share)) for layer, share in sorted(keep.items())))
-
-
-# Classes, not closures, so that a model with its schedule can be pickled.
-@dataclass(frozen=True)
-class _Constant:
-    removed: int
-
-    def __call__(self, depth: int, num_tokens: int) -> list[int]:
-        return [self.removed] * depth
-
-
-@dataclass(frozen=True)
-class _Linear:
-    removed: int
-
-    def __call__(self, depth: int, num_tokens: int) -> list[int]:
-        if depth == 1:
-            return [self.removed]
-        step = 2 * self.removed / (depth - 1)
-        return [int(2 * self.removed - step * i) for i in range(depth)]
-
-
-@dataclass(frozen=True)
-class _Ratio:
-    keep: float
-
-    def __call__(self, depth: int, num_tokens: int) -> list[int]:
-        removed, left = [], num_tokens
-        for _ in range(depth):
-            removed.append(left - tokens_to_keep(float(self.keep), left))
-            left -= removed[-1]
-        return removed
-
-
-@dataclass(frozen=True)
-class Relative:
-    """Shares of the current tokens, in order of layers; see :func:`relative`."""
-
-    shares: tuple[tuple[int, float], ...]
-
-    def kept(self, num_tokens: int) -> dict[int, int]:
-        """Returns the schedule ``{l: tokens}`` for ``num_tokens`` input tokens."""
-        kept = {}
-        for layer, share in self.shares:
-            num_tokens = tokens_to_keep(share, num_tokens)
-            kept[layer] = max(num_tokens, 1)  # a budget is at least 1, also for an image without tokens
-        return kept
-
-    def __call__(self, depth: int, num_tokens: int) -> list[int]:
-        """Returns the number of tokens removed in each block."""
-        counts = tokens_per_layer(self, depth, num_tokens)
-        return [before - after for before, after in zip(counts[:-1], counts[1:], strict=True)]
-
-
-def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 4) -> None:
-    """Warns if entries of a schedule ``{l: keep}`` remove nothing, unless they are 1.0.
-
-    Args:
-        schedule: The user's schedule; other kinds have no entries.
-        plan: Tokens before the first block and after each block.
-        stacklevel: As for ``warnings.warn``; the default points to the caller of ``attach``.
-    """
-    if not isinstance(schedule, Mapping):
-        return
-    idle = [
-        layer
-        for layer, keep in sorted(schedule.items())
-        if layer and not isinstance(keep, str | tuple) and keep != 1.0 and plan[layer] == plan[layer - 1]
-    ]
-    if idle:
-        warnings.warn(
-            f"The schedule removes nothing at layers {idle}: its numbers count input tokens, or are shares of them "
-            f"(tokens: {list(plan)}). For shares of the current tokens: "
-            "tokengraph.schedule.relative({3: 0.7, 6: 0.7, 9: 0.7}).",
-            stacklevel=stacklevel,
-        )
 
 
 def tokens_per_layer(
@@ -163,9 +31,10 @@ def tokens_per_layer(
             * a sequence of ``depth`` ints: the tokens removed in each block (``RECONSTRUCT`` restores all
               tokens, ``(RECONSTRUCT, removed)`` also removes some again);
             * a mapping ``{l: keep}``: keeps ``keep`` tokens after l finished blocks. ``keep`` is an int, a float share
-              of the input, ``"cluster"`` (the number ``clusters``) or ``"reconstruct"`` (restores all tokens);
-            * a callable ``(depth, num_tokens) -> removed``, such as :func:`linear` and :func:`ratio` return;
-            * :func:`relative`: shares of the current tokens.
+              of the input, ``"cluster"`` (the number ``clusters``), ``"reconstruct"`` (restores all tokens), or a pair
+              ``("reconstruct", keep)`` (restores all tokens, and some leave again at once);
+            * a callable ``(depth, num_tokens) -> removed``, such as :func:`~tokengraph.schedule.rules.linear` and :func:`~tokengraph.schedule.rules.ratio` return;
+            * :func:`~tokengraph.schedule.rules.relative`: shares of the current tokens.
         depth: Blocks in the model.
         num_tokens: Patch tokens per image at the input.
         fewest: A function of n tokens that returns the fewest clusters that one step can reach. Removals are clamped to
@@ -248,9 +117,7 @@ def _kept(
     least: Callable[[int], int],
     clusters: int | None,
 ) -> list[int]:
-    for layer in schedule:
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= depth:
-            raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")
+    check_layers(schedule, depth)
     counts, left, asked = [], num_tokens, False
     for layer in range(depth + 1):
         if layer in schedule:
@@ -297,28 +164,3 @@ def _left(
             "strategy cannot remove more in one step. Spread the removal over several layers."
         )
     return keep
-
-
-def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
-    """Converts a budget to a number of tokens, at most ``num_tokens``.
-
-    Args:
-        keep: An int, or a ratio in (0, 1], which gives ``max(1, ceil(ratio * N))``.
-        num_tokens: N.
-
-    Returns:
-        The number of tokens, ``min(keep, N)``.
-
-    Raises:
-        ValueError: If an int is below 1 or a ratio outside (0, 1].
-        TypeError: If it is neither.
-    """
-    if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"Expected keep as an int or a float ratio (got {keep!r}).")
-    if not isinstance(keep, Integral):
-        if not 0 < keep <= 1:
-            raise ValueError(f"Expected a keep ratio in (0, 1] (got keep={keep}). Give a count as an int.")
-        keep = max(1, math.ceil(float(keep) * num_tokens))
-    if keep < 1:
-        raise ValueError(f"Expected keep >= 1 tokens per image (got keep={keep}).")
-    return min(int(keep), num_tokens)

@@ -1,0 +1,20 @@
+"""Schedules: the number of tokens after each block. The functions return rules for ``attach``."""
+
+from tokengraph.schedule.budget import tokens_to_keep
+from tokengraph.schedule.counts import RECONSTRUCT, Schedule, returning, tokens_per_layer
+from tokengraph.schedule.idle import warn_of_idle
+from tokengraph.schedule.rules import Relative, constant, linear, ratio, relative
+
+__all__ = [
+    "RECONSTRUCT",
+    "Relative",
+    "Schedule",
+    "constant",
+    "linear",
+    "ratio",
+    "relative",
+    "returning",
+    "tokens_per_layer",
+    "tokens_to_keep",
+    "warn_of_idle",
+]

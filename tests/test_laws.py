@@ -58,7 +58,7 @@ def test_strategy_without_a_sequence_order_is_equivariant_to_permutation(select)
 
 
 class Fresh(tg.DynamicViT):
-    """DynamicViT with predictors made for whatever features come, as attach makes them for a model's."""
+    """DynamicViT with predictors made for the width of the features, as attach makes them for a model's."""
 
     name = ""
 

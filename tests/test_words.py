@@ -1,4 +1,4 @@
-"""Docstrings, messages, comments and the README use plain English, without phrases that readers had to read twice."""
+"""Docstrings, messages, comments and pages use plain English, without phrases that readers had to read twice."""
 
 import ast
 import io
@@ -61,8 +61,10 @@ def test_modules_at_the_root_have_no_banned_phrase():
     assert [found for path in sorted(ROOT.glob("*.py")) for found in banned(path)] == []
 
 
-def test_readme_examples_and_benchmarks_have_no_banned_phrase():
-    files = [REPOSITORY / "README.md", *(p for d in ("examples", "benchmarks") for p in (REPOSITORY / d).rglob("*.py"))]
+def test_pages_examples_benchmarks_and_tests_have_no_banned_phrase():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    scripts = [p for d in ("examples", "benchmarks", "tests") for p in (REPOSITORY / d).rglob("*.py")]
+    files = [path for path in (*pages, *scripts) if path != Path(__file__)]  # this one holds the phrases
     assert [found for path in files for found in banned(path)] == []
 
 

@@ -68,7 +68,7 @@ def make(kind="model", train=False, **options):
 
 
 def batch(shapes=SHAPES, width=20, dtype=torch.long, seed=1):
-    """Inputs of images with these shapes; image b is the same whatever its batch mates, padding is rubbish."""
+    """Inputs of images with these shapes; image b is the same in every batch, padding is random."""
     values = 100 * torch.randn(len(shapes), width, 48)
     mask = torch.zeros(len(shapes), width, dtype=dtype)
     for b, (h, w) in enumerate(shapes):

@@ -88,7 +88,7 @@ def make_naflex(kind="class", train=False, **options):
 
 
 def patches_of(shapes=SHAPES, width=20):
-    """Patches of images with these shapes; image b is the same whatever its batch mates, padding is rubbish."""
+    """Patches of images with these shapes; image b is the same in every batch, padding is random."""
     patches = 100 * torch.randn(len(shapes), width, 48)
     coord = torch.zeros(len(shapes), width, 2, dtype=torch.long)
     valid = torch.zeros(len(shapes), width, dtype=torch.bool)

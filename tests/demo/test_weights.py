@@ -22,7 +22,7 @@ def empty_cache(monkeypatch, tmp_path):
 
 
 def test_load_model_gives_random_weights_and_says_so_when_the_hub_does_not_answer(monkeypatch, empty_cache):
-    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("no_proxy", "*")
     start = time.perf_counter()
     model, pretrained, source = load_model(NAME, img_size=32)

@@ -19,7 +19,7 @@ from tokengraph.testing import tiny_vit
 
 
 def same(a, b):
-    """Whether two reports hold the same rows, whatever was measured in time."""
+    """Whether two reports hold the same rows, times left out."""
     return [replace(r, ms={}, speed=None, over_ideal=None, peak=None) for r in a.rows] == [
         replace(r, ms={}, speed=None, over_ideal=None, peak=None) for r in b.rows
     ]

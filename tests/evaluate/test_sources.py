@@ -150,7 +150,7 @@ def test_source_of_gives_random_weights_only_where_asked(monkeypatch):
         ("vit_smal_patch16_224", "Did you mean 'vit_small_patch16_224'"),
         ("torchvision:vit_b_61", "Did you mean 'vit_b_16'"),
         ("open_clip:ViT-B-61", "Expected an open_clip model with weights"),
-        ("nobody/nothing", "Expected weights of nobody/nothing"),
+        ("no-one/nothing", "Expected weights of no-one/nothing"),
     ],
 )
 def test_source_of_says_what_a_name_could_be(name, message, monkeypatch):

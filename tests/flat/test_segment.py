@@ -96,7 +96,7 @@ def test_row_norm_takes_rows_of_any_shape_in_float32():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_weighted_sum_without_gradients_equals_the_sum_of_weighted_rows(dtype):
     x, weight, index = torch.randn(50, 7).to(dtype), torch.rand(50), torch.randint(0, 9, (50,))
-    index[index == 4] = 5  # a row that nobody has an index for
+    index[index == 4] = 5  # no token has this row's index
     wide = torch.promote_types(dtype, torch.float32)
     expected = segment_sum(x.to(wide) * weight.to(wide)[:, None], index, 9)
     got = weighted_sum(x, weight, index, 9)

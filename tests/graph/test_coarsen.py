@@ -395,7 +395,7 @@ def test_coarsen_refuses_budgets_that_do_not_fit_the_images(keep, error, message
 
 
 class _Returns(tg.Select):
-    """Returns what ``make`` gives; ``name`` stays empty, so that nobody finds it."""
+    """Returns what ``make`` gives; ``name`` stays empty, so that no lookup finds it."""
 
     def __init__(self, make):
         self.make = make

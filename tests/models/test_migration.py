@@ -35,7 +35,7 @@ def test_every_position_has_the_value_of_the_last_block_that_ran_on_it(gathering
         found[image, out.ids[image]] = out.tokens[image]
         for step in out.steps:
             dropped = step.choice.dropped[image]
-            assert found[image, step.ids[image][dropped]].isnan().all()  # nobody has written there
+            assert found[image, step.ids[image][dropped]].isnan().all()  # never written
             found[image, step.ids[image][dropped]] = step.tokens[image][dropped]
     assert torch.equal(found, out.table)
 
@@ -103,7 +103,7 @@ def test_size_weight_adds_the_log_of_who_a_token_stands_for():
     kept = step.tokens[:, step.choice.keep[0]]
     size = torch.ones(64, dtype=torch.float64).index_add(0, step.choice.twin[0], torch.ones(32, dtype=torch.float64))
     copies = size[step.choice.keep[0]].long()
-    assert copies.sum() == 64  # nobody is lost
+    assert copies.sum() == 64  # no token is lost
     rows = kept.repeat_interleave(copies, dim=1)  # a token of weight w hears and is heard as w equal tokens
     for block in blocks[1:]:
         rows = block(rows)

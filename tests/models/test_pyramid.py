@@ -1,4 +1,4 @@
-"""The integral pyramid: dense maps whatever left, and no mixing between units."""
+"""The integral pyramid: dense maps after any pruning, and no mixing between units."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ def _model(v):
 
 
 def _by_patch(rows, patches, width=64):
-    """Rows in the order of ``patches [B, n]`` put where their patch lies, for comparing whatever the order."""
+    """Rows in the order of ``patches [B, n]`` put where their patch lies, to compare results of any order."""
     out = torch.zeros(rows.size(0), width, *rows.shape[2:])
     return out.scatter_(1, patches.long().view(*patches.shape, *[1] * (rows.dim() - 2)).expand_as(rows), rows)
 

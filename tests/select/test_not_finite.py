@@ -1,4 +1,4 @@
-"""One rule for images that are not finite: inside a model no strategy raises, and batch mates are as they are alone."""
+"""Images that are not finite: inside a model no strategy raises, and the other images are as they are alone."""
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from tokengraph.adapters import find_adapter
 from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_sorted
@@ -121,8 +122,6 @@ class TokenGraph(Data):
             ValueError: If the model is not supported or has no such layer, or ``images`` are no batch.
             TypeError: If ``images`` are no floating-point tensor (NumPy, uint8, a model's output).
         """
-        from tokengraph.adapters import find_adapter
-
         check_images(images)
         model, adapter = find_adapter(model)
         tokens, grid = adapter.features(model, images, layer)  # type: ignore[arg-type]
@@ -258,7 +257,7 @@ class TokenGraph(Data):
 
     def apply(self, func: Callable[[Any], Any], *args: str) -> TokenGraph:
         """Applies a function to all tensors, as ``.to()`` does; PyG's own method would turn tuples into lists."""
-        kept = {k: self._store[k] for k in ("grid",) if k in self}
+        kept = {"grid": self._store["grid"]} if "grid" in self else {}
         super().apply(func, *args)
         self._store.update(kept)
         return self

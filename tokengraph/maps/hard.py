@@ -182,7 +182,7 @@ class Assignment:
         if self.single:
             assert self.centers is not None
             return x.index_select(0, self.centers), mass.index_select(0, self.centers)
-        bins = self._bins
+        bins = Bins(self.cluster, self.num_clusters, self.drops)
         new_size = bins.sum(mass, backend)
         if reduce == "center":
             assert self.centers is not None
@@ -215,10 +215,9 @@ class Assignment:
             edge_weight = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)
         ends = self.cluster[edge_index]
         keep = (ends < self.num_clusters).all(dim=0)
-        if not loops:
-            keep &= ends[0] != ends[1]
-        index, weight = coalesce(ends[:, keep], edge_weight[keep], num_nodes=self.num_clusters, reduce="sum")
-        return index, weight
+        keep = keep if loops else keep & (ends[0] != ends[1])
+        found: Any = coalesce(ends[:, keep], edge_weight[keep], num_nodes=self.num_clusters, reduce="sum")
+        return found
 
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Gives every token its cluster's row: ``[K, C]`` to ``[M, C]``.
@@ -230,7 +229,7 @@ class Assignment:
         Cost: one gather of ``[M, C]``; one more copy when tokens may have been dropped.
         """
         check_rows(y, self.num_clusters, "y")
-        out = self._bins.lift(y)
+        out = Bins(self.cluster, self.num_clusters, self.drops).lift(y)
         if fill is None or not self.drops:
             return out
         check_rows(fill, self.num_tokens, "fill")
@@ -296,7 +295,3 @@ class Assignment:
         """
         cluster, count, drops, weight, mass = clusters_of(output)
         return cls(cluster, count, drops, weight=weight, mass=mass)
-
-    @property
-    def _bins(self) -> Bins:
-        return Bins(self.cluster, self.num_clusters, self.drops)

@@ -35,5 +35,5 @@ def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
 def check_layers(layers: Iterable[object], depth: int) -> None:
     """Raises ValueError unless all ``layers``, numbers of finished blocks, are ints in ``[0, depth]``."""
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= depth:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= int(layer) <= depth:
             raise ValueError(f"Expected layers in [0, {depth}] (got {layer!r}). Layer l means: l blocks are finished.")

@@ -33,7 +33,8 @@ def tokens_per_layer(
             * a mapping ``{l: keep}``: keeps ``keep`` tokens after l finished blocks. ``keep`` is an int, a float share
               of the input, ``"cluster"`` (the number ``clusters``), ``"reconstruct"`` (restores all tokens), or a pair
               ``("reconstruct", keep)`` (restores all tokens, and some leave again at once);
-            * a callable ``(depth, num_tokens) -> removed``, such as :func:`~tokengraph.schedule.rules.linear` and :func:`~tokengraph.schedule.rules.ratio` return;
+            * a callable ``(depth, num_tokens) -> removed``, such as :func:`~tokengraph.schedule.rules.linear` and
+              :func:`~tokengraph.schedule.rules.ratio` return;
             * :func:`~tokengraph.schedule.rules.relative`: shares of the current tokens.
         depth: Blocks in the model.
         num_tokens: Patch tokens per image at the input.

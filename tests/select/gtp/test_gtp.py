@@ -1,4 +1,4 @@
-"""GTP's step and strategy: who stays, what is handed on to whom, and what nobody inherits from the published code."""
+"""GTP's step and strategy: which tokens stay, which features they receive, and defects of the published code that are mended."""
 
 import os
 

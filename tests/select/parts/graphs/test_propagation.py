@@ -1,4 +1,4 @@
-"""GTP's propagation graph: its three kinds, their weights, and what is left of it when tokens leave."""
+"""GTP's propagation graph: its three kinds, their weights, and its edges after tokens leave."""
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_semantic_graph_gives_every_receiver_exactly_k(k):
 def test_semantic_graph_lists_the_nearest_by_cosine_as_senders():
     x = torch.tensor([[[1.0, 0.0], [5.0, 0.5], [0.0, 1.0]]])
     edge_index, edge_weight = gtp_graph(x, graph="semantic", neighbors=1)
-    # Token 1 is nearest to 0 and to 2, token 0 to 1; nobody listens to 2.
+    # Token 1 is nearest to 0 and to 2, token 0 to 1; no token listens to 2.
     assert edge_index.tolist() == [[0, 1, 1], [1, 0, 2]]
     assert edge_weight.tolist() == [1.0, 1.0, 1.0]
 
@@ -164,7 +164,7 @@ def test_from_edges_takes_weights_as_they_are_and_makes_none_where_a_degree_is_z
     given = PropagationGraph.from_edges(x, cycle, torch.tensor([0.5, 2.0, 1.0]))
     assert given.edges()[0].tolist() == cycle.tolist() and given.edges()[1].tolist() == [0.5, 2.0, 1.0]
     made = PropagationGraph.from_edges(x, cycle)
-    assert made.weight.tolist() == [1.0, 1.0, 0.0]  # patch 3 hears of nobody
+    assert made.weight.tolist() == [1.0, 1.0, 0.0]  # patch 3 hears of no other
 
 
 @pytest.mark.parametrize("kind", KINDS)

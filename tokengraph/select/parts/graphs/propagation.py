@@ -106,7 +106,7 @@ class PropagationGraph:
 
         Cost: a few passes over the edges; on CUDA with host synchronisation.
         """
-        left: Tensor = self._everyone() if patch is None else patch
+        left = torch.arange(self.patches, device=self.x.device).expand(self.images, -1) if patch is None else patch
         if left.dim() != 2 or left.size(0) != self.images or (size is not None and size.shape != left.shape):
             got = list(left.shape) if size is None else f"{list(left.shape)} and {list(size.shape)}"
             raise ValueError(f"Expected patch (and size) of shape [B={self.images}, n'] (got {got}).")
@@ -122,9 +122,6 @@ class PropagationGraph:
         if self.grid is not None:
             fields |= {"grid": self.grid, "pos": grid_positions(self.grid, device=alive.device)[left.flatten()]}
         return fields
-
-    def _everyone(self) -> Tensor:
-        return torch.arange(self.patches, device=self.x.device).expand(self.images, -1)
 
 
 @torch.no_grad()

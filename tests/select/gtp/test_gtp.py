@@ -1,4 +1,4 @@
-"""GTP's step and strategy: which tokens stay, which features they receive, and defects of the published code that are mended."""
+"""GTP's step and strategy: which tokens stay, which features they receive, and what differs from the published code."""
 
 import os
 

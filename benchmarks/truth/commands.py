@@ -75,67 +75,59 @@ def _each(choice: Choice, work: Callable[[Task], object]) -> int:
     for name in choice.tasks:
         try:
             work(TASKS[name])
-        except Exception as error:  # a package, extra or weights are missing: the other tasks run
+        except (OSError, ImportError, ValueError, RuntimeError) as error:  # packages, extras or weights are missing
             failed += 1
             print(f"{name}: not run: {type(error).__name__}: {error}", file=sys.stderr)
     write_report(choice.results)
     return int(failed == len(choice.tasks))
 
 
-def _search(choice: Choice) -> int:
+def _measure(
+    choice: Choice,
+    kind: str,
+    settings: Callable[[Task], Sequence[Candidate]],
+    *,
+    whole: bool = False,
+    time: bool = False,
+) -> int:
+    """Measures the settings of each chosen task that takes this kind of table; ``whole`` uses all of its images."""
+    options = Options(time=True, memory=True) if time else None
+
     def work(task: Task) -> None:
-        if "search" in task.takes:
-            run(
-                task,
-                "search",
-                _searched(task, choice),
-                choice.place,
-                limit=choice.limit or task.limit,
-                fresh=choice.fresh,
-            )
+        """Runs one task."""
+        if kind in task.takes:
+            limit = choice.limit if whole else choice.limit or task.limit
+            run(task, kind, settings(task), choice.place, limit=limit, options=options)
 
     return _each(choice, work)
+
+
+def _search(choice: Choice) -> int:
+    return _measure(choice, "search", lambda task: _searched(task, choice))
+
+
+def _headline(choice: Choice) -> int:
+    def settings(task: Task) -> Sequence[Candidate]:
+        """Chooses from what the search found."""
+        return _at(headline(task.body(choice.data), *_picked(task, choice)), choice)
+
+    return _measure(choice, "headline", settings, whole=True, time=choice.time)
+
+
+def _frontier(choice: Choice) -> int:
+    def settings(task: Task) -> Sequence[Candidate]:
+        """Chooses from what the search found."""
+        return _at(frontier(task.body(choice.data), _picked(task, choice)[0]), choice)
+
+    return _measure(choice, "frontier", settings)
 
 
 def _curves(choice: Choice) -> int:
     def work(task: Task) -> None:
+        """Runs one task."""
         if task.name in CURVES:
             limit = choice.limit or CURVES[task.name]
             run(task, "curves", list(curves(task.body(choice.data))), choice.place, limit=limit)
-
-    return _each(choice, work)
-
-
-def _headline(choice: Choice) -> int:
-    def work(task: Task) -> None:
-        if "headline" in task.takes:
-            chosen = headline(task.body(choice.data), *_picked(task, choice))
-            options = Options(time=choice.time, memory=choice.time)
-            run(
-                task,
-                "headline",
-                _at(chosen, choice),
-                choice.place,
-                limit=choice.limit,
-                options=options,
-                fresh=choice.fresh,
-            )
-
-    return _each(choice, work)
-
-
-def _frontier(choice: Choice) -> int:
-    def work(task: Task) -> None:
-        if "frontier" in task.takes:
-            chosen = frontier(task.body(choice.data), _picked(task, choice)[0])
-            run(
-                task,
-                "frontier",
-                _at(chosen, choice),
-                choice.place,
-                limit=choice.limit or task.limit,
-                fresh=choice.fresh,
-            )
 
     return _each(choice, work)
 

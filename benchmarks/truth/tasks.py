@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -117,6 +118,19 @@ def drawings(folder: Path) -> Trial:
     return test, train
 
 
+def cells(side: int, label: str, says: str, *, share: float = 1.0, **options: Any) -> Task:
+    """A task on ELPV's solar cells with this label; ``share`` of each image is cut out and scaled to ``side`` px."""
+    return Task(
+        f"elpv-{side}-{label}",
+        vit_s(side, share),
+        alone(lambda folder: Elpv(folder, label)),
+        probe="linear",
+        folder=f"elpv-{side}",
+        says=says,
+        **options,
+    )
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -128,38 +142,20 @@ TASKS = {
             takes=("search",),
             limit=None,
         ),
-        Task(
-            "elpv-224-defect",
-            vit_s(224),
-            alone(lambda folder: Elpv(folder, "defect")),
-            probe="linear",
-            folder="elpv-224",
-            says="2,624 solar cells at 224 px: defect or not, five folds",
-        ),
-        Task(
-            "elpv-224-kind-defect",
-            vit_s(224),
-            alone(lambda folder: Elpv(folder, "kind-defect")),
-            probe="linear",
-            folder="elpv-224",
-            says="the same images: mono or poly, times defect or not",
-        ),
-        Task(
-            "elpv-294-defect",
-            vit_s(294, 294 / 300),
-            alone(lambda folder: Elpv(folder, "defect")),
-            probe="linear",
-            folder="elpv-294",
-            says="solar cells at their native resolution, cut to 294 px (21 x 21 patches), not resampled",
+        cells(224, "defect", "2,624 solar cells at 224 px: defect or not, five folds"),
+        cells(224, "kind-defect", "the same images: mono or poly, times defect or not"),
+        cells(
+            294,
+            "defect",
+            "solar cells at their native resolution, cut to 294 px (21 x 21 patches), not resampled",
+            share=294 / 300,
             takes=("headline",),
         ),
-        Task(
-            "elpv-294-kind-defect",
-            vit_s(294, 294 / 300),
-            alone(lambda folder: Elpv(folder, "kind-defect")),
-            probe="linear",
-            folder="elpv-294",
-            says="the same images: mono or poly, times defect or not",
+        cells(
+            294,
+            "kind-defect",
+            "the same images: mono or poly, times defect or not",
+            share=294 / 300,
             takes=("headline",),
         ),
         Task(

@@ -3,13 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("timm")
 
 from truth import commands  # noqa: E402
 from truth.commands import COMMANDS, Choice  # noqa: E402
-from truth.tasks import TASKS  # noqa: E402
+from truth.results import read  # noqa: E402
+from truth.tables import Candidate  # noqa: E402
+from truth.tasks import TASKS, Task, alone  # noqa: E402
+
+from tokengraph.evaluate.config import DataConfig  # noqa: E402
+from tokengraph.evaluate.images import Arrays  # noqa: E402
+from tokengraph.evaluate.source import Source  # noqa: E402
+from tokengraph.testing import tiny_vit  # noqa: E402
 
 
 def test_check_says_which_package_is_missing(tmp_path, capsys):
@@ -34,6 +42,47 @@ def test_fetch_lists_every_source(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(commands, "fetch", lambda folder: {"a": "", "b": "no route"})
     assert COMMANDS["fetch"](Choice(tmp_path, tmp_path, [])) == 0
     assert capsys.readouterr().out == "a: there\nb: missing: no route\n"
+
+
+def tiny(name, **options):
+    def images(_):
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+        return Arrays(pixels, labels=[0, 1, 2, 0, 1, 2], name="noise")
+
+    def source(_):
+        return Source("tiny", lambda size: tiny_vit(img_size=size or 32), DataConfig(32))
+
+    return Task(name, source, alone(images), says="noise", searched="choose", **options)
+
+
+@pytest.fixture
+def choice(tmp_path, monkeypatch):
+    """Two tasks with a tiny model, a search of three settings, and curves of one."""
+    tasks = {"choose": tiny("choose", takes=("search",)), "toy": tiny("toy")}
+    found = [Candidate(f"{name}:4", name, "constant", 0.5) for name in ("tome", "random", "grid-pool")]
+    monkeypatch.setattr(commands, "TASKS", tasks)
+    monkeypatch.setattr(commands, "CURVES", {"choose": None})
+    monkeypatch.setattr(commands, "search", lambda body, costs: found)
+    monkeypatch.setattr(commands, "curves", lambda body: found[:1])
+    return Choice(tmp_path, tmp_path / "out", list(tasks), costs=(0.5,))
+
+
+def test_search_headline_frontier_and_curves_write_rows(choice, capsys):
+    rows = {}
+    for command in ("search", "headline", "frontier", "curves"):
+        assert COMMANDS[command](choice) == 0
+        assert "not run" not in capsys.readouterr().err
+        for file in (choice.results / f"{task}.jsonl" for task in choice.tasks):
+            rows |= {(file.stem, line["group"], line["setting"]): line for line in read(file)}
+    measured = {(task, group) for task, group, setting in rows if setting != "dense"}
+    assert measured == {("choose", "search"), ("choose", "curves"), ("toy", "headline"), ("toy", "frontier")}
+    assert not [line["reason"] for line in rows.values() if line.get("reason")]
+
+
+def test_a_mistake_in_a_command_is_no_task_that_cannot_run(choice, monkeypatch):
+    monkeypatch.setattr(commands, "run", lambda *args: None)  # takes no options
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        COMMANDS["search"](choice)
 
 
 def test_tasks_choose_their_schedules_on_other_images():

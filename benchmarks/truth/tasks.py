@@ -170,7 +170,7 @@ TASKS = {
             vit_s(224, choice="package"),  # whose decoder it is
             alone(lambda folder: Scenes(folder, SCENES)),
             decode=saliency,
-            says="composed scenes with exact masks: IoU and boundary IoU of what is no ground, by the shipped decoder",
+            says="composed scenes with exact masks: IoU and boundary IoU of the foreground, by the shipped decoder",
         ),
         Task(
             "fashion-train",

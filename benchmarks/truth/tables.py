@@ -12,6 +12,7 @@ from truth.plans import Shape, after, at_cost, clusters, constant, linear, third
 
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
+CENTER = ",reduce=center"
 ATTENTION = ("", ",prop_attn=half-log")
 TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
 
@@ -80,7 +81,7 @@ def variants(strategy: str) -> list[str]:
     kind = registry().get(strategy)
     if kind is None or not kind.merges:
         return [""]
-    return [reduce + attention for reduce in REDUCTIONS for attention in ATTENTION]
+    return [*(reduce + attention for reduce in REDUCTIONS for attention in ATTENTION), CENTER]
 
 
 def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:

@@ -9,6 +9,7 @@ from functools import cache
 from tokengraph.evaluate.costs import Anatomy, multiply_adds
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.schedule import tokens_per_layer
+from tokengraph.select.base import Select
 
 FAR = 0.03  # a schedule whose cost is farther from the wanted share than this does not count as one at that cost
 
@@ -67,6 +68,7 @@ def counts_of(setting: Setting, depth: int, tokens: int) -> list[int]:
     select = setting.select()
     if select is None:
         return [tokens] * (depth + 1)
+    assert isinstance(select, Select)
     sides = getattr(select, "clusters", None)
     inner = None if sides is None else int(sides[0]) * int(sides[1])
     assert setting.schedule is not None
@@ -75,7 +77,9 @@ def counts_of(setting: Setting, depth: int, tokens: int) -> list[int]:
 
 def cost_of(setting: Setting, body: Anatomy, tokens: int) -> float:
     """Multiply-adds of the blocks for an image of ``tokens`` patches, merging included."""
-    return multiply_adds(body, counts_of(setting, body.depth, tokens), setting.select())[0]
+    select = setting.select()
+    assert select is None or isinstance(select, Select)
+    return multiply_adds(body, counts_of(setting, body.depth, tokens), select)[0]
 
 
 def at_cost(

@@ -1,6 +1,7 @@
 """Models by name and as modules, at several resolutions, from all four libraries."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import tokengraph as tg
 from tokengraph.evaluate.costs import anatomy, multiply_adds
 from tokengraph.evaluate.read import Reader, has_head
 from tokengraph.evaluate.resolution import resized
+from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.source import source_of
 from tokengraph.testing import tiny_vit
 
@@ -225,3 +227,50 @@ def test_source_of_takes_the_tower_of_a_clip_and_the_classes_of_a_head(tmp_path)
     transformers.CLIPModel(config).save_pretrained(tmp_path)
     outputs = Reader(source_of(f"transformers:{tmp_path}").build(None))(torch.randn(2, 3, 32, 32))
     assert outputs.logits is None and outputs.pooled.shape == (2, 64)
+
+
+class Mine(nn.Module):
+    """A model that no adapter in ADAPTERS serves, with a head."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+        self.patch_embed, self.encoder = nn.Conv2d(3, 16, 8, 8), nn.TransformerEncoder(layer, 3)
+        self.head, self.image_size = nn.Linear(16, 5), 32
+
+    def forward(self, images):
+        return self.head(self.encoder(self.patch_embed(images).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
+MINE = tg.adapters.EncoderLayers("encoder", num_prefix=0, grid=(4, 4), embedding="patch_embed")
+
+
+def test_evaluate_takes_a_model_of_your_own_with_its_adapter(pictures, quick):
+    torch.manual_seed(0)
+    timed = replace(quick, time=True, time_rounds=3, time_batch=1)
+    report = tg.evaluate(Mine().eval(), ["tome:4"], pictures, options=timed, adapter=MINE)
+    row = report.row("tome:4")
+    assert row.counts == (16, 12, 8, 4) and 0.4 < row.cost < 0.8 and 0 < row.metrics["class_cosine"] < 1
+    assert row.over_ideal is not None  # its ideal ran too
+    assert {r.name.partition(":")[0] for r in report.rows if r.kind == "control"} >= {"random", "grid-pool"}
+
+
+def test_evaluate_refuses_an_adapter_of_another_model(pictures, quick):
+    with pytest.raises(ValueError, match="Expected an adapter that serves VisionTransformer"):
+        tg.evaluate(tiny_vit(), ["tome:4"], pictures, options=quick, adapter=MINE)
+    with pytest.raises(TypeError, match=r"Expected a module beside adapter \(got str\)"):
+        tg.evaluate("deit_tiny_patch16_224", ["tome:4"], pictures, options=quick, adapter=MINE)
+
+
+def test_evaluate_takes_windows_and_refuses_untrained_spatial_paths(pictures, quick):
+    timm = library("timm")
+    torch.manual_seed(0)
+    sizes = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2)}
+    swin = timm.models.swin_transformer.SwinTransformer(num_classes=5, **sizes).eval()
+    windows = tg.WindowCoarsening(tg.Expedite(clusters=(3, 3)), stage=0, before=1)
+    settings = [Setting(windows), Setting(tg.DynamicSpatial(0.7), label="spatial"), Setting(windows, 3, label="twice")]
+    report = tg.evaluate(swin, settings, pictures, options=replace(quick, time=True, time_rounds=3, time_batch=1))
+    dense, coarse, spatial, twice = report.rows
+    assert 0 < coarse.metrics["kl"] and not coarse.reason and coarse.speed is not None
+    assert "Expected no schedule or options beside a WindowCoarsening" in twice.reason
+    assert spatial.reason

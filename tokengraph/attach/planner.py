@@ -33,9 +33,11 @@ class Standalone(Generic[H]):
 
     Attributes:
         HINT: The error's hint, which names the settings to use instead.
+        learns: True if it adds weights to the model that need training.
     """
 
     HINT: ClassVar[str]
+    learns: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from tokengraph.adapters import find_adapter
+from tokengraph.adapters.base import Adapter
+from tokengraph.evaluate.own import find_own
 from tokengraph.io.mean_std import IMAGENET, Triple, find_mean_std
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -82,8 +83,12 @@ def of_timm(config: Mapping[str, Any], source: str = "timm's pretrained_cfg") ->
     )
 
 
-def config_of_model(model: nn.Module) -> DataConfig:
+def config_of_model(model: nn.Module, adapter: Adapter | None = None) -> DataConfig:
     """Reads a model's preprocessing: timm's config, or size, mean and standard deviation of any supported model.
+
+    Args:
+        model: The model.
+        adapter: For a model of a user's own.
 
     Raises:
         ValueError: If the model's image size cannot be found; give a :class:`DataConfig`.
@@ -95,7 +100,7 @@ def config_of_model(model: nn.Module) -> DataConfig:
         if (own := _grid_size(model)) is not None:  # timm's config ignores an image size given to create_model
             found["input_size"] = (3, own, own)
         return of_timm(found)
-    size = _size(model)
+    size = _size(model, adapter)
     if size is None:
         raise ValueError(
             f"Expected a model with a known image size (got {type(model).__name__}). Give Source(name, build, "
@@ -110,7 +115,7 @@ def _grid_size(model: Any) -> int | None:
     return int(size[0]) if isinstance(size, tuple | list) and size[0] == size[1] else None
 
 
-def _size(model: nn.Module) -> int | None:
+def _size(model: nn.Module, own: Adapter | None) -> int | None:
     """Returns the side of the images from the config or module, or as patch grid times patch size."""
     for module in model.modules():
         for holder in (getattr(module, "config", None), module):
@@ -119,7 +124,7 @@ def _size(model: nn.Module) -> int | None:
             if isinstance(size, int) and not isinstance(size, bool):
                 return size
     try:
-        core, adapter = find_adapter(model)
+        core, adapter = find_own(model, own)
         grid = adapter.grid(core)
     except ValueError:
         return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tokengraph.adapters import find_adapter
-from tokengraph.evaluate.costs import Anatomy, anatomy, multiply_adds
+from tokengraph.attach.planner import Standalone
+from tokengraph.evaluate.costs import Anatomy, multiply_adds
 from tokengraph.evaluate.forms import Forms
+from tokengraph.evaluate.own import find_own
 from tokengraph.evaluate.settings import Setting
 from tokengraph.select.grid_pool import GridPool
 
@@ -36,9 +37,9 @@ def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
 
 
 def _controls(setting: Setting, forms: Forms) -> list[Setting]:
-    model, select = forms.model(setting), setting.select()
-    body = anatomy(model)
-    if body is None:
+    select = setting.select()
+    body = forms.anatomy(setting)
+    if body is None or isinstance(select, Standalone):
         return []
     counts = forms.planned(setting)
     cost = multiply_adds(body, counts, select)[0]
@@ -77,9 +78,8 @@ def _grid_pool(setting: Setting, counts: list[int], cost: float, body: Anatomy) 
 
 
 def _smaller(cost: float, forms: Forms) -> Setting | None:
-    model = forms.model()
-    body, size = anatomy(model), forms.config().size
-    core, adapter = find_adapter(model)
+    body, size = forms.anatomy(), forms.config().size
+    core, adapter = find_own(forms.model(), forms.source.adapter)
     grid = adapter.grid(core)
     if body is None or size % grid[0] or grid[0] != grid[1]:
         return None

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
 from tokengraph.cost import vit_cost
+from tokengraph.evaluate.own import find_own
 from tokengraph.select.base import Select
 
 CONVENTION = (
@@ -41,7 +41,7 @@ class Anatomy:
 def anatomy(model: nn.Module, own: Adapter | None = None) -> Anatomy | None:
     """Counts a supported model's parts, or by its adapter those of a user's own; ``None`` for other models."""
     try:
-        core, adapter = find_adapter(model, own if own is not None and own.serves(model) else None)
+        core, adapter = find_own(model, own)
         blocks = adapter.blocks(core)
     except ValueError:
         return None

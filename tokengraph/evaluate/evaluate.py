@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import Adapter
 from tokengraph.evaluate.controls import with_controls
 from tokengraph.evaluate.facts import facts_of, identity
 from tokengraph.evaluate.figures import Outcomes, Scorer, check_labels
@@ -45,6 +46,7 @@ def evaluate(
     train: Images | str | os.PathLike[str] | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
     options: Options | None = None,
+    adapter: Adapter | None = None,
 ) -> Report:
     """Measures the accuracy and the cost of a model's settings on the same images.
 
@@ -67,6 +69,7 @@ def evaluate(
         decode: For masks: maps patch features after the final norm, ``[B, C, h, w]``, to logits ``[B, K, h', w']``. By
             default the model's own maps.
         options: Settings of the run.
+        adapter: The adapter of a model of a user's own, given as a module; as for :func:`tokengraph.attach`.
 
     Returns:
         The report, the dense model's row first. In several processes of ``torchrun`` all return the same.
@@ -92,7 +95,7 @@ def evaluate(
     training = train if isinstance(train, Images) or train is None else find_images(train)
     _check(images, training, probe)
     ranks = find_ranks()
-    source = source_of(model)
+    source = source_of(model, adapter=adapter)
     forms = Forms(source, options.place(ranks.local), random_weights=source.weights == "random")
     dense = forms.model()
     if images.has_labels and probe is None:

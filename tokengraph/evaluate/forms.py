@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokengraph.adapters.base import Adapter
 from tokengraph.attach.attach import attach
 from tokengraph.evaluate.config import DataConfig, config_of_model
+from tokengraph.evaluate.costs import Anatomy, anatomy
 from tokengraph.evaluate.read import Reader
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.source import Source, source_of
@@ -57,7 +59,7 @@ class Forms:
         """Returns the preprocessing of a setting's images."""
         name = setting.model if setting is not None else None
         if name not in self._configs:
-            self._configs[name] = self._source(name).config or config_of_model(self._own(name))
+            self._configs[name] = self._source(name).config or config_of_model(self._own(name), self.source.adapter)
         return self._configs[name].at(setting.resolution if setting is not None else None)
 
     @contextmanager
@@ -66,12 +68,14 @@ class Forms:
         model = self.model(setting)
         select = setting.select()
         if select is None:
-            yield Reader(model)
+            yield Reader(model, adapter=self.source.adapter)
             return
         kind: Any = select
-        with attach(model, kind, setting.schedule, prop_attn=setting.prop_attn, size_bias=setting.size_bias) as handle:
+        own = self.adapter(model)
+        how: Any = {"prop_attn": setting.prop_attn, "size_bias": setting.size_bias, "adapter": own}
+        with attach(model, kind, setting.schedule, **how) as handle:
             self._learned(handle, setting)
-            yield Reader(model, handle)
+            yield Reader(model, handle, own)
 
     def _learned(self, handle: Any, setting: Setting) -> None:
         """Loads a trained strategy's weights, with the model that it was trained in."""
@@ -88,6 +92,15 @@ class Forms:
         if report.missing or report.mismatched:
             told = "; ".join(line[:120] for line in str(report).splitlines())
             raise ValueError(f"Expected a checkpoint of the model with {setting.strategy} in it (got one that {told}).")
+
+    def adapter(self, model: nn.Module) -> Adapter | None:
+        """Returns the adapter that the user gave, where it serves a model; other models of the settings have none."""
+        own = self.source.adapter
+        return own if own is not None and own.serves(model) else None
+
+    def anatomy(self, setting: Setting | None = None) -> Anatomy | None:
+        """Returns the numbers that a setting's cost follows from; ``None`` for models without an adapter."""
+        return anatomy(self.model(setting), self.source.adapter)
 
     def planned(self, setting: Setting) -> list[int]:
         """Returns the planned patch tokens before the first block and after each."""

@@ -19,6 +19,7 @@ from tokengraph.evaluate.run import DENSE
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.store import write_text
 from tokengraph.evaluate.timing import Timed, ideal_form, time_forms
+from tokengraph.select.base import Select
 
 
 @dataclass
@@ -54,11 +55,11 @@ def _forms(forms: Forms, setting: Setting, options: Options) -> list[Timed]:
         images = _images(forms, setting, options)
         model, select = forms.model(setting), setting.select()
         made = [Timed(setting.key, "plain" if select is None else "attached", _enter(forms, setting, options), images)]
-        if select is not None:
+        if isinstance(select, Select):
             with torch.no_grad(), forms.open(setting) as reader:
                 reader.model(images[:1])
                 counts = list(reader.handle.trace.counts)
-            cut = ideal_form(model, counts, select.placement, select.needs_map)
+            cut = ideal_form(model, counts, select, forms.adapter(model))
             made.append(Timed(setting.key, "ideal", cut, images))
     except Exception:
         return []

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
+from tokengraph.evaluate.own import find_own
 
 FINAL_NORMS = ("norm", "layernorm", "post_layernorm", "ln_post", "layer_norm", "encoder.ln")
 
@@ -116,7 +116,7 @@ def final_norm(core: nn.Module) -> nn.Module:
 
 def _find(model: nn.Module, own: Adapter | None) -> tuple[nn.Module, Adapter | None]:
     try:
-        core, adapter = find_adapter(model, own if own is not None and own.serves(model) else None)
+        core, adapter = find_own(model, own)
         adapter.blocks(core)
     except ValueError:
         return model, None

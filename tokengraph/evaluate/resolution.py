@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengraph.adapters import find_adapter
+from tokengraph.adapters.base import Adapter
+from tokengraph.evaluate.own import find_own
 
 
-def resized(model: nn.Module, size: int) -> nn.Module:
+def resized(model: nn.Module, size: int, own: Adapter | None = None) -> nn.Module:
     """Makes a model take square images of ``size`` pixels, in place.
 
     timm's models have ``set_input_size``. Models of transformers resample in each run, by an argument that a hook sets.
@@ -20,6 +21,7 @@ def resized(model: nn.Module, size: int) -> nn.Module:
     Args:
         model: Any supported model, not attached.
         size: A multiple of its patch size.
+        own: The adapter of a model of a user's own.
 
     Returns:
         The same module.
@@ -27,7 +29,7 @@ def resized(model: nn.Module, size: int) -> nn.Module:
     Raises:
         ValueError: If the size is no multiple of the patch size, or positions of this model cannot be resampled.
     """
-    found, adapter = find_adapter(model)
+    found, adapter = find_own(model, own)
     core: Any = found
     embedding: Any = adapter.embedding(core)
     patch = _patch(embedding)

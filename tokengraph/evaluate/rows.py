@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tokengraph.evaluate.costs import anatomy, multiply_adds
+from tokengraph.attach.planner import Standalone
+from tokengraph.evaluate.costs import multiply_adds
 from tokengraph.evaluate.figures import Scorer
 from tokengraph.evaluate.measure import Measured
 from tokengraph.evaluate.row import Row
@@ -68,10 +69,12 @@ def _over(times: list[float] | None, others: list[float] | None) -> Three | None
 def _gmacs(scorer: Scorer, runner: Runner, setting: Setting) -> tuple[float | None, bool]:
     """Returns billions of multiply-adds for an image, and True if choosing is counted."""
     counts = scorer.counts(setting.key)
-    body = anatomy(runner.forms.model(setting)) if counts is not None else None
+    body = runner.forms.anatomy(setting) if counts is not None else None
     if body is None or counts is None:
         return None, True
     select = setting.select()
+    if isinstance(select, Standalone):  # of a model without plain blocks
+        return None, True
     lifts = runner.decode is not None and select is not None
     total, counted = multiply_adds(body, counts, select, lift=lifts)
     return total / 1e9, counted

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_schedule
 from tokengraph.maps.hard import REDUCTIONS
 from tokengraph.schedule import Schedule, relative
@@ -24,7 +25,8 @@ class Setting:
     """A variant of the model: a strategy with its schedule, another resolution, another model, or several of these.
 
     Args:
-        strategy: By name or as an instance; ``None`` removes no tokens.
+        strategy: By name or as an instance; ``None`` removes no tokens. :class:`tokengraph.WindowCoarsening` and
+            :class:`tokengraph.DynamicSpatial`, which have their layers in themselves, as instances only.
         schedule: As for :func:`tokengraph.attach`.
         options: Options of the strategy by name; ``reduce`` is the reduction.
         resolution: Side of the input in pixels; ``None`` is the checkpoint's own.
@@ -35,7 +37,7 @@ class Setting:
         label: Its name in reports; by default derived from the setting.
     """
 
-    strategy: str | Select | None = None
+    strategy: str | Select | Standalone[Any] | None = None
     schedule: Schedule | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     resolution: int | None = None
@@ -53,7 +55,7 @@ class Setting:
     @property
     def key(self) -> str:
         """The key of its stored predictions; settings with possibly different predictions have different keys."""
-        own = vars(self.strategy) if isinstance(self.strategy, Select) else ""  # a repr may leave some out
+        own = vars(self.strategy) if isinstance(self.strategy, Select | Standalone) else ""  # a repr may leave some out
         file = Path(self.weights) if self.weights is not None else None
         stamp = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file is not None and file.is_file() else ""
         return " ".join(str(part) for part in (self._text(), own, stamp) if part)
@@ -75,7 +77,7 @@ class Setting:
         """Whether it is the model as it is."""
         return self.strategy is None and self.resolution is None and self.model is None
 
-    def select(self) -> Select | None:
+    def select(self) -> Select | Standalone[Any] | None:
         """The strategy as an instance with its options.
 
         Raises:
@@ -83,6 +85,13 @@ class Setting:
         """
         if self.strategy is None:
             return None
+        if isinstance(self.strategy, Standalone):
+            if self.schedule is not None or self.options:
+                raise ValueError(
+                    f"Expected no schedule or options beside a {type(self.strategy).__name__} (got some). "
+                    "It has its own as arguments."
+                )
+            return self.strategy
         chosen = resolve(self.strategy)
         if not self.options:
             return chosen
@@ -196,7 +205,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
         raise ValueError(f"Expected keys of a plan: {', '.join(KEYS)} (got {', '.join(unknown)}).")
     strategy, options, size_bias = plan.get("strategy"), plan.get("options") or {}, plan.get("size_bias") or "auto"
     for key, value, kinds in (
-        ("strategy", strategy, (str, Select)),
+        ("strategy", strategy, (str, Select, Standalone)),
         ("model", plan.get("model"), (str,)),
         ("options", options, (Mapping,)),
         ("prop_attn", plan.get("prop_attn"), (str, bool)),
@@ -206,7 +215,9 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
     ):
         if value is not None and not isinstance(value, kinds):
             raise ValueError(f"Expected {key} of a plan as {kinds[0].__name__} (got {value!r}).")
-    if strategy is not None:
+    if isinstance(strategy, Standalone):
+        pass  # checked where it is attached
+    elif strategy is not None:
         resolve(strategy)
     elif plan.get("schedule") is not None or options:
         raise ValueError("Expected a strategy beside the schedule and options of a plan (got none).")

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from tokengraph.adapters import find_adapter
+from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.pause import is_paused
 from tokengraph.evaluate.config import DataConfig
@@ -27,12 +29,14 @@ class Source:
             for ``None``.
         config: The checkpoint's preprocessing; ``None`` reads it from the model.
         weights: A description of the weights' origin, for reports.
+        adapter: The adapter of a model of a user's own, as for :func:`tokengraph.attach`.
     """
 
     name: str
     build: Callable[[int | None], nn.Module]
     config: DataConfig | None = None
     weights: str = "given"
+    adapter: Adapter | None = None
 
 
 def source_of(
@@ -41,6 +45,7 @@ def source_of(
     checkpoint: Any = None,
     num_classes: int | None = None,
     random_weights: bool = False,
+    adapter: Adapter | None = None,
 ) -> Source:
     """Returns the source of a model given by name, module or source.
 
@@ -50,12 +55,17 @@ def source_of(
         checkpoint: A file of weights, which must have all of the model's.
         num_classes: Classes of the checkpoint's head, if it is not the model's usual one; 0 if it has none.
         random_weights: Uses random weights instead of pretrained ones; figures are then meaningless.
+        adapter: The adapter of a model of a user's own; only beside a module.
 
     Raises:
         ValueError: If the name is unknown or its weights cannot be loaded.
         ImportError: If the library is not installed; names the extra.
         TypeError: For another kind of object.
     """
+    if adapter is not None and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"Expected a module beside adapter (got {type(model).__name__}). A Source has an adapter of its own."
+        )
     if isinstance(model, Source):
         return model
     if isinstance(model, nn.Module):
@@ -66,7 +76,9 @@ def source_of(
             )
         if checkpoint is not None:
             _load(model, checkpoint, type(model).__name__)
-        return Source(type(model).__name__, _Copies(model.eval()), weights="as given")
+        if adapter is not None:
+            find_adapter(model, adapter)  # one that does not serve the model is an error now, not after hours
+        return Source(type(model).__name__, _Copies(model.eval(), adapter), weights="as given", adapter=adapter)
     if not isinstance(model, str):
         raise TypeError(f"Expected a model as name, nn.Module or Source (got {type(model).__name__}).")
     library, name = _library(model)
@@ -101,8 +113,8 @@ def _library(text: str) -> tuple[str, str]:
 class _Copies:
     """Builds other sizes of one module by resampling the positions of a copy."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, adapter: Adapter | None = None) -> None:
+        self.model, self.adapter = model, adapter
 
     def __call__(self, size: int | None) -> nn.Module:
-        return self.model if size is None else resized(copy.deepcopy(self.model), size)
+        return self.model if size is None else resized(copy.deepcopy(self.model), size, self.adapter)

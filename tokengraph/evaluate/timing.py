@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import Adapter
 from tokengraph.evaluate.progress import Progress
+from tokengraph.select.base import Select
 from tokengraph.testing.ideal import ideal
 
 LEAST = 0.02  # seconds a measurement should take; shorter runs are repeated within it
@@ -64,10 +66,10 @@ def time_forms(forms: list[Timed], rounds: int, *, show: bool = True) -> dict[st
 
 
 def ideal_form(
-    model: nn.Module, counts: list[int], placement: str, opens: bool
+    model: nn.Module, counts: list[int], select: Select, adapter: Adapter | None
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """Returns a context in which the model runs with given token counts and no choice."""
-    return partial(ideal, model, counts, placement, open_maps=opens)
+    """Returns a context in which the model runs with given token counts, cut where a strategy cuts, and no choice."""
+    return partial(ideal, model, counts, select.placement, open_maps=select.needs_map, adapter=adapter)
 
 
 def _works(form: Timed) -> bool:

@@ -63,6 +63,7 @@ class DynamicSpatial(Standalone[SpatialAttachment]):
     """
 
     HINT: ClassVar[str] = "It removes no token; give it layers and ratios."
+    learns: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -18,7 +18,12 @@ PLACEMENTS = ("before", "inside", "after")
 
 @contextmanager
 def ideal(
-    model: nn.Module, counts: Sequence[int], placement: str = "inside", *, open_maps: bool = False
+    model: nn.Module,
+    counts: Sequence[int],
+    placement: str = "inside",
+    *,
+    open_maps: bool = False,
+    adapter: Adapter | None = None,
 ) -> Iterator[nn.Module]:
     """Runs a model with given token counts by truncating the sequence, without selection or merging.
 
@@ -32,6 +37,7 @@ def ideal(
         placement: Where to truncate: ``"before"`` a block, ``"inside"`` (between attention and MLP) or ``"after"``;
             give the placement of the strategy that you compare with.
         open_maps: Use unfused attention in blocks that truncate, as for strategies that read the whole map.
+        adapter: The adapter given to :func:`tokengraph.attach`, for a model of your own.
 
     Yields:
         The model itself.
@@ -49,7 +55,7 @@ def ideal(
         ...     model.forward_features(torch.randn(1, 3, 32, 32)).shape
         torch.Size([1, 5, 32])
     """
-    core, adapter = find_adapter(model)
+    core, adapter = find_adapter(model, adapter)
     blocks, prefix = adapter.blocks(core), adapter.num_prefix(core)
     _check(model, blocks, counts, placement)
     cut: list[nn.Module] = []

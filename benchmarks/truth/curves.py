@@ -10,7 +10,7 @@ from tokengraph.maps.hard import REDUCTIONS
 from tokengraph.select.migration.redundancy import REPLENISH
 from tokengraph.select.parts.graphs.propagation import GRAPHS
 from tokengraph.select.parts.scores.attention import SCORES
-from truth.tables import Body, Candidate
+from truth.tables import Body, Candidate, has_centers
 
 MERGING = ("tome", "ailurus", "dpc-knn", "grid-pool")
 LAYERS = (1, 2, 3, 4, 5, 6, 8)  # of 12
@@ -75,11 +75,13 @@ def _reduction() -> Iterator[Candidate]:
     known = [name for name in REDUCTIONS if name != "sum"]  # a sum is no token
     for strategy in MERGING:
         for reduction in known:
+            if reduction == "center" and not has_centers(strategy):
+                continue
             for layer in (2, 4, 5, 6):
                 for share in (0.25, 0.5):
                     if strategy != "tome" or share == 0.5:  # ToMe keeps at least half
                         yield _one(f"{strategy}:{{{layer}: {share}}},reduce={reduction}", strategy, "reduce")
-    for reduction in known:
+    for reduction in (name for name in known if name != "center"):
         for removed in (8, 12, 16, 19):
             yield _one(f"tome:{removed},reduce={reduction}", "tome", "reduce")
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+
+import torch
 
 from tokengraph.evaluate.costs import Anatomy, multiply_adds
 from tokengraph.evaluate.settings import read_setting
+from tokengraph.graph.coarsen import coarsen
+from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import registry
 from truth.plans import Shape, after, at_cost, clusters, constant, linear, thirds
 
@@ -81,7 +87,19 @@ def variants(strategy: str) -> list[str]:
     kind = registry().get(strategy)
     if kind is None or not kind.merges:
         return [""]
-    return [*(reduce + attention for reduce in REDUCTIONS for attention in ATTENTION), CENTER]
+    found = [reduce + attention for reduce in REDUCTIONS for attention in ATTENTION]
+    return [*found, CENTER] if has_centers(strategy) else found
+
+
+@cache
+def has_centers(strategy: str) -> bool:
+    """Whether the strategy's map names the centre of each cluster, which ``reduce="center"`` reads."""
+    graph = TokenGraph.from_tokens(torch.randn(1, 16, 8), grid=(4, 4))
+    try:
+        made = coarsen(graph, strategy, 8).assignment
+    except ValueError:  # it reads attention, which only a model has
+        return False
+    return isinstance(made, Assignment) and made.centers is not None
 
 
 def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:

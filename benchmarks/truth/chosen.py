@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tokengraph.evaluate.costs import multiply_adds
 from truth.tables import COSTS, Body, Candidate, made, resolutions, shapes, strategies
+from truth.thresholds import SHAPE
 
 CONTROLS = ("random", "grid-pool")
 PUBLISHED = {  # the published family of schedules; strategies that are not here were published for other models
@@ -43,6 +44,9 @@ def moved(
     """Adapts settings to another grid: keeps families, options and costs; recomputes schedules and resolutions."""
     scored: dict[Candidate, float] = {}
     for candidate in picked:
+        if candidate.shape == SHAPE:  # its thresholds know no grid
+            scored[candidate] = score[candidate.setting]
+            continue
         size, name = None, candidate.strategy
         if "+" in name:
             resolution, name = name.split("+")

@@ -18,6 +18,7 @@ from truth.results import read
 from truth.run import Place, run
 from truth.tables import COSTS, Candidate, search
 from truth.tasks import TASKS, Task
+from truth.thresholds import by_threshold, settled
 
 CURVES = {"photographs": None, "elpv-224-defect": 200}  # tasks of the curves, with the number of images
 LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # largest allowed differences from onnxruntime
@@ -133,7 +134,8 @@ def _curves(choice: Choice) -> int:
 
 
 def _searched(task: Task, choice: Choice) -> list[Candidate]:
-    return list(search(task.body(choice.data), choice.costs or COSTS))
+    body = task.body(choice.data)
+    return [*search(body, choice.costs or COSTS), *by_threshold(body)]
 
 
 def _at(candidates: Sequence[Candidate], choice: Choice) -> list[Candidate]:
@@ -144,12 +146,17 @@ def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, floa
     """Returns the best settings of the search for a task's model, and their scores."""
     origin = TASKS[task.searched]
     same = {"model": task.source(choice.data).name, "group": "search"}
-    score = scores([line for line in read(choice.results / f"{origin.name}.jsonl") if same.items() <= line.items()])
+    lines = [line for line in read(choice.results / f"{origin.name}.jsonl") if same.items() <= line.items()]
+    score = scores(lines)
     if not score:
         raise ValueError(
             f"Expected results of the search on {origin.name} with this model (got none). Run search first."
         )
-    picked, old, new = best(_searched(origin, choice), score), origin.body(choice.data), task.body(choice.data)
+    picked, old, new = (
+        best(settled(_searched(origin, choice), lines), score),
+        origin.body(choice.data),
+        task.body(choice.data),
+    )
     return (picked, score) if old.side == new.side else moved(picked, score, old, new)
 
 

@@ -14,10 +14,11 @@ from truth.library_code import digest
 from truth.results import commit, line_of, merged, read, write
 from truth.tables import Candidate
 from truth.tasks import Task
+from truth.thresholds import SHAPE, nearest_share
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "truth"
-AT_ONCE = 8  # settings between two saves of rows; each lot runs the dense model once more
+AT_ONCE = 16  # settings between two saves of rows; each lot runs the dense model once more
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run(
     limit: int | None = None,
     options: Options | None = None,
 ) -> Path:
-    """Measures settings on a task and writes their rows to ``results/TASK.jsonl``, eight at a time.
+    """Measures settings on a task and writes their rows to ``results/TASK.jsonl``, sixteen at a time.
 
     Rows that are there, of the same group, images and settings, are not measured again, unless they failed.
 
@@ -84,13 +85,14 @@ def run(
         )
         made = {c.setting: c for c in lot}
         about = {**same, "commit": commit(ROOT), "code": digest()}
-        lines = [line_of(row, about | _origin(made.get(row.name))) for row in report.rows]
+        lines = [line_of(row, about | _origin(made.get(row.name), row.cost)) for row in report.rows]
         write(file, merged(read(file), lines))
     return file
 
 
-def _origin(candidate: Candidate | None) -> dict[str, Any]:
+def _origin(candidate: Candidate | None, cost: float | None) -> dict[str, Any]:
     """What a setting was made from; nothing for the dense model."""
     if candidate is None:
         return {}
-    return {"strategy": candidate.strategy, "shape": candidate.shape, "wanted": candidate.cost}
+    wanted = nearest_share(cost) if candidate.shape == SHAPE else candidate.cost
+    return {"strategy": candidate.strategy, "shape": candidate.shape, "wanted": wanted}

@@ -63,9 +63,10 @@ class Candidate:
 
 
 def strategies() -> list[str]:
-    """All that need no training, by name; EViT beside the TopK that it is."""
-    names = [name for name, kind in registry().items() if not kind.learns and kind.__module__.startswith("tokengraph.")]
-    return sorted({*(n for n in names if "testing" not in registry()[n].__module__), "evit"})
+    """All that need no training and keep a number that is given, by name; EViT beside the TopK that it is."""
+    known = {n: k for n, k in registry().items() if k.__module__.startswith("tokengraph.") and not k.learns}
+    counted = [n for n, k in known.items() if "testing" not in k.__module__ and not getattr(k, "ragged", False)]
+    return sorted({*counted, "evit"})
 
 
 def shapes(strategy: str, depth: int) -> list[Shape]:

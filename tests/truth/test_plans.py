@@ -6,7 +6,8 @@ import pytest
 from truth.chosen import best, frontier, headline, moved, nearest_resolution, published
 from truth.curves import ONE, curves
 from truth.plans import FAR, after, at_cost, clusters, constant, cost_of, linear, thirds
-from truth.tables import COSTS, Body, search, strategies
+from truth.tables import COSTS, Body, Candidate, has_centers, search, strategies
+from truth.thresholds import SHAPE, settled
 
 from tokengraph.evaluate.costs import Anatomy
 from tokengraph.evaluate.settings import read_setting
@@ -137,3 +138,20 @@ def test_curves_vary_what_a_default_hangs_on():
     assert {(strategy, parameter) for strategy, of in ONE.items() for parameter in of} <= found
     with pytest.raises(ValueError, match="12 blocks .got 8"):
         next(curves(SMALL))
+
+
+def test_settled_gives_thresholds_the_share_that_they_cost():
+    found = [Candidate(f"g2tm:{{2: 1}},tau={tau}", "g2tm", SHAPE, 0.0) for tau in (0.6, 0.8, 0.9)]
+    other = Candidate("tome:13", "tome", "constant", 0.65)
+    lines = [{"setting": c.setting, "cost": cost} for c, cost in zip(found, (0.36, 0.58, 0.79), strict=True)]
+    kept = settled([*found, other], [*lines, {"setting": other.setting, "cost": 0.36}])
+    assert [(c.setting, c.cost) for c in kept] == [(found[0].setting, 0.35), (found[2].setting, 0.8), ("tome:13", 0.65)]
+
+
+def test_moved_keeps_thresholds_as_they_are():
+    one = Candidate("g2tm:{2: 1},tau=0.8", "g2tm", SHAPE, 0.5)
+    assert moved([one], {one.setting: 0.9}, BODY, SMALL) == ([one], {one.setting: 0.9})
+
+
+def test_search_tries_the_centre_only_where_a_map_has_centres():
+    assert has_centers("dpc-knn") and not has_centers("tome") and not has_centers("topk")

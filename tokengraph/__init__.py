@@ -31,6 +31,7 @@ from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
+from tokengraph.select.tofu import ToFu, tofu
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -56,6 +57,7 @@ __all__ = [
     "Random",
     "Select",
     "SoftAssignment",
+    "ToFu",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
@@ -85,6 +87,7 @@ __all__ = [
     "schedule",
     "token_clustering",
     "token_reconstruction",
+    "tofu",
     "tome",
     "topk",
     "window_graph",

@@ -11,6 +11,7 @@ from tokengraph.testing import ModelCase
 STRATEGIES = {
     "tome": (tg.ToMe(), 3),
     "pitome": (tg.PiToMe(), 3),
+    "tofu": (tg.ToFu(until=0), 3),
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
     "ailurus": (tg.AiluRus(), {1: 0.5}),
     "topk": (tg.TopK(score="norm"), {1: 10, 2: 5}),

@@ -17,6 +17,7 @@ STRATEGIES = [
     tg.GridPool(),
     tg.Random(),
     tg.PiToMe(),
+    tg.ToFu(reduce="mean"),
     tg.ToMe(),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),

@@ -14,6 +14,8 @@ STRATEGIES = [
     tg.AiluRus(lam=500, order="score"),
     tg.PiToMe(mode="bsm", margin=0.2),
     tg.ToFu(reduce="released"),
+    tg.KMedoids(weight="equal", iterations=1),
+    tg.KMedoids(objective="released", reduce="mean"),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),
     tg.TopK(score="class", fuse=True),

@@ -25,6 +25,7 @@ from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
+from tokengraph.select.k_medoids import KMedoids, k_medoids
 from tokengraph.select.migration.migration import TokenMigration
 from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
@@ -52,6 +53,7 @@ __all__ = [
     "Fidelity",
     "GTP",
     "GridPool",
+    "KMedoids",
     "PiToMe",
     "PropagationGraph",
     "Random",
@@ -77,6 +79,7 @@ __all__ = [
     "gtp",
     "gtp_graph",
     "hierarchy",
+    "k_medoids",
     "knn_graph",
     "knn_neighbors",
     "models",

@@ -16,6 +16,7 @@ STRATEGIES = [
     tg.TokenMigration(),
     tg.GridPool(),
     tg.Random(),
+    tg.KMedoids(weight="equal", reduce="mean"),
     tg.PiToMe(),
     tg.ToFu(reduce="mean"),
     tg.ToMe(),

@@ -11,7 +11,7 @@ from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
-    published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "pitome", "tofu", "tome", "topk"}
+    published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "k-medoids", "pitome", "tofu", "tome", "topk"}
     assert set(tg.registry()) == published | {"grid-pool", "random", "token-migration"}
 
 
@@ -122,6 +122,7 @@ def test_resolve_lists_what_there_is_behind_its_guess():
         (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score")),
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
         (tg.ToMe.published(), tg.ToMe(order="published")),
+        (tg.KMedoids.published(), tg.KMedoids(objective="released")),
         (tg.ToFu.published(), tg.ToFu(reduce="released")),
         (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
     ],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, dpc_knn, grid_pool, pitome, tofu, tome, topk
+from tokengraph import ailurus, dpc_knn, grid_pool, k_medoids, pitome, tofu, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -16,6 +16,8 @@ METHODS = {
     "tome": lambda x, keep, mask: tome(x, keep, mask=mask),
     "pitome": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5),
     "pitome bsm": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5, mode="bsm"),
+    "k_medoids": lambda x, keep, mask: k_medoids(x, keep, mask=mask),
+    "k_medoids weights": lambda x, keep, mask: k_medoids(x, keep, mask=mask, weight=x[..., 0].abs()),
     "tofu": lambda x, keep, mask: tofu(x, keep, mask=mask),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
@@ -88,7 +90,9 @@ class Apply(torch.nn.Module):
         return self.method(x, 4, None).reduce(x.flatten(0, 1))[0]
 
 
-@pytest.mark.parametrize("name", ["dpc_knn", "tome", "tofu", "topk", "fuse_rest", "random_prune", "grid_pool"])
+@pytest.mark.parametrize(
+    "name", ["dpc_knn", "k_medoids", "tome", "tofu", "topk", "fuse_rest", "random_prune", "grid_pool"]
+)
 def test_export_with_a_dynamic_batch_equals_eager(name):
     module = Apply(METHODS[name])
     shapes = {"x": {0: torch.export.Dim("batch", min=1, max=1024)}}

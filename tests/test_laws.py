@@ -14,6 +14,7 @@ STRATEGIES = [
     tg.AiluRus(lam=500, order="score"),
     tg.PiToMe(mode="bsm", margin=0.2),
     tg.ToFu(reduce="released"),
+    tg.MCTF(tau=(0.5, 1, 0), bidirectional=False),
     tg.KMedoids(weight="equal", iterations=1),
     tg.KMedoids(objective="released", reduce="mean"),
     tg.TopK(score="norm"),

@@ -26,6 +26,7 @@ from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.k_medoids import KMedoids, k_medoids
+from tokengraph.select.mctf import MCTF, mctf
 from tokengraph.select.migration.migration import TokenMigration
 from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
@@ -54,6 +55,7 @@ __all__ = [
     "GTP",
     "GridPool",
     "KMedoids",
+    "MCTF",
     "PiToMe",
     "PropagationGraph",
     "Random",
@@ -82,6 +84,7 @@ __all__ = [
     "k_medoids",
     "knn_graph",
     "knn_neighbors",
+    "mctf",
     "models",
     "pitome",
     "propagation_graph",

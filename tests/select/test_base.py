@@ -11,7 +11,19 @@ from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
-    published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "k-medoids", "pitome", "tofu", "tome", "topk"}
+    published = {
+        "ailurus",
+        "dpc-knn",
+        "dynamicvit",
+        "expedite",
+        "gtp",
+        "k-medoids",
+        "mctf",
+        "pitome",
+        "tofu",
+        "tome",
+        "topk",
+    }
     assert set(tg.registry()) == published | {"grid-pool", "random", "token-migration"}
 
 
@@ -123,6 +135,7 @@ def test_resolve_lists_what_there_is_behind_its_guess():
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
         (tg.ToMe.published(), tg.ToMe(order="published")),
         (tg.KMedoids.published(), tg.KMedoids(objective="released")),
+        (tg.MCTF.published(), tg.MCTF(tau=(1, 20, 40))),
         (tg.ToFu.published(), tg.ToFu(reduce="released")),
         (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
     ],

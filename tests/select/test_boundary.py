@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, dpc_knn, grid_pool, k_medoids, pitome, tofu, tome, topk
+from tokengraph import ailurus, dpc_knn, grid_pool, k_medoids, mctf, pitome, tofu, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -18,6 +18,7 @@ METHODS = {
     "pitome bsm": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5, mode="bsm"),
     "k_medoids": lambda x, keep, mask: k_medoids(x, keep, mask=mask),
     "k_medoids weights": lambda x, keep, mask: k_medoids(x, keep, mask=mask, weight=x[..., 0].abs()),
+    "mctf": lambda x, keep, mask: mctf(x, x[..., 0].abs(), keep, mask=mask),
     "tofu": lambda x, keep, mask: tofu(x, keep, mask=mask),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
@@ -65,7 +66,7 @@ def test_masks_of_numbers_are_refused(method):
         method(torch.rand(2, 6, 4), 3, torch.ones(2, 6, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", ["tome", "tofu", "grid_pool"])
+@pytest.mark.parametrize("name", ["mctf", "tome", "tofu", "grid_pool"])
 def test_masks_with_holes_are_refused_where_order_matters(name):
     mask = torch.tensor([[True, True, False], [True, False, True]])
     with pytest.raises(ValueError, match=r"Expected real tokens first .* \(got padding in front of tokens in 1 images"):
@@ -91,7 +92,7 @@ class Apply(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "name", ["dpc_knn", "k_medoids", "tome", "tofu", "topk", "fuse_rest", "random_prune", "grid_pool"]
+    "name", ["dpc_knn", "k_medoids", "mctf", "tome", "tofu", "topk", "fuse_rest", "random_prune", "grid_pool"]
 )
 def test_export_with_a_dynamic_batch_equals_eager(name):
     module = Apply(METHODS[name])

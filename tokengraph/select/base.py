@@ -257,7 +257,7 @@ def resolve(select: str | type[Select] | Select) -> Select:
 
     Example:
         >>> resolve("DPC-KNN")
-        DPCKNN(k=5, include_self=True, order='index')
+        DPCKNN(k=5, include_self=True, order='index', sizes=True)
     """
     if isinstance(select, Select):
         return select

@@ -15,6 +15,7 @@ STRATEGIES = [
     tg.PiToMe(mode="bsm", margin=0.2),
     tg.ToFu(reduce="released"),
     tg.MCTF(tau=(0.5, 1, 0), bidirectional=False),
+    tg.TokenTransforming(scale=3.0, importance="received", topk=4, keep_self=True),
     tg.KMedoids(weight="equal", iterations=1),
     tg.KMedoids(objective="released", reduce="mean"),
     tg.TopK(score="norm"),

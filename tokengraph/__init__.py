@@ -34,6 +34,7 @@ from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
 from tokengraph.select.tofu import ToFu, tofu
+from tokengraph.select.token_transforming import TokenTransforming, token_transforming
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -65,6 +66,7 @@ __all__ = [
     "ToMe",
     "TokenGraph",
     "TokenMigration",
+    "TokenTransforming",
     "TopK",
     "WindowCoarsening",
     "ailurus",
@@ -93,6 +95,7 @@ __all__ = [
     "schedule",
     "token_clustering",
     "token_reconstruction",
+    "token_transforming",
     "tofu",
     "tome",
     "topk",

@@ -31,6 +31,7 @@ SETTINGS = {
     "ToFu": (tg.ToFu(), 3),
     "ToMe": (tg.ToMe(), 3),
     "TokenMigration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
+    "TokenTransforming": (tg.TokenTransforming(), 3),
     "TopK (class)": (tg.TopK(), 3),
     "TopK (norm)": (tg.TopK(score="norm"), 3),
 }

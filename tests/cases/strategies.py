@@ -15,6 +15,7 @@ STRATEGIES = {
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
     "k-medoids": (tg.KMedoids(), {1: 0.75, 2: 0.5}),
     "mctf": (tg.MCTF(), 3),
+    "token-transforming": (tg.TokenTransforming(), {1: 10, 2: 6}),
     "ailurus": (tg.AiluRus(), {1: 0.5}),
     "topk": (tg.TopK(score="norm"), {1: 10, 2: 5}),
     "fuse": (tg.TopK(score="norm", fuse=True), {1: 8, 2: 5}),

@@ -11,20 +11,9 @@ from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
-    published = {
-        "ailurus",
-        "dpc-knn",
-        "dynamicvit",
-        "expedite",
-        "gtp",
-        "k-medoids",
-        "mctf",
-        "pitome",
-        "tofu",
-        "tome",
-        "topk",
-    }
-    assert set(tg.registry()) == published | {"grid-pool", "random", "token-migration"}
+    published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "pitome", "tome", "topk"}
+    merging = {"k-medoids", "mctf", "tofu", "token-transforming"}
+    assert set(tg.registry()) == published | merging | {"grid-pool", "random", "token-migration"}
 
 
 @pytest.mark.parametrize("asked", ["dpc-knn", "DPC_KNN", "dpcknn", tg.DPCKNN, tg.DPCKNN()])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, dpc_knn, grid_pool, k_medoids, mctf, pitome, tofu, tome, topk
+from tokengraph import ailurus, dpc_knn, grid_pool, k_medoids, mctf, pitome, tofu, token_transforming, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -19,6 +19,7 @@ METHODS = {
     "k_medoids": lambda x, keep, mask: k_medoids(x, keep, mask=mask),
     "k_medoids weights": lambda x, keep, mask: k_medoids(x, keep, mask=mask, weight=x[..., 0].abs()),
     "mctf": lambda x, keep, mask: mctf(x, x[..., 0].abs(), keep, mask=mask),
+    "token_transforming": lambda x, keep, mask: token_transforming(x, x[..., 0], keep, mask=mask),
     "tofu": lambda x, keep, mask: tofu(x, keep, mask=mask),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
@@ -92,7 +93,19 @@ class Apply(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "name", ["dpc_knn", "k_medoids", "mctf", "tome", "tofu", "topk", "fuse_rest", "random_prune", "grid_pool"]
+    "name",
+    [
+        "dpc_knn",
+        "k_medoids",
+        "mctf",
+        "token_transforming",
+        "tome",
+        "tofu",
+        "topk",
+        "fuse_rest",
+        "random_prune",
+        "grid_pool",
+    ],
 )
 def test_export_with_a_dynamic_batch_equals_eager(name):
     module = Apply(METHODS[name])

@@ -12,6 +12,7 @@ from torch_geometric.utils import coalesce
 from tokengraph.flat.segment import segment_sum, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.matrix import matrix_fields
 
 Edges = tuple[Tensor, Tensor, Tensor]  # row, column, weight
 
@@ -96,6 +97,38 @@ class SoftAssignment:
             mass=None if weighed else hard.mass,
             steps=hard.in_turn if weighed else (),
         )
+
+    @classmethod
+    def from_matrix(
+        cls,
+        matrix: Tensor,
+        num_clusters: int | list[int] | None = None,
+        *,
+        normalize: bool = True,
+        mask: Tensor | None = None,
+        topk: int | None = None,
+        centers: Tensor | None = None,
+        lossless: bool = False,
+    ) -> SoftAssignment:
+        """Builds the map from a matrix of weights for each image, as of one's own method: ``W[b, i, m]``.
+
+        Args:
+            matrix: ``[B, N, M]`` floats: how much token i gives to cluster m. Gradients reach it.
+            num_clusters: Clusters an image; one an image where they differ, and an image's other columns then count
+                for nothing. ``None``: M.
+            normalize: ``True``: rows of clusters are means by ``W * size``; ``False``: sums.
+            mask: ``[B, N]`` bool, True where there is a token; other rows count for nothing.
+            topk: Keep only the k largest weights of each token, scaled to their sum before: k edges a token, not M.
+            centers: ``[B, M]`` token within the image that stands for each cluster.
+            lossless: Promises that each token's weights sum to one, so that no mass is lost.
+
+        Raises:
+            ValueError: For shapes that do not fit, or ``topk`` below 1.
+            TypeError: If ``matrix`` is not floating-point.
+
+        Cost: ``B N M`` edges, or ``B N k`` and a sort; a host synchronisation on CUDA where images differ.
+        """
+        return cls(**matrix_fields(matrix, num_clusters, mask, topk, centers), normalize=normalize, lossless=lossless)
 
     def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
         r"""Pools token rows ``[M, C]`` into cluster rows ``[K, C]``.

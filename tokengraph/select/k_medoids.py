@@ -112,7 +112,7 @@ class KMedoids(Select):
 
     @staticmethod
     def published_schedule(keep: float = 0.9) -> Schedule:
-        """Before blocks 3, 6 and 9, ``int(N * keep)`` tokens, then ``int(N * keep ** 2)`` and ``int(N * keep ** 3)``."""
+        """Before blocks 3, 6 and 9: ``int(N * keep)`` tokens, then with the second and third power of ``keep``."""
         return powers(keep, (3, 6, 9))
 
     @property

@@ -55,8 +55,8 @@ def mctf(
 
     Returns:
         The map over ``B*N`` tokens (the True ones of ``mask``) with its ``weight``. Clusters come in the published
-        order: even places by index (without prefix tokens by falling weight), then odd places by falling weight (by index
-        where they do not leave). An image that loses nothing keeps its order.
+        order: even places by index (without prefix tokens by falling weight), then odd places by falling weight (by
+        index where they do not leave). An image that loses nothing keeps its order.
 
     Raises:
         ValueError: If ``keep`` is below 1, tokens are not finite, ``mask`` has holes, or arguments do not fit.

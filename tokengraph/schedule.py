@@ -71,6 +71,11 @@ def powers(keep: float, layers: Sequence[int]) -> Rule:
     return _Powers(float(keep), tuple(layers))
 
 
+def sparing_last(schedule: Schedule) -> Schedule:
+    """The same schedule without removals behind the last block; mappings, which name their layers, as they are."""
+    return schedule if isinstance(schedule, Mapping | Relative) else _SparingLast(schedule)
+
+
 def relative(keep: Mapping[int, float]) -> Relative:
     """Keeps shares of the current tokens, not of the input: ``{3: 0.7, 6: 0.7}`` keeps 70 %, then 49 %.
 
@@ -128,6 +133,17 @@ class _Ratio:
             else:
                 removed.append(left - tokens_to_keep(float(self.keep), left))
             left -= removed[-1]
+        return removed
+
+
+@dataclass(frozen=True)
+class _SparingLast:
+    schedule: int | Sequence[Removal] | Rule
+
+    def __call__(self, depth: int, num_tokens: int) -> list[Removal]:
+        removed = list(_removals(self.schedule, depth, num_tokens))
+        last = removed[-1]
+        removed[-1] = RECONSTRUCT if isinstance(last, tuple) or last == RECONSTRUCT else 0
         return removed
 
 

@@ -26,6 +26,7 @@ SETTINGS = {
     "GTP, sparsity < 1": (tg.GTP(sparsity=0.8), 3),
     "KMedoids": (tg.KMedoids(), {1: 0.5}),
     "MCTF": (tg.MCTF(), 3),
+    "MCTF, ahead": (tg.MCTF(ahead=True), 3),
     "PiToMe": (tg.PiToMe(), 3),
     "Random": (tg.Random(), 3),
     "ToFu": (tg.ToFu(), 3),

@@ -15,6 +15,8 @@ STRATEGIES = {
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
     "k-medoids": (tg.KMedoids(), {1: 0.75, 2: 0.5}),
     "mctf": (tg.MCTF(), 3),
+    "mctf-ahead": (tg.MCTF(ahead=True), 3),
+    "mctf-precise": (tg.MCTF(ahead="precise"), {1: 10, 2: 6}),
     "token-transforming": (tg.TokenTransforming(), {1: 10, 2: 6}),
     "ailurus": (tg.AiluRus(), {1: 0.5}),
     "topk": (tg.TopK(score="norm"), {1: 10, 2: 5}),

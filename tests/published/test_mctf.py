@@ -69,12 +69,19 @@ def test_ties_go_to_the_lower_index(vectors):
         assert a.cluster.tolist() == (v[f"mctf_cls_{kind}"][1:] - 1).tolist()
 
 
-def test_a_model_of_the_published_code_is_reproduced(vectors):
-    v = vectors("merging", "model_mctf_after")
+@pytest.mark.parametrize(("form", "ahead"), [("after", False), ("precise", "precise"), ("ahead", True)])
+def test_models_of_the_published_code_are_reproduced(vectors, form, ahead):
+    v = vectors("merging", f"model_mctf_{form}")
     model, how = stored_model(v)
-    with tg.attach(model, tg.MCTF(tau=tuple(how["tau"])), how["r"]) as handle, torch.no_grad():
+    with tg.attach(model, tg.MCTF(tuple(how["tau"]), ahead=ahead), _schedule(how)) as handle, torch.no_grad():
         logits = model(v["image"])
         assert list(handle.trace.counts) == v["counts"][0].tolist()
         check_sources(handle.trace, v, how["depth"])
         assert_close(handle.trace.size(how["depth"]), v["size"][:, 1:], rtol=0, atol=1e-5)
     assert_close(logits, v["logits"], rtol=0, atol=2e-5)
+
+
+def _schedule(how):
+    """Removals by finished blocks: behind a layer, or ahead of it."""
+    first = how["layers"][0]
+    return how["r"] if first == 0 else [how["r"]] * (how["depth"] - 1) + [0]

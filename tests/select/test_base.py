@@ -124,7 +124,7 @@ def test_resolve_lists_what_there_is_behind_its_guess():
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
         (tg.ToMe.published(), tg.ToMe(order="published")),
         (tg.KMedoids.published(), tg.KMedoids(objective="released")),
-        (tg.MCTF.published(), tg.MCTF(tau=(1, 20, 40))),
+        (tg.MCTF.published(), tg.MCTF(tau=(1, 20, 40), ahead=True)),
         (tg.ToFu.published(), tg.ToFu(reduce="released")),
         (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
     ],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
     from tokengraph.schedule import Schedule
 
+PLACEMENTS = ("before", "inside", "after", "ahead")
 READS = ("nothing", "keys", "class", "map")
 FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # what subclasses said before there was ``reads``
 _REGISTRY: dict[str, type[Select]] = {}
@@ -33,7 +34,9 @@ class Select(ABC):
     Attributes:
         name: What ``resolve`` and ``attach(model, "name")`` find it by.
         aliases: Other names that it was published under, and the settings that each stands for.
-        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
+        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP), ``"after"``, or
+            ``"ahead"``: before it, but with the attention map that the block makes of the tokens as they come. It then
+            reads the ``"map"``; see :attr:`pools_map`.
         merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"mlerp"`` or ``"center"``.
         needs_grid: Whether it works on the full patch grid only, so once a model.
@@ -56,8 +59,8 @@ class Select(ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.placement not in ("before", "inside", "after"):
-            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}).")
+        if isinstance(cls.placement, str) and cls.placement not in PLACEMENTS:
+            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or ahead.")
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
             cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
@@ -179,6 +182,11 @@ class Select(ABC):
     @property
     def edits_attention(self) -> bool:
         """Whether :meth:`edit_attention` changes anything."""
+        return False
+
+    @property
+    def pools_map(self) -> bool:
+        """Whether a block that it acts ahead of mixes values by the pooled map, and not by one of the new tokens."""
         return False
 
     @property

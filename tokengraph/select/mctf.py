@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokengraph.cost import Cost, distance_cost
+from tokengraph.cost import Cost, attention_cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.maps.hard import Assignment
-from tokengraph.schedule import Schedule
+from tokengraph.schedule import Schedule, sparing_last
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.both_ways import merge_both_ways
 from tokengraph.select.parts.choices.edges import count_merges
@@ -85,33 +85,52 @@ def mctf(
 
 @dataclass(frozen=True)
 class MCTF(Select):
-    """MCTF as a strategy, after a block, on its tokens and the map of its attention; see :func:`mctf`.
+    """MCTF as a strategy, between blocks, on the tokens and a map of attention; see :func:`mctf`.
 
     Score: similarity, attention, size. Graph: alternating halves. Choice: the heaviest edges, both ways. Reduction:
     mean by attention times size. Outside a model, where no attention is known, all tokens count alike.
 
-    This is the released code's ``one_step_ahead=0``: the map of the block that has just run decides. Its default, one
-    step ahead, reads the map of the next block before that runs, and is not here.
-
     Args:
         tau: Temperatures of similarity, attention and size; 0 leaves one out.
         bidirectional: Whether tokens leave both halves.
+        ahead: ``False``: the map of the block that has just run decides (released: ``one_step_ahead=0``). ``True``: that
+            of the next block, which tokens then leave before it runs; its values are mixed by the map pooled over
+            clusters (released: 1, its default). ``"precise"``: likewise, but the block makes its map anew of the tokens
+            that are left (released: 2). Both make the attention half of each such block run twice, unfused the first
+            time; nothing leaves behind the last block. ``trace`` has the fewer tokens from behind the block on.
     """
 
     name: ClassVar[str] = "mctf"
-    placement: ClassVar[str] = "after"
     reads: ClassVar[str] = "map"
     tau: tuple[float, float, float] = TAU
     bidirectional: bool = True
+    ahead: bool | str = False
 
     def __post_init__(self) -> None:
         _check_tau(self.tau)
+        if self.ahead not in (False, True, "precise"):
+            raise ValueError(f"Expected ahead to be False, True or 'precise' (got {self.ahead!r}).")
         object.__setattr__(self, "tau", tuple(float(t) for t in self.tau))
 
     @classmethod
     def published(cls) -> MCTF:
-        """The published temperatures, which are the default."""
-        return cls()
+        """The released default: a step ahead, by the pooled map."""
+        return cls(ahead=True)
+
+    @property
+    def placement(self) -> str:  # type: ignore[override]
+        """``"after"`` a block, or ``"ahead"`` of one."""
+        return "ahead" if self.ahead else "after"
+
+    @property
+    def pools_map(self) -> bool:
+        """Whether the next block takes the pooled map: a step ahead, unless precise."""
+        return self.ahead is True
+
+    def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
+        """The strategy for a model of ``depth`` blocks; ahead, removals behind the last block are left out."""
+        select, schedule = super().bind(channels, depth, schedule)
+        return select, sparing_last(schedule) if self.ahead else schedule
 
     @staticmethod
     def published_schedule(depth: int = 12) -> Schedule:
@@ -133,7 +152,8 @@ class MCTF(Select):
         half, heads = num_tokens // 2, max(channels // head_width, 1)
         edges = half * (num_tokens - half)
         sums = Cost(heads * num_tokens * num_tokens, 4 * heads * num_tokens * num_tokens)
-        return sums + distance_cost(half, num_tokens - half, channels) + Cost(6 * edges, 16 * edges)
+        once = attention_cost(num_tokens, channels) if self.ahead else Cost()
+        return once + sums + distance_cost(half, num_tokens - half, channels) + Cost(6 * edges, 16 * edges)
 
 
 def _check_tau(tau: tuple[float, float, float]) -> None:

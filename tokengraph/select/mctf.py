@@ -93,11 +93,11 @@ class MCTF(Select):
     Args:
         tau: Temperatures of similarity, attention and size; 0 leaves one out.
         bidirectional: Whether tokens leave both halves.
-        ahead: ``False``: the map of the block that has just run decides (released: ``one_step_ahead=0``). ``True``: that
-            of the next block, which tokens then leave before it runs; its values are mixed by the map pooled over
-            clusters (released: 1, its default). ``"precise"``: likewise, but the block makes its map anew of the tokens
-            that are left (released: 2). Both make the attention half of each such block run twice, unfused the first
-            time; nothing leaves behind the last block. ``trace`` has the fewer tokens from behind the block on.
+        ahead: ``False``: the map of the block that has just run decides (released: ``one_step_ahead=0``). ``True``: the
+            map of the next block decides, before that runs, and then mixes its values, pooled over clusters (released:
+            1, its default). ``"precise"``: it decides, and the block makes another one of the merged tokens (released:
+            2). In both the attention half of such a block runs twice, unfused the first time, and no token leaves
+            behind the last block. ``trace`` has the fewer tokens from behind the block on.
     """
 
     name: ClassVar[str] = "mctf"

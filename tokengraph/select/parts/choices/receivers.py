@@ -28,6 +28,7 @@ def with_receivers(assignment: Assignment, first: int, mask: Tensor | None) -> A
     width = total // max(images, 1) if mask is None else mask.size(1)
     in_b = ((torch.arange(width, device=cluster.device) - first) % 2).expand(images, -1)
     in_b = in_b.flatten() if mask is None else in_b[mask]
-    rank = in_b * total + torch.arange(total, device=cluster.device)  # tokens of B win over those of A
-    best = rank.new_zeros(assignment.num_clusters).scatter_reduce(0, cluster, rank, "amax")
-    return replace(assignment, centers=best % max(total, 1))
+    place = torch.arange(total, device=cluster.device)
+    rank = torch.where(in_b == 1, place, -1 - place)  # tokens of B win over those of A
+    best = rank.new_zeros(assignment.num_clusters).scatter_reduce(0, cluster, rank, "amax", include_self=False)
+    return replace(assignment, centers=torch.where(best < 0, -1 - best, best))

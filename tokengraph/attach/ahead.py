@@ -13,7 +13,7 @@ from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import map_edit, take_step
 from tokengraph.attention.given_map import GivenMap
-from tokengraph.attention.open_map import OpenMap
+from tokengraph.attention.open_map import MapSeen, OnlyMap
 from tokengraph.flat.layout import Layout
 from tokengraph.flat.segment import segment_sum
 from tokengraph.maps.hard import Assignment
@@ -35,15 +35,17 @@ def act_ahead(
         The fewer tokens ``[B, P+n', C]``, their state, and the map by which the block is to mix their values; ``None``:
         one that it makes of them itself.
 
-    Cost: the block's attention half runs twice, first on all tokens, unfused, for its map alone.
+    Cost: queries, keys, values and the map of all tokens, unfused; then the block's attention half on fewer.
     """
     request, prefix = site.request, site.trace.run.num_prefix
     bias: Any = attention_bias(mask, state, prefix, rule=request.rule, dtype=x.dtype)
     first = request.adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
     kept = block.__dict__[KEPT] = {}
     try:
-        opened: Any = OpenMap(kept, map_edit(site, state), bias)
+        opened: Any = OnlyMap(kept, map_edit(site, state), bias)
         request.adapter.attend(block, x, opened, **first)
+    except MapSeen:
+        pass
     except BaseException:
         block.__dict__.pop(KEPT, None)
         raise

@@ -96,8 +96,8 @@ class MCTF(Select):
         ahead: ``False``: the map of the block that has just run decides (released: ``one_step_ahead=0``). ``True``: the
             map of the next block decides, before that runs, and then mixes its values, pooled over clusters (released:
             1, its default). ``"precise"``: it decides, and the block makes another one of the merged tokens (released:
-            2). In both the attention half of such a block runs twice, unfused the first time, and no token leaves
-            behind the last block. ``trace`` has the fewer tokens from behind the block on.
+            2). In both such a block projects queries, keys and values twice, and no token leaves behind the last
+            block. ``trace`` has the fewer tokens from behind the block on.
     """
 
     name: ClassVar[str] = "mctf"

@@ -224,8 +224,8 @@ def test_the_reduction_may_depend_on_the_layer():
         model(IMAGES)
         first = handle.trace.state(1)
         flat = plain[:, 1:].flatten(0, 1)
-        assert torch.equal(seen[0][:, 1:].flatten(0, 1), flat[first.maps[0].centers])
+        assert torch.equal(seen[0][:, 1:].flatten(0, 1), flat[first.lineage.maps[0].centers])
         sizes = handle.trace.size(1)
         assert sizes.sum().item() == 32 and sizes.max() > 1
         state = handle.trace.state(3)
-        assert state.count == 4
+        assert state.lineage.now.width == 4

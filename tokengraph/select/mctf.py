@@ -67,7 +67,7 @@ def mctf(
         >>> x = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 1.0]]])
         >>> a = mctf(x, torch.tensor([[0.4, 0.3, 0.2, 0.1]]), 3, tau=(1, 0, 0))
         >>> a.cluster.tolist(), [round(w, 1) for w in a.weight.tolist()]
-        ([0, 2, 1, 1], [0.4, 0.3, 0.2, 0.1])
+        ([1, 2, 0, 0], [0.4, 0.3, 0.2, 0.1])
 
     Source: Lee et al., *Multi-criteria Token Fusion with One-step-ahead Attention for Efficient Vision Transformers*,
     CVPR 2024, and its code. Differs: prefix tokens are masked by their places (published: by even places alone), at

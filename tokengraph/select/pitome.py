@@ -63,7 +63,7 @@ def pitome(
     Example:
         >>> crowd = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.9, 0.0]]])
         >>> pitome(crowd, 3, margin=0.5).cluster.tolist()
-        [2, 1, 0, 2]
+        [2, 1, 2, 0]
 
     Source: Tran et al., *Accelerating Transformers with Spectrum-Preserving Token Merging*, NeurIPS 2024, and its code.
     Differs: nothing to remove is the identity (published: an error, or another order), at most half the tokens leave

@@ -46,7 +46,7 @@ def tofu(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Te
     Example:
         >>> pair = torch.tensor([[[3.0, 0.0], [0.0, 4.0], [1.0, 0.0], [2.0, 0.1]]])
         >>> a = tofu(pair, 3)
-        >>> a.cluster.tolist(), a.centers.tolist(), a.reduce(pair[0], reduce="mlerp")[0].norm(dim=1).tolist()
+        >>> a.cluster.tolist(), a.centers.tolist(), a.reduce(pair[0], reduce="mlerp")[0].norm(dim=1).round().tolist()
         ([2, 1, 0, 2], [2, 1, 3], [1.0, 4.0, 3.0])
 
     Source: Kim et al., *Token Fusion: Bridging the Gap between Token Pruning and Token Merging*, WACV 2024. Its authors

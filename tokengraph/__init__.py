@@ -25,12 +25,16 @@ from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
+from tokengraph.select.k_medoids import KMedoids, k_medoids
+from tokengraph.select.mctf import MCTF, mctf
 from tokengraph.select.migration.migration import TokenMigration
 from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
+from tokengraph.select.tofu import ToFu, tofu
+from tokengraph.select.token_transforming import TokenTransforming, token_transforming
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -51,14 +55,18 @@ __all__ = [
     "Fidelity",
     "GTP",
     "GridPool",
+    "KMedoids",
+    "MCTF",
     "PiToMe",
     "PropagationGraph",
     "Random",
     "Select",
     "SoftAssignment",
+    "ToFu",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
+    "TokenTransforming",
     "TopK",
     "WindowCoarsening",
     "ailurus",
@@ -75,8 +83,10 @@ __all__ = [
     "gtp",
     "gtp_graph",
     "hierarchy",
+    "k_medoids",
     "knn_graph",
     "knn_neighbors",
+    "mctf",
     "models",
     "pitome",
     "propagation_graph",
@@ -85,6 +95,8 @@ __all__ = [
     "schedule",
     "token_clustering",
     "token_reconstruction",
+    "token_transforming",
+    "tofu",
     "tome",
     "topk",
     "window_graph",

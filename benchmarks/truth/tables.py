@@ -13,6 +13,12 @@ from truth.plans import Shape, after, at_cost, clusters, constant, linear, third
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
 ATTENTION = ("", ",prop_attn=half-log")
+OWN = {  # options of single strategies, tried in place of reductions
+    "k-medoids": ("", ",reduce=mean"),
+    "mctf": ("", ",ahead=True", ",ahead=precise"),
+    "tofu": ("", ",reduce=mean", ",reduce=released"),
+    "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
+}
 TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
 
 
@@ -74,13 +80,20 @@ def shapes(strategy: str, depth: int) -> list[Shape]:
 
 
 def variants(strategy: str) -> list[str]:
-    """Options that are tried: pooling and attention of strategies that merge, the temperature of Expedite."""
+    """Options that are tried: pooling and attention of strategies that merge, and options of single strategies."""
     if strategy == "expedite":
         return list(TEMPERATURES)
     kind = registry().get(strategy)
     if kind is None or not kind.merges:
         return [""]
-    return [reduce + attention for reduce in REDUCTIONS for attention in ATTENTION]
+    first = OWN.get(strategy, REDUCTIONS)
+    return [own + attention for own in first for attention in ATTENTION if not attention or weighs(strategy + own)]
+
+
+def weighs(setting: str) -> bool:
+    """Whether attention weighs tokens by size under a setting without a schedule."""
+    select = read_setting(setting).select()
+    return select is not None and select.weighs
 
 
 def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:

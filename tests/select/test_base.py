@@ -12,7 +12,8 @@ from tokengraph.testing import tiny_vit
 
 def test_registry_holds_one_strategy_a_file():
     published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "pitome", "tome", "topk"}
-    assert set(tg.registry()) >= published | {"grid-pool", "random", "token-migration"}
+    merging = {"k-medoids", "mctf", "tofu", "token-transforming"}
+    assert set(tg.registry()) >= published | merging | {"grid-pool", "random", "token-migration"}
 
 
 @pytest.mark.parametrize("asked", ["dpc-knn", "DPC_KNN", "dpcknn", tg.DPCKNN, tg.DPCKNN()])
@@ -122,6 +123,9 @@ def test_resolve_lists_what_there_is_behind_its_guess():
         (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score")),
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
         (tg.ToMe.published(), tg.ToMe(order="published")),
+        (tg.KMedoids.published(), tg.KMedoids(objective="released")),
+        (tg.MCTF.published(), tg.MCTF(tau=(1, 20, 40), ahead=True)),
+        (tg.ToFu.published(), tg.ToFu(reduce="released")),
         (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
     ],
     ids=lambda s: type(s).__name__,

@@ -6,7 +6,7 @@ import pytest
 from truth.chosen import best, frontier, headline, moved, nearest_resolution, published
 from truth.curves import ONE, curves
 from truth.plans import FAR, after, at_cost, clusters, constant, cost_of, linear, thirds
-from truth.tables import COSTS, Body, search, strategies
+from truth.tables import COSTS, Body, search, strategies, variants
 
 from tokengraph.evaluate.costs import Anatomy
 from tokengraph.evaluate.settings import read_setting
@@ -137,3 +137,12 @@ def test_curves_vary_what_a_default_hangs_on():
     assert {(strategy, parameter) for strategy, of in ONE.items() for parameter in of} <= found
     with pytest.raises(ValueError, match="12 blocks .got 8"):
         next(curves(SMALL))
+
+
+def test_variants_are_options_that_the_strategy_has_and_that_change_something():
+    assert variants("tome") == ["", ",prop_attn=half-log", ",reduce=mlerp", ",reduce=mlerp,prop_attn=half-log"]
+    assert variants("k-medoids") == ["", ",reduce=mean", ",reduce=mean,prop_attn=half-log"]  # medoids forget sizes
+    assert variants("tofu") == ["", ",reduce=mean", ",reduce=released"]
+    for strategy in strategies():
+        for options in variants(strategy):
+            read_setting(strategy + options).select()  # raises for an option that it does not have

@@ -24,8 +24,10 @@ from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.grid_pool import GridPool, grid_pool
+from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.migration.migration import TokenMigration
+from tokengraph.select.mpm import MPM, mpm
 from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
@@ -49,8 +51,10 @@ __all__ = [
     "DynamicViT",
     "Expedite",
     "Fidelity",
+    "G2TM",
     "GTP",
     "GridPool",
+    "MPM",
     "PiToMe",
     "PropagationGraph",
     "Random",
@@ -65,6 +69,7 @@ __all__ = [
     "attach",
     "backends",
     "coarsen",
+    "connected_components",
     "detach",
     "dpc_knn",
     "evaluate",
@@ -78,6 +83,7 @@ __all__ = [
     "knn_graph",
     "knn_neighbors",
     "models",
+    "mpm",
     "pitome",
     "propagation_graph",
     "registry",

@@ -38,13 +38,37 @@ def linear(removed: int) -> Rule:
     return _Linear(removed)
 
 
-def ratio(keep: float) -> Rule:
+def ratio(keep: float, *, prefix: int = 0) -> Rule:
     """Keeps the share ``keep`` of the current tokens in every block, rounded up.
 
     Args:
         keep: A share in (0, 1].
+        prefix: Prefix tokens that the share counts too, as the code of some methods does (ToFu): of T tokens with them,
+            ``floor(T - T * keep)`` leave.
     """
-    return _Ratio(keep)
+    return _Ratio(keep, prefix)
+
+
+def powers(keep: float, layers: Sequence[int]) -> Rule:
+    """Keeps ``int(N * keep)`` of the N input tokens at the first of ``layers``, ``int(N * keep ** 2)`` at the second...
+
+    Args:
+        keep: A share in (0, 1].
+        layers: Numbers of finished blocks, rising.
+
+    Raises:
+        ValueError: If ``keep`` is out of range or a layer below 1.
+
+    Example:
+        >>> tokens_per_layer(powers(0.7, (1, 2, 3)), 4, 64)
+        [64, 44, 31, 21, 21]
+
+    Source: the schedule of TokenReduction (Haurum et al., ICCV workshop 2023) and of ATC (ECCV 2024): layers (3, 6, 9).
+    """
+    tokens_to_keep(float(keep), 1)
+    if list(layers) != sorted(set(layers)) or any(layer < 1 for layer in layers):
+        raise ValueError(f"Expected rising layers of at least 1 (got {list(layers)}). Layer l: l blocks are finished.")
+    return _Powers(float(keep), tuple(layers))
 
 
 def relative(keep: Mapping[int, float]) -> Relative:
@@ -93,12 +117,32 @@ class _Linear:
 @dataclass(frozen=True)
 class _Ratio:
     keep: float
+    prefix: int = 0
 
     def __call__(self, depth: int, num_tokens: int) -> list[int]:
         removed, left = [], num_tokens
         for _ in range(depth):
-            removed.append(left - tokens_to_keep(float(self.keep), left))
+            if self.prefix:
+                whole = left + self.prefix
+                removed.append(min(int(whole - whole * self.keep), left))
+            else:
+                removed.append(left - tokens_to_keep(float(self.keep), left))
             left -= removed[-1]
+        return removed
+
+
+@dataclass(frozen=True)
+class _Powers:
+    keep: float
+    layers: tuple[int, ...]
+
+    def __call__(self, depth: int, num_tokens: int) -> list[int]:
+        if any(layer > depth for layer in self.layers):
+            raise ValueError(f"Expected layers in [1, {depth}] (got {list(self.layers)}).")
+        removed, left = [0] * depth, num_tokens
+        for power, layer in enumerate(self.layers, 1):
+            kept = max(min(int(num_tokens * self.keep**power), left), 1)
+            removed[layer - 1], left = left - kept, kept
         return removed
 
 

@@ -21,6 +21,7 @@ STRATEGIES = [
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),
 ]
+RAGGED = [tg.G2TM(0.1), tg.MPM()]  # a threshold says how many stay
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)
 # Those that can coarsen what is coarse already: AiluRus and Expedite want the full grid.
 AGAIN = pytest.mark.parametrize("select", [s for s in STRATEGIES if not s.needs_grid], ids=repr)
@@ -58,7 +59,24 @@ def part(a: Assignment | SoftAssignment, b: int) -> list[list]:
 
 
 def test_strategies_here_are_all_that_work_without_a_model():
-    assert {s.name for s in STRATEGIES} == {name for name, cls in tg.registry().items() if not cls.learns}
+    known = {name: cls for name, cls in tg.registry().items() if not cls.learns}
+    assert {s.name for s in STRATEGIES} == {name for name, cls in known.items() if not cls.ragged}
+    assert {s.name for s in RAGGED} == {name for name, cls in known.items() if cls.ragged}
+
+
+@pytest.mark.parametrize("select", RAGGED, ids=repr)
+def test_coarsen_by_a_threshold_keeps_what_each_image_has_of_its_own_but_no_fewer_than_asked(select):
+    graph = grids((4, 4), (3, 5), (4, 4), (0, 0), (1, 6)).connect_grid(4)
+    coarse, a = coarsen(graph, select, 0.5)
+    assert all(k <= n <= full for k, n, full in zip([8, 8, 8, 0, 3], coarse.counts, graph.counts, strict=True))
+    assert sum(coarse.counts) < graph.num_nodes and torch.bincount(a.cluster).min() == 1
+    assert_close(adjacency(coarse), (weights(a).T @ adjacency(graph) @ weights(a)).fill_diagonal_(0.0))
+    for b, alone in enumerate(graph.split()):
+        single, own = coarsen(alone, select, 0.5)
+        assert part(a, b) == part(own, 0)
+        assert_close(coarse.x[coarse.batch == b], single.x)
+    coarse, a = coarsen(graph, select, 1.0)
+    assert torch.equal(coarse.x, graph.x) and a.cluster.tolist() == list(range(53))
 
 
 @EACH

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, dpc_knn, grid_pool, pitome, tome, topk
+from tokengraph import ailurus, connected_components, dpc_knn, grid_pool, mpm, pitome, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -16,13 +16,15 @@ METHODS = {
     "tome": lambda x, keep, mask: tome(x, keep, mask=mask),
     "pitome": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5),
     "pitome bsm": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5, mode="bsm"),
+    "mpm": lambda x, keep, mask: mpm(x, keep, mask=mask),
+    "connected_components": lambda x, keep, mask: connected_components(x, (1, x.size(1)), 0.5, keep),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
     "grid_pool": lambda x, keep, mask: grid_pool(x[..., :2], keep, (1, x.size(1)), mask=mask),
     "random_prune": lambda x, keep, mask: random_prune(*x.shape[:2], keep, mask=mask),
 }
 EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-MASKED = {k: v for k, v in METHODS.items() if k != "ailurus"}
+MASKED = {k: v for k, v in METHODS.items() if k not in ("ailurus", "connected_components")}
 EACH_MASKED = pytest.mark.parametrize("method", MASKED.values(), ids=MASKED)
 
 

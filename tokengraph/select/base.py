@@ -35,13 +35,16 @@ class Select(ABC):
         aliases: Other names that it was published under, and the settings that each stands for.
         placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
         merges: Whether clusters stand for all their tokens, so that attention should weigh them by size.
-        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"mlerp"`` or ``"center"``.
+        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
+            ``"center"``.
         needs_grid: Whether it works on the full patch grid only, so once a model.
         reads: The most that it reads of the attention of its block: ``"nothing"``; ``"keys"``: keys and values, or
             attention by rows; ``"class"``: what a class token pays, which the model must have; ``"map"``: the whole
             map, so that layers that reduce leave their fused kernel.
         learns: Whether it has parameters to train.
         alone: Whether images of their own shapes in one batch come to it one at a time: it takes no mask, or one grid.
+        ragged: Whether a threshold of its own says how many tokens each image keeps. The budget is then the fewest that
+            may stay, and images keep different numbers: ``handle.trace.counts_per_image(layer)`` says how many.
     """
 
     name: ClassVar[str] = ""
@@ -53,6 +56,7 @@ class Select(ABC):
     reads: ClassVar[str] = "keys"
     learns: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

@@ -66,7 +66,7 @@ def test_strategies_here_are_all_that_work_without_a_model():
 
 @pytest.mark.parametrize("select", RAGGED, ids=repr)
 def test_coarsen_by_a_threshold_keeps_what_each_image_has_of_its_own_but_no_fewer_than_asked(select):
-    graph = grids((4, 4), (3, 5), (4, 4), (0, 0), (1, 6)).connect_grid(4)
+    graph = grids((4, 4), (3, 5), (4, 4), (0, 0), (1, 6)).connect_knn(3)
     coarse, a = coarsen(graph, select, 0.5)
     assert all(k <= n <= full for k, n, full in zip([8, 8, 8, 0, 3], coarse.counts, graph.counts, strict=True))
     assert sum(coarse.counts) < graph.num_nodes and torch.bincount(a.cluster).min() == 1

@@ -45,6 +45,12 @@ def paired(kinds, strategies, each=2):
     return pairs
 
 
+def check_alone(together, alone, **tolerances):
+    """Each row of a batch's output is that of its image alone, behind which tokens may be padded."""
+    for row, (one,) in zip(together, alone, strict=True):
+        torch.testing.assert_close(row[: len(one)], one, **tolerances)
+
+
 @dataclass(frozen=True)
 class Uneven(tg.Select):
     """Another strategy with a budget of its own for each image: brighter images keep more."""

@@ -19,6 +19,7 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
+from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 _find_moved_modules()
 
 __all__ = [
+    "ALGM",
     "AiluRus",
     "Assignment",
     "Attachment",
@@ -66,6 +68,8 @@ __all__ = [
     "TopK",
     "WindowCoarsening",
     "ailurus",
+    "algm_global",
+    "algm_local",
     "attach",
     "backends",
     "coarsen",

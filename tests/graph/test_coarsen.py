@@ -21,7 +21,7 @@ STRATEGIES = [
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),
 ]
-RAGGED = [tg.G2TM(0.1), tg.MPM()]  # a threshold says how many stay
+RAGGED = [tg.ALGM(0.1), tg.G2TM(0.1), tg.MPM()]  # a threshold says how many stay
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)
 # Those that can coarsen what is coarse already: AiluRus and Expedite want the full grid.
 AGAIN = pytest.mark.parametrize("select", [s for s in STRATEGIES if not s.needs_grid], ids=repr)

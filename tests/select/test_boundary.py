@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, connected_components, dpc_knn, grid_pool, mpm, pitome, tome, topk
+from tokengraph import ailurus, algm_global, algm_local, connected_components, dpc_knn, grid_pool, mpm, pitome, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -17,6 +17,8 @@ METHODS = {
     "pitome": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5),
     "pitome bsm": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5, mode="bsm"),
     "mpm": lambda x, keep, mask: mpm(x, keep, mask=mask),
+    "algm_local": lambda x, keep, mask: algm_local(x, (1, x.size(1)), 0.5, window=(1, 2), keep=keep),
+    "algm_global": lambda x, keep, mask: algm_global(x, 5, keep=keep, mask=mask),
     "connected_components": lambda x, keep, mask: connected_components(x, (1, x.size(1)), 0.5, keep),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
@@ -24,7 +26,7 @@ METHODS = {
     "random_prune": lambda x, keep, mask: random_prune(*x.shape[:2], keep, mask=mask),
 }
 EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-MASKED = {k: v for k, v in METHODS.items() if k not in ("ailurus", "connected_components")}
+MASKED = {k: v for k, v in METHODS.items() if k not in ("ailurus", "algm_local", "connected_components")}
 EACH_MASKED = pytest.mark.parametrize("method", MASKED.values(), ids=MASKED)
 
 
@@ -64,7 +66,7 @@ def test_masks_of_numbers_are_refused(method):
         method(torch.rand(2, 6, 4), 3, torch.ones(2, 6, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", ["tome", "grid_pool"])
+@pytest.mark.parametrize("name", ["tome", "algm_global", "grid_pool"])
 def test_masks_with_holes_are_refused_where_order_matters(name):
     mask = torch.tensor([[True, True, False], [True, False, True]])
     with pytest.raises(ValueError, match=r"Expected real tokens first .* \(got padding in front of tokens in 1 images"):

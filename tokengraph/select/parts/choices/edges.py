@@ -20,7 +20,7 @@ def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: T
         place = torch.arange(metric.size(1), device=metric.device).expand(metric.size(0), -1)
         return Assignment.from_dense(place, kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        return contract_halves(Halves.of(metric, first, mask), merged, kept, num_prefix, mask)
+        return contract_halves(Halves.of(metric, first, mask), merged, kept, mask, by_index=num_prefix > 0)
 
 
 class Halves(NamedTuple):
@@ -44,7 +44,7 @@ class Halves(NamedTuple):
 
 
 def contract_halves(
-    halves: Halves, merged: int | list[int], kept: int | list[int], num_prefix: int, mask: Tensor | None
+    halves: Halves, merged: int | list[int], kept: int | list[int], mask: Tensor | None, *, by_index: bool
 ) -> Assignment:
     """The map in which each image's ``merged`` heaviest edges are contracted.
 
@@ -52,8 +52,8 @@ def contract_halves(
         halves: The edges.
         merged: Tokens that an image loses, at most those of A.
         kept: Clusters that it has then.
-        num_prefix: P.
         mask: ``[B, N]`` bool, True where there is a token; real tokens first.
+        by_index: Whether unmerged tokens of A follow their index, or their falling similarity.
 
     Returns:
         Clusters in the published order: unmerged tokens of A, then B. An image that loses nothing keeps its order.
@@ -69,10 +69,10 @@ def contract_halves(
     removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
     in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
     leaves = torch.arange(sources.size(1), device=order.device) < removed
-    if num_prefix:  # unmerged tokens of A follow their index
+    if by_index:
         gone = torch.zeros_like(order, dtype=torch.bool).scatter_(1, sources, leaves.expand_as(sources))
         number = (~gone).cumsum(dim=1) - 1
-    else:  # or their similarity
+    else:
         place = torch.arange(order.size(1), device=order.device) - removed
         number = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
     target = in_a - removed + partner

@@ -12,6 +12,8 @@ STRATEGIES = [
     tg.AiluRus(lam=3, k=9, alpha=0.0),
     tg.AiluRus(lam=1, alpha=1.0, include_self=True),
     tg.AiluRus(lam=500, order="score"),
+    tg.ATC("single"),
+    tg.ATC("complete"),
     tg.PiToMe(mode="bsm", margin=0.2),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),

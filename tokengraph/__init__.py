@@ -20,6 +20,7 @@ from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
+from tokengraph.select.atc import ATC, atc
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
@@ -45,6 +46,7 @@ _find_moved_modules()
 
 __all__ = [
     "ALGM",
+    "ATC",
     "AiluRus",
     "Assignment",
     "Attachment",
@@ -70,6 +72,7 @@ __all__ = [
     "ailurus",
     "algm_global",
     "algm_local",
+    "atc",
     "attach",
     "backends",
     "coarsen",

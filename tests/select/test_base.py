@@ -11,7 +11,7 @@ from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
-    published = {"ailurus", "algm", "dpc-knn", "dynamicvit", "expedite", "g2tm", "gtp", "mpm", "pitome", "tome", "topk"}
+    published = {"ailurus", "algm", "atc", "dpc-knn", "dynamicvit", "expedite", "g2tm", "gtp", "mpm", "pitome", "tome", "topk"}
     assert set(tg.registry()) == published | {"grid-pool", "random", "token-migration"}
 
 
@@ -124,6 +124,7 @@ def test_resolve_lists_what_there_is_behind_its_guess():
         (tg.MPM.published(), tg.MPM(layers=(2, 5), official=True)),
         (tg.G2TM.published("cityscapes"), tg.G2TM(0.94, layer=2, official=True)),
         (tg.ALGM.published("vit_large"), tg.ALGM(0.95, layers=(1, 7), official=True)),
+        (tg.ATC.published("single"), tg.ATC("single", official=True)),
         (tg.ToMe.published(), tg.ToMe(order="published")),
         (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
     ],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, algm_global, algm_local, connected_components, dpc_knn, grid_pool, mpm, pitome, tome, topk
+from tokengraph import ailurus, algm_global, algm_local, atc, connected_components, dpc_knn, grid_pool, mpm, pitome, tome, topk
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -19,6 +19,8 @@ METHODS = {
     "mpm": lambda x, keep, mask: mpm(x, keep, mask=mask),
     "algm_local": lambda x, keep, mask: algm_local(x, (1, x.size(1)), 0.5, window=(1, 2), keep=keep),
     "algm_global": lambda x, keep, mask: algm_global(x, 5, keep=keep, mask=mask),
+    "atc": lambda x, keep, mask: atc(x, keep, mask=mask),
+    "atc complete": lambda x, keep, mask: atc(x, keep, mask=mask, linkage="complete"),
     "connected_components": lambda x, keep, mask: connected_components(x, (1, x.size(1)), 0.5, keep),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),

@@ -36,7 +36,7 @@ def mpm(x: Tensor, keep: int | list[int] = 1, *, mask: Tensor | None = None) -> 
     Raises:
         ValueError: If ``keep`` is below 1, or tokens are not finite.
 
-    Cost: ``O(B N^2 C)`` time, 4M cosines at a time; one host synchronisation, for the counts.
+    Cost: ``O(B N^2 C)`` time, 1M cosines at a time; one host synchronisation, for the counts.
 
     Example:
         >>> mpm(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]]])).cluster.tolist()

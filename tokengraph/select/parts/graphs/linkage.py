@@ -65,7 +65,8 @@ class Anew:
 
     def nearest(self, alive: Tensor) -> Found:
         """The most similar other cluster of each; ``O(N^2 D)`` time, image by image."""
-        each = [self._of_image(unit, root, ok) for unit, root, ok in zip(self.unit, self.root, alive, strict=True)]
+        find = self._by_tokens if self.single else self._by_clusters
+        each = [find(unit, root, ok) for unit, root, ok in zip(self.unit, self.root, alive, strict=True)]
         return torch.stack([best for best, _ in each]), torch.stack([to for _, to in each])
 
     def merge(self, first: Tensor, to: Tensor) -> None:
@@ -74,22 +75,33 @@ class Anew:
         home = torch.where(first.gather(1, to) & (to < place) & (to.gather(1, to) == place), to, place)
         self.root = home.gather(1, self.root)
 
-    def _of_image(self, unit: Tensor, root: Tensor, alive: Tensor) -> Found:
+    def _by_tokens(self, unit: Tensor, root: Tensor, alive: Tensor) -> Found:
+        """Single linkage: the best edge of any of a cluster's tokens to one of another cluster."""
+        root, order = root.sort(stable=True)  # so that of equal edges the one to the lower cluster comes first
+        best, to = nearest(unit[None, order], alive[None, root], root[None])
+        best, to = best[0], root[to[0]]
+        low = torch.full_like(best, -torch.inf)
+        most = low.scatter_reduce(0, root, best, "amax")
+        to = torch.where(best == most[root], to, root.numel())
+        to = torch.full_like(root, root.numel()).scatter_reduce(0, root, to, "amin")
+        return most.masked_fill(~alive, -torch.inf), torch.where(alive & (to < root.numel()), to, 0)
+
+    def _by_clusters(self, unit: Tensor, root: Tensor, alive: Tensor) -> Found:
+        """Complete linkage: the worst edge between two clusters."""
         tokens = root.numel()
         best, to = unit.new_full((tokens,), -torch.inf), root.new_zeros(tokens)
         order = root.argsort(stable=True)  # tokens of a cluster lie together: their rows become one, block by block
-        reduction, start = ("amax" if self.single else "amin"), unit.new_full((1, tokens), torch.inf)
-        carried = -start if self.single else start  # the row, so far, of the cluster that the last block ended in
+        carried = unit.new_full((1, tokens), torch.inf)  # the row, so far, of the cluster that the last block ended in
         last = root.new_full((1,), -1)
         for token in order.split(max(1, COSINES // max(tokens, 1))):
             rows = cosines(unit[None, token], unit[None])[0]
             columns = root.expand(token.numel(), -1)
-            rows = torch.full_like(rows, -torch.inf).scatter_reduce_(1, columns, rows, reduction, include_self=False)
+            rows = torch.full_like(rows, -torch.inf).scatter_reduce_(1, columns, rows, "amin", include_self=False)
             mine = torch.cat([last, root[token]])
             cluster, which = mine.unique_consecutive(return_inverse=True)
             full = rows.new_zeros(cluster.numel(), tokens)
             index = which[:, None].expand(-1, tokens)
-            full.scatter_reduce_(0, index, torch.cat([carried, rows]), reduction, include_self=False)
+            full.scatter_reduce_(0, index, torch.cat([carried, rows]), "amin", include_self=False)
             carried, last = full[-1:], cluster[-1:]
             full = full.masked_fill(~alive | (cluster[:, None] == torch.arange(tokens, device=root.device)), -torch.inf)
             found = full.max(dim=1)

@@ -7,20 +7,21 @@ from torch import Tensor
 
 from tokengraph.select.parts.graphs.halves import cosines
 
-COSINES = 2**22  # at a time
+COSINES = 2**20  # at a time
 
 
-def nearest(unit: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(unit: Tensor, mask: Tensor | None = None, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The other token that each token resembles most.
 
     Args:
         unit: Unit rows, ``[B, N, D]``.
         mask: ``[B, N]`` bool, True where there is a token: no other is anyone's neighbour.
+        group: ``[B, N]``: tokens of one group are no neighbours either.
 
     Returns:
         Its cosine ``[B, N]``, ``-inf`` where there is no other token, and its place ``[B, N]``; ties to the lower one.
 
-    Cost: ``O(B N^2 D)`` time, 4M cosines at a time.
+    Cost: ``O(B N^2 D)`` time, 1M cosines at a time.
     """
     images, tokens = unit.shape[:2]
     step = max(1, COSINES // max(1, images * tokens))
@@ -31,6 +32,8 @@ def nearest(unit: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         block = cosines(unit[:, start : start + step], unit, mask)
         own = torch.arange(block.size(1), device=unit.device)
         block[:, own, own + start] = -torch.inf  # by place: a duplicate may round above it
+        if group is not None:
+            block.masked_fill_(group[:, start : start + step, None] == group[:, None], -torch.inf)
         found.append(block.max(dim=2))
     return torch.cat([f.values for f in found], dim=1), torch.cat([f.indices for f in found], dim=1)
 

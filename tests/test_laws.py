@@ -14,6 +14,7 @@ STRATEGIES = [
     tg.AiluRus(lam=500, order="score"),
     tg.ATC("single"),
     tg.ATC("complete"),
+    tg.CubistMerge("mean"),
     tg.PiToMe(mode="bsm", margin=0.2),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),

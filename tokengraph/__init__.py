@@ -21,12 +21,13 @@ from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.atc import ATC, atc
+from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
-from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.g2tm import G2TM, connected_components
+from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.migration.migration import TokenMigration
 from tokengraph.select.mpm import MPM, mpm
@@ -50,6 +51,7 @@ __all__ = [
     "AiluRus",
     "Assignment",
     "Attachment",
+    "CubistMerge",
     "DPCKNN",
     "DynamicSpatial",
     "DynamicViT",
@@ -77,6 +79,7 @@ __all__ = [
     "backends",
     "coarsen",
     "connected_components",
+    "cubist_merge",
     "detach",
     "dpc_knn",
     "evaluate",

@@ -20,6 +20,7 @@ SETTINGS = {
     "AiluRus": (tg.AiluRus(), {1: 0.5}),
     "ALGM": (tg.ALGM(0.0, layers=(1, 2)), None),
     "ATC": (tg.ATC(), 3),
+    "CubistMerge": (tg.CubistMerge(), {1: 0.5}),
     "DPCKNN": (tg.DPCKNN(), {1: 0.5}),
     "DynamicViT": (tg.DynamicViT(layers=[1, 2]), None),
     "Expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),

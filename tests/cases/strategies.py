@@ -15,6 +15,7 @@ STRATEGIES = {
     "g2tm": (tg.G2TM(0.1, layer=1), None),
     "algm": (tg.ALGM(0.1, layers=(1, 2)), None),
     "atc": (tg.ATC(), {1: 0.7, 2: 0.5}),
+    "cubist-merge": (tg.CubistMerge(), {1: 0.5}),
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
     "ailurus": (tg.AiluRus(), {1: 0.5}),
     "topk": (tg.TopK(score="norm"), {1: 10, 2: 5}),

@@ -11,6 +11,7 @@ from tokengraph.testing import tiny_vit
 STRATEGIES = [
     tg.AiluRus(lam=8),
     tg.ATC(),
+    tg.CubistMerge("mean"),
     tg.DPCKNN(),
     tg.Expedite(),
     tg.GTP(graph="semantic", neighbors=2, score="random"),

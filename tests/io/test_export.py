@@ -24,6 +24,7 @@ SETTINGS = {
     "atc": (tg.ATC(), {1: 0.7, 2: 0.5}),
     "atc, single": (tg.ATC("single"), {2: 0.5}),
     "atc, complete": (tg.ATC("complete"), 3),
+    "cubist-merge": (tg.CubistMerge(), {1: 0.5}),
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
     "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
     "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),

@@ -1,7 +1,5 @@
 """MPM against vectors of an own reference: there is no published code (see reference/merging/README.md)."""
 
-import json
-
 import pytest
 import torch
 from merging import check_sources, stored_model

@@ -19,9 +19,7 @@ def by_scipy(x, keep, linkage):
     hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
     u = torch.nn.functional.normalize(x.double(), dim=1)
     i, j = torch.triu_indices(len(x), len(x), 1)
-    found = hierarchy.fcluster(
-        hierarchy.linkage((1 - u @ u.T)[i, j].clamp_min(0).numpy(), linkage), keep, "maxclust"
-    )
+    found = hierarchy.fcluster(hierarchy.linkage((1 - u @ u.T)[i, j].clamp_min(0).numpy(), linkage), keep, "maxclust")
     known = {}
     return [known.setdefault(label, len(known)) for label in found.tolist()]
 

@@ -11,8 +11,21 @@ from tokengraph.testing import tiny_vit
 
 
 def test_registry_holds_one_strategy_a_file():
-    published = {"ailurus", "algm", "atc", "dpc-knn", "dynamicvit", "expedite", "g2tm", "gtp", "mpm", "pitome", "tome", "topk"}
-    assert set(tg.registry()) == published | {"grid-pool", "random", "token-migration"}
+    published = {
+        "ailurus",
+        "algm",
+        "atc",
+        "dpc-knn",
+        "dynamicvit",
+        "expedite",
+        "g2tm",
+        "gtp",
+        "mpm",
+        "pitome",
+        "tome",
+        "topk",
+    }
+    assert set(tg.registry()) == published | {"cubist-merge", "grid-pool", "random", "token-migration"}
 
 
 @pytest.mark.parametrize("asked", ["dpc-knn", "DPC_KNN", "dpcknn", tg.DPCKNN, tg.DPCKNN()])

@@ -3,7 +3,20 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, algm_global, algm_local, atc, connected_components, dpc_knn, grid_pool, mpm, pitome, tome, topk
+from tokengraph import (
+    ailurus,
+    algm_global,
+    algm_local,
+    atc,
+    connected_components,
+    cubist_merge,
+    dpc_knn,
+    grid_pool,
+    mpm,
+    pitome,
+    tome,
+    topk,
+)
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -19,6 +32,9 @@ METHODS = {
     "mpm": lambda x, keep, mask: mpm(x, keep, mask=mask),
     "algm_local": lambda x, keep, mask: algm_local(x, (1, x.size(1)), 0.5, window=(1, 2), keep=keep),
     "algm_global": lambda x, keep, mask: algm_global(x, 5, keep=keep, mask=mask),
+    "cubist_merge": lambda x, keep, mask: cubist_merge(
+        x, (1, x.size(1)), (1, min(max(3, (x.size(1) + 1) // 2), x.size(1)))
+    ),
     "atc": lambda x, keep, mask: atc(x, keep, mask=mask),
     "atc complete": lambda x, keep, mask: atc(x, keep, mask=mask, linkage="complete"),
     "connected_components": lambda x, keep, mask: connected_components(x, (1, x.size(1)), 0.5, keep),
@@ -28,7 +44,9 @@ METHODS = {
     "random_prune": lambda x, keep, mask: random_prune(*x.shape[:2], keep, mask=mask),
 }
 EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-MASKED = {k: v for k, v in METHODS.items() if k not in ("ailurus", "algm_local", "connected_components")}
+MASKED = {
+    k: v for k, v in METHODS.items() if k not in ("ailurus", "algm_local", "cubist_merge", "connected_components")
+}
 EACH_MASKED = pytest.mark.parametrize("method", MASKED.values(), ids=MASKED)
 
 

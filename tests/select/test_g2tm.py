@@ -79,7 +79,11 @@ def test_clusters_nest_as_tau_falls():
 def test_a_transposed_or_flipped_grid_gives_transposed_or_flipped_clusters():
     x = blocky(1, (6, 7)).view(6, 7, 8)
     plain = connected_components(x.reshape(1, 42, 8), (6, 7), 0.8).cluster.view(6, 7)
-    for turn, grid in ((lambda t: t.transpose(0, 1), (7, 6)), (lambda t: t.flip(0), (6, 7)), (lambda t: t.flip(1), (6, 7))):
+    for turn, grid in (
+        (lambda t: t.transpose(0, 1), (7, 6)),
+        (lambda t: t.flip(0), (6, 7)),
+        (lambda t: t.flip(1), (6, 7)),
+    ):
         turned = connected_components(turn(x).reshape(1, 42, 8), grid, 0.8).cluster
         assert torch.equal(same(turned), same(turn(plain).reshape(-1)))
 

@@ -18,7 +18,12 @@ from tokengraph.select.threshold import ThresholdSelect
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 SLACK = 1e-6  # so that equal tokens merge, however their cosines and the mean of these round
-RELEASED = {"vit_tiny": (0.88, (1, 5)), "vit_small": (0.88, (1, 5)), "vit_base": (0.94, (1, 5)), "vit_large": (0.95, (1, 7))}
+RELEASED = {
+    "vit_tiny": (0.88, (1, 5)),
+    "vit_small": (0.88, (1, 5)),
+    "vit_base": (0.94, (1, 5)),
+    "vit_large": (0.95, (1, 7)),
+}
 
 
 def algm_local(
@@ -176,9 +181,7 @@ def _check_window(window: tuple[int, int]) -> None:
         raise ValueError(f"Expected a window of at least two tokens (got {window!r}).")
 
 
-def _local(
-    x: Tensor, grid: tuple[int, ...], tau: float, window: tuple[int, int], keep: int | list[int]
-) -> Assignment:
+def _local(x: Tensor, grid: tuple[int, ...], tau: float, window: tuple[int, int], keep: int | list[int]) -> Assignment:
     images, tokens = x.shape[:2]
     budget, members = clamp_budget(keep, x, None), window_members(grid, window, x.device)
     floors, each = budget if isinstance(budget, list) else [budget] * images, members.size(1)
@@ -210,7 +213,9 @@ def _global(x: Tensor, layer: int, num_prefix: int, keep: int | list[int], mask:
         count = in_a.sum(dim=1, keepdim=True)
         best = torch.where(in_a > 0, best, 0.0)
         mean = best.sum(dim=1, keepdim=True) / count
-        spread = ((best - mean).square() * in_a).sum(dim=1, keepdim=True) / (count - 1)  # NaN for one token: none merges
+        spread = ((best - mean).square() * in_a).sum(dim=1, keepdim=True) / (
+            count - 1
+        )  # NaN for one token: none merges
         above = (best >= mean + spread.sqrt() / layer - SLACK) & (in_a > 0)
         merged = [min(n, m) for n, m in zip(above.sum(dim=1).tolist(), most, strict=True)]
         left = [k + m - n for k, m, n in zip(kept, most, merged, strict=True)]

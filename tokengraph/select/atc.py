@@ -20,9 +20,7 @@ from tokengraph.select.parts.graphs.linkage import LINKAGES
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
-def atc(
-    metric: Tensor, keep: int | list[int], *, linkage: str = "average", mask: Tensor | None = None
-) -> Assignment:
+def atc(metric: Tensor, keep: int | list[int], *, linkage: str = "average", mask: Tensor | None = None) -> Assignment:
     r"""Merges the closest two clusters again and again, until ``keep`` are there.
 
     The distance of tokens is :math:`1 - \cos`, that of clusters its mean, minimum or maximum over their tokens.

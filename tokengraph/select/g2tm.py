@@ -20,9 +20,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget
 TAU = {"ade20k": 0.88, "cityscapes": 0.94}
 
 
-def connected_components(
-    x: Tensor, grid: tuple[int, ...], tau: float, keep: int | list[int] = 1
-) -> Assignment:
+def connected_components(x: Tensor, grid: tuple[int, ...], tau: float, keep: int | list[int] = 1) -> Assignment:
     r"""Merges the connected components of the grid's edges between similar patches.
 
     Patches that share a side are connected where :math:`\cos(x_i, x_j) > \tau`, strictly.

@@ -30,7 +30,9 @@ def composes(select: Select) -> None:
     assert a.cluster_ptr is not None
     each = a.cluster_ptr.diff()
     pairs, mask = torch.arange(int(each.max())).expand(2, -1), torch.arange(int(each.max())) < each[:, None]
-    b = Assignment.from_dense(pairs // 2, ((each + 1) // 2).tolist(), mask=mask)  # clusters j and j + 1 of an image join
+    b = Assignment.from_dense(
+        pairs // 2, ((each + 1) // 2).tolist(), mask=mask
+    )  # clusters j and j + 1 of an image join
     both, rows = a.then(b), x.flatten(0, 1)
     y = torch.randn(b.num_clusters, 3, generator=torch.Generator().manual_seed(4))
     assert_close(both.lift(y), a.lift(b.lift(y)), rtol=1e-4, atol=1e-5)

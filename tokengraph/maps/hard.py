@@ -140,7 +140,8 @@ class Assignment:
             x: Token rows, ``[M, C]`` (or ``[M]``).
             size: Input patches each token stands for, ``[M]`` float32; ``None`` means one each.
             reduce: ``"mean"`` (weighted), ``"sum"`` (of the rows, weights ignored), ``"max"``, ``"absmax"`` (per
-                channel the value of larger magnitude with its sign, of opposite ones the positive), ``"mlerp"`` (the mean's
+                channel the value of larger magnitude with its sign, of opposite ones the positive), ``"mlerp"`` (the
+                mean's
                 direction with the largest member's norm) or ``"center"`` (the row of the cluster's center).
             backend: ``"index_add"``, ``"segment"`` (sorted segments, by torch-scatter where it is installed), or
                 ``"auto"``: index_add, and segments on CUDA when deterministic algorithms are asked for.

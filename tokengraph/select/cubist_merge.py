@@ -70,13 +70,13 @@ def cubist_merge(
 class CubistMerge(Select):
     """CubistMerge as a strategy, between attention and MLP, on the tokens; see :func:`cubist_merge`.
 
-    Score: cosine. Graph: neighbours in a row, then in a column. Choice: the best odd tokens of each line. Reduction: per
-    channel the value of larger magnitude. ``K = h * w`` tokens are left, the largest grid within the budget, as near to
-    the shape of the patch grid as may be; they lie row by row.
+    Score: cosine. Graph: neighbours in a row, then in a column. Choice: the best odd tokens of each line. Reduction:
+    per channel the value of larger magnitude. ``K = h * w`` tokens are left, the largest grid within the budget, as
+    near to the shape of the patch grid as may be; they lie row by row.
 
     Args:
         reduce: ``"absmax"``, or ``"mean"``: by size.
-        coarse: ``(h, w)``: this grid whatever the budget; the schedule then says ``"cluster"``.
+        coarse: ``(h, w)``: this grid for every budget; the schedule then says ``"cluster"``.
     """
 
     name: ClassVar[str] = "cubist-merge"
@@ -115,7 +115,7 @@ class CubistMerge(Select):
         return _cubist(tokens.x, (height, width), coarse, tokens.size, self.reduce)
 
     def makes(self, keep: int, num_tokens: int, grid: Grid | None = None) -> int:
-        """Tokens of the largest grid within ``keep`` that one step can leave; without a grid: as if it were a square."""
+        """Tokens of the largest grid within ``keep`` that one step can leave; without a grid: as if it were square."""
         if keep >= num_tokens:
             return num_tokens
         if self.own_budget is not None:

@@ -35,8 +35,8 @@ class ThresholdSelect(Select):
         if schedule is None:
             if any(not first <= layer <= depth for layer in own):
                 raise ValueError(
-                    f"Expected layers in [{first}, {depth}] for {type(self).__name__} (got {list(own)}). Give it layers "
-                    "of this model, or a schedule."
+                    f"Expected layers in [{first}, {depth}] for {type(self).__name__} (got {list(own)}). Give it "
+                    "layers of this model, or a schedule."
                 )
             at, schedule = own, dict.fromkeys(own, 1)
         elif isinstance(schedule, Relative):

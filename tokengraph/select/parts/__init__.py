@@ -2,9 +2,9 @@
 
 | folder | question | pieces |
 |---|---|---|
-| ``scores`` | how much does a token, or an edge, matter? | attention, density, energy, norm, random |
-| ``graphs`` | who may merge with whom? | halves, complete, window, propagation |
-| ``choices`` | which become one? | best, edges, peaks, cells |
+| ``scores`` | how much does a token, or an edge, matter? | attention, density, energy, norm, random, windows |
+| ``graphs`` | who may merge with whom? | halves, complete, window, mutual, components, linkage, propagation |
+| ``choices`` | which become one? | best, edges, peaks, cells, lines, roots, agglomerate |
 | ``reductions`` | what do they become? | fuse, propagate; means, MLERP and centers are ``Assignment.reduce`` |
 
 A strategy's file names its parts, its place in the block and its defaults.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.layout import take_rows
 from tokengraph.select.parts.graphs.halves import cosines
 from tokengraph.select.parts.graphs.mutual import COSINES, nearest
 
@@ -29,7 +30,7 @@ class Average:
 
     def merge(self, first: Tensor, to: Tensor) -> None:
         """Takes cluster ``to`` into each cluster where ``first [B, N]`` is True."""
-        other = self.total.gather(1, to[..., None].expand_as(self.total))
+        other = take_rows(self.total, to)
         self.total = torch.where(first[..., None], self.total + other, self.total)
         self.count = torch.where(first, self.count + self.count.gather(1, to), self.count)
 
@@ -39,21 +40,22 @@ class Kept:
 
     def __init__(self, unit: Tensor, single: bool) -> None:
         self.similar, self.single = cosines(unit, unit), single
+        self.place = torch.arange(unit.size(1), device=unit.device)
+        self.own = self.place[:, None] == self.place
 
     def nearest(self, alive: Tensor) -> Found:
         """The most similar other cluster of each; ``O(N^2)`` time."""
-        own = torch.eye(alive.size(1), dtype=torch.bool, device=alive.device)
-        self.similar = self.similar.masked_fill_(own | ~alive[:, None] | ~alive[..., None], -torch.inf)
+        self.similar = self.similar.masked_fill_(self.own | ~alive[:, None], -torch.inf)
         best, to = self.similar.max(dim=2)
-        return best, to
+        return best.masked_fill(~alive, -torch.inf), to
 
     def merge(self, first: Tensor, to: Tensor) -> None:
-        """Takes cluster ``to`` into each cluster where ``first [B, N]`` is True: rows by the start of the round."""
-        join, similar = torch.maximum if self.single else torch.minimum, self.similar
-        there = to[..., None].expand_as(similar)
-        similar = torch.where(first[..., None], join(similar, similar.gather(1, there)), similar)
-        there = there.transpose(1, 2)
-        self.similar = torch.where(first[:, None], join(similar, similar.gather(2, there)), similar)
+        """Takes cluster ``to`` into each cluster where ``first [B, N]`` is True: rows, then columns."""
+        join = torch.maximum if self.single else torch.minimum
+        other = torch.where(first, to, self.place)  # a cluster that takes none is joined with itself
+        rows = join(self.similar, take_rows(self.similar, other))
+        columns = take_rows(rows.transpose(1, 2).contiguous(), other).transpose(1, 2)
+        self.similar = join(rows, columns).contiguous()
 
 
 class Anew:

@@ -49,7 +49,7 @@ def test_models_of_the_published_code_are_reproduced(vectors, name):
         trace = handle.trace
         assert list(trace.counts) == counts
         for i in range(how["depth"]):
-            labels = trace.state(i + 1).source.cluster.view(2, -1)
+            labels = trace.state(i + 1).lineage.source.cluster.view(2, -1)
             for ours, theirs in zip(labels.tolist(), v[f"l{i}_source"].tolist(), strict=True):
                 assert _renumbered(ours) == _renumbered(theirs)
         assert_close(trace.size(how["depth"]), v["size"][:, -counts[-1] :].view(2, -1), rtol=0, atol=1e-5)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tokengraph import ATC, atc
+from tokengraph.select.parts.choices.agglomerate import first_of_cycle
 from tokengraph.select.parts.graphs import linkage as module
+from tokengraph.select.parts.graphs import mutual
 
 LINKAGES = ("average", "single", "complete")
 EACH = pytest.mark.parametrize("linkage", LINKAGES)
@@ -83,12 +85,13 @@ def test_with_a_mask_equals_each_image_alone(linkage):
         assert mine.tolist() == alone.cluster.tolist()
 
 
-@pytest.mark.parametrize("linkage", ["single", "complete"])
-def test_blocks_give_what_the_kept_matrix_gives(linkage, monkeypatch):
+@EACH
+def test_blocks_give_what_one_piece_gives(linkage, monkeypatch):
     x = torch.randn(2, 45, 8)
     whole = [atc(x, keep, linkage=linkage).cluster for keep in (30, 10, 1)]
     monkeypatch.setattr(module, "MATRIX", 0)
     monkeypatch.setattr(module, "COSINES", 45 * 4)
+    monkeypatch.setattr(mutual, "COSINES", 2 * 45 * 4)
     for keep, wanted in zip((30, 10, 1), whole, strict=True):
         assert torch.equal(atc(x, keep, linkage=linkage).cluster, wanted)
 
@@ -97,6 +100,11 @@ def test_a_chain_takes_as_many_rounds_as_merges():
     angle = torch.tensor([0.0, 0.1, 0.21, 0.33, 0.46, 0.6, 0.75])
     x = torch.stack([angle.cos(), angle.sin()], dim=1)[None]
     assert atc(x, 2, linkage="single").cluster.tolist() == [0] * 6 + [1]
+
+
+def test_a_cycle_of_products_that_round_apart_still_merges_something():
+    to = torch.tensor([[1, 2, 0, 4, 3, 0, 6]])  # 0 -> 1 -> 2 -> 0, a pair, one that points to a cycle, one alone
+    assert first_of_cycle(to)[0].nonzero().flatten().tolist() == [0, 3, 6]
 
 
 def test_an_unknown_linkage_is_refused():

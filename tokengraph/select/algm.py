@@ -97,7 +97,7 @@ def algm_global(
     Example:
         >>> x = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.5, 0.5], [0.0, 1.0], [-1.0, 0.2], [0.3, 1.0]]])
         >>> algm_global(x, 5).cluster.tolist()
-        [2, 2, 0, 3, 1, 4]
+        [1, 1, 3, 2, 0, 3]
 
     Source: as :func:`algm_local`. Differs: threshold and count are the image's own (published: means and minimum over
     the batch), ``v_a`` within 1e-6 of the threshold merge, without prefix tokens the first token counts too, merging

@@ -46,7 +46,7 @@ def atc(metric: Tensor, keep: int | list[int], *, linkage: str = "average", mask
     Example:
         >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.7, 0.7]]])
         >>> atc(x, 3).cluster.tolist(), atc(x, 2).cluster.tolist()
-        ([0, 1, 0, 2], [0, 1, 0, 1])
+        ([0, 1, 0, 2], [0, 1, 0, 0])
 
     Ties: distances that only rounding tells from 0 are equal; the lower index merges first.
 

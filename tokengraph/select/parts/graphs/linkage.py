@@ -17,31 +17,66 @@ Found = tuple[Tensor, Tensor]  # of each cluster: its best similarity, -inf wher
 class Average:
     """The mean cosine of two clusters' tokens: the product of the means of their unit rows, so no pairs are kept.
 
-    A cluster lies at the place of its smallest token; ``alive [B, N]`` says which places have one.
+    A cluster lies at one place; ``alive [B, N]`` says which places have one.
+
+    Attributes:
+        all_at_once: Whether every cluster may merge into its nearest in one round, or mutual nearest ones only.
+        rounds: Of which more are never needed.
     """
 
+    all_at_once = False
+
     def __init__(self, unit: Tensor) -> None:
-        self.total, self.count = unit, unit.new_ones(unit.shape[:2])
+        self.total, self.count, self.rounds = unit, unit.new_ones(unit.shape[:2]), unit.size(1)
 
     def nearest(self, alive: Tensor) -> Found:
         """The most similar other cluster of each; ``O(N^2 D)`` time, a block of rows at a time."""
         best, to = nearest(self.total / self.count[..., None], alive)
         return best.masked_fill(~alive, -torch.inf), to
 
-    def merge(self, first: Tensor, to: Tensor) -> None:
-        """Takes cluster ``to`` into each cluster where ``first [B, N]`` is True."""
-        other = take_rows(self.total, to)
-        self.total = torch.where(first[..., None], self.total + other, self.total)
-        self.count = torch.where(first, self.count + self.count.gather(1, to), self.count)
+    def merge(self, into: Tensor, leaves: Tensor) -> None:
+        """Takes each cluster where ``leaves [B, N]`` is True into cluster ``into``, at most one into each."""
+        other = _takes(into, leaves)
+        takes = other != _places(into)
+        self.total = torch.where(takes[..., None], self.total + take_rows(self.total, other), self.total)
+        self.count = torch.where(takes, self.count + self.count.gather(1, other), self.count)
 
 
-class Kept:
-    """Single or complete linkage on a matrix of all similarities, ``[B, N, N]``; arguments as for `Average`."""
+class Single:
+    """The best edge between two clusters' tokens; arguments as for `Average`."""
 
-    def __init__(self, unit: Tensor, single: bool) -> None:
-        self.similar, self.single = cosines(unit, unit), single
-        self.place = torch.arange(unit.size(1), device=unit.device)
-        self.own = self.place[:, None] == self.place
+    all_at_once = True
+
+    def __init__(self, unit: Tensor) -> None:
+        self.unit, self.rounds = unit, max(unit.size(1) - 1, 1).bit_length()
+        self.root = _places(unit[..., 0])
+
+    def nearest(self, alive: Tensor) -> Found:
+        """The most similar other cluster of each; ``O(N^2 D)`` time, a block of rows at a time."""
+        tokens = self.root.size(1)
+        root, order = self.root.sort(dim=1, stable=True)  # of equal edges the one to the lower cluster comes first
+        best, to = nearest(take_rows(self.unit, order), alive.gather(1, root), root)
+        to = root.gather(1, to)
+        most = torch.full_like(best, -torch.inf).scatter_reduce(1, root, best, "amax")
+        to = torch.where(best == most.gather(1, root), to, tokens - 1)
+        to = torch.full_like(root, tokens - 1).scatter_reduce(1, root, to, "amin")
+        return most.masked_fill(~alive, -torch.inf), to
+
+    def merge(self, into: Tensor, leaves: Tensor) -> None:
+        """Takes each cluster where ``leaves [B, N]`` is True into cluster ``into``, which may leave itself."""
+        for _ in range(self.rounds):
+            into = into.gather(1, into)
+        self.root = into.gather(1, self.root)
+
+
+class Complete:
+    """The worst edge between two clusters' tokens, on a matrix of all, ``[B, N, N]``; arguments as for `Average`."""
+
+    all_at_once = False
+
+    def __init__(self, unit: Tensor) -> None:
+        self.similar, self.rounds = cosines(unit, unit), unit.size(1)
+        self.own = torch.eye(unit.size(1), dtype=torch.bool, device=unit.device)
 
     def nearest(self, alive: Tensor) -> Found:
         """The most similar other cluster of each; ``O(N^2)`` time."""
@@ -49,47 +84,32 @@ class Kept:
         best, to = self.similar.max(dim=2)
         return best.masked_fill(~alive, -torch.inf), to
 
-    def merge(self, first: Tensor, to: Tensor) -> None:
-        """Takes cluster ``to`` into each cluster where ``first [B, N]`` is True: rows, then columns."""
-        join = torch.maximum if self.single else torch.minimum
-        other = torch.where(first, to, self.place)  # a cluster that takes none is joined with itself
-        rows = join(self.similar, take_rows(self.similar, other))
+    def merge(self, into: Tensor, leaves: Tensor) -> None:
+        """Takes each cluster where ``leaves [B, N]`` is True into cluster ``into``: rows, then columns."""
+        other = _takes(into, leaves)  # a cluster that takes none is joined with itself
+        rows = torch.minimum(self.similar, take_rows(self.similar, other))
         columns = take_rows(rows.transpose(1, 2).contiguous(), other).transpose(1, 2)
-        self.similar = join(rows, columns).contiguous()
+        self.similar = torch.minimum(rows, columns).contiguous()
 
 
-class Anew:
-    """Single or complete linkage without a matrix: similarities of tokens are made anew, a block of rows at a time."""
+class CompleteAnew:
+    """Complete linkage without a matrix: similarities of tokens are made anew, a block of rows at a time."""
 
-    def __init__(self, unit: Tensor, single: bool) -> None:
-        self.unit, self.single = unit, single
-        self.root = torch.arange(unit.size(1), device=unit.device).repeat(unit.size(0), 1)
+    all_at_once = False
+
+    def __init__(self, unit: Tensor) -> None:
+        self.unit, self.rounds, self.root = unit, unit.size(1), _places(unit[..., 0])
 
     def nearest(self, alive: Tensor) -> Found:
         """The most similar other cluster of each; ``O(N^2 D)`` time, image by image."""
-        find = self._by_tokens if self.single else self._by_clusters
-        each = [find(unit, root, ok) for unit, root, ok in zip(self.unit, self.root, alive, strict=True)]
+        each = [self._of_image(unit, root, ok) for unit, root, ok in zip(self.unit, self.root, alive, strict=True)]
         return torch.stack([best for best, _ in each]), torch.stack([to for _, to in each])
 
-    def merge(self, first: Tensor, to: Tensor) -> None:
-        """Takes cluster ``to`` into each cluster where ``first [B, N]`` is True."""
-        place = torch.arange(to.size(1), device=to.device).expand_as(to)
-        home = torch.where(first.gather(1, to) & (to < place) & (to.gather(1, to) == place), to, place)
-        self.root = home.gather(1, self.root)
+    def merge(self, into: Tensor, leaves: Tensor) -> None:
+        """Takes each cluster where ``leaves [B, N]`` is True into cluster ``into``."""
+        self.root = into.gather(1, self.root)
 
-    def _by_tokens(self, unit: Tensor, root: Tensor, alive: Tensor) -> Found:
-        """Single linkage: the best edge of any of a cluster's tokens to one of another cluster."""
-        root, order = root.sort(stable=True)  # so that of equal edges the one to the lower cluster comes first
-        best, to = nearest(unit[None, order], alive[None, root], root[None])
-        best, to = best[0], root[to[0]]
-        low = torch.full_like(best, -torch.inf)
-        most = low.scatter_reduce(0, root, best, "amax")
-        to = torch.where(best == most[root], to, root.numel())
-        to = torch.full_like(root, root.numel()).scatter_reduce(0, root, to, "amin")
-        return most.masked_fill(~alive, -torch.inf), torch.where(alive & (to < root.numel()), to, 0)
-
-    def _by_clusters(self, unit: Tensor, root: Tensor, alive: Tensor) -> Found:
-        """Complete linkage: the worst edge between two clusters."""
+    def _of_image(self, unit: Tensor, root: Tensor, alive: Tensor) -> Found:
         tokens = root.numel()
         best, to = unit.new_full((tokens,), -torch.inf), root.new_zeros(tokens)
         order = root.argsort(stable=True)  # tokens of a cluster lie together: their rows become one, block by block
@@ -112,9 +132,21 @@ class Anew:
         return best.masked_fill(~alive, -torch.inf), to
 
 
-def linkage_of(unit: Tensor, linkage: str) -> Average | Kept | Anew:
+def linkage_of(unit: Tensor, linkage: str) -> Average | Single | Complete | CompleteAnew:
     """The state of clusters ``[B, N]`` that are single tokens at first, of unit rows ``[B, N, D]``."""
-    if linkage == "average":
-        return Average(unit)
+    if linkage != "complete":
+        return Average(unit) if linkage == "average" else Single(unit)
     small = torch.compiler.is_compiling() or unit.size(0) * unit.size(1) ** 2 <= MATRIX
-    return (Kept if small else Anew)(unit, linkage == "single")
+    return Complete(unit) if small else CompleteAnew(unit)
+
+
+def _places(like: Tensor) -> Tensor:
+    """``0, 1, ...`` for every image of ``[B, N]``."""
+    return torch.arange(like.size(1), device=like.device).expand(like.shape[:2])
+
+
+def _takes(into: Tensor, leaves: Tensor) -> Tensor:
+    """The cluster that each one takes, where at most one goes ``into`` it: itself for all others."""
+    place = _places(into)
+    spare = torch.cat([place, place[:, :1]], dim=1)  # the last column is for those that stay
+    return spare.scatter(1, torch.where(leaves, into, into.size(1)), place)[:, :-1]

@@ -105,7 +105,7 @@ def _cut(parent: Tensor, height: Tensor, born: Tensor, lost: Tensor) -> Tensor:
     order = born.argsort(dim=1, stable=True)
     order = order.gather(1, height.gather(1, order).argsort(dim=1, stable=True))
     place = torch.arange(order.size(1), device=order.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place)
+    rank = torch.empty_like(order).scatter(1, order, place)
     root = torch.where(rank < lost, parent, place)
     for _ in range(max(order.size(1) - 1, 1).bit_length()):
         root = root.gather(1, root)

@@ -80,7 +80,7 @@ class Complete:
 
     def nearest(self, alive: Tensor) -> Found:
         """The most similar other cluster of each; ``O(N^2)`` time."""
-        self.similar = self.similar.masked_fill_(self.own | ~alive[:, None], -torch.inf)
+        self.similar = self.similar.masked_fill(self.own | ~alive[:, None], -torch.inf)
         best, to = self.similar.max(dim=2)
         return best.masked_fill(~alive, -torch.inf), to
 

@@ -30,10 +30,11 @@ def nearest(unit: Tensor, mask: Tensor | None = None, group: Tensor | None = Non
     found = []
     for start in range(0, tokens, step):
         block = cosines(unit[:, start : start + step], unit, mask)
-        own = torch.arange(block.size(1), device=unit.device)
-        block[:, own, own + start] = -torch.inf  # by place: a duplicate may round above it
-        if group is not None:
-            block.masked_fill_(group[:, start : start + step, None] == group[:, None], -torch.inf)
+        if group is None:
+            own = torch.arange(block.size(1), device=unit.device)
+            block[:, own, own + start] = -torch.inf  # by place: a duplicate may round above it
+        else:  # no write in place: programs for ONNX take none here
+            block = block.masked_fill(group[:, start : start + step, None] == group[:, None], -torch.inf)
         found.append(block.max(dim=2))
     return torch.cat([f.values for f in found], dim=1), torch.cat([f.indices for f in found], dim=1)
 

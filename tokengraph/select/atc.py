@@ -39,9 +39,8 @@ def atc(metric: Tensor, keep: int | list[int], *, linkage: str = "average", mask
     Raises:
         ValueError: If ``keep`` is below 1, ``linkage`` is unknown, or tokens are not finite.
 
-    Cost: 7 to 12 rounds for 196 tokens, ``O(B N^2 D)`` each for ``"average"``; 4M cosines at a time, for ``"single"``
-    and ``"complete"`` all of them while a batch has at most 16M, and slower blocks beyond. On CPU no other cost; on
-    CUDA one host synchronisation in four rounds.
+    Cost: about ten rounds for 196 tokens, at most ``log2 N`` for ``"single"``, ``O(B N^2 D)`` each; 1M cosines at a
+    time, for ``"complete"`` all of them while a batch has at most 16M. On CUDA one host synchronisation in four rounds.
 
     Example:
         >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.7, 0.7]]])

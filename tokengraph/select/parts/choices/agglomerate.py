@@ -29,8 +29,8 @@ def agglomerate(unit: Tensor, lost: Tensor, most: int, linkage: str, mask: Tenso
     Returns:
         The smallest token of each token's cluster, ``[B, N]``.
 
-    Cost: about ten rounds for 196 tokens (four for ``"single"``), at most ``most`` (``log2 N``), each ``O(N^2 D)``, or
-    ``O(N^2)`` where similarities are kept. On CUDA one host synchronisation in four rounds; under ``torch.func.vmap``
+    Cost: about ten rounds for 196 tokens, at most ``most`` (``"single"``: ``log2 N``), each ``O(N^2 D)``, or ``O(N^2)``
+    where similarities are kept. On CUDA one host synchronisation in four rounds; under ``torch.func.vmap``
     none, and always the most rounds.
     """
     return _agglomerate(unit, lost, most, linkage, mask, not under_vmap())
@@ -101,7 +101,7 @@ def _taken_by(first: Tensor, to: Tensor, place: Tensor) -> Tensor:
 
 
 def _cut(parent: Tensor, height: Tensor, born: Tensor, lost: Tensor) -> Tensor:
-    """The smallest token of each cluster after the ``lost [B, 1]`` lowest merges, ties by their round, then by index."""
+    """The smallest token of each cluster after the ``lost [B, 1]`` lowest merges, ties by round, then by index."""
     order = born.argsort(dim=1, stable=True)
     order = order.gather(1, height.gather(1, order).argsort(dim=1, stable=True))
     place = torch.arange(order.size(1), device=order.device).expand_as(order)

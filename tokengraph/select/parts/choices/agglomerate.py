@@ -48,7 +48,7 @@ def _(unit: Tensor, lost: Tensor, most: int, linkage: str, mask: Tensor | None =
 
 
 def all_rounds(unit: Tensor, lost: Tensor, most: int, linkage: str, mask: Tensor | None = None) -> Tensor:
-    """:func:`agglomerate` in as many rounds as may be, which are always enough, without a look at values: for programs."""
+    """:func:`agglomerate` in as many rounds as are always enough, without a look at values: for programs."""
     return _agglomerate(unit, lost, most, linkage, mask, False)
 
 

@@ -30,11 +30,13 @@ def nearest(unit: Tensor, mask: Tensor | None = None, group: Tensor | None = Non
     found = []
     for start in range(0, tokens, step):
         block = cosines(unit[:, start : start + step], unit, mask)
-        if group is None:
-            own = torch.arange(block.size(1), device=unit.device)
-            block[:, own, own + start] = -torch.inf  # by place: a duplicate may round above it
-        else:  # no write in place: programs for ONNX take none here
+        own = torch.arange(block.size(1), device=unit.device) + start  # by place: a duplicate may round above it
+        if group is not None:
             block = block.masked_fill(group[:, start : start + step, None] == group[:, None], -torch.inf)
+        elif type(block) is Tensor:
+            block[:, own - start, own] = -torch.inf
+        else:  # traced into a program, for which translations write nothing in place
+            block = block.masked_fill(own[:, None] == torch.arange(tokens, device=unit.device), -torch.inf)
         found.append(block.max(dim=2))
     return torch.cat([f.values for f in found], dim=1), torch.cat([f.indices for f in found], dim=1)
 

@@ -13,6 +13,13 @@ STRATEGIES = {
     "pitome": (tg.PiToMe(), 3),
     "tofu": (tg.ToFu(until=0), 3),
     "tofu-released": (tg.ToFu(until=0, reduce="released"), 3),
+    "mpm": (tg.MPM(layers=(1, 2)), None),
+    "g2tm": (tg.G2TM(0.1, layer=1), None),
+    "algm": (tg.ALGM(0.1, layers=(1, 2)), None),
+    "atc": (tg.ATC(), {1: 0.7, 2: 0.5}),
+    "atc-single": (tg.ATC("single"), {2: 0.5}),
+    "atc-complete": (tg.ATC("complete"), 3),
+    "cubist-merge": (tg.CubistMerge(), {1: 0.5}),
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
     "k-medoids": (tg.KMedoids(), {1: 0.75, 2: 0.5}),
     "k-medoids-equal": (tg.KMedoids(weight="equal", reduce="mean"), {1: 10, 2: 6}),
@@ -49,6 +56,12 @@ def paired(kinds, strategies, each=2):
             free = [s for s in strategies if (kind, s) not in pairs]
             pairs.append((kind, min(free, key=lambda s: sum(one == s for _, one in pairs))))
     return pairs
+
+
+def check_alone(together, alone, **tolerances):
+    """Each row of a batch's output is that of its image alone, behind which tokens may be padded."""
+    for row, (one,) in zip(together, alone, strict=True):
+        torch.testing.assert_close(row[: len(one)], one, **tolerances)
 
 
 @dataclass(frozen=True)

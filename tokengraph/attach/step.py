@@ -141,7 +141,7 @@ def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int])
             return select_alone(select, tokens, keep, grids, not state.lineage.coarse)
         return select(tokens, keep)
     except RuntimeError as error:
-        if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage")):
+        if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage", "Batching rule")):
             raise
         raise ValueError(
             f"Expected a strategy that reads no numbers under torch.func.vmap (got {type(select).__name__}, whose "

@@ -143,9 +143,9 @@ class Assignment:
         Args:
             x: Token rows, ``[M, C]`` (or ``[M]``).
             size: Input patches each token stands for, ``[M]`` float32; ``None`` means one each.
-            reduce: ``"mean"`` (weighted), ``"sum"`` (of the rows, weights ignored), ``"max"``, ``"mlerp"`` (the mean's
-                direction with the largest member's norm), ``"center"`` (the row of the cluster's center) or
-                ``"released-mlerp"`` (the mean times the largest member's norm by the center's, as ports of ToFu do).
+            reduce: ``"mean"`` (weighted), ``"sum"`` (of the rows, weights ignored), ``"max"``, ``"absmax"`` (the value
+                of largest magnitude in each channel, positive in a tie), ``"mlerp"`` (the mean's direction with the
+                largest member's norm), ``"center"`` (the center's row) or ``"released-mlerp"`` (see ``ToFu``).
             backend: ``"index_add"``, ``"segment"`` (sorted segments, by torch-scatter where it is installed), or
                 ``"auto"``: index_add, and segments on CUDA when deterministic algorithms are asked for.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengraph.flat.segment import TINY, row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
 
-REDUCTIONS = ("mean", "sum", "max", "mlerp", "center", "released-mlerp")
+REDUCTIONS = ("mean", "sum", "max", "absmax", "mlerp", "center", "released-mlerp")
 
 
 class Bins(NamedTuple):
@@ -59,6 +59,9 @@ def pool(
         return bins.sum(x, backend)
     if reduce == "max":
         return bins.trim(segment_max(x, bins.cluster, bins.rows))
+    if reduce == "absmax":
+        high, low = (bins.trim(segment_max(rows, bins.cluster, bins.rows)) for rows in (x, -x))
+        return torch.where(high >= low, high, -low)
     # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
     share = weight / bins.padded(total, 1.0).clamp_min(TINY).index_select(0, bins.cluster)
     mean = bins.trim(weighted_sum(x, share, bins.cluster, bins.rows, backend=backend)).to(x.dtype)

@@ -38,13 +38,16 @@ class Select(ABC):
             ``"ahead"``: before it, by the attention map that the block computes for all tokens. It then reads the
             ``"map"``; see :attr:`pools_map`.
         merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
-        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"mlerp"`` or ``"center"``.
+        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
+            ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
         reads: The most that it reads of its block's attention: ``"nothing"``; ``"keys"``: keys and values, or attention
             by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
             blocks that reduce cannot use a fused kernel.
         learns: True if it has parameters to train.
         alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
+        ragged: True if a threshold decides how many tokens each image keeps. The budget is then the fewest that may
+            stay; ``handle.trace.counts_per_image(layer)`` has the numbers.
     """
 
     name: ClassVar[str] = ""
@@ -56,6 +59,7 @@ class Select(ABC):
     reads: ClassVar[str] = "keys"
     learns: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

@@ -19,7 +19,7 @@ def merge_both_ways(
     """Cluster of each token within its image.
 
     The tokens of A whose best edges are heaviest merge each into its best token of B. Then the tokens of B whose best
-    edges to the rest of A are heaviest merge into that rest, and whatever merged into them goes along.
+    edges to the rest of A are heaviest merge into that rest, with all tokens that have merged into them.
 
     Args:
         weight: Edges ``[B, n_a, n_b]`` from A to B.

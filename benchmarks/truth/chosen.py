@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tokengraph.evaluate.costs import multiply_adds
-from truth.tables import COSTS, Body, Candidate, made, resolutions, shapes, strategies
+from truth.tables import COSTS, Body, Candidate, made, ragged, resolutions, shapes, strategies, thresholds
 
 CONTROLS = ("random", "grid-pool")
 PUBLISHED = {  # the published family of schedules; strategies that are not here were published for other models
@@ -23,13 +23,15 @@ PUBLISHED = {  # the published family of schedules; strategies that are not here
 def best(candidates: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
     """Returns the best candidate of each strategy at each cost; smaller images with ToMe count as one strategy.
 
+    Candidates without a wanted cost, smaller images and strategies by threshold, are left out.
+
     Args:
         candidates: The candidates of the search.
         score: Scores by the text of the setting; failed settings have none.
     """
     found: dict[tuple[float, str], Candidate] = {}
     for candidate in candidates:
-        if candidate.setting not in score or candidate.strategy == "resolution":
+        if candidate.setting not in score or not candidate.cost:
             continue
         key = candidate.cost, "combined" if "+" in candidate.strategy else candidate.strategy
         if key not in found or score[candidate.setting] > score[found[key].setting]:
@@ -54,9 +56,9 @@ def moved(
 
 
 def frontier(body: Body, picked: Sequence[Candidate]) -> list[Candidate]:
-    """Returns the best of each strategy, the published ones and the smaller images, each setting once."""
+    """Returns the best of each strategy, those by threshold, the published ones and smaller images, each once."""
     controls = [nearest_resolution(body, share) for share in COSTS]
-    return list({c.setting: c for c in [*controls, *picked, *published(body)]}.values())
+    return list({c.setting: c for c in [*controls, *picked, *thresholds(body), *published(body)]}.values())
 
 
 def headline(body: Body, picked: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
@@ -75,7 +77,7 @@ def published(body: Body, costs: Sequence[float] = COSTS) -> list[Candidate]:
     """Returns every strategy with its defaults and its published family, if it reaches the cost."""
     found = []
     for share in costs:
-        for strategy in strategies():
+        for strategy in (name for name in strategies() if not ragged(name)):
             for shape in shapes(strategy, body.anatomy.depth):
                 if shape.name == PUBLISHED.get(strategy):
                     found += made(body, strategy, shape, share, "")

@@ -9,6 +9,7 @@ from tokengraph.evaluate.costs import Anatomy, multiply_adds
 from tokengraph.evaluate.settings import read_setting
 from tokengraph.select.base import registry
 from truth.plans import Shape, after, at_cost, clusters, constant, linear, thirds
+from truth.thresholds import own_settings
 
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
@@ -50,7 +51,7 @@ class Candidate:
         setting: As text.
         strategy: Its name.
         shape: Its family of schedules.
-        cost: The share that was wanted; 0 for resolutions alone.
+        cost: The share that was wanted; 0 for resolutions alone and for strategies with thresholds of their own.
         options: What differs from the strategy's defaults.
     """
 
@@ -100,12 +101,28 @@ def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:
     """Every strategy at every cost, in every family, with every variant that reaches the cost; and resolutions."""
     for size in resolutions(body):
         yield Candidate(f"resolution:{size}", "resolution", "alone", 0.0)
+    yield from thresholds(body)
     for share in costs:
         for strategy in strategies():
+            if ragged(strategy):  # the images decide their cost
+                continue
             for shape in shapes(strategy, body.anatomy.depth):
                 for options in variants(strategy):
                     yield from made(body, strategy, shape, share, options)
         yield from combinations(body, share)
+
+
+def thresholds(body: Body) -> Iterator[Candidate]:
+    """Every strategy with a threshold of its own, at its own layers."""
+    for strategy in filter(ragged, strategies()):
+        for setting in own_settings(strategy, body.anatomy.depth):
+            yield Candidate(setting, strategy, "own", 0.0, setting.partition(",")[2])
+
+
+def ragged(strategy: str) -> bool:
+    """Whether a threshold of its own decides how many tokens each image keeps."""
+    kind = registry().get(strategy)
+    return kind is not None and kind.ragged
 
 
 def combinations(body: Body, share: float) -> Iterator[Candidate]:

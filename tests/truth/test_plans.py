@@ -7,6 +7,7 @@ from truth.chosen import best, frontier, headline, moved, nearest_resolution, pu
 from truth.curves import ONE, curves
 from truth.plans import FAR, after, at_cost, clusters, constant, cost_of, linear, thirds
 from truth.tables import COSTS, Body, search, strategies, variants
+from truth.thresholds import LAYERS
 
 from tokengraph.evaluate.costs import Anatomy
 from tokengraph.evaluate.settings import read_setting
@@ -63,6 +64,22 @@ def test_search_tries_every_strategy_that_needs_no_training_at_every_cost(body):
         assert any(strategy == name for strategy, _ in tried), name
     assert {(name, cost) for name in ("tome", "random", "grid-pool") for cost in (0.5, 0.8)} <= tried
     assert {read_setting(c.setting).name for c in found} == {c.setting for c in found}
+
+
+@pytest.mark.parametrize("body", [BODY, SMALL])
+def test_search_and_frontier_have_strategies_by_threshold_with_their_own_layers(body):
+    depth = body.anatomy.depth
+    found = [c for c in search(body, [0.5]) if c.shape == "own"]
+    assert {c.strategy for c in found} == {name for name, kind in registry().items() if kind.ragged} == set(LAYERS)
+    assert {c.setting for c in found} <= {c.setting for c in frontier(body, [])}
+    for candidate in found:
+        setting = read_setting(candidate.setting)
+        assert setting.schedule is None and setting.select().bind(64, depth)[1]  # layers that the model has
+    if depth == 12:
+        settings = [c.setting for c in found]
+        assert {"mpm,layers=(2, 5)", "g2tm,tau=0.94,layer=2", "algm,tau=0.88,layers=(1, 5)"} < set(settings)
+    score = {c.setting: 1.0 for c in found}
+    assert best(found, score) == []  # none was made for a cost
 
 
 def test_strategies_leave_out_what_has_to_learn():

@@ -14,7 +14,9 @@ from truth.thresholds import own_settings
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
 ATTENTION = ("", ",prop_attn=half-log")
-OWN = {  # options of single strategies, tried in place of reductions
+OWN = {  # options of single strategies, tried in place of REDUCTIONS
+    "atc": ("", ",reduce=mlerp", ",linkage=single", ",linkage=complete"),
+    "cubist-merge": ("", ",reduce=mean"),
     "k-medoids": ("", ",reduce=mean"),
     "mctf": ("", ",ahead=True", ",ahead=precise"),
     "tofu": ("", ",reduce=mean", ",reduce=released"),

@@ -19,18 +19,27 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
+from tokengraph.select.algm import ALGM, algm_global, algm_local
+from tokengraph.select.atc import ATC, atc
+from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
+from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
+from tokengraph.select.k_medoids import KMedoids, k_medoids
+from tokengraph.select.mctf import MCTF, mctf
 from tokengraph.select.migration.migration import TokenMigration
+from tokengraph.select.mpm import MPM, mpm
 from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_graph, propagation_graph
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
+from tokengraph.select.tofu import ToFu, tofu
+from tokengraph.select.token_transforming import TokenTransforming, token_transforming
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -41,30 +50,44 @@ __version__ = "0.1.0"
 _find_moved_modules()
 
 __all__ = [
+    "ALGM",
+    "ATC",
     "AiluRus",
     "Assignment",
     "Attachment",
+    "CubistMerge",
     "DPCKNN",
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",
     "Fidelity",
+    "G2TM",
     "GTP",
     "GridPool",
+    "KMedoids",
+    "MCTF",
+    "MPM",
     "PiToMe",
     "PropagationGraph",
     "Random",
     "Select",
     "SoftAssignment",
+    "ToFu",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
+    "TokenTransforming",
     "TopK",
     "WindowCoarsening",
     "ailurus",
+    "algm_global",
+    "algm_local",
+    "atc",
     "attach",
     "backends",
     "coarsen",
+    "connected_components",
+    "cubist_merge",
     "detach",
     "dpc_knn",
     "evaluate",
@@ -75,9 +98,12 @@ __all__ = [
     "gtp",
     "gtp_graph",
     "hierarchy",
+    "k_medoids",
     "knn_graph",
     "knn_neighbors",
+    "mctf",
     "models",
+    "mpm",
     "pitome",
     "propagation_graph",
     "registry",
@@ -85,6 +111,8 @@ __all__ = [
     "schedule",
     "token_clustering",
     "token_reconstruction",
+    "token_transforming",
+    "tofu",
     "tome",
     "topk",
     "window_graph",

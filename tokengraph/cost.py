@@ -162,8 +162,9 @@ def vit_cost(
     attention = mlp = chosen = reduced = lifted = Cost()
     counted = True
     for before, after in zip(counts[:-1], counts[1:], strict=True):
-        inside = select is not None and select.placement == "inside" and after < before
-        attention += attention_cost(before + num_prefix, channels)
+        inside = select is not None and select.placement in ("inside", "ahead") and after < before
+        ahead = inside and select is not None and select.placement == "ahead"
+        attention += attention_cost((after if ahead else before) + num_prefix, channels)
         mlp += mlp_cost((after if inside else before) + num_prefix, channels, hidden)
         if after > before:  # reconstruction
             lifted += lift_cost(after, before, channels)

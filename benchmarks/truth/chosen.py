@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tokengraph.evaluate.costs import multiply_adds
-from truth.tables import COSTS, Body, Candidate, made, resolutions, shapes, strategies
+from truth.results import Line
+from truth.tables import (
+    COSTS,
+    Body,
+    Candidate,
+    made,
+    nearest_share,
+    ragged,
+    resolutions,
+    shapes,
+    strategies,
+    thresholds,
+)
 from truth.thresholds import SHAPE
 
 CONTROLS = ("random", "grid-pool")
@@ -24,18 +37,26 @@ PUBLISHED = {  # the published family of schedules; strategies that are not here
 def best(candidates: Sequence[Candidate], score: Mapping[str, float]) -> list[Candidate]:
     """Returns the best candidate of each strategy at each cost; smaller images with ToMe count as one strategy.
 
+    Candidates without a wanted cost, smaller images and strategies by threshold, are left out.
+
     Args:
         candidates: The candidates of the search.
         score: Scores by the text of the setting; failed settings have none.
     """
     found: dict[tuple[float, str], Candidate] = {}
     for candidate in candidates:
-        if candidate.setting not in score or candidate.strategy == "resolution":
+        if candidate.setting not in score or not candidate.cost:
             continue
         key = candidate.cost, "combined" if "+" in candidate.strategy else candidate.strategy
         if key not in found or score[candidate.setting] > score[found[key].setting]:
             found[key] = candidate
     return [found[key] for key in sorted(found)]
+
+
+def settled(candidates: Sequence[Candidate], lines: Sequence[Line]) -> list[Candidate]:
+    """Gives settings of thresholds the share of their measured cost, 0 if it is far from all."""
+    shares = {line["setting"]: nearest_share(line.get("cost")) for line in lines}
+    return [replace(c, cost=shares.get(c.setting, 0.0)) if c.shape == SHAPE else c for c in candidates]
 
 
 def moved(
@@ -79,11 +100,14 @@ def published(body: Body, costs: Sequence[float] = COSTS) -> list[Candidate]:
     """Returns every strategy with its defaults and its published family, if it reaches the cost."""
     found = []
     for share in costs:
-        for strategy in strategies():
+        for strategy in (name for name in strategies() if not ragged(name)):
             for shape in shapes(strategy, body.anatomy.depth):
                 if shape.name == PUBLISHED.get(strategy):
                     found += made(body, strategy, shape, share, "")
-    return found
+    first: dict[str, Candidate] = {}
+    for candidate in thresholds(body):  # the published setting of each comes first
+        first.setdefault(candidate.strategy, candidate)
+    return [*found, *first.values()]
 
 
 def nearest_resolution(body: Body, share: float) -> Candidate:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokengraph.evaluate.options import Options
 from truth.agree import differences
-from truth.chosen import best, frontier, headline, moved
+from truth.chosen import best, frontier, headline, moved, settled
 from truth.curves import curves
 from truth.fetch import fetch
 from truth.floors import write_floors
@@ -18,7 +18,6 @@ from truth.results import read
 from truth.run import Place, run
 from truth.tables import COSTS, Candidate, search
 from truth.tasks import TASKS, Task
-from truth.thresholds import by_threshold, settled
 
 CURVES = {"photographs": None, "elpv-224-defect": 200}  # tasks of the curves, with the number of images
 LIMITS = {"tokens": 1e-4, "saliency": 2e-5}  # largest allowed differences from onnxruntime
@@ -134,8 +133,7 @@ def _curves(choice: Choice) -> int:
 
 
 def _searched(task: Task, choice: Choice) -> list[Candidate]:
-    body = task.body(choice.data)
-    return [*search(body, choice.costs or COSTS), *by_threshold(body)]
+    return list(search(task.body(choice.data), choice.costs or COSTS))
 
 
 def _at(candidates: Sequence[Candidate], choice: Choice) -> list[Candidate]:
@@ -152,11 +150,8 @@ def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, floa
         raise ValueError(
             f"Expected results of the search on {origin.name} with this model (got none). Run search first."
         )
-    picked, old, new = (
-        best(settled(_searched(origin, choice), lines), score),
-        origin.body(choice.data),
-        task.body(choice.data),
-    )
+    picked = best(settled(_searched(origin, choice), lines), score)
+    old, new = origin.body(choice.data), task.body(choice.data)
     return (picked, score) if old.side == new.side else moved(picked, score, old, new)
 
 

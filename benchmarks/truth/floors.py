@@ -14,7 +14,8 @@ import tokengraph as tg
 from truth.chosen import PUBLISHED
 from truth.fashion import WEIGHTS, fashion, fashion_vit, weights
 from truth.plans import at_cost
-from truth.tables import Body, shapes, strategies
+from truth.tables import Body, ragged, shapes, strategies
+from truth.thresholds import own_settings
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "truth"
 PICTURES, STORED = "fashion_64.npz", "fidelity.json"
@@ -23,9 +24,15 @@ MEASURES = ("agreement", "class_cosine", "patch_cosine")
 
 
 def settings(body: Body, share: float = SHARE) -> list[str]:
-    """Every strategy that needs no training, by its defaults: its published schedule, or the first that there is."""
+    """Every strategy that needs no training, by its defaults: its published schedule, or the first that there is.
+
+    Strategies with thresholds of their own have the published ones.
+    """
     found = []
     for strategy in strategies():
+        if ragged(strategy):
+            found.append(own_settings(strategy, body.anatomy.depth)[0])
+            continue
         known = sorted(shapes(strategy, body.anatomy.depth), key=lambda shape: shape.name != PUBLISHED.get(strategy))
         made = (at_cost(strategy, shape, share, body.anatomy, body.side**2, body.whole) for shape in known)
         found += [next(text for text in made if text is not None)]

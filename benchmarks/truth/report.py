@@ -53,7 +53,8 @@ def best_rows(lines: Sequence[Line]) -> list[Line]:
     score, found = scores(lines), {}
     for line in lines:
         strategy = "combined" if "+" in line.get("strategy", "") else line.get("strategy")
-        key = (strategy, line.get("wanted")) if strategy not in (None, "resolution") else (line["setting"], None)
+        wanted = None if strategy == "resolution" else line.get("wanted")
+        key = (strategy, wanted) if wanted else (line["setting"], None)  # without a wanted cost, each has a row
         if key not in found or score.get(line["setting"], 0) > score.get(found[key]["setting"], 0):
             found[key] = line
     return list(found.values())

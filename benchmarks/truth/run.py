@@ -12,9 +12,9 @@ from tokengraph.evaluate.options import Options
 from tokengraph.evaluate.store import slug
 from truth.library_code import digest
 from truth.results import commit, line_of, merged, read, write
-from truth.tables import Candidate
+from truth.tables import Candidate, nearest_share
 from truth.tasks import Task
-from truth.thresholds import SHAPE, nearest_share
+from truth.thresholds import SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "truth"

@@ -14,12 +14,21 @@ from tokengraph.graph.coarsen import coarsen
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import registry
-from truth.plans import Shape, after, at_cost, clusters, constant, linear, thirds
+from truth.plans import FAR, Shape, after, at_cost, clusters, constant, linear, thirds
+from truth.thresholds import SHAPE, own_settings
 
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
 CENTER = ",reduce=center"
 ATTENTION = ("", ",prop_attn=half-log")
+OWN = {  # options of single strategies, tried in place of REDUCTIONS
+    "atc": ("", ",reduce=mlerp", ",linkage=single", ",linkage=complete"),
+    "cubist-merge": ("", ",reduce=mean"),
+    "k-medoids": ("", ",reduce=mean"),
+    "mctf": ("", ",ahead=True", ",ahead=precise"),
+    "tofu": ("", ",reduce=mean", ",reduce=released"),
+    "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
+}
 TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
 
 
@@ -51,7 +60,7 @@ class Candidate:
         setting: As text.
         strategy: Its name.
         shape: Its family of schedules.
-        cost: The share that was wanted; 0 for resolutions alone.
+        cost: The share that was wanted; 0 for resolutions alone and for strategies with thresholds of their own.
         options: What differs from the strategy's defaults.
     """
 
@@ -63,10 +72,9 @@ class Candidate:
 
 
 def strategies() -> list[str]:
-    """All that need no training and keep a number that is given, by name; EViT beside the TopK that it is."""
-    known = {n: k for n, k in registry().items() if k.__module__.startswith("tokengraph.") and not k.learns}
-    counted = [n for n, k in known.items() if "testing" not in k.__module__ and not getattr(k, "ragged", False)]
-    return sorted({*counted, "evit"})
+    """All that need no training, by name; EViT beside the TopK that it is."""
+    names = [name for name, kind in registry().items() if not kind.learns and kind.__module__.startswith("tokengraph.")]
+    return sorted({*(n for n in names if "testing" not in registry()[n].__module__), "evit"})
 
 
 def shapes(strategy: str, depth: int) -> list[Shape]:
@@ -82,14 +90,14 @@ def shapes(strategy: str, depth: int) -> list[Shape]:
 
 
 def variants(strategy: str) -> list[str]:
-    """Options that are tried: pooling and attention of strategies that merge, the temperature of Expedite."""
+    """Options that are tried: pooling and attention of strategies that merge, and options of single strategies."""
     if strategy == "expedite":
         return list(TEMPERATURES)
     kind = registry().get(strategy)
     if kind is None or not kind.merges:
         return [""]
-    found = [reduce + attention for reduce in REDUCTIONS for attention in ATTENTION]
-    return [*found, CENTER] if has_centers(strategy) else found
+    first = OWN.get(strategy, (*REDUCTIONS, CENTER) if has_centers(strategy) else REDUCTIONS)
+    return [own + attention for own in first for attention in ATTENTION if not attention or weighs(strategy + own)]
 
 
 @cache
@@ -103,16 +111,44 @@ def has_centers(strategy: str) -> bool:
     return isinstance(made, Assignment) and made.centers is not None
 
 
+def weighs(setting: str) -> bool:
+    """Whether attention weighs tokens by size under a setting without a schedule."""
+    select = read_setting(setting).select()
+    return select is not None and select.weighs
+
+
 def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:
     """Every strategy at every cost, in every family, with every variant that reaches the cost; and resolutions."""
     for size in resolutions(body):
         yield Candidate(f"resolution:{size}", "resolution", "alone", 0.0)
+    yield from thresholds(body)
     for share in costs:
         for strategy in strategies():
+            if ragged(strategy):  # the images decide their cost
+                continue
             for shape in shapes(strategy, body.anatomy.depth):
                 for options in variants(strategy):
                     yield from made(body, strategy, shape, share, options)
         yield from combinations(body, share)
+
+
+def thresholds(body: Body) -> Iterator[Candidate]:
+    """Every strategy with a threshold of its own, at its own layers."""
+    for strategy in filter(ragged, strategies()):
+        for setting in own_settings(strategy, body.anatomy.depth):
+            yield Candidate(setting, strategy, SHAPE, 0.0, setting.partition(",")[2])
+
+
+def nearest_share(cost: float | None) -> float:
+    """Returns the share of the tables that a measured cost belongs to; 0 if it is far from all."""
+    near = min(COSTS, key=lambda share: abs(share - (cost or 0)))
+    return near if abs(near - (cost or 0)) <= FAR else 0.0
+
+
+def ragged(strategy: str) -> bool:
+    """Whether a threshold of its own decides how many tokens each image keeps."""
+    kind = registry().get(strategy)
+    return kind is not None and kind.ragged
 
 
 def combinations(body: Body, share: float) -> Iterator[Candidate]:

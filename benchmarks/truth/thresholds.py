@@ -1,47 +1,29 @@
-"""Settings of strategies whose own threshold says how many tokens stay; a measurement tells what they cost."""
+"""Settings of strategies whose own threshold decides how many tokens stay; their costs are known after a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-
-from tokengraph.select.base import registry
-from truth.plans import FAR
-from truth.results import Line
-from truth.tables import COSTS, Body, Candidate
-
-SHAPE = "threshold"
-TAUS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.91, 0.94)
-ONCE = (1, 2, 3, 4, 5, 6, 8)  # of 12
-TWICE = ((1, 5), (2, 5), (3, 6), (4, 7))
+SHAPE = "own"  # stands in the place of a family of schedules
+LAYERS = {  # of 12 blocks; the published ones first
+    "mpm": ((2, 5), (2,), (5,), (2, 5, 8), (1, 2, 3, 4, 5, 6)),
+    "g2tm": ((2,), (1,), (4,)),
+    "algm": ((1, 5), (1, 7), (1,), (1, 3, 5, 7)),
+}
+TAU = {"g2tm": (0.88, 0.94, 0.8, 0.7, 0.5), "algm": (0.88, 0.94, 0.95, 0.8, 0.7)}
 
 
-def by_threshold(body: Body) -> Iterator[Candidate]:
-    """Yields each strategy with thresholds and layers around the published ones; costs are 0 until measured."""
+def own_settings(strategy: str, depth: int) -> list[str]:
+    """Returns settings with the method's own layers and thresholds, without a schedule; the published one first.
 
-    def at(*layers: int) -> str:
-        scaled = [max(1, round(body.anatomy.depth * layer / 12)) for layer in layers]
-        return "{" + ", ".join(f"{layer}: 1" for layer in scaled) + "}"  # each image keeps at least one
+    Args:
+        strategy: Its name.
+        depth: Blocks of the model; layers keep their place in a model of another depth.
 
-    texts = {
-        "mpm": [f"mpm:{at(*layers)}" for layers in (*((layer,) for layer in ONCE), *TWICE)],
-        "g2tm": [f"g2tm:{at(layer)},tau={tau}" for layer in ONCE for tau in TAUS],
-        "algm": [f"algm:{at(*layers)},tau={tau}" for layers in TWICE for tau in TAUS],
-    }
-    for strategy, settings in texts.items():
-        if strategy in registry():
-            for text in dict.fromkeys(settings):
-                yield Candidate(text, strategy, SHAPE, 0.0)
-
-
-def nearest_share(cost: float | None) -> float:
-    """Returns the share of the table that a measured cost belongs to; 0 if it is far from all."""
-    near = min(COSTS, key=lambda share: abs(share - (cost or 0)))
-    return near if abs(near - (cost or 0)) <= FAR else 0.0
-
-
-def settled(candidates: list[Candidate], lines: list[Line]) -> list[Candidate]:
-    """Gives settings of thresholds the share of their measured cost; leaves out those that are far from all."""
-    shares = {line["setting"]: nearest_share(line.get("cost")) for line in lines}
-    known = [replace(c, cost=shares.get(c.setting, 0.0)) if c.shape == SHAPE else c for c in candidates]
-    return [c for c in known if c.shape != SHAPE or c.cost]
+    Raises:
+        KeyError: For a strategy that no row of ``LAYERS`` names.
+    """
+    found = []
+    for of_twelve in LAYERS[strategy]:
+        layers = tuple(sorted({max(1, round(depth * layer / 12)) for layer in of_twelve}))
+        at = f"layer={layers[0]}" if strategy == "g2tm" else f"layers={layers}"
+        found += [f"{strategy},tau={tau},{at}" for tau in TAU[strategy]] if strategy in TAU else [f"{strategy},{at}"]
+    return list(dict.fromkeys(found))

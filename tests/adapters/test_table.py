@@ -22,7 +22,10 @@ def label(select):
     """A row's name: the class, and what it is about the options that another model may lack."""
     if isinstance(select, tg.TopK):
         return f"TopK ({select.score})"
-    return f"{type(select).__name__}{', sparsity < 1' if getattr(select, 'sparsity', 1.0) < 1 else ''}"
+    option = (
+        ", sparsity < 1" if getattr(select, "sparsity", 1.0) < 1 else ", ahead" if getattr(select, "ahead", 0) else ""
+    )
+    return f"{type(select).__name__}{option}"
 
 
 SETTINGS = {}

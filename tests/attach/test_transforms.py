@@ -26,11 +26,20 @@ def plain_attention():
         yield
 
 
+@pytest.fixture(params=[name for name, (select, _) in SETTINGS.items() if not select.ragged])
+def fixed(request):
+    return with_strategy(request.param)
+
+
 @pytest.fixture(params=SETTINGS)
 def model(request):
+    return with_strategy(request.param)
+
+
+def with_strategy(name):
     torch.manual_seed(3)  # of prediction modules
     model = tiny_vit().requires_grad_(False)
-    tg.attach(model, *SETTINGS[request.param])
+    tg.attach(model, *SETTINGS[name])
     return model
 
 
@@ -72,12 +81,13 @@ def test_grad_and_jvp_give_what_backward_gives(model):
     torch.testing.assert_close(along, (wanted * TANGENT).sum(), atol=1e-4, rtol=1e-3)
 
 
-def test_vmap_over_images_gives_what_the_batch_gives(model):
-    wanted = model(IMAGES)
-    torch.testing.assert_close(vmap(lambda image: model(image[None])[0])(IMAGES), wanted)
+def test_vmap_over_images_gives_what_the_batch_gives(fixed):
+    wanted = fixed(IMAGES)
+    torch.testing.assert_close(vmap(lambda image: fixed(image[None])[0])(IMAGES), wanted)
 
 
-def test_gradients_of_single_images_are_those_of_a_loop(model):
+def test_gradients_of_single_images_are_those_of_a_loop(fixed):
+    model = fixed
     weights = {name: p.detach() for name, p in model.named_parameters()}
 
     def of(weights, image):
@@ -89,14 +99,19 @@ def test_gradients_of_single_images_are_those_of_a_loop(model):
             torch.testing.assert_close(each[name][i], wanted, atol=1e-4, rtol=1e-3)
 
 
-def test_a_model_works_as_before_after_a_transform(model):
-    wanted = model(IMAGES)
+def test_a_model_works_as_before_after_a_transform(fixed):
+    model, wanted = fixed, fixed(IMAGES)
     vmap(grad(lambda image: loss(model, image[None])))(IMAGES)
     assert torch.equal(model(IMAGES), wanted)
 
 
 @pytest.mark.parametrize(
-    ("select", "schedule"), [(tg.DynamicViT(layers=[1], threshold=0.4), None), ("uneven", {1: 0.5})]
+    ("select", "schedule"),
+    [
+        (tg.DynamicViT(layers=[1], threshold=0.4), None),
+        *((select, schedule) for select, schedule in SETTINGS.values() if select.ragged),
+        ("uneven", {1: 0.5}),
+    ],
 )
 def test_a_choice_that_reads_numbers_is_refused_under_vmap(select, schedule):
     @dataclass(frozen=True)
@@ -104,7 +119,7 @@ def test_a_choice_that_reads_numbers_is_refused_under_vmap(select, schedule):
         def __call__(self, tokens, budget):
             return super().__call__(tokens, [budget + int(x.mean() > 0) for x in tokens.x])
 
-    name = "Uneven" if select == "uneven" else "DynamicViT"
+    name = "Uneven" if select == "uneven" else type(select).__name__
     model = tiny_vit()
     with tg.attach(model, Uneven() if select == "uneven" else select, schedule):
         wanted = model(IMAGES)

@@ -11,7 +11,22 @@ from tokengraph.testing import ModelCase
 STRATEGIES = {
     "tome": (tg.ToMe(), 3),
     "pitome": (tg.PiToMe(), 3),
+    "tofu": (tg.ToFu(until=0), 3),
+    "tofu-released": (tg.ToFu(until=0, reduce="released"), 3),
+    "mpm": (tg.MPM(layers=(1, 2)), None),
+    "g2tm": (tg.G2TM(0.1, layer=1), None),
+    "algm": (tg.ALGM(0.1, layers=(1, 2)), None),
+    "atc": (tg.ATC(), {1: 0.7, 2: 0.5}),
+    "atc-single": (tg.ATC("single"), {2: 0.5}),
+    "atc-complete": (tg.ATC("complete"), 3),
+    "cubist-merge": (tg.CubistMerge(), {1: 0.5}),
     "dpc-knn": (tg.DPCKNN(), {1: 0.75, 2: 0.5}),
+    "k-medoids": (tg.KMedoids(), {1: 0.75, 2: 0.5}),
+    "k-medoids-equal": (tg.KMedoids(weight="equal", reduce="mean"), {1: 10, 2: 6}),
+    "mctf": (tg.MCTF(), 3),
+    "mctf-ahead": (tg.MCTF(ahead=True), 3),
+    "mctf-precise": (tg.MCTF(ahead="precise"), {1: 10, 2: 6}),
+    "token-transforming": (tg.TokenTransforming(), {1: 10, 2: 6}),
     "ailurus": (tg.AiluRus(), {1: 0.5}),
     "topk": (tg.TopK(score="norm"), {1: 10, 2: 5}),
     "fuse": (tg.TopK(score="norm", fuse=True), {1: 8, 2: 5}),
@@ -41,6 +56,12 @@ def paired(kinds, strategies, each=2):
             free = [s for s in strategies if (kind, s) not in pairs]
             pairs.append((kind, min(free, key=lambda s: sum(one == s for _, one in pairs))))
     return pairs
+
+
+def check_alone(together, alone, **tolerances):
+    """Each row of a batch's output is that of its image alone, behind which tokens may be padded."""
+    for row, (one,) in zip(together, alone, strict=True):
+        torch.testing.assert_close(row[: len(one)], one, **tolerances)
 
 
 @dataclass(frozen=True)

@@ -72,5 +72,8 @@ def strategy_cases():
     for name in FOR_EACH_STRATEGY:
         for strategy, setting in (STRATEGIES | ({} if name in NO_CLASS_TOKEN else CLASS)).items():
             if name in known and strategy != "tome":
-                found[(*name, strategy)] = StrategyCase(**vars(known[name]), select=setting[0], schedule=setting[1])
+                options = vars(known[name])
+                if setting[0].ragged:  # a threshold's counts are read, which breaks the graph
+                    options = options | {"one_graph": False}
+                found[(*name, strategy)] = StrategyCase(**options, select=setting[0], schedule=setting[1])
     return found

@@ -21,6 +21,10 @@ from tokengraph.evaluate.settings import Setting, read_setting
         ("tome:10 + resolution:196", "tome", 10, 196, None),
         ("tome:[8, 8, 0]", "tome", [8, 8, 0], None, None),
         ("dynamicvit", "dynamicvit", None, None, None),
+        ("mpm", "mpm", None, None, None),
+        ("resolution:196+g2tm,tau=0.9,layer=1", "g2tm", None, 196, None),
+        ("algm:{2: 49},tau=0.9", "algm", {2: 49}, None, None),
+        ("mctf:16,ahead=True", "mctf", 16, None, None),
         ("expedite:{5: 'cluster', 12: 'reconstruct'}", "expedite", {5: "cluster", 12: "reconstruct"}, None, None),
         ("dense", None, None, None, None),
     ],
@@ -112,7 +116,7 @@ def test_read_setting_refuses_other_kinds():
             "Expected options of AiluRus: k, .*got 'lambda'.*All strategies take prop_attn",
         ),
         ("topk:{5: 0.5},reduce=mlerp", "Expected reduce for TopK as nothing"),
-        ("tome:4,reduce=median", "Expected reduce for ToMe as mean, sum, max, mlerp"),
+        ("tome:4,reduce=median", "Expected reduce for ToMe as mean, sum, max, absmax, mlerp"),
     ],
 )
 def test_select_refuses_options_that_the_strategy_lacks(text, message):
@@ -125,8 +129,20 @@ def test_split_respects_brackets_and_quotes():
 
 
 def test_write_schedule_is_read_back():
-    for schedule in (13, {5: 0.5}, [1, 2], tg.schedule.linear(8), tg.schedule.relative({1: 0.5, 2: 0.5})):
+    rules = [tg.schedule.linear(8), tg.schedule.relative({1: 0.5, 2: 0.5}), tg.schedule.powers(0.7, (3, 6, 9))]
+    rules += [tg.schedule.ratio(0.9), tg.schedule.ratio(0.9, prefix=1), tg.schedule.powers(0.7, (3,))]
+    for schedule in (13, {5: 0.5}, [1, 2], *rules):
         assert read_schedule(write_schedule(schedule)) == schedule
+
+
+def test_read_schedule_takes_the_arguments_of_rules():
+    assert write_schedule(read_schedule("ratio(0.9, prefix=1)")) == "ratio(0.9, prefix=1)"  # 0.9 alone is another one
+    assert write_schedule(read_schedule(" powers( keep=0.7, layers=(3, 6) )")) == "powers(0.7, (3, 6))"
+    for text in ("ratio(0.9, 1)", "ratio(0.9, suffix=1)", "powers(0.7)", "linear(True)", "linear(x)", "relative(3)"):
+        with pytest.raises(ValueError, match="Expected a schedule such as 13"):
+            read_schedule(text)
+    with pytest.raises(ValueError, match="Expected rising layers"):
+        read_schedule("powers(0.7, (6, 3))")
 
 
 def test_key_tells_settings_apart_that_a_name_does_not(tmp_path):

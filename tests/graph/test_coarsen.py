@@ -8,12 +8,20 @@ import tokengraph as tg
 from tokengraph import Assignment, SoftAssignment, TokenGraph, coarsen, hierarchy
 from tokengraph.testing import tiny_vit
 
-OPTIONS = {  # of strategies whose defaults read attention, or more patches than these graphs have
+OPTIONS = {  # of strategies whose defaults read attention, or more patches or likeness than these graphs have
+    tg.ALGM: [tg.ALGM(0.1)],
     tg.AiluRus: [tg.AiluRus(lam=8)],
+    tg.CubistMerge: [tg.CubistMerge("mean")],
+    tg.G2TM: [tg.G2TM(0.1)],
     tg.GTP: [tg.GTP(graph="semantic", neighbors=2, score="random")],
+    tg.KMedoids: [tg.KMedoids(weight="equal", reduce="mean")],
+    tg.ToFu: [tg.ToFu(reduce="mean")],
+    tg.TokenTransforming: [tg.TokenTransforming(importance="norm")],
     tg.TopK: [tg.TopK(score="norm"), tg.TopK(score="norm", fuse=True)],
 }
-STRATEGIES = [each for cls in tg.registry().values() if not cls.learns for each in OPTIONS.get(cls) or [cls()]]
+WITHOUT_A_MODEL = [each for cls in tg.registry().values() if not cls.learns for each in OPTIONS.get(cls) or [cls()]]
+STRATEGIES = [select for select in WITHOUT_A_MODEL if not select.ragged]
+RAGGED = [select for select in WITHOUT_A_MODEL if select.ragged]  # by thresholds
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)
 # Those that can coarsen what is coarse already: AiluRus and Expedite want the full grid.
 AGAIN = pytest.mark.parametrize("select", [s for s in STRATEGIES if not s.needs_grid], ids=repr)
@@ -50,6 +58,21 @@ def part(a: Assignment | SoftAssignment, b: int) -> list[list]:
 # one step
 
 
+@pytest.mark.parametrize("select", RAGGED, ids=repr)
+def test_coarsen_by_a_threshold_keeps_what_each_image_has_of_its_own_but_no_fewer_than_asked(select):
+    graph = grids((4, 4), (3, 5), (4, 4), (0, 0), (1, 6)).connect_knn(3)
+    coarse, a = coarsen(graph, select, 0.5)
+    assert all(k <= n <= full for k, n, full in zip([8, 8, 8, 0, 3], coarse.counts, graph.counts, strict=True))
+    assert sum(coarse.counts) < graph.num_nodes and torch.bincount(a.cluster).min() == 1
+    assert_close(adjacency(coarse), (weights(a).T @ adjacency(graph) @ weights(a)).fill_diagonal_(0.0))
+    for b, alone in enumerate(graph.split()):
+        single, own = coarsen(alone, select, 0.5)
+        assert part(a, b) == part(own, 0)
+        assert_close(coarse.x[coarse.batch == b], single.x)
+    coarse, a = coarsen(graph, select, 1.0)
+    assert torch.equal(coarse.x, graph.x) and a.cluster.tolist() == list(range(53))
+
+
 @EACH
 def test_coarsen_averages_features_and_positions_and_adds_up_sizes(select):
     graph = grids((4, 4), (4, 4))
@@ -59,6 +82,8 @@ def test_coarsen_averages_features_and_positions_and_adds_up_sizes(select):
     mass = weights(a).T * graph.size
     assert_close(coarse["size"], mass.sum(1))
     assert_close(coarse.pos, mass @ graph.pos / mass.sum(1, keepdim=True))
+    if isinstance(a, Assignment) and a.weight is not None:  # rows are means by weights of the map's own
+        mass = weights(a).T * a.weight
     if not (isinstance(a, SoftAssignment) and not a.normalize):
         assert_close(coarse.x, mass @ graph.x / mass.sum(1, keepdim=True))
     if not a.lossy:
@@ -339,7 +364,12 @@ def test_hierarchy_between_reduces_as_every_level_in_turn(select):
 @AGAIN
 def test_hierarchy_carries_edges_down(select):
     levels = hierarchy(grids((4, 4)).connect_grid(), select, [10, 7])
+    for fine, coarse, a in zip(levels.graphs, levels.graphs[1:], levels.assignments, strict=False):
+        s = weights(a)
+        assert_close(adjacency(coarse), (s.T @ adjacency(fine) @ s).fill_diagonal_(0.0))
     s = weights(levels.between(2))
+    if ((s > 0).sum(dim=1) > 1).any():
+        return  # a loop left out on the first level would have spread over several clusters of the second
     assert_close(adjacency(levels.graphs[2]), (s.T @ adjacency(levels.graphs[0]) @ s).fill_diagonal_(0.0))
 
 

@@ -20,7 +20,7 @@ from tokengraph.testing import tiny_vit
 
 timm = library("timm")
 
-SETTINGS = STRATEGIES | CLASS
+SETTINGS = {name: each for name, each in (STRATEGIES | CLASS).items() if not each[0].ragged}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -66,7 +66,7 @@ def session(model, **options):
 
 
 def test_every_strategy_is_exported():
-    assert {select.name for select, _ in SETTINGS.values()} == set(tg.registry())
+    assert {select.name for select, _ in SETTINGS.values()} == {n for n, cls in tg.registry().items() if not cls.ragged}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

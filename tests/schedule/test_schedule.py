@@ -8,7 +8,7 @@ import torch
 from needs import library
 
 import tokengraph as tg
-from tokengraph.schedule import constant, linear, ratio, relative, tokens_per_layer
+from tokengraph.schedule import constant, linear, powers, ratio, relative, sparing_last, tokens_per_layer
 from tokengraph.testing import tiny_vit
 
 
@@ -220,3 +220,33 @@ def test_attach_takes_shares_of_the_tokens_that_are_there():
     with tg.attach(model, tg.DPCKNN(), relative({1: 0.5, 3: 0.5})) as handle:
         model(torch.randn(1, 3, 32, 32))
         assert handle.trace.counts == [16, 8, 8, 4]
+
+
+def test_ratio_counts_prefix_tokens_where_asked():
+    assert tokens_per_layer(ratio(0.9, prefix=1), 2, 196) == [196, 177, 160]  # 197 -> 178 -> 161, with the class token
+    assert tokens_per_layer(ratio(0.9), 2, 196) == [196, 177, 160]
+    assert tokens_per_layer(ratio(0.5, prefix=1), 2, 4) == [4, 2, 1]
+    assert tokens_per_layer(ratio(0.5, prefix=3), 2, 4) == [4, 1, 1]
+
+
+def test_powers_are_shares_of_the_input_at_their_layers():
+    assert tokens_per_layer(powers(0.7, (1, 2, 3)), 4, 64) == [64, 44, 31, 21, 21]
+    assert tokens_per_layer(powers(0.25, (2,)), 3, 2) == [2, 2, 1, 1]  # at least one token
+    assert pickle.loads(pickle.dumps(powers(0.7, [3, 6]))) == powers(0.7, (3, 6))
+
+
+def test_powers_refuse_layers_that_do_not_rise_or_that_the_model_lacks():
+    for layers in [(3, 2), (0, 1), (2, 2)]:
+        with pytest.raises(ValueError, match="Expected rising layers of at least 1"):
+            powers(0.7, layers)
+    with pytest.raises(ValueError, match=r"Expected layers in \[0, 2\] \(got 3\)"):
+        powers(0.7, (3,))(2, 16)
+    with pytest.raises(ValueError, match="keep ratio in"):
+        powers(1.5, (3,))
+
+
+def test_sparing_last_removes_nothing_behind_the_last_block():
+    assert tokens_per_layer(sparing_last(3), 4, 16) == [16, 13, 10, 7, 7]
+    assert tokens_per_layer(sparing_last([1, -1, 2]), 3, 16) == [16, 15, 16, 16]
+    assert tokens_per_layer(sparing_last([1, 2, (-1, 2)]), 3, 16) == [16, 15, 13, 16]
+    assert sparing_last({1: 8}) == {1: 8}

@@ -12,7 +12,8 @@ from tokengraph.testing import tiny_vit
 
 def test_registry_holds_one_strategy_a_file():
     published = {"ailurus", "dpc-knn", "dynamicvit", "expedite", "gtp", "pitome", "tome", "topk"}
-    assert set(tg.registry()) >= published | {"grid-pool", "random", "token-migration"}
+    merging = {"algm", "atc", "cubist-merge", "g2tm", "k-medoids", "mctf", "mpm", "tofu", "token-transforming"}
+    assert set(tg.registry()) >= published | merging | {"grid-pool", "random", "token-migration"}
 
 
 @pytest.mark.parametrize("asked", ["dpc-knn", "DPC_KNN", "dpcknn", tg.DPCKNN, tg.DPCKNN()])
@@ -23,7 +24,7 @@ def test_resolve_takes_name_class_or_instance(asked):
 def test_resolve_answers_a_wrong_name_with_the_nearest():
     with pytest.raises(ValueError, match=r"Expected a strategy name \(got 'tomme'\). Did you mean 'tome'\?"):
         tg.resolve("tomme")
-    with pytest.raises(ValueError, match="Known: ailurus, dpc-knn"):
+    with pytest.raises(ValueError, match="Known: ailurus, algm, atc"):
         tg.resolve("qqq")
     with pytest.raises(TypeError, match="Expected a strategy as name, class or instance"):
         tg.resolve(3)
@@ -111,7 +112,7 @@ def test_a_strategy_of_ones_own_may_take_a_published_name():
 
 
 def test_resolve_lists_what_there_is_behind_its_guess():
-    with pytest.raises(ValueError, match=r"Did you mean 'dynamicvit'\? Known: ailurus, dpc-knn, dynamicvit"):
+    with pytest.raises(ValueError, match=r"Did you mean 'dynamicvit'\? Known: ailurus, algm, atc"):
         tg.resolve("dynamic vitt")
 
 
@@ -121,7 +122,14 @@ def test_resolve_lists_what_there_is_behind_its_guess():
         (tg.Expedite.published((2, 3)), tg.Expedite((2, 3), normalize="l2", ties="released", empty="zero")),
         (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score")),
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
+        (tg.MPM.published(), tg.MPM(layers=(2, 5), official=True)),
+        (tg.G2TM.published("cityscapes"), tg.G2TM(0.94, layer=2, official=True)),
+        (tg.ALGM.published("vit_large"), tg.ALGM(0.95, layers=(1, 7), official=True)),
+        (tg.ATC.published("single"), tg.ATC("single", official=True)),
         (tg.ToMe.published(), tg.ToMe(order="published")),
+        (tg.KMedoids.published(), tg.KMedoids(objective="released")),
+        (tg.MCTF.published(), tg.MCTF(tau=(1, 20, 40), ahead=True)),
+        (tg.ToFu.published(), tg.ToFu(reduce="released")),
         (tg.PiToMe.published(), tg.PiToMe(mode=("bsm",) * 6 + ("energy",) * 6, official=True)),
     ],
     ids=lambda s: type(s).__name__,

@@ -3,7 +3,24 @@
 import pytest
 import torch
 
-from tokengraph import ailurus, dpc_knn, grid_pool, pitome, tome, topk
+from tokengraph import (
+    ailurus,
+    algm_global,
+    algm_local,
+    atc,
+    connected_components,
+    cubist_merge,
+    dpc_knn,
+    grid_pool,
+    k_medoids,
+    mctf,
+    mpm,
+    pitome,
+    tofu,
+    token_transforming,
+    tome,
+    topk,
+)
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
@@ -16,13 +33,29 @@ METHODS = {
     "tome": lambda x, keep, mask: tome(x, keep, mask=mask),
     "pitome": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5),
     "pitome bsm": lambda x, keep, mask: pitome(x, keep, mask=mask, margin=0.5, mode="bsm"),
+    "k_medoids": lambda x, keep, mask: k_medoids(x, keep, mask=mask),
+    "k_medoids weights": lambda x, keep, mask: k_medoids(x, keep, mask=mask, weight=x[..., 0].abs()),
+    "mctf": lambda x, keep, mask: mctf(x, x[..., 0].abs(), keep, mask=mask),
+    "token_transforming": lambda x, keep, mask: token_transforming(x, x[..., 0], keep, mask=mask),
+    "tofu": lambda x, keep, mask: tofu(x, keep, mask=mask),
+    "mpm": lambda x, keep, mask: mpm(x, keep, mask=mask),
+    "algm_local": lambda x, keep, mask: algm_local(x, (1, x.size(1)), 0.5, window=(1, 2), keep=keep),
+    "algm_global": lambda x, keep, mask: algm_global(x, 5, keep=keep, mask=mask),
+    "cubist_merge": lambda x, keep, mask: cubist_merge(
+        x, (1, x.size(1)), (1, min(max(3, (x.size(1) + 1) // 2), x.size(1)))
+    ),
+    "atc": lambda x, keep, mask: atc(x, keep, mask=mask),
+    "atc complete": lambda x, keep, mask: atc(x, keep, mask=mask, linkage="complete"),
+    "connected_components": lambda x, keep, mask: connected_components(x, (1, x.size(1)), 0.5, keep),
     "topk": lambda x, keep, mask: topk(x[..., 0], keep, mask=mask),
     "fuse_rest": lambda x, keep, mask: fuse_rest(x[..., 0], keep, mask=mask),
     "grid_pool": lambda x, keep, mask: grid_pool(x[..., :2], keep, (1, x.size(1)), mask=mask),
     "random_prune": lambda x, keep, mask: random_prune(*x.shape[:2], keep, mask=mask),
 }
 EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-MASKED = {k: v for k, v in METHODS.items() if k != "ailurus"}
+MASKED = {
+    k: v for k, v in METHODS.items() if k not in ("ailurus", "algm_local", "cubist_merge", "connected_components")
+}
 EACH_MASKED = pytest.mark.parametrize("method", MASKED.values(), ids=MASKED)
 
 
@@ -62,7 +95,7 @@ def test_masks_of_numbers_are_refused(method):
         method(torch.rand(2, 6, 4), 3, torch.ones(2, 6, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", ["tome", "grid_pool"])
+@pytest.mark.parametrize("name", ["algm_global", "mctf", "tome", "tofu", "grid_pool"])
 def test_masks_with_holes_are_refused_where_order_matters(name):
     mask = torch.tensor([[True, True, False], [True, False, True]])
     with pytest.raises(ValueError, match=r"Expected real tokens first .* \(got padding in front of tokens in 1 images"):
@@ -87,7 +120,21 @@ class Apply(torch.nn.Module):
         return self.method(x, 4, None).reduce(x.flatten(0, 1))[0]
 
 
-@pytest.mark.parametrize("name", ["dpc_knn", "tome", "topk", "fuse_rest", "random_prune", "grid_pool"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dpc_knn",
+        "k_medoids",
+        "mctf",
+        "token_transforming",
+        "tome",
+        "tofu",
+        "topk",
+        "fuse_rest",
+        "random_prune",
+        "grid_pool",
+    ],
+)
 def test_export_with_a_dynamic_batch_equals_eager(name):
     module = Apply(METHODS[name])
     shapes = {"x": {0: torch.export.Dim("batch", min=1, max=1024)}}

@@ -3,11 +3,11 @@
 from functools import cache
 
 import pytest
-from truth.chosen import best, frontier, headline, moved, nearest_resolution, published
+from truth.chosen import best, frontier, headline, moved, nearest_resolution, published, settled
 from truth.curves import ONE, curves
 from truth.plans import FAR, after, at_cost, clusters, constant, cost_of, linear, thirds
-from truth.tables import COSTS, Body, Candidate, has_centers, search, strategies
-from truth.thresholds import SHAPE, settled
+from truth.tables import COSTS, Body, Candidate, has_centers, search, strategies, variants
+from truth.thresholds import LAYERS, SHAPE
 
 from tokengraph.evaluate.costs import Anatomy
 from tokengraph.evaluate.settings import read_setting
@@ -66,6 +66,22 @@ def test_search_tries_every_strategy_that_needs_no_training_at_every_cost(body):
     assert {read_setting(c.setting).name for c in found} == {c.setting for c in found}
 
 
+@pytest.mark.parametrize("body", [BODY, SMALL])
+def test_search_and_frontier_have_strategies_by_threshold_with_their_own_layers(body):
+    depth = body.anatomy.depth
+    found = [c for c in search(body, [0.5]) if c.shape == "own"]
+    assert {c.strategy for c in found} == {name for name, kind in registry().items() if kind.ragged} == set(LAYERS)
+    assert {c.strategy for c in frontier(body, []) if c.shape == SHAPE} == set(LAYERS)  # the published one of each
+    for candidate in found:
+        setting = read_setting(candidate.setting)
+        assert setting.schedule is None and setting.select().bind(64, depth)[1]  # layers that the model has
+    if depth == 12:
+        settings = [c.setting for c in found]
+        assert {"mpm,layers=(2, 5)", "g2tm,tau=0.94,layer=2", "algm,tau=0.88,layers=(1, 5)"} < set(settings)
+    score = {c.setting: 1.0 for c in found}
+    assert best(found, score) == []  # none was made for a cost
+
+
 def test_strategies_leave_out_what_has_to_learn():
     assert "dynamicvit" not in strategies() and {"tome", "evit", "expedite"} <= set(strategies())
 
@@ -73,7 +89,7 @@ def test_strategies_leave_out_what_has_to_learn():
 def test_published_has_no_options_and_a_family_for_each():
     found = published(BODY, [0.5])
     assert {c.setting for c in found} >= {"tome:20", "evit:relative({4: 0.52, 7: 0.52, 10: 0.52})"}
-    assert all(c.options == "" for c in found)
+    assert all(c.options == "" for c in found if c.shape != SHAPE)
 
 
 @cache
@@ -145,7 +161,7 @@ def test_settled_gives_thresholds_the_share_that_they_cost():
     other = Candidate("tome:13", "tome", "constant", 0.65)
     lines = [{"setting": c.setting, "cost": cost} for c, cost in zip(found, (0.36, 0.58, 0.79), strict=True)]
     kept = settled([*found, other], [*lines, {"setting": other.setting, "cost": 0.36}])
-    assert [(c.setting, c.cost) for c in kept] == [(found[0].setting, 0.35), (found[2].setting, 0.8), ("tome:13", 0.65)]
+    assert [c.cost for c in kept] == [0.35, 0.0, 0.8, 0.65]  # the last one has the cost it was made for
 
 
 def test_moved_keeps_thresholds_as_they_are():
@@ -155,3 +171,12 @@ def test_moved_keeps_thresholds_as_they_are():
 
 def test_search_tries_the_centre_only_where_a_map_has_centres():
     assert has_centers("dpc-knn") and not has_centers("tome") and not has_centers("topk")
+
+
+def test_variants_are_options_that_the_strategy_has_and_that_change_something():
+    assert variants("tome") == ["", ",prop_attn=half-log", ",reduce=mlerp", ",reduce=mlerp,prop_attn=half-log"]
+    assert variants("k-medoids") == ["", ",reduce=mean", ",reduce=mean,prop_attn=half-log"]  # medoids forget sizes
+    assert variants("tofu") == ["", ",reduce=mean", ",reduce=released"]
+    for strategy in strategies():
+        for options in variants(strategy):
+            read_setting(strategy + options).select()  # raises for an option that it does not have

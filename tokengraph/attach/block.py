@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import KEPT, SITE, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
+from tokengraph.attach.ahead import act_ahead
 from tokengraph.attach.mask import attention_bias, check_shape
 from tokengraph.attach.plan import PlanTable
 from tokengraph.attach.site import Site
@@ -30,11 +31,17 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     """
     adapter, run, select = site.request.adapter, site.trace.run, site.request.select
     x, state = _enter(site, x, mask)
+    table, finished, given = _table(state), site.index + 1, None
+    if select.placement == "ahead" and "act" in table.due(site.index, state.lineage, select.acts):
+        x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)
     side = adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
-    table, finished = _table(state), site.index + 1
     due = table.due(finished, state.lineage, select.acts)
-    if "act" in due:
+    if select.placement == "ahead":  # the next block is where it acts again
+        due = tuple(what for what in due if what == "restore")
+    if given is not None:
+        x = adapter.feed(block, adapter.attend(block, x, given, **side))  # type: ignore[arg-type]
+    elif "act" in due:
         x = _attend(site, block, x, _open_mask(site, block, state, bias), side)
         x = x if select.placement == "inside" else adapter.feed(block, x)
     else:
@@ -96,7 +103,8 @@ def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
         run.write(site.index, state)
     run.remember(site.index, x, state)
     table = _table(state)
-    if site.index == 0 and not state.lineage.coarse and table.due(0, state.lineage, select.acts):
+    ahead = select.placement == "ahead"
+    if site.index == 0 and not ahead and not state.lineage.coarse and table.due(0, state.lineage, select.acts):
         x, state = act(site, state, x, table.keep[0], mask)
         if state.lineage.coarse:
             run.write(0, state)

@@ -144,7 +144,12 @@ def check_plan(
         )
     if select.needs_class_token and not class_token:
         raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
-    if isinstance(schedule, Mapping) and 0 in schedule and select.placement != "before":
+    if select.placement == "ahead" and changes[-1] < 0:
+        raise ValueError(
+            f"Expected nothing to leave behind the last block for {type(select).__name__}, which acts ahead of blocks "
+            f"(got {plan[-2]} tokens, then {plan[-1]}). Use layers up to {len(plan) - 2}."
+        )
+    if isinstance(schedule, Mapping) and 0 in schedule and select.placement not in ("before", "ahead"):
         raise ValueError(
             f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
             "(got layer 0)."

@@ -101,20 +101,35 @@ def act(
 
     Takes the hooks' outputs off the block and frees them with the choice, so that they use no memory in the MLP.
     """
+    return take_step(site, state, x, keep, mask, block, bias, side)[:2]
+
+
+def take_step(
+    site: Site,
+    state: State,
+    x: Tensor,
+    keep: int | list[int],
+    mask: Tensor | None,
+    block: Any,
+    bias: Any,
+    side: dict[str, Any] | None,
+) -> tuple[Tensor, State, Assignment | SoftAssignment | None]:
+    """:func:`act`, with the map over the patch tokens; ``None``: a decision."""
     kept = None if block is None else block.__dict__.pop(KEPT, None)
     select, run, lineage = site.request.select, site.trace.run, state.lineage
     tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}))
     decision = select.decide(tokens)
     if decision is not None:
-        return x, state.decided(decision, run.num_prefix)
+        return x, state.decided(decision, run.num_prefix), None
     if lineage.now.images == 0:
         assert isinstance(keep, int)
         none = Assignment.from_dense(x.new_zeros(0, lineage.now.width, dtype=torch.long), keep)
-        return x[:, : run.num_prefix + keep], replace(state, lineage=lineage.step(none, Layout(0, keep)), size=None)
+        state = replace(state, lineage=lineage.step(none, Layout(0, keep)), size=None)
+        return x[:, : run.num_prefix + keep], state, none
     assignment = with_counts(_choose(select, state, tokens, keep), lineage.now.images, lineage.now.valid)
     if mask is not None and state.asked.shape.grids is None:
         _keep_padding_out(site, mask, assignment)
-    return _reduced(site, state, x, assignment)
+    return *_reduced(site, state, x, assignment), assignment
 
 
 def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int]) -> Assignment | SoftAssignment:
@@ -126,7 +141,7 @@ def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int])
             return select_alone(select, tokens, keep, grids, not state.lineage.coarse)
         return select(tokens, keep)
     except RuntimeError as error:
-        if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage")):
+        if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage", "Batching rule")):
             raise
         raise ValueError(
             f"Expected a strategy that reads no numbers under torch.func.vmap (got {type(select).__name__}, whose "

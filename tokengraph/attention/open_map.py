@@ -85,3 +85,30 @@ class OpenMap(MaskObject):
         q = q * (q.size(-1) ** -0.5 if scale is None else scale)
         attention = self.plus(torch.matmul(q, k.transpose(-2, -1))).softmax(dim=-1)  # frees the scores
         return torch.matmul(F.dropout(attention, dropout_p).to(v.dtype), v)
+
+
+class MapSeen(Exception):  # noqa: N818  # no error
+    """Leaves a block's attention half once its map is known."""
+
+
+class OnlyMap(OpenMap):
+    """An :class:`OpenMap` that stores the map and leaves the attention by :class:`MapSeen`: values are not mixed.
+
+    Compiled code cannot be left; there the map is stored, and what follows is not used and taken out.
+    """
+
+    def plus(self, scores: Tensor) -> OnlyMap:
+        """Returns the same mask with ``scores`` (or a second bias) added to its bias."""
+        both = super().plus(scores)
+        return OnlyMap(both.seen, both.edit, both.bias)
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+        """Stores the softmax of the scores and leaves.
+
+        Raises:
+            MapSeen: In eager mode.
+        """
+        attention = super().softmax(dim, dtype)
+        if torch.compiler.is_compiling():
+            return attention
+        raise MapSeen

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 from tokengraph import schedule as schedules
 from tokengraph.schedule import Schedule
 
 OPEN, CLOSE = "([{", ")]}"
-CALLS = {"constant": schedules.constant, "linear": schedules.linear, "ratio": schedules.ratio}
+RULES = {
+    rule.__name__: rule
+    for rule in (schedules.constant, schedules.linear, schedules.powers, schedules.ratio, schedules.relative)
+}
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -50,18 +54,18 @@ def read_value(text: str) -> Any:
 
 
 def read_schedule(text: str) -> Schedule:
-    """Reads ``13``, ``{5: 0.5}``, ``[8, 8, 0]``, ``linear(8)``, ``ratio(0.9)`` or ``relative({3: 0.7})``.
+    """Reads ``13``, ``{5: 0.5}``, ``[8, 8, 0]``, or a rule of :mod:`tokengraph.schedule`.
+
+    Calls of rules: ``linear(8)``, ``ratio(0.9, prefix=1)``, ``powers(0.7, (3, 6))``, ``relative({3: 0.5})``.
 
     Raises:
         ValueError: If the text is none of these.
     """
     name, _, inside = text.partition("(")
-    if inside.endswith(")") and name.strip() in (*CALLS, "relative"):
-        value = read_value(inside[:-1])
-        if name.strip() == "relative" and isinstance(value, dict):
-            return schedules.relative(value)
-        if name.strip() != "relative" and isinstance(value, int | float) and not isinstance(value, bool):
-            return CALLS[name.strip()](value)  # type: ignore[arg-type]
+    if inside.endswith(")") and name.strip() in RULES:
+        rule = _read_rule(RULES[name.strip()], inside[:-1])
+        if rule is not None:
+            return rule
     value = read_value(text)
     if isinstance(value, bool) or not isinstance(value, int | list | tuple | dict):
         raise ValueError(
@@ -70,11 +74,30 @@ def read_schedule(text: str) -> Schedule:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _read_rule(rule: Callable[..., Schedule], arguments: str) -> Schedule | None:
+    """Calls a rule with arguments of one text; ``None`` if they are not its own."""
+    given, named = [], {}
+    for part in split(arguments, ","):
+        name, equals, value = part.partition("=")
+        if equals and name.strip().isidentifier():
+            named[name.strip()] = read_value(value.strip())
+        else:
+            given.append(read_value(part))
+    if any(isinstance(value, bool | str) for value in (*given, *named.values())):
+        return None
+    try:
+        return rule(*given, **named)
+    except (TypeError, AttributeError):  # the number of arguments, an unknown name, or another kind of value
+        return None
+
+
 def write_schedule(schedule: Any) -> str:
     """Writes the text that :func:`read_schedule` reads; a user's own rule is written as its ``repr``."""
     if isinstance(schedule, schedules.Relative):
         return f"relative({dict(schedule.shares)})"
-    for name in CALLS:
+    for name in RULES:
         if type(schedule).__name__ == f"_{name.title()}":
-            return f"{name}({next(iter(vars(schedule).values()))})"
+            own = dict(vars(schedule))
+            prefix = own.pop("prefix", 0)
+            return f"{name}({', '.join(map(str, own.values()))}{f', prefix={prefix}' if prefix else ''})"
     return repr(schedule)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokengraph.io.onnx_names import input_names as names_of_inputs
 from tokengraph.io.onnx_names import output_names as names_of_outputs
 from tokengraph.io.onnx_sums import index_add, index_put
+from tokengraph.select.parts.choices.agglomerate import all_rounds
 from tokengraph.select.peaks.orphans import EPS, grid_squared
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) 
                 aten.index_put.default: index_put,
                 aten.kthvalue.default: _kthvalue,
                 own.adopt_orphans.default: _adopt_orphans,
+                own.agglomerate.default: all_rounds,
             }
         )
 

@@ -27,7 +27,7 @@ def check_clusters(cluster: Tensor, num_clusters: int | list[int], mask: Tensor 
         low, high = (int(end) for end in cluster.aminmax())
         fits = low >= (-1 if drops else 0) and high < num_clusters
     else:
-        most = torch.as_tensor(num_clusters).view(-1, 1)
+        most = torch.as_tensor(num_clusters, device=cluster.device).view(-1, 1)
         inside = (cluster >= (-1 if drops else 0)) & (cluster < most)
         fits = bool((inside if mask is None else inside | ~mask).all())
     if not fits:

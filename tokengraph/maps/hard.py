@@ -143,8 +143,9 @@ class Assignment:
         Args:
             x: Token rows, ``[M, C]`` (or ``[M]``).
             size: Input patches each token stands for, ``[M]`` float32; ``None`` means one each.
-            reduce: ``"mean"`` (weighted), ``"sum"`` (of the rows, weights ignored), ``"max"``, ``"mlerp"`` (the mean's
-                direction with the largest member's norm) or ``"center"`` (the row of the cluster's center).
+            reduce: ``"mean"`` (weighted), ``"sum"`` (of the rows, weights ignored), ``"max"``, ``"absmax"`` (the value
+                of largest magnitude in each channel, positive in a tie), ``"mlerp"`` (the mean's direction with the
+                largest member's norm), ``"center"`` (the center's row) or ``"released-mlerp"`` (see ``ToFu``).
             backend: ``"index_add"``, ``"segment"`` (sorted segments, by torch-scatter where it is installed), or
                 ``"auto"``: index_add, and segments on CUDA when deterministic algorithms are asked for.
 
@@ -153,7 +154,7 @@ class Assignment:
             cluster without tokens gets zeros; one whose weights sum to zero takes the plain mean.
 
         Raises:
-            ValueError: On a wrong number of rows, an unknown name, or ``"center"`` without centers.
+            ValueError: On a wrong number of rows, an unknown name, or a reduction by centers without centers.
             TypeError: On rows without fractions for a mean or mlerp.
 
         Cost: ``O(M C)``, one weighted copy of ``x``, none for ``"center"``; no host synchronisation.
@@ -164,10 +165,12 @@ class Assignment:
         check_rows(x, self.num_tokens, "x")
         if reduce not in REDUCTIONS:
             raise ValueError(f"Expected reduce to be one of {', '.join(REDUCTIONS)} (got {reduce!r}).")
-        if reduce in ("mean", "mlerp") and not (x.is_floating_point() or x.is_complex()):
+        if reduce in ("mean", "mlerp", "released-mlerp") and not (x.is_floating_point() or x.is_complex()):
             raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
-        if reduce == "center" and self.centers is None:
-            raise ValueError("Expected a map with centers to reduce by 'center' (got none). Set them, or use 'mean'.")
+        if reduce in ("center", "released-mlerp") and self.centers is None:
+            raise ValueError(
+                f"Expected a map with centers to reduce by {reduce!r} (got none). Set them, or use 'mean'."
+            )
         if size is None:
             size = x.new_ones(self.num_tokens, dtype=torch.float32)
         elif size.shape != (self.num_tokens,):
@@ -191,7 +194,7 @@ class Assignment:
             weight, total = counted(self.weight, bins, backend)
         else:
             weight, total = size, new_size if self.mass is None else bins.sum(size, backend)
-        return pool(x, bins, weight, total, reduce, backend), new_size
+        return pool(x, bins, weight, total, reduce, backend, self.centers), new_size
 
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True

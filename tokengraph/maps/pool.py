@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengraph.flat.segment import TINY, row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
 
-REDUCTIONS = ("mean", "sum", "max", "mlerp", "center")
+REDUCTIONS = ("mean", "sum", "max", "absmax", "mlerp", "center", "released-mlerp")
 
 
 class Bins(NamedTuple):
@@ -41,7 +41,9 @@ class Bins(NamedTuple):
         return self.padded(y).index_select(0, self.cluster)
 
 
-def pool(x: Tensor, bins: Bins, weight: Tensor, total: Tensor, reduce: str, backend: str) -> Tensor:
+def pool(
+    x: Tensor, bins: Bins, weight: Tensor, total: Tensor, reduce: str, backend: str, centers: Tensor | None = None
+) -> Tensor:
     """Returns cluster rows ``[K, C]`` by every reduction but ``"center"``; see :meth:`tokengraph.Assignment.reduce`.
 
     Args:
@@ -51,17 +53,27 @@ def pool(x: Tensor, bins: Bins, weight: Tensor, total: Tensor, reduce: str, back
         total: Sums of the weights by cluster, ``[K]``.
         reduce: One of ``REDUCTIONS``.
         backend: As for ``segment_sum``.
+        centers: ``[K]``: the row of each cluster's center; for ``"released-mlerp"``.
     """
     if reduce == "sum":
         return bins.sum(x, backend)
     if reduce == "max":
         return bins.trim(segment_max(x, bins.cluster, bins.rows))
+    if reduce == "absmax":
+        high, low = (bins.trim(segment_max(rows, bins.cluster, bins.rows)) for rows in (x, -x))
+        return torch.where(high >= low, high, -low)
     # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
     share = weight / bins.padded(total, 1.0).clamp_min(TINY).index_select(0, bins.cluster)
     mean = bins.trim(weighted_sum(x, share, bins.cluster, bins.rows, backend=backend)).to(x.dtype)
+    if reduce not in ("mlerp", "released-mlerp"):
+        return mean
+    longest = bins.trim(segment_max(row_norm(x), bins.cluster, bins.rows))
     if reduce == "mlerp":
-        mean = with_norm(mean, bins.trim(segment_max(row_norm(x), bins.cluster, bins.rows)))
-    return mean
+        return with_norm(mean, longest)
+    assert centers is not None
+    own = row_norm(x.index_select(0, centers))
+    scale = torch.where(own > 0, longest / own.clamp_min(TINY), 1.0)  # published: NaN for a center of zeros
+    return (mean * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
 
 
 def counted(weight: Tensor, bins: Bins, backend: str) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import coalesce
 
 from tokengraph.flat.segment import segment_sum, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.matrix import matrix_fields
+from tokengraph.maps.product import Edges, product
 from tokengraph.maps.shown import shown
 
-Edges = tuple[Tensor, Tensor, Tensor]  # token, cluster, weight in flat ids; or row, column, value of a sparse matrix
+__all__ = ["Edges", "SoftAssignment"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,37 @@ class SoftAssignment:
             steps=hard.in_turn if weighed else (),
         )
 
+    @classmethod
+    def from_matrix(
+        cls,
+        matrix: Tensor,
+        num_clusters: int | list[int] | None = None,
+        *,
+        normalize: bool = True,
+        mask: Tensor | None = None,
+        topk: int | None = None,
+        centers: Tensor | None = None,
+        lossless: bool = False,
+    ) -> SoftAssignment:
+        """Builds the map from a weight matrix for each image, such as one of your own method: ``W[b, i, m]``.
+
+        Args:
+            matrix: Weight of token i in cluster m, ``[B, N, M]`` floats. Gradients reach it.
+            num_clusters: Clusters an image, or one number for each image; further columns are ignored. ``None``: M.
+            normalize: ``True``: cluster rows are means by ``W * size``; ``False``: sums.
+            mask: ``[B, N]`` bool, True at tokens; other rows are ignored.
+            topk: Keeps only each token's k largest weights, scaled to the sum of all: k edges a token, not M.
+            centers: ``[B, M]`` token within the image that represents each cluster.
+            lossless: Promises that each token's weights sum to one, so that no mass is lost.
+
+        Raises:
+            ValueError: For shapes that do not fit, or ``topk`` below 1.
+            TypeError: If ``matrix`` is not floating-point.
+
+        Cost: ``B N M`` edges, or ``B N k`` and a sort; a host synchronisation on CUDA if images differ.
+        """
+        return cls(**matrix_fields(matrix, num_clusters, mask, topk, centers), normalize=normalize, lossless=lossless)
+
     def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
         r"""Pools token rows ``[M, C]`` into cluster rows ``[K, C]``.
 
@@ -163,10 +195,10 @@ class SoftAssignment:
         if edge_weight is None:
             edge_weight = self.weight.new_ones(edge_index.size(1))
         down = (self.token, self.cluster, self.weight)
-        left = _product(
+        left = product(
             (self.cluster, self.token, self.weight), (edge_index[0], edge_index[1], edge_weight), self.num_tokens
         )
-        source, target, weight = _product(left, down, self.num_tokens)
+        source, target, weight = product(left, down, self.num_tokens)
         index = torch.stack([source, target])
         if not loops:
             keep = source != target
@@ -209,11 +241,11 @@ class SoftAssignment:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         down = (self.token, self.cluster, self.weight), (other.token, other.cluster, other.weight)
         return SoftAssignment(
-            *_product(*down, self.num_clusters),
+            *product(*down, self.num_clusters),
             self.num_tokens,
             other.num_clusters,
             self.normalize if self.normalize == other.normalize else None,
-            _product(self.way_back(), other.way_back(), self.num_clusters),
+            product(self.way_back(), other.way_back(), self.num_clusters),
             self.ptr,
             other.cluster_ptr,
             None if self.centers is None or other.centers is None else self.centers[other.centers],
@@ -254,10 +286,7 @@ class SoftAssignment:
         return self.token, self.cluster, self.weight / scale
 
     def _made(self, up: Callable[[], Edges]) -> Edges:
-        """Calls ``up``; caches the result if no gradient is needed.
-
-        With gradients it calls ``up`` each time: gradient checkpointing must see the same operations in both runs.
-        """
+        """Calls ``up``; caches the result without gradients, as checkpointing must see the same operations again."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return up()
         if "_kept_up" not in self.__dict__:
@@ -267,23 +296,3 @@ class SoftAssignment:
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:
         return weighted_sum(x, weight, target, rows, source=source, backend=backend).to(x.dtype)
-
-
-def _product(a: Edges, b: Edges, middle: int) -> Edges:
-    """The product of two sparse matrices ``(row, column, weight)``; ``middle`` is the width of ``a``.
-
-    The result is sorted by row, then column, each pair once; under ``torch.compile`` neither holds, which changes no
-    sum. It avoids torch's sparse products, which support few dtypes, do not compile, and warn that they are in beta.
-    """
-    (row, at, weight), (of, column, other) = a, b
-    order = of.argsort(stable=True)
-    count = torch.bincount(of, minlength=middle)
-    first, times = (count.cumsum(0) - count)[at], count[at]
-    left = torch.repeat_interleave(torch.arange(row.numel(), device=row.device), times)
-    nth = torch.arange(left.numel(), device=row.device) - (times.cumsum(0) - times)[left]
-    right = order[first[left] + nth]
-    row, column, weight = row[left], column[right], weight[left] * other[right]
-    if torch.compiler.is_compiling():
-        return row, column, weight
-    index, weight = coalesce(torch.stack([row, column]), weight, reduce="sum")
-    return index[0], index[1], weight

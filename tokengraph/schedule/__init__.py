@@ -3,7 +3,8 @@
 from tokengraph.schedule.budget import tokens_to_keep
 from tokengraph.schedule.counts import RECONSTRUCT, Schedule, returning, tokens_per_layer
 from tokengraph.schedule.idle import warn_of_idle
-from tokengraph.schedule.rules import Relative, constant, linear, ratio, relative
+from tokengraph.schedule.rules import Relative, constant, linear, powers, ratio, relative
+from tokengraph.schedule.sparing import sparing_last
 
 __all__ = [
     "RECONSTRUCT",
@@ -11,9 +12,11 @@ __all__ = [
     "Schedule",
     "constant",
     "linear",
+    "powers",
     "ratio",
     "relative",
     "returning",
+    "sparing_last",
     "tokens_per_layer",
     "tokens_to_keep",
     "warn_of_idle",

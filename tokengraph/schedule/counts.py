@@ -65,18 +65,19 @@ def tokens_per_layer(
         schedule = schedule.kept(num_tokens)
     if isinstance(schedule, Mapping):
         return _kept(schedule, depth, num_tokens, least, clusters)
-    return _removed(_removals(schedule, depth, num_tokens), num_tokens, least)
+    return _removed(removals(schedule, depth, num_tokens), num_tokens, least)
 
 
 def returning(schedule: Schedule, depth: int, num_tokens: int) -> frozenset[int]:
     """Layers at which every token comes back before some leave again; arguments as for :func:`tokens_per_layer`."""
     if isinstance(schedule, Mapping):
         return frozenset(int(layer) for layer, keep in schedule.items() if isinstance(keep, tuple))
-    removed = _removals(schedule, depth, num_tokens)
+    removed = removals(schedule, depth, num_tokens)
     return frozenset(layer for layer, r in enumerate(removed, 1) if isinstance(r, tuple))
 
 
-def _removals(schedule: Schedule, depth: int, num_tokens: int) -> list[Removal]:
+def removals(schedule: Schedule, depth: int, num_tokens: int) -> list[Removal]:
+    """Returns the tokens removed in each block by a schedule that is no mapping; errors as `tokens_per_layer`."""
     if isinstance(schedule, bool | str) or (isinstance(schedule, Real) and not isinstance(schedule, Integral)):
         raise TypeError(
             f"Expected a schedule: int removed a layer, list, or dict {{layer: keep}} (got {schedule!r}). "

@@ -34,13 +34,37 @@ def linear(removed: int) -> Rule:
     return _Linear(removed)
 
 
-def ratio(keep: float) -> Rule:
+def ratio(keep: float, *, prefix: int = 0) -> Rule:
     """Keeps the share ``keep`` of the current tokens in every block, rounded up.
 
     Args:
         keep: A share in (0, 1].
+        prefix: Prefix tokens that the share counts too, as ToFu's code does: of T tokens with them, it removes
+            ``floor(T - T * keep)``.
     """
-    return _Ratio(keep)
+    return _Ratio(keep, prefix)
+
+
+def powers(keep: float, layers: Sequence[int]) -> Rule:
+    """Keeps ``int(N * keep)`` of the N input tokens at the first of ``layers``, ``int(N * keep ** 2)`` at the second...
+
+    Args:
+        keep: A share in (0, 1].
+        layers: Numbers of finished blocks, rising.
+
+    Raises:
+        ValueError: If ``keep`` is out of range, or if layers do not rise or are below 1.
+
+    Example:
+        >>> powers(0.7, (1, 2, 3))(4, 64)  # removed in each of 4 blocks
+        [20, 13, 10, 0]
+
+    Source: the schedule of TokenReduction (Haurum et al., ICCV workshop 2023) and of ATC (ECCV 2024): layers (3, 6, 9).
+    """
+    tokens_to_keep(float(keep), 1)
+    if list(layers) != sorted(set(layers)) or any(layer < 1 for layer in layers):
+        raise ValueError(f"Expected rising layers of at least 1 (got {list(layers)}). Layer l: l blocks are finished.")
+    return _Powers(float(keep), tuple(layers))
 
 
 def relative(keep: Mapping[int, float]) -> Relative:
@@ -89,12 +113,31 @@ class _Linear:
 @dataclass(frozen=True)
 class _Ratio:
     keep: float
+    prefix: int = 0
 
     def __call__(self, depth: int, num_tokens: int) -> list[int]:
         removed, left = [], num_tokens
         for _ in range(depth):
-            removed.append(left - tokens_to_keep(float(self.keep), left))
+            if self.prefix:
+                whole = left + self.prefix
+                removed.append(min(int(whole - whole * self.keep), left))
+            else:
+                removed.append(left - tokens_to_keep(float(self.keep), left))
             left -= removed[-1]
+        return removed
+
+
+@dataclass(frozen=True)
+class _Powers:
+    keep: float
+    layers: tuple[int, ...]
+
+    def __call__(self, depth: int, num_tokens: int) -> list[int]:
+        check_layers(self.layers, depth)
+        removed, left = [0] * depth, num_tokens
+        for power, layer in enumerate(self.layers, 1):
+            kept = max(min(int(num_tokens * self.keep**power), left), 1)
+            removed[layer - 1], left = left - kept, kept
         return removed
 
 

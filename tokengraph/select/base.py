@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
     from tokengraph.schedule import Schedule
 
+PLACEMENTS = ("before", "inside", "after", "ahead")
 READS = ("nothing", "keys", "class", "map")
 FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # older attributes that ``reads`` replaces
 _REGISTRY: dict[str, type[Select]] = {}
@@ -33,15 +34,20 @@ class Select(ABC):
     Attributes:
         name: The name for ``resolve`` and ``attach(model, "name")``.
         aliases: Other published names, and the settings that each stands for.
-        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP) or ``"after"``.
+        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP), ``"after"``, or
+            ``"ahead"``: before it, by the attention map that the block computes for all tokens. It then reads the
+            ``"map"``; see :attr:`pools_map`.
         merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
-        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"mlerp"`` or ``"center"``.
+        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
+            ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
         reads: The most that it reads of its block's attention: ``"nothing"``; ``"keys"``: keys and values, or attention
             by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
             blocks that reduce cannot use a fused kernel.
         learns: True if it has parameters to train.
         alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
+        ragged: True if a threshold decides how many tokens each image keeps. The budget is then the fewest that may
+            stay; ``handle.trace.counts_per_image(layer)`` has the numbers.
     """
 
     name: ClassVar[str] = ""
@@ -53,11 +59,12 @@ class Select(ABC):
     reads: ClassVar[str] = "keys"
     learns: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.placement not in ("before", "inside", "after"):
-            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}).")
+        if isinstance(cls.placement, str) and cls.placement not in PLACEMENTS:
+            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or ahead.")
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
             cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
@@ -185,6 +192,11 @@ class Select(ABC):
         return False
 
     @property
+    def pools_map(self) -> bool:
+        """True if a block that it acts ahead of mixes values by the pooled map, and not by a map of the new tokens."""
+        return False
+
+    @property
     def weighs(self) -> bool:
         """True if later attention and means weigh tokens by size; by default if it merges."""
         return self.merges
@@ -260,7 +272,7 @@ def resolve(select: str | type[Select] | Select) -> Select:
 
     Example:
         >>> resolve("DPC-KNN")
-        DPCKNN(k=5, include_self=True, order='index')
+        DPCKNN(k=5, include_self=True, order='index', sizes=True)
     """
     if isinstance(select, Select):
         return select

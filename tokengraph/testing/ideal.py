@@ -13,7 +13,7 @@ from tokengraph.adapters import Adapter, find_adapter
 from tokengraph.adapters.coarse import SITE
 from tokengraph.attention.open_map import OpenMap
 
-PLACEMENTS = ("before", "inside", "after")
+PLACEMENTS = ("before", "inside", "after", "ahead")
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def ideal(
         counts: Patch tokens before the first block and after each block, ``depth + 1`` numbers, as
             ``trace.counts`` or :func:`tokengraph.schedule.tokens_per_layer` gives them.
         placement: Where to truncate: ``"before"`` a block, ``"inside"`` (between attention and MLP) or ``"after"``;
-            give the placement of the strategy that you compare with.
+            give the placement of the strategy that you compare with. ``"ahead"``: before the block that counts tell of.
         open_maps: Use unfused attention in blocks that truncate, as for strategies that read the whole map.
         adapter: The adapter given to :func:`tokengraph.attach`, for a model of your own.
 
@@ -76,6 +76,8 @@ def ideal(
 def _ends(counts: Sequence[int], index: int, placement: str) -> tuple[int | None, int | None]:
     """Returns the patch tokens that block ``index`` keeps before it, and inside or after it; ``None``: no cut there."""
     after = counts[index + 1] if counts[index + 1] != counts[index] else None
+    if placement == "ahead":
+        return after, None
     if placement != "before":
         return None, after
     before = counts[index] if index == 0 or counts[index] != counts[index - 1] else None

@@ -27,8 +27,12 @@ def composes(select: Select) -> None:
     """``a.then(b)`` reduces like ``a`` and then ``b``, and lifts like ``b`` and then ``a``."""
     x = features(2)
     a = select(make_tokens(x, GRID), 30)
-    pairs = torch.arange(a.num_clusters // 2).expand(2, -1)  # [2, K]: clusters j and j + 1 of an image join
-    b = Assignment.from_dense(pairs // 2, (pairs.size(1) + 1) // 2)
+    assert a.cluster_ptr is not None
+    each = a.cluster_ptr.diff()
+    pairs, mask = torch.arange(int(each.max())).expand(2, -1), torch.arange(int(each.max())) < each[:, None]
+    b = Assignment.from_dense(
+        pairs // 2, ((each + 1) // 2).tolist(), mask=mask
+    )  # clusters j and j + 1 of an image join
     both, rows = a.then(b), x.flatten(0, 1)
     y = torch.randn(b.num_clusters, 3, generator=torch.Generator().manual_seed(4))
     assert_close(both.lift(y), a.lift(b.lift(y)), rtol=1e-4, atol=1e-5)

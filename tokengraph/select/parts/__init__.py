@@ -2,9 +2,11 @@
 
 | folder | question | pieces |
 |---|---|---|
-| ``scores`` | how much does a token, or an edge, matter? | attention, density, energy, norm, random |
-| ``graphs`` | who may merge with whom? | halves, complete, window, propagation |
-| ``choices`` | which become one? | best, edges, peaks, cells |
+| ``scores`` | how much does a token or edge matter? | attention, criteria, density, energy, norm, random, received, |
+| | | windows |
+| ``graphs`` | who may merge with whom? | complete, components, halves, linkage, mutual, propagation, window |
+| ``choices`` | which become one? | agglomerate, best, both_ways, cells, edges, lines, medoids, peaks, receivers, |
+| | | roots |
 | ``reductions`` | what do they become? | fuse, propagate; ``Assignment.reduce`` has means, MLERP and centers |
 
 A strategy's file combines parts, and sets its placement in the block and its defaults.

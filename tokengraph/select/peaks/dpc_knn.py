@@ -13,6 +13,7 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
 from tokengraph.maps.hard import Assignment
+from tokengraph.schedule import Schedule, powers
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers, nearest_center
 from tokengraph.select.parts.graphs.complete import Distances
@@ -98,6 +99,8 @@ class DPCKNN(Select):
         include_self: Counts the token itself among them.
         order: Numbering of the clusters: ``"index"``, ``"score"`` or ``"raster"``. Use ``"raster"`` if later modules
             read the tokens as a sequence.
+        sizes: Weigh tokens by size in attention and in later means. TokenReduction forgets sizes in each layer, see
+            :meth:`per_layer`.
     """
 
     name: ClassVar[str] = "dpc-knn"
@@ -107,6 +110,7 @@ class DPCKNN(Select):
     k: int = 5
     include_self: bool = True
     order: str = "index"
+    sizes: bool = True
 
     @classmethod
     def published(cls) -> DPCKNN:
@@ -115,6 +119,26 @@ class DPCKNN(Select):
         Source: the code of Zeng et al., CVPR 2022.
         """
         return cls(5, include_self=True, order="score")
+
+    @classmethod
+    def per_layer(cls) -> DPCKNN:
+        """The method as TokenReduction has it, in several layers, each of which forgets the sizes of those before.
+
+        Its ``equal_weight`` form without noise; the other weighs means by a trained layer, which is not here.
+
+        Source: Haurum et al., *Which Tokens to Use?*, ICCV workshop 2023, and its code.
+        """
+        return cls(5, include_self=True, order="score", sizes=False)
+
+    @staticmethod
+    def per_layer_schedule(keep: float = 0.9) -> Schedule:
+        """Before blocks 3, 6 and 9: ``int(N * keep)`` tokens, then with the second and third power of ``keep``."""
+        return powers(keep, (3, 6, 9))
+
+    @property
+    def weighs(self) -> bool:
+        """As ``sizes`` says."""
+        return self.sizes
 
     def __post_init__(self) -> None:
         check_positive(k=self.k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,34 +14,75 @@ from tokengraph.select.tokens import clamp_budget, valid_counts
 
 def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
     """Returns the map of one merging round between alternating halves; see :func:`tokengraph.tome`."""
-    images, tokens = metric.shape[:2]
     first = num_prefix % 2  # patch 0 has index P, so it is in A if P is even
     merged, kept = count_merges(metric, keep, first, mask)
-    if merged == 0 or tokens < 2 or images == 0:
-        return Assignment.from_dense(torch.arange(tokens, device=metric.device).expand(images, -1), kept, mask=mask)
+    if merged == 0 or metric.size(1) < 2 or metric.size(0) == 0:
+        place = torch.arange(metric.size(1), device=metric.device).expand(metric.size(0), -1)
+        return Assignment.from_dense(place, kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        order, partner = match_halves(
-            metric, first, mask, merged if isinstance(merged, int) else max(merged, default=0)
-        )
-        sources = order[:, : partner.size(1)]
-        # Where images differ, columns with one row an image.
-        removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
-        in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
-        leaves = torch.arange(sources.size(1), device=order.device) < removed
-        if num_prefix:  # unmerged tokens of A are sorted by index
-            gone = torch.zeros_like(order, dtype=torch.bool).scatter_(1, sources, leaves.expand_as(sources))
-            number = (~gone).cumsum(dim=1) - 1
-        else:  # or their similarity
-            place = torch.arange(order.size(1), device=order.device) - removed
-            number = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
-        target = in_a - removed + partner
-        if isinstance(removed, Tensor):
-            target = torch.where(leaves, target, number.gather(1, sources))
-        cluster_b = in_a - removed + torch.arange(tokens - order.size(1), device=order.device)
-        cluster = interleave(number.scatter(1, sources, target), cluster_b.expand(images, -1), first)
-        if isinstance(removed, Tensor):  # an image without merges keeps its order
-            cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
-        return Assignment.from_dense(cluster, kept, mask=mask)
+        return contract_halves(Halves.of(metric, first, mask), merged, kept, mask, by_index=num_prefix > 0)
+
+
+class Halves(NamedTuple):
+    """Edges from A to B, ``score [B, n_a, n_b]``, and the heaviest of each token of A, ``best [B, n_a]``.
+
+    ``first`` is the place of the first token of A, 0 or 1. Padding is at ``-inf``.
+    """
+
+    score: Tensor
+    best: Tensor
+    first: int
+
+    @classmethod
+    def of(cls, metric: Tensor, first: int, mask: Tensor | None) -> Halves:
+        """Of the tokens ``metric [B, N, D]``, N >= 2, by cosine."""
+        unit = unit_rows(metric)
+        other = None if mask is None else mask[:, 1 - first :: 2]
+        score = cosines(unit[:, first::2], unit[:, 1 - first :: 2], other)
+        best = score.amax(dim=2)
+        return cls(score, best if mask is None else best.masked_fill(~mask[:, first::2], -torch.inf), first)
+
+
+def contract_halves(
+    halves: Halves, merged: int | list[int], kept: int | list[int], mask: Tensor | None, *, by_index: bool
+) -> Assignment:
+    """Returns the map in which each image's ``merged`` heaviest edges are contracted.
+
+    Args:
+        halves: The edges.
+        merged: Tokens that an image loses, at most as many as A has.
+        kept: Its clusters afterwards.
+        mask: ``[B, N]`` bool, True where there is a token; real tokens first.
+        by_index: True: unmerged tokens of A come by index; False: by falling similarity.
+
+    Returns:
+        Clusters in the published order: unmerged tokens of A, then B. An image without merges keeps its order.
+    """
+    images, first = halves.best.size(0), halves.first
+    tokens = halves.best.size(1) + halves.score.size(2)
+    most = merged if isinstance(merged, int) else max(merged, default=0)
+    order = halves.best.argsort(dim=1, descending=True, stable=True)
+    sources = order[:, :most]
+    # argmax is slow, so it runs only for the tokens that may merge.
+    partner = halves.score.gather(1, sources[..., None].expand(-1, -1, halves.score.size(2))).argmax(dim=2)
+    # Where images differ, columns with one row an image.
+    removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
+    in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
+    leaves = torch.arange(sources.size(1), device=order.device) < removed
+    if by_index:
+        gone = torch.zeros_like(order, dtype=torch.bool).scatter_(1, sources, leaves.expand_as(sources))
+        number = (~gone).cumsum(dim=1) - 1
+    else:
+        place = torch.arange(order.size(1), device=order.device) - removed
+        number = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
+    target = in_a - removed + partner
+    if isinstance(removed, Tensor):
+        target = torch.where(leaves, target, number.gather(1, sources))
+    cluster_b = in_a - removed + torch.arange(tokens - order.size(1), device=order.device)
+    cluster = interleave(number.scatter(1, sources, target), cluster_b.expand(images, -1), first)
+    if isinstance(removed, Tensor):  # an image without merges keeps its order
+        cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
+    return Assignment.from_dense(cluster, kept, mask=mask)
 
 
 def count_merges(
@@ -55,16 +98,3 @@ def count_merges(
     in_a = [(n + 1 - first) // 2 for n in counts]
     lost = [min(n - k, a, n - a) for n, k, a in zip(counts, budgets, in_a, strict=True)]
     return lost, [n - m for n, m in zip(counts, lost, strict=True)]
-
-
-def match_halves(metric: Tensor, first: int, mask: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-    """Returns A by falling similarity, ``[B, N/2]``, and the partners in B of its first ``most``, ``[B, most]``."""
-    unit = unit_rows(metric)
-    other = None if mask is None else mask[:, 1 - first :: 2]
-    score = cosines(unit[:, first::2], unit[:, 1 - first :: 2], other)
-    best = score.amax(dim=2)
-    if mask is not None:
-        best = best.masked_fill(~mask[:, first::2], -torch.inf)
-    order = best.argsort(dim=1, descending=True, stable=True)
-    # argmax is slow, so it runs only for the tokens that may merge.
-    return order, score.gather(1, order[:, :most, None].expand(-1, -1, score.size(2))).argmax(dim=2)

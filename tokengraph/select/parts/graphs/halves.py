@@ -26,8 +26,12 @@ def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> Tensor:
         b: ``[B, n_b, D]``.
         mask_b: ``[B, n_b]`` bool, True where B has a token.
     """
-    score = torch.matmul(a, b.transpose(1, 2)).clamp_max_(SAME)
-    return score if mask_b is None else score.masked_fill(~mask_b[:, None], -torch.inf)
+    score = torch.matmul(a, b.transpose(1, 2))
+    if type(score) is not Tensor:  # traced into a program, for which translations write nothing in place
+        score = score.clamp_max(SAME)
+        return score if mask_b is None else score.masked_fill(~mask_b[:, None], -torch.inf)
+    score = score.clamp_max_(SAME)
+    return score if mask_b is None else score.masked_fill_(~mask_b[:, None], -torch.inf)
 
 
 def interleave(a: Tensor, b: Tensor, first: int) -> Tensor:

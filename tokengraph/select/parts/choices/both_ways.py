@@ -1,0 +1,58 @@
+"""The heaviest edges between two halves, first out of A, then out of B: a token that took another in may leave too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokengraph.select.parts.graphs.halves import interleave
+
+
+def merge_both_ways(
+    weight: Tensor,
+    lost: tuple[int | Tensor, int | Tensor | None],
+    mask: tuple[Tensor | None, Tensor | None],
+    first: int,
+    *,
+    by_index: bool = True,
+) -> Tensor:
+    """Cluster of each token within its image.
+
+    The tokens of A whose best edges are heaviest merge each into its best token of B. Then the tokens of B whose best
+    edges to the rest of A are heaviest merge into that rest, with all tokens that have merged into them.
+
+    Args:
+        weight: Edges ``[B, n_a, n_b]`` from A to B.
+        lost: How many of A and of B merge: a number for all images, or a column ``[B, 1]``. ``None`` of B: none does,
+            and B keeps its order.
+        mask: ``[B, n_a]`` and ``[B, n_b]`` bool, True where there is a token; ``None``: everywhere.
+        first: Place of the first token of A, 0 or 1.
+        by_index: Whether the rest of A is numbered by index; otherwise by falling weight of its best edge.
+
+    Returns:
+        ``[B, N]``: the rest of A comes first, then the rest of B by falling weight. Ties go to the lower index.
+
+    Cost: two maxima over the edges, two sorts.
+    """
+    (leave_a, leave_b), (in_a, in_b) = lost, mask
+    weight = weight if in_b is None else weight.masked_fill(~in_b[:, None], -torch.inf)
+    best, to = weight.max(dim=2)
+    place = _places(best, in_a)
+    gone = place < leave_a
+    stays = ~gone if in_a is None else ~gone & in_a
+    number = stays.cumsum(dim=1) - 1 if by_index else place - leave_a
+    behind = stays.sum(dim=1, keepdim=True)
+    if leave_b is None:
+        other = behind + torch.arange(weight.size(2), device=to.device)
+        return interleave(torch.where(gone, other.gather(1, to), number), other, first)
+    back, home = weight.masked_fill(~stays[..., None], -torch.inf).max(dim=1)
+    rank = _places(back, in_b)
+    other = torch.where(rank < leave_b, number.gather(1, home), behind + rank - leave_b)
+    return interleave(torch.where(gone, other.gather(1, to), number), other, first)
+
+
+def _places(score: Tensor, mask: Tensor | None) -> Tensor:
+    """The place of each token by falling score ``[B, n]``; tokens that are not there come last."""
+    score = score if mask is None else score.masked_fill(~mask, -torch.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))

@@ -20,7 +20,7 @@ from truth.thresholds import SHAPE, own_settings
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
 CENTER = ",reduce=center"
-ATTENTION = ("", ",prop_attn=half-log")
+HALF = ",prop_attn=half-log"
 OWN = {  # options of single strategies, tried in place of REDUCTIONS
     "atc": ("", ",reduce=mlerp", ",linkage=single", ",linkage=complete"),
     "cubist-merge": ("", ",reduce=mean"),
@@ -97,7 +97,8 @@ def variants(strategy: str) -> list[str]:
     if kind is None or not kind.merges:
         return [""]
     first = OWN.get(strategy, (*REDUCTIONS, CENTER) if has_centers(strategy) else REDUCTIONS)
-    return [own + attention for own in first for attention in ATTENTION if not attention or weighs(strategy + own)]
+    also = [own + HALF for own in ("", ",reduce=mlerp") if own in first and weighs(strategy + own)]
+    return [*first, *also]
 
 
 @cache

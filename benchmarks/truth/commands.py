@@ -13,9 +13,10 @@ from truth.chosen import best, frontier, headline, moved, settled
 from truth.curves import curves
 from truth.fetch import fetch
 from truth.floors import write_floors
+from truth.readme import write_readme
 from truth.report import scores, write_report
 from truth.results import read
-from truth.run import Place, run
+from truth.run import RESULTS, Place, run
 from truth.tables import COSTS, Candidate, search
 from truth.tasks import TASKS, Task
 
@@ -157,6 +158,8 @@ def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, floa
 
 def _report(choice: Choice) -> int:
     print(write_report(choice.results))
+    if choice.results.resolve() == RESULTS.resolve() and write_readme(choice.results):
+        print("README.md: the table of results")
     return 0
 
 

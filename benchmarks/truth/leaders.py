@@ -27,15 +27,26 @@ def leaders(lines: Sequence[Line]) -> str:
         return ""
     rows = [["cost", "best setting", "best with a smaller image", "smaller image alone", "random"], ["---"] * 5]
     for cost in costs:
-        here = [line for line in there if line.get("wanted") == cost]
-        groups = (
-            [line for line in here if line["strategy"] not in CONTROLS and "+" not in line["strategy"]],
-            [line for line in here if "+" in line["strategy"]],
-            [line for line in here if line["strategy"] == "resolution"],
-            [line for line in here if line["strategy"] == "random"],
-        )
-        rows.append([f"{cost:g}", *(_best(group, metric) for group in groups)])
+        rows.append([f"{cost:g}", *(_best(group, metric) for group in groups(there, metric, cost))])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def groups(lines: Sequence[Line], metric: str, cost: float) -> tuple[list[Line], ...]:
+    """Returns the rows with a figure at a cost: strategies, with a smaller image, smaller images alone, and random."""
+    there = [line for line in lines if metric in line.get("metrics", {}) and not line.get("reason")]
+    here = [line for line in there if line.get("wanted") == cost]
+    alone = [line for line in there if line.get("strategy") == "resolution" and _near(line, cost)]
+    return (
+        [line for line in here if line["strategy"] not in CONTROLS and "+" not in line["strategy"]],
+        [line for line in here if "+" in line["strategy"]],
+        alone,
+        [line for line in here if line["strategy"] == "random"],
+    )
+
+
+def _near(line: Line, cost: float) -> bool:
+    """Whether a smaller image counts at a cost: it was measured for it, or (in a search) costs about that much."""
+    return line["wanted"] == cost if line.get("wanted") else abs((line.get("cost") or 0) - cost) <= 0.05
 
 
 def _best(lines: Sequence[Line], metric: str) -> str:

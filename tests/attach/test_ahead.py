@@ -9,7 +9,6 @@ from torch.testing import assert_close
 import tokengraph as tg
 from tokengraph.attach.ahead import pooled_map
 from tokengraph.flat.layout import Layout
-from tokengraph.schedule import sparing_last, tokens_per_layer
 from tokengraph.testing import tiny_vit
 
 
@@ -75,10 +74,16 @@ def test_the_tokens_are_fewer_from_behind_the_block_on():
         assert handle.trace.counts == [16, 12, 12, 6] and seen == [12, 12, 6]
 
 
+@pytest.mark.parametrize("schedule", [3, {0: 12, 2: 6}, {0: 12, 1: 6, 3: "reconstruct"}, [3, 0, 9]])
+def test_counts_before_a_run_are_those_of_a_run(schedule):
+    model = tiny_vit()
+    with torch.no_grad(), tg.attach(model, tg.MCTF(ahead=True), schedule) as handle:
+        planned = handle.trace.counts
+        model(torch.randn(2, 3, 32, 32))
+        assert handle.trace.counts == planned and planned[0] == 16
+
+
 def test_nothing_leaves_behind_the_last_block():
-    assert tokens_per_layer(sparing_last(3), 4, 16) == [16, 13, 10, 7, 7]
-    assert tokens_per_layer(sparing_last([1, -1, 2]), 3, 16) == [16, 15, 16, 16]
-    assert sparing_last({1: 8}) == {1: 8}
     with pytest.raises(ValueError, match=r"Expected nothing to leave behind the last block .*got 16 tokens, then 8"):
         tg.attach(tiny_vit(), tg.MCTF(ahead=True), {3: 8})
 

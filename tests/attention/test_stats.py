@@ -61,3 +61,18 @@ def test_value_norms_are_over_all_heads_together():
 def test_a_map_alone_has_no_values():
     with pytest.raises(ValueError, match="attention with values"):
         AttentionStats.from_map(torch.ones(1, 1, 2, 2)).value_norms()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_sums_leave_queries_of_padding_out(given):
+    q, k = torch.randn(2, 3, 9, 4), torch.randn(2, 3, 9, 4)
+    valid = torch.arange(9) < torch.tensor([[9], [6]])  # 2 prefix tokens; 7 and 4 patch tokens
+    bias = torch.zeros(2, 1, 1, 9).masked_fill(~valid[:, None, None], -torch.inf)
+    attention = (q @ k.transpose(2, 3) * 0.5 + bias).softmax(dim=3)
+    make = AttentionStats.from_map(attention, 2) if given else AttentionStats(lambda: (q, k), 0.5, 2, bias)
+    stats = make.without_padding(valid)
+    alone = AttentionStats.from_map(attention[1:, :, :6, :6], 2)
+    torch.testing.assert_close(stats.column_sums()[1:, :, :4], alone.column_sums())
+    torch.testing.assert_close(stats.diagonal()[1:, :, :4], alone.diagonal())
+    assert not stats.column_sums()[1, :, 4:].any()
+    torch.testing.assert_close(stats.column_sums()[:1], AttentionStats.from_map(attention[:1], 2).column_sums())

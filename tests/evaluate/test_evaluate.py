@@ -349,3 +349,18 @@ def test_evaluate_refuses_an_attached_model_as_the_dense_one(pictures, quick):
         dense = tg.evaluate(model, [], pictures, options=quick).rows[0]
     assert dense.counts == (16, 16, 16, 16)
     assert handle.trace.counts == [16, 12, 8, 4]
+
+
+def test_controls_of_strategies_by_threshold_keep_as_many_tokens_as_the_images_did(pictures, quick):
+    settings = ["mpm,layers=(1, 2)", "g2tm,tau=0.1,layer=1", "algm:{1: 4},tau=0.1"]
+    report = tg.evaluate(tiny_vit(), settings, pictures, options=quick)
+    controls = [row for row in report.rows if row.kind == "control" and row.name.startswith("random")]
+    for name in settings:
+        row = report.row(name)
+        assert not row.reason and 1 < row.counts[-1] < 16 and 0 < row.cost < 1
+        assert any(all(abs(a - b) <= 0.5 for a, b in zip(c.counts, row.counts, strict=True)) for c in controls), name
+
+
+def test_controls_of_strategies_ahead_of_blocks_have_their_counts(pictures, quick):
+    report = tg.evaluate(tiny_vit(), ["mctf:3,ahead=True"], pictures, options=quick)
+    assert report.row("mctf:3,ahead=True").counts == report.row("random:[0, 3, 3]").counts == (16, 16, 13, 10)

@@ -117,7 +117,7 @@ def take_step(
     """:func:`act`, with the map over the patch tokens; ``None``: a decision."""
     kept = None if block is None else block.__dict__.pop(KEPT, None)
     select, run, lineage = site.request.select, site.trace.run, state.lineage
-    tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}))
+    tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}, lineage.now))
     decision = select.decide(tokens)
     if decision is not None:
         return x, state.decided(decision, run.num_prefix), None
@@ -212,15 +212,17 @@ def _reduce(
 
 
 def _statistics(
-    site: Site, block: Any, kept: dict[str, Tensor] | None, bias: Any, side: dict[str, Any]
+    site: Site, block: Any, kept: dict[str, Tensor] | None, bias: Any, side: dict[str, Any], layout: Layout
 ) -> AttentionStats | None:
     """Returns statistics of the block's last attention from the outputs that hooks kept; ``None`` without any."""
     if not kept:
         return None
     prefix = site.trace.run.num_prefix
     if "map" in kept:
-        return AttentionStats.from_map(kept["map"], prefix)
-    return site.request.adapter.statistics(block, kept, prefix, bias, side)
+        stats = AttentionStats.from_map(kept["map"], prefix)
+    else:
+        stats = site.request.adapter.statistics(block, kept, prefix, bias, side)
+    return stats if layout.valid is None else stats.without_padding(layout.with_prefix(prefix).valid)
 
 
 def restore(state: State, num_prefix: int, x: Tensor) -> tuple[Tensor, State]:

@@ -14,6 +14,7 @@ from tokengraph.attach.state import State
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
 from tokengraph.maps.soft import SoftAssignment
+from tokengraph.schedule import counts_ahead
 
 
 @dataclass(eq=False, repr=False)
@@ -84,7 +85,8 @@ class Trace(Lifting):
             RuntimeError: If the last run failed or stopped before the last block; the message says where.
         """
         if not self.run.begun:
-            return list(self.run.plans.plan)
+            plan, ahead = list(self.plan), self.run.plans.request.select.placement == "ahead"
+            return counts_ahead(plan, self.patches) if ahead else plan
         self.state()  # raises if the run stopped early
         return [max(self.counts_per_image(layer), default=0) for layer in range(self.depth + 1)]
 

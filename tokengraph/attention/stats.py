@@ -41,6 +41,7 @@ class AttentionStats:
         self._project = project
         self._qk: tuple[Tensor, Tensor] | None = None
         self._sums: tuple[Tensor, Tensor] | None = None
+        self._valid: Tensor | None = None
         self.scale = scale
         self.num_prefix = num_prefix
         self._bias: Tensor | Callable[[], Tensor | None] | None = bias
@@ -75,6 +76,14 @@ class AttentionStats:
     def with_bias(self, make: Callable[[], Tensor | None]) -> AttentionStats:
         """Sets a bias that ``make`` builds when it is first read; returns ``self``."""
         self._bias = make
+        return self
+
+    def without_padding(self, valid: Tensor | None) -> AttentionStats:
+        """Leaves queries out of sums where ``valid``, ``[B, P+N]`` bool, is False; ``None``: no padding.
+
+        Keys of padding have no attention by the layer's mask. Returns ``self``.
+        """
+        self._valid = valid
         return self
 
     def heads_of_keys(self) -> Tensor:
@@ -144,7 +153,7 @@ class AttentionStats:
     def column_sums(self) -> Tensor:
         """Returns the attention that each patch token receives from all tokens, ``[B, H, N]``.
 
-        All tokens include prefix tokens and the token itself.
+        All tokens include prefix tokens and the token itself, but no padding.
 
         Cost: one pass over the map if the layer computed it; otherwise the map is computed in chunks of rows, once for
         this method and :meth:`diagonal` together.
@@ -161,6 +170,8 @@ class AttentionStats:
             sums, own = [], []
             for i in range(0, self.tokens, step):
                 rows = self.rows(i, min(i + step, self.tokens)) if self.attention is None else self.attention
+                if self._valid is not None:
+                    rows = rows.masked_fill(~self._valid[:, None, i : i + step, None], 0.0)
                 sums.append(rows.sum(dim=2, dtype=torch.float32))
                 own.append(rows.diagonal(offset=i, dim1=2, dim2=3).float())
             total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)

@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.costs import Anatomy, multiply_adds
 from tokengraph.evaluate.forms import Forms
+from tokengraph.evaluate.images import Images
 from tokengraph.evaluate.own import find_own
 from tokengraph.evaluate.settings import Setting
+from tokengraph.schedule import Schedule, tokens_per_layer
 from tokengraph.select.grid_pool import GridPool
 
 CLOSE = 0.12  # a smaller image is a control if its cost is within this share of the dense model's
 
 
-def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
+def with_controls(settings: Sequence[Setting], forms: Forms, images: Images) -> list[Setting]:
     """Returns the controls of settings that remove tokens, each once, without those that are settings already.
 
     For each setting: ``random`` with the same tokens after each block; ``grid-pool`` in one reduction at the same cost,
     at the setting's layer if it has one, else where half of its removed tokens have gone; and the resolution with the
-    nearest cost. A setting that cannot be planned has no controls; its row has the reason.
+    nearest cost. Where the images decide how many tokens stay, controls have the mean number over some of the images.
+    A setting that cannot be planned has no controls; its row has the reason.
     """
     known = {s.key for s in settings}
     found: dict[str, Setting] = {}
@@ -27,7 +30,7 @@ def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
         if setting.strategy is None or setting.model is not None:
             continue
         try:
-            made = _controls(setting, forms)
+            made = _controls(setting, forms, images)
         except Exception:  # the setting's own row reports the error
             continue
         for control in made:
@@ -36,12 +39,12 @@ def with_controls(settings: Sequence[Setting], forms: Forms) -> list[Setting]:
     return list(found.values())
 
 
-def _controls(setting: Setting, forms: Forms) -> list[Setting]:
+def _controls(setting: Setting, forms: Forms, images: Images) -> list[Setting]:
     select = setting.select()
     body = forms.anatomy(setting)
     if body is None or isinstance(select, Standalone):
         return []
-    counts = forms.planned(setting)
+    counts = forms.counted(setting, images)
     cost = multiply_adds(body, counts, select)[0]
     made = []
     if counts[-1] < counts[0]:
@@ -55,11 +58,17 @@ def _controls(setting: Setting, forms: Forms) -> list[Setting]:
 
 def _random(setting: Setting, counts: list[int]) -> Setting | None:
     schedule = setting.schedule
-    words = isinstance(schedule, Mapping) and any(isinstance(v, str) for v in schedule.values())
-    if schedule is None or words or isinstance(schedule, Mapping) and 0 in schedule:
+    if schedule is None or not _plans(schedule, counts):
         removed = [a - b for a, b in zip(counts[:-1], counts[1:], strict=True)]
         schedule = removed if min(removed) >= 0 else None
     return None if schedule is None else Setting("random", schedule, resolution=setting.resolution)
+
+
+def _plans(schedule: Schedule, counts: list[int]) -> bool:
+    """Whether random pruning by the schedule keeps these tokens; it acts inside blocks and returns none."""
+    if isinstance(schedule, Mapping) and (0 in schedule or any(isinstance(v, str) for v in schedule.values())):
+        return False
+    return tokens_per_layer(schedule, len(counts) - 1, counts[0]) == counts
 
 
 def _grid_pool(setting: Setting, counts: list[int], cost: float, body: Anatomy) -> Setting | None:

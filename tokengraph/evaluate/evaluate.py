@@ -102,7 +102,7 @@ def evaluate(
         check_labels(images, _head(dense))
     if isinstance(decode, nn.Module):
         decode = decode.eval().to(forms.device)
-    added = with_controls(wanted, forms) if controls else []
+    added = with_controls(wanted, forms, images) if controls else []
     with ExitStack() as stack:
         folder = out if out is not None else _shared_folder(stack, ranks)
         facts = identity(source, forms, images, training, options, decode, probe)

@@ -14,13 +14,17 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.attach.attach import attach
 from tokengraph.evaluate.config import DataConfig, config_of_model
 from tokengraph.evaluate.costs import Anatomy, anatomy
+from tokengraph.evaluate.images import Images
 from tokengraph.evaluate.read import Reader
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.source import Source, source_of
+from tokengraph.evaluate.transform import to_input
 from tokengraph.io.checkpoint_files import read_checkpoint
 from tokengraph.io.checkpoints import load_checkpoint
+from tokengraph.select.base import Select
 
 Key = tuple[str | None, int | None, str | None]
+SAMPLE = 32  # images whose tokens are counted before a run
 
 
 class Forms:
@@ -106,6 +110,26 @@ class Forms:
         """Returns the planned patch tokens before the first block and after each."""
         with self.open(setting) as reader:
             return list(reader.handle.trace.counts)
+
+    def counted(self, setting: Setting, images: Images) -> list[int]:
+        """Returns the mean patch tokens before the first block and after each.
+
+        They are the planned ones, unless the images themselves decide how many stay: then those of up to 32 images.
+        """
+        select = setting.select()
+        if not isinstance(select, Select) or not (select.ragged or getattr(select, "threshold", None) is not None):
+            return self.planned(setting)
+        config, rows = self.config(setting), []
+        for index in range(0, len(images), -(-len(images) // SAMPLE)):
+            try:
+                rows.append(to_input(images.image(index), config))
+            except Exception:  # unreadable images have been reported or will be
+                continue
+        with torch.no_grad(), self.open(setting) as reader:
+            reader.model(torch.stack(rows).to(self.device))
+            trace = reader.handle.trace
+            each = [trace.counts_per_image(layer) for layer in range(len(trace.counts))]
+        return [round(sum(counts) / len(counts)) for counts in each]
 
     def _own(self, name: str | None) -> nn.Module:
         return self.model(None if name is None else Setting(model=name))

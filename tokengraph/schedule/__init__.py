@@ -4,13 +4,14 @@ from tokengraph.schedule.budget import tokens_to_keep
 from tokengraph.schedule.counts import RECONSTRUCT, Schedule, returning, tokens_per_layer
 from tokengraph.schedule.idle import warn_of_idle
 from tokengraph.schedule.rules import Relative, constant, linear, powers, ratio, relative
-from tokengraph.schedule.sparing import sparing_last
+from tokengraph.schedule.sparing import counts_ahead, sparing_last
 
 __all__ = [
     "RECONSTRUCT",
     "Relative",
     "Schedule",
     "constant",
+    "counts_ahead",
     "linear",
     "powers",
     "ratio",

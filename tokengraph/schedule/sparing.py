@@ -1,4 +1,4 @@
-"""A schedule that removes nothing behind the last block."""
+"""Schedules of strategies that act ahead of blocks: nothing leaves behind the last block."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ def sparing_last(schedule: Schedule) -> Schedule:
         [3, 3, 3, 0]
     """
     return schedule if isinstance(schedule, Mapping | Relative) else _SparingLast(schedule)
+
+
+def counts_ahead(plan: Sequence[int], num_tokens: int) -> list[int]:
+    """Returns the tokens before the first block and after each, if a strategy acts ahead of blocks.
+
+    Tokens that leave by the plan after l blocks leave in the block behind them; they come back as planned.
+
+    Args:
+        plan: As :func:`~tokengraph.schedule.counts.tokens_per_layer` gives it.
+        num_tokens: Patch tokens at the input.
+
+    Example:
+        >>> counts_ahead([16, 13, 10, 10], 16)
+        [16, 16, 13, 10]
+    """
+    return [num_tokens, *(max(pair) for pair in zip(plan[:-1], plan[1:], strict=True))]
 
 
 @dataclass(frozen=True)

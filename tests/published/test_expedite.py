@@ -10,7 +10,7 @@ from tokengraph.testing import tiny_vit
 
 timm = library("timm")
 
-RELEASED = tg.Expedite(clusters=(8, 8), normalize="l2", ties="released", empty="zero")
+RELEASED = tg.Expedite(inv_temperature=0.02, clusters=(8, 8), normalize="l2", ties="released", empty="zero")
 
 
 def _toy(vectors, inputs):

@@ -19,6 +19,8 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
+from tokengraph.select.coarsening import FarthestPoints, HeavyEdges, LocalVariation, Modularity, SpectralClustering
+from tokengraph.select.coarsening.farthest_points import farthest_points
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
@@ -48,14 +50,19 @@ __all__ = [
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",
+    "FarthestPoints",
     "Fidelity",
     "GTP",
     "GridPool",
+    "HeavyEdges",
+    "LocalVariation",
+    "Modularity",
     "PiToMe",
     "PropagationGraph",
     "Random",
     "Select",
     "SoftAssignment",
+    "SpectralClustering",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
@@ -69,6 +76,7 @@ __all__ = [
     "dpc_knn",
     "evaluate",
     "expedite",
+    "farthest_points",
     "fidelity",
     "grid_graph",
     "grid_pool",

@@ -204,7 +204,18 @@ def _tokens(graph: TokenGraph, rows: Tensor, images: int, grid: Grid | None) -> 
     if grid is not None:
         tokens.full = math.prod(grid) == tokens.x.size(1)
         tokens.locate = lambda: graph.pos[rows].view(images, -1, graph.pos.size(1))
+    if "edge_index" in graph and graph.edge_index is not None:
+        tokens.edges = (graph.edge_index, graph.edge_weight) if whole else _edges_among(graph, rows)
     return tokens
+
+
+def _edges_among(graph: TokenGraph, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns the edges that start and end at the given nodes, with ids that count these nodes."""
+    place = rows.new_full((graph.x.size(0),), -1)
+    place[rows] = torch.arange(rows.numel(), device=rows.device)
+    ends = place[graph.edge_index]
+    inside = (ends >= 0).all(dim=0)
+    return ends[:, inside], None if graph.edge_weight is None else graph.edge_weight[inside]
 
 
 def _lay_together(

@@ -13,6 +13,7 @@ STRATEGIES = [
     tg.AiluRus(lam=1, alpha=1.0, include_self=True),
     tg.AiluRus(lam=500, order="score"),
     tg.PiToMe(mode="bsm", margin=0.2),
+    tg.HeavyEdges(weight="one", neighbors=3, normalize=True),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),
     tg.TopK(score="class", fuse=True),

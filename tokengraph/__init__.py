@@ -13,7 +13,10 @@ from tokengraph.attach.attach import Attachment, attach, detach
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
 from tokengraph.evaluate.evaluate import evaluate
 from tokengraph.evaluate.fidelity import Fidelity, fidelity
+from tokengraph.graph.coarsen import apply as contract
 from tokengraph.graph.coarsen import coarsen, hierarchy
+from tokengraph.graph.partition import communities, k_mis, threshold_components
+from tokengraph.graph.quality import Quality, quality
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
@@ -59,6 +62,7 @@ __all__ = [
     "Modularity",
     "PiToMe",
     "PropagationGraph",
+    "Quality",
     "Random",
     "Select",
     "SoftAssignment",
@@ -72,6 +76,8 @@ __all__ = [
     "attach",
     "backends",
     "coarsen",
+    "communities",
+    "contract",
     "detach",
     "dpc_knn",
     "evaluate",
@@ -83,14 +89,17 @@ __all__ = [
     "gtp",
     "gtp_graph",
     "hierarchy",
+    "k_mis",
     "knn_graph",
     "knn_neighbors",
     "models",
     "pitome",
     "propagation_graph",
+    "quality",
     "registry",
     "resolve",
     "schedule",
+    "threshold_components",
     "token_clustering",
     "token_reconstruction",
     "tome",

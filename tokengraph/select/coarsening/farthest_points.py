@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokengraph.cost import Cost, distance_cost
+from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
@@ -39,7 +39,7 @@ def farthest_points(
         ValueError: If ``keep`` is below 1, tokens are not finite, or for another backend.
         ImportError: If torch-cluster is asked for and not usable.
 
-    Cost: ``O(B N^2 C)`` for the distances, in one product, then ``keep`` steps of ``O(B N)``.
+    Cost: ``keep`` steps of ``O(B N C)``.
 
     Example:
         >>> farthest_points(torch.tensor([[[0.0], [1.0], [9.0], [10.0]]]), 2).cluster.tolist()
@@ -78,8 +78,8 @@ class FarthestPoints(Select):
         return _farthest(tokens.x, budget, tokens.mask, self.backend)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
-        """Counts all distances, and a minimum and a maximum over the tokens for each centre."""
-        return distance_cost(num_tokens, num_tokens, channels) + Cost(2 * keep * num_tokens, 8 * keep * num_tokens)
+        """Counts, for each centre, differences to all tokens, their norms, a minimum and a maximum."""
+        return Cost(3 * keep * num_tokens * channels, 12 * keep * num_tokens * channels)
 
 
 def _check_backend(backend: str) -> None:

@@ -26,7 +26,7 @@ class LocalVariation(EdgeSelect):
         neighbors: As for every strategy on edges.
         rank: R, the eigenvectors to preserve.
 
-    Cost: R eigenvectors (dense up to 256 tokens, LOBPCG beyond), then as for :class:`tokengraph.HeavyEdges`.
+    Cost: R eigenvectors (dense up to 1,024 tokens, LOBPCG beyond), then as for :class:`tokengraph.HeavyEdges`.
 
     Ties: the pair of lower indices.
 

@@ -26,6 +26,10 @@ class Linked(NamedTuple):
     ptr: Tensor
     pairs: Pairs
 
+    def level(self) -> Level:
+        """Returns the finest level of a contraction; edges of weight 0 connect nothing."""
+        return first_level(self.x, self.size, self.image, self.pairs.of(self.pairs.weight > 0))
+
     def of_image(self, b: int) -> tuple[Pairs, int, int]:
         """Returns the pairs of image b in its own ids, its first token and its number of tokens."""
         start, stop = int(self.ptr[b]), int(self.ptr[b + 1])
@@ -45,19 +49,19 @@ def heavy_edges(
     match: Match = heavy_matching,
 ) -> Tensor:
     """Contracts heavy-edge matchings; see :class:`tokengraph.HeavyEdges`."""
-    level = first_level(tokens.x, tokens.size, tokens.image, tokens.pairs)
+    level = tokens.level()
     return contract(level, budgets, score, match=match, relink=relink)
 
 
 def greedy_modularity(tokens: Linked, budgets: list[int], rank: int, relink: int) -> Tensor:
     """Merges communities; see :class:`tokengraph.Modularity`."""
-    level = first_level(tokens.x, tokens.size, tokens.image, tokens.pairs)
+    level = tokens.level()
     return contract(level, budgets, merges.modularity_gain, relink=relink)
 
 
 def local_variation(tokens: Linked, budgets: list[int], rank: int, relink: int) -> Tensor:
     """Contracts edges of little variation; see :class:`tokengraph.LocalVariation`."""
-    level = first_level(tokens.x, tokens.size, tokens.image, tokens.pairs)
+    level = tokens.level()
     basis = tokens.x.new_zeros(tokens.x.size(0), rank, dtype=torch.float64)
     for b, keep in enumerate(budgets):
         pairs, start, count = tokens.of_image(b)

@@ -21,8 +21,8 @@ class SpectralClustering(EdgeSelect):
         neighbors: As for every strategy on edges.
         rank: Eigenvectors; ``None``: as many as clusters, as published.
 
-    Cost: the eigenvectors, dense (``O(N^3)``) up to 256 tokens or where ``3 * rank > N``, by LOBPCG otherwise; then at
-    most 30 steps of ``O(N * keep * rank)``. Images go one by one.
+    Cost: the eigenvectors, dense (``O(N^3)``) up to 1,024 tokens or where ``24 * rank > N``, by LOBPCG otherwise; then
+    at most 20 steps of ``O(N * keep * rank)``. Images go one by one.
 
     Source: Ng, Jordan & Weiss, *On Spectral Clustering*, NeurIPS 2001. Differs: the start of k-means.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from tokengraph.flat.layout import take_rows
 from tokengraph.optional import require
-from tokengraph.select.parts.graphs.complete import Distances
 from tokengraph.select.tokens import valid_counts
 
 
@@ -22,24 +24,33 @@ def farthest_centers(x: Tensor, keep: int | list[int], mask: Tensor | None) -> t
         The centre of each token ``[B, N]``, and the centres in the order of their choice, ``[B, K]``, both token ids;
         ties to the lower index and to the earlier centre. Centres past an image's own budget are arbitrary.
 
-    Cost: ``O(N^2 C)`` for the distances where they fit into memory (``O(N K C)`` otherwise), ``O(N K)`` for the
-    choice, as K steps in turn.
+    Cost: K steps of ``O(N C)``, by differences: products would need corrections where tokens are nearly equal.
     """
-    pairs = Distances(x, mask)
-    if pairs.step >= pairs.tokens:
-        next(iter(pairs))  # all distances at once, which rows() then reads
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    gap = torch.full_like(x[..., 0], torch.inf)
+    gap = gap if mask is None else gap.masked_fill(~mask, -torch.inf)
+    return choose_farthest(lambda new: torch.linalg.vector_norm(x - take_rows(x, new), dim=2), gap, keep)
+
+
+def choose_farthest(distances: Callable[[Tensor], Tensor], gap: Tensor, keep: int | list[int]) -> tuple[Tensor, Tensor]:
+    """The choice of :func:`farthest_centers` by any distances.
+
+    Args:
+        distances: Returns the distance of every token to the given tokens ``[B, 1]``, as ``[B, N]``.
+        gap: Infinity at tokens, minus infinity at padding, ``[B, N]``.
+        keep: Centres of each image.
+
+    Returns:
+        As for :func:`farthest_centers`.
+    """
     most = max(keep, default=0) if isinstance(keep, list) else keep
-    budget = torch.tensor(keep, device=x.device)[:, None] if isinstance(keep, list) else None
-    place = torch.arange(x.size(1), device=x.device)
-    gap = torch.full_like(pairs.norm, torch.inf)
-    if mask is not None:
-        gap = gap.masked_fill(~mask, -torch.inf)
-    center, chosen = torch.zeros_like(pairs.norm, dtype=torch.long), []
+    budget = torch.tensor(keep, device=gap.device)[:, None] if isinstance(keep, list) else None
+    place = torch.arange(gap.size(1), device=gap.device)
+    center, chosen = torch.zeros(gap.shape, dtype=torch.long, device=gap.device), []
     for step in range(most):
         new = gap.argmax(dim=1, keepdim=True)
         chosen.append(new)
-        far = pairs.rows(new)[:, 0]
-        own = place == new
+        far, own = distances(new), place == new
         nearer = ((far < gap) | own) & (gap > -torch.inf)  # centres and padding have a gap of -inf
         if budget is not None:
             nearer = nearer & (step < budget)

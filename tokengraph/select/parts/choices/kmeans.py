@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.select.parts.choices.farthest import farthest_centers
+from tokengraph.select.parts.choices.farthest import choose_farthest
 
-STEPS = 30
+STEPS = 20
 
 
 def kmeans(x: Tensor, keep: int, *, steps: int = STEPS) -> Tensor:
     """Clusters rows ``[N, C]`` into exactly ``keep`` clusters by Lloyd's steps.
 
     Args:
-        x: The rows.
+        x: The rows, in float64: distances are taken by products.
         keep: K, from 1 to N.
         steps: The most steps; it ends sooner once no row changes its cluster.
 
@@ -22,20 +22,24 @@ def kmeans(x: Tensor, keep: int, *, steps: int = STEPS) -> Tensor:
         The cluster of each row, ``[N]``; ties go to the lower cluster. A row far from its mean leaves a larger
         cluster for one that would be empty.
 
-    Cost: ``O(N K C)`` a step, and farthest points once; on CUDA host synchronisations.
+    Cost: ``O(N K C)`` a step, and once more for the start; on CUDA host synchronisations.
 
     Source: Lloyd, IEEE Trans. Inf. Theory 1982; farthest points as in Gonzalez, TCS 1985.
     """
-    center, chosen = farthest_centers(x[None], keep, None)
+    norm = (x * x).sum(dim=1)
+
+    def distances(new: Tensor) -> Tensor:
+        return (norm + norm[new[0]] - 2.0 * (x @ x[new[0, 0]])).clamp_min_(0)[None]  # squared
+
+    center, chosen = choose_farthest(distances, torch.full_like(norm, torch.inf)[None], keep)
     number = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
     number[chosen[0]] = torch.arange(keep, device=x.device)
     label = number[center[0]]
     for _ in range(steps):
         count = torch.bincount(label, minlength=keep)
         mean = x.new_zeros(keep, x.size(1)).index_add_(0, label, x) / count.clamp_min(1)[:, None]
-        distance = torch.cdist(x, mean, compute_mode="donot_use_mm_for_euclid_dist")
-        least, new = distance.min(dim=1)
-        new = _filled(new, least, keep)
+        least, new = torch.addmm((mean * mean).sum(dim=1), x, mean.T, alpha=-2.0).min(dim=1)  # less |x|^2
+        new = _filled(new, least + norm, keep)
         if torch.equal(new, label):
             break
         label = new

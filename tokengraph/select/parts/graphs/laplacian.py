@@ -7,7 +7,9 @@ from torch import Tensor
 
 from tokengraph.select.parts.graphs.pairs import Pairs
 
-DENSE = 256  # up to so many nodes a dense eigendecomposition is as fast as iterations on the sparse matrix
+DENSE = 1024  # up to so many nodes a dense decomposition is the faster (measured on one thread, 10 eigenvectors)
+LARGE = 8192  # beyond, it needs gigabytes
+SHARE = 24  # in between, it is the faster for more than one eigenvector in so many nodes
 STEPS = 300
 
 
@@ -36,8 +38,8 @@ def laplacian(pairs: Pairs, nodes: int, *, normalized: bool = True, loops: Tenso
 def low_eigenvectors(pairs: Pairs, nodes: int, count: int, *, normalized: bool = True) -> tuple[Tensor, Tensor]:
     """Returns the ``count`` lowest eigenvalues ``[R]`` and eigenvectors ``[N, R]`` of a graph's Laplacian, float64.
 
-    Up to 256 nodes, or if more than a third of all eigenvectors are asked for, by a dense decomposition; otherwise by
-    LOBPCG on the sparse matrix, from fixed start vectors.
+    By a dense decomposition up to 1,024 nodes, up to 8,192 nodes if ``24 * count > N``, and if ``3 * count > N``;
+    otherwise by LOBPCG on the sparse matrix, from fixed start vectors.
 
     Args:
         pairs: The edges of one graph.
@@ -50,7 +52,7 @@ def low_eigenvectors(pairs: Pairs, nodes: int, count: int, *, normalized: bool =
     Source: Knyazev, SIAM J. Sci. Comput. 2001, by ``torch.lobpcg``.
     """
     count = min(count, nodes)
-    if nodes <= DENSE or 3 * count > nodes:
+    if nodes <= DENSE or (SHARE * count > nodes and nodes <= LARGE) or 3 * count > nodes:
         values, vectors = torch.linalg.eigh(laplacian(pairs, nodes, normalized=normalized))
         return values[:count], vectors[:, :count]
     weight = pairs.weight.double()

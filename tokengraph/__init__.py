@@ -16,6 +16,7 @@ from tokengraph.evaluate.fidelity import Fidelity, fidelity
 from tokengraph.graph.coarsen import apply as contract
 from tokengraph.graph.coarsen import coarsen, hierarchy
 from tokengraph.graph.partition import communities, k_mis, threshold_components
+from tokengraph.graph.pooling import TokenPooling
 from tokengraph.graph.quality import Quality, quality
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
@@ -28,6 +29,7 @@ from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
+from tokengraph.select.from_pyg import FromPyG
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.migration.migration import TokenMigration
@@ -55,6 +57,7 @@ __all__ = [
     "Expedite",
     "FarthestPoints",
     "Fidelity",
+    "FromPyG",
     "GTP",
     "GridPool",
     "HeavyEdges",
@@ -70,6 +73,7 @@ __all__ = [
     "ToMe",
     "TokenGraph",
     "TokenMigration",
+    "TokenPooling",
     "TopK",
     "WindowCoarsening",
     "ailurus",

@@ -13,7 +13,7 @@ from tokengraph.select.parts.choices.matching import graclus_matching, heavy_mat
 ON_EDGES = [
     tg.HeavyEdges(),
     tg.HeavyEdges(normalize=True),
-    tg.LocalVariation(rank=6),
+    tg.LocalVariation(neighbors=7),
     tg.Modularity(),
     tg.SpectralClustering(),
 ]

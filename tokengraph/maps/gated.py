@@ -12,7 +12,7 @@ from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gated(Assignment):
     """An :class:`~tokengraph.Assignment` whose ``reduce`` takes ``gate * x``; sizes and positions are not multiplied.
 

@@ -2,7 +2,9 @@
 
 Each digit is a graph of 64 pixels with the edges of the grid. A GNN pools it to 16 nodes between its two convolutions:
 by heavy edges or farthest points of its own hidden features, or by PyTorch Geometric's top-k scores as a strategy,
-whose projection trains with the network. Needs scikit-learn for the digits (1,797 images of 8 x 8 pixels, which it ships).
+whose projection trains with the network.
+
+Needs scikit-learn for the digits (1,797 images of 8 x 8 pixels, which it ships).
 """
 
 import math

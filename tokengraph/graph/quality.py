@@ -48,7 +48,7 @@ class Quality:
         return {f.name: float(getattr(self, f.name).nanmean()) for f in fields(self)}
 
     def __repr__(self) -> str:
-        shown = [f"{name}={value:.4g}" for name, value in self.mean().items() if value == value]
+        shown = [f"{name}={value:.5g}" for name, value in self.mean().items() if value == value]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

@@ -155,7 +155,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> Export
 
 def _check_operators(program: ExportedProgram) -> None:
     """Raises ValueError if a strategy on edges chooses in the program."""
-    if any(node.target is torch.ops.tokengraph.cluster_tokens.default for node in program.graph.nodes):
+    parts = [part for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]  # no_grad nests
+    if any(node.target is torch.ops.tokengraph.cluster_tokens.default for p in parts for node in p.graph.nodes):
         raise ValueError(
             "Expected a strategy of operators that ONNX has (got one on edges, whose matchings depend on values: "
             "HeavyEdges, LocalVariation, Modularity or SpectralClustering). Take ToMe, DPCKNN or FarthestPoints; or "

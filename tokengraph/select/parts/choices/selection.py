@@ -62,7 +62,7 @@ def read_selection(output: Any, image: Tensor) -> Selection:
 def joined(parts: Sequence[Selection]) -> Selection:
     """Joins selections whose ids are already shifted."""
     weight = None if any(p.weight is None for p in parts) else torch.cat([p.weight for p in parts])  # type: ignore[misc]
-    node, cluster = (torch.cat([p[i] for p in parts]) for i in (0, 1))
+    node, cluster = torch.cat([p.node for p in parts]), torch.cat([p.cluster for p in parts])
     return Selection(node, cluster, weight, sum(p.clusters for p in parts))
 
 

@@ -14,6 +14,7 @@ STRATEGIES = [
     tg.AiluRus(lam=500, order="score"),
     tg.PiToMe(mode="bsm", margin=0.2),
     tg.HeavyEdges(weight="one", neighbors=3, normalize=True),
+    tg.LocalVariation(neighbors=3, rank=3, sets="neighborhoods"),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),
     tg.TopK(score="class", fuse=True),

@@ -10,7 +10,7 @@ from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.coarsening.methods import Linked
 from tokengraph.select.coarsening.operator import linked_by
-from tokengraph.select.parts.choices.contraction import Level, contract
+from tokengraph.select.parts.choices.contraction import Level, contract, matching
 from tokengraph.select.parts.choices.independent import independent_centers
 from tokengraph.select.parts.graphs.components import components, components_left
 from tokengraph.select.parts.graphs.pairs import WEIGHTS
@@ -141,7 +141,7 @@ def communities(graph: TokenGraph, *, weight: str = "cosine") -> Assignment:
         found = modularity_gain(level)
         return torch.where(found > 0, found, -torch.inf)
 
-    label = contract(level, [1] * graph.num_images, gain, relink=0)
+    label = contract(level, [1] * graph.num_images, matching(gain), relink=0)
     return _map(label, tokens)
 
 

@@ -8,12 +8,17 @@ from torch_geometric.utils import to_undirected
 
 import tokengraph as tg
 from tokengraph.optional import load
+from tokengraph.select.parts.choices.contraction import first_level
+from tokengraph.select.parts.choices.contraction_sets import still_neighborhoods
 from tokengraph.select.parts.choices.matching import graclus_matching, heavy_matching
+from tokengraph.select.parts.graphs.pairs import Pairs
+from tokengraph.select.parts.scores.merges import little_variation
 
 ON_EDGES = [
     tg.HeavyEdges(),
     tg.HeavyEdges(normalize=True),
     tg.LocalVariation(neighbors=7),
+    tg.LocalVariation(neighbors=7, sets="neighborhoods"),
     tg.Modularity(),
     tg.SpectralClustering(),
 ]
@@ -135,6 +140,8 @@ def test_options_are_checked():
         tg.HeavyEdges(backend="metis")
     with pytest.raises(ValueError, match=r"Expected backend to be one of torch, torch-cluster \(got 'x'\)"):
         tg.FarthestPoints(backend="x")
+    with pytest.raises(ValueError, match=r"Expected sets to be 'edges' or 'neighborhoods' \(got 'cliques'\)"):
+        tg.LocalVariation(sets="cliques")
     for make in (lambda: tg.LocalVariation(rank=0), lambda: tg.SpectralClustering(rank=0)):
         with pytest.raises(ValueError, match=r"Expected rank >= 1 \(got rank=0\)"):
             make()
@@ -210,34 +217,54 @@ def test_graclus_as_a_backend_gives_an_image_the_same_clusters_in_any_batch():
     assert torch.equal(whole[2] - 18, alone)
 
 
-def test_local_variation_is_the_cost_of_its_definition():
-    from tokengraph.select.parts.choices.contraction import first_level
-    from tokengraph.select.parts.graphs.pairs import Pairs
-    from tokengraph.select.parts.scores.merges import little_variation
-
-    a, b, weight = random_edges(3)
+def level_with_basis(seed=3):
+    a, b, weight = random_edges(seed)
     order = (a * 9 + b).argsort()
     pairs = Pairs(a[order], b[order], weight[order])
     level = first_level(torch.eye(9), torch.ones(9), torch.zeros(9, dtype=torch.long), pairs)
     level.basis = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    w = torch.zeros(9, 9, dtype=torch.float64)
+    return level
+
+
+def variation(level, nodes):
+    """The local variation cost of a set by its definition, with matrices over all nodes."""
+    pairs, w = level.pairs, torch.zeros(9, 9, dtype=torch.float64)
     w[pairs.a, pairs.b] = w[pairs.b, pairs.a] = pairs.weight.double()
-    for i, j, score in zip(pairs.a.tolist(), pairs.b.tolist(), little_variation(level).tolist(), strict=True):
-        outer = w.clone()  # weights inside the pair once, across its border twice, none outside
-        inside = torch.zeros(9, dtype=torch.bool)
-        inside[[i, j]] = True
-        outer[inside[:, None] != inside] *= 2
-        outer[~inside[:, None] & ~inside] = 0
-        lap = torch.diag(outer.sum(1)) - outer
-        moved = torch.zeros_like(level.basis)
-        moved[[i, j]] = level.basis[[i, j]] - level.basis[[i, j]].mean(0)
-        gram = moved.T @ lap @ moved
-        assert torch.linalg.eigvalsh(gram)[-1].item() == pytest.approx(-score, rel=1e-5)
+    inside = torch.zeros(9, dtype=torch.bool)
+    inside[nodes] = True
+    w[inside[:, None] != inside] *= 2
+    w[~inside[:, None] & ~inside] = 0
+    moved = torch.where(inside[:, None], level.basis - level.basis[inside].mean(0), 0.0)
+    gram = moved.T @ (torch.diag(w.sum(1)) - w) @ moved
+    return float(torch.linalg.eigvalsh(gram)[-1]) / (len(nodes) - 1)
 
 
-def test_local_variation_keeps_low_eigenvalues_better_than_random_pairs():
+def test_local_variation_is_the_cost_of_its_definition():
+    level = level_with_basis()
+    scores = little_variation(level).tolist()
+    for i, j, score in zip(level.pairs.a.tolist(), level.pairs.b.tolist(), scores, strict=True):
+        assert variation(level, [i, j]) == pytest.approx(-score, rel=1e-5)
+
+
+@pytest.mark.parametrize("room", [1, 2, 4, 8])
+def test_neighborhoods_are_contracted_by_rising_cost(room):
+    level = level_with_basis()
+    ends = list(zip(level.pairs.a.tolist(), level.pairs.b.tolist(), strict=True))
+    near = {n: [n, *sorted({*(j for i, j in ends if i == n), *(i for i, j in ends if j == n)})] for n in range(9)}
+    first, second = (t.tolist() for t in still_neighborhoods(level, [room]))
+    assert 1 <= len(second) <= room and len(set(second)) == len(second) and not set(first) & set(second)
+    assert all(i < j for i, j in zip(first, second, strict=True))
+    picked = {low: [low, *(j for i, j in zip(first, second, strict=True) if i == low)] for low in first}
+    assert all(any(set(nodes) <= set(some) for some in near.values()) for nodes in picked.values())
+    if room == 8:  # the best of all whole neighbourhoods is picked as it is
+        best = min(near.values(), key=lambda nodes: variation(level, nodes))
+        assert sorted(best) in [sorted(nodes) for nodes in picked.values()]
+
+
+@pytest.mark.parametrize("sets", ["edges", "neighborhoods"])
+def test_local_variation_keeps_low_eigenvalues_better_than_random_pairs(sets):
     graph = tg.TokenGraph.from_tokens(torch.ones(1, 144, 1), (12, 12)).connect_grid(4)
-    ours = tg.coarsen(graph, tg.LocalVariation(weight="one"), 72).assignment
+    ours = tg.coarsen(graph, tg.LocalVariation(weight="one", sets=sets), 72).assignment
     order = torch.randperm(144, generator=torch.Generator().manual_seed(0))
     pairs = torch.empty(144, dtype=torch.long)
     pairs[order] = torch.arange(144) // 2

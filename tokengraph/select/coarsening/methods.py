@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokengraph.select.parts.choices.contraction import Level, Match, contract, first_level
+from tokengraph.select.parts.choices.contraction import Level, Match, Pick, contract, first_level, matching
+from tokengraph.select.parts.choices.contraction_sets import still_neighborhoods
 from tokengraph.select.parts.choices.kmeans import kmeans
 from tokengraph.select.parts.choices.matching import graclus_matching, heavy_matching
 from tokengraph.select.parts.graphs.laplacian import low_eigenvectors
@@ -50,16 +51,23 @@ def heavy_edges(
 ) -> Tensor:
     """Contracts heavy-edge matchings; see :class:`tokengraph.HeavyEdges`."""
     level = tokens.level()
-    return contract(level, budgets, score, match=match, relink=relink)
+    return contract(level, budgets, matching(score, match), relink=relink)
 
 
 def greedy_modularity(tokens: Linked, budgets: list[int], rank: int, relink: int) -> Tensor:
     """Merges communities; see :class:`tokengraph.Modularity`."""
     level = tokens.level()
-    return contract(level, budgets, merges.modularity_gain, relink=relink)
+    return contract(level, budgets, matching(merges.modularity_gain), relink=relink)
 
 
-def local_variation(tokens: Linked, budgets: list[int], rank: int, relink: int) -> Tensor:
+def local_variation(
+    tokens: Linked,
+    budgets: list[int],
+    rank: int,
+    relink: int,
+    *,
+    pick: Pick = matching(merges.little_variation),  # noqa: B008
+) -> Tensor:
     """Contracts edges of little variation; see :class:`tokengraph.LocalVariation`."""
     level = tokens.level()
     basis = tokens.x.new_zeros(tokens.x.size(0), rank, dtype=torch.float64)
@@ -71,7 +79,7 @@ def local_variation(tokens: Linked, budgets: list[int], rank: int, relink: int) 
             scaled = vectors * torch.where(there, values.clamp_min(1e-300).rsqrt(), 0.0)
             basis[start : start + count, : scaled.size(1)] = scaled
     level.basis = basis
-    return contract(level, budgets, merges.little_variation, renew=_orthogonal, relink=relink)
+    return contract(level, budgets, pick, renew=_orthogonal, relink=relink)
 
 
 def _orthogonal(level: Level) -> Level:
@@ -118,5 +126,6 @@ METHODS: dict[str, Method] = {
     "normalized/graclus": partial(heavy_edges, score=merges.by_normalized_weight, match=graclus_matching),
     "modularity": greedy_modularity,
     "variation": local_variation,
+    "variation/neighborhoods": partial(local_variation, pick=still_neighborhoods),
     "spectral": spectral,
 }

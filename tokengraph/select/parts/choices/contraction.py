@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokengraph.flat.segment import segment_sum
 from tokengraph.select.parts.choices.matching import heavy_matching
 from tokengraph.select.parts.graphs.pairs import Pairs, join_pairs, nearest_pairs
 
 Match = Callable[[Tensor, Tensor, Tensor, Tensor, list[int]], tuple[Tensor, Tensor]]
+Pick = Callable[["Level", "list[int]"], "tuple[Tensor, Tensor]"]  # level, most merges of each image: (first, second)
 
 
 @dataclass
@@ -37,32 +39,24 @@ class Level:
     basis: Tensor | None = None
 
     def merged(self, first: Tensor, second: Tensor) -> Level:
-        """Returns the level in which each node of ``second`` has joined its partner in ``first``, which is lower."""
+        """Returns the level in which each node of ``second`` has joined the lower node of ``first`` beside it."""
         nodes = self.image.numel()
         target = torch.arange(nodes, device=self.image.device)
         root = torch.ones_like(target, dtype=torch.bool)
         target[second], root[second] = first, False
-        number = (root.cumsum(0) - 1)[target]
-        total = self.size[first] + self.size[second]
-        share = (self.size[second] / total.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
-        x, size, degree = self.x.clone(), self.size.clone(), self.degree.clone()
-        x[first] = torch.lerp(self.x[first], self.x[second], share)
-        size[first], degree[first] = total, self.degree[first] + self.degree[second]
+        number, left = (root.cumsum(0) - 1)[target], int(root.sum())
+
+        def joined(rows: Tensor) -> Tensor:
+            return segment_sum(rows, number, left, backend="segment" if rows.is_cuda else "auto").to(rows.dtype)
+
+        size = joined(self.size)
+        share = self.size / size.clamp_min(torch.finfo(torch.float32).tiny)[number]
         basis = self.basis
         if basis is not None:
-            basis = basis.clone()
-            basis[first] = (basis[first] + basis[second]) / 2
-        left = int(root.sum())
+            basis = joined(basis) / torch.bincount(number, minlength=left)[:, None]
         pairs = join_pairs(number[self.pairs.a], number[self.pairs.b], self.pairs.weight, left)
-        return Level(
-            number[self.label],
-            x[root],
-            size[root],
-            self.image[root],
-            pairs,
-            degree[root],
-            None if basis is None else basis[root],
-        )
+        x = joined(self.x * share[:, None])
+        return Level(number[self.label], x, size, self.image[root], pairs, joined(self.degree), basis)
 
 
 def first_level(x: Tensor, size: Tensor, image: Tensor, pairs: Pairs) -> Level:
@@ -72,22 +66,29 @@ def first_level(x: Tensor, size: Tensor, image: Tensor, pairs: Pairs) -> Level:
     return Level(torch.arange(x.size(0), device=x.device), x.float(), size.float(), image, pairs, degree)
 
 
+def matching(score: Callable[[Level], Tensor], match: Match = heavy_matching) -> Pick:
+    """Returns a choice of merges that matches nodes by scores of edges; a score of ``-inf`` forbids a merge."""
+
+    def pick(level: Level, room: list[int]) -> tuple[Tensor, Tensor]:
+        return match(level.pairs.a, level.pairs.b, score(level), level.image, room)
+
+    return pick
+
+
 def contract(
     level: Level,
     budgets: list[int],
-    score: Callable[[Level], Tensor],
+    pick: Pick,
     *,
-    match: Match = heavy_matching,
     renew: Callable[[Level], Level] | None = None,
     relink: int = 8,
 ) -> Tensor:
-    """Contracts matchings level by level.
+    """Contracts sets of nodes level by level.
 
     Args:
         level: The finest level.
         budgets: Nodes that each image keeps.
-        score: Scores the edges of a level; ``-inf`` forbids a merge. An image in which all are forbidden stays so.
-        match: Finds a matching from scores.
+        pick: Picks the merges of a level; an image for which it picks none keeps more nodes. See :func:`matching`.
         renew: Updates a level's basis after a merge.
         relink: If an image has too many nodes and no edges, nodes get edges to this many nearest by cosine of their
             means. 0: such images keep more nodes.
@@ -95,7 +96,7 @@ def contract(
     Returns:
         The node of each token, ``[M]``, numbered by its first token.
 
-    Cost: one matching for each level, at least ``log2(N / K)`` of them.
+    Cost: one choice for each level, at least ``log2(N / K)`` of them for matchings.
     """
     images = len(budgets)
     while True:
@@ -107,7 +108,7 @@ def contract(
         bare = [b for b in range(images) if room[b] and not there[b]]
         if bare and relink:
             level = _relinked(level, bare, counts, relink)
-        first, second = match(level.pairs.a, level.pairs.b, score(level), level.image, room)
+        first, second = pick(level, room)
         if not first.numel():
             return level.label
         level = level.merged(first, second)

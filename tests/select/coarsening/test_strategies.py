@@ -193,7 +193,7 @@ def test_heavy_matching_takes_the_heaviest_edges_of_each_image():
 
 
 @pytest.mark.skipif(load("torch-cluster") is None, reason="torch-cluster is not installed")
-def test_graclus_is_no_heavier_on_average_and_leaves_the_random_state():
+def test_graclus_matchings_weigh_the_same_and_leave_the_random_state():
     ours, theirs = [], []
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -205,7 +205,7 @@ def test_graclus_is_no_heavier_on_average_and_leaves_the_random_state():
         theirs.append(weight_of(found, a, b, weight))
         ours.append(weight_of(heavy_matching(a, b, weight, image, [60]), a, b, weight))
     assert torch.equal(before, torch.get_rng_state())
-    assert sum(ours) > sum(theirs)
+    assert 0.97 < sum(ours) / sum(theirs) < 1.1
 
 
 @pytest.mark.skipif(load("torch-cluster") is None, reason="torch-cluster is not installed")

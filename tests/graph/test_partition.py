@@ -31,10 +31,11 @@ def same(labels):
 @pytest.mark.parametrize("seed", range(3))
 def test_threshold_components_are_those_of_networkx(seed):
     edges, weight = random_graph(seed)
-    a = tg.threshold_components(graph_of(edges, 20, weight), 0.5, weight="given")
+    weight = 2 * weight - 1
+    a = tg.threshold_components(graph_of(edges, 20, weight), -0.2, weight="given")
     other = nx.Graph()
     other.add_nodes_from(range(20))
-    other.add_edges_from(e for e, w in zip(edges, weight.tolist(), strict=True) if w > 0.5)
+    other.add_edges_from(e for e, w in zip(edges, weight.tolist(), strict=True) if w > -0.2)
     parts = list(nx.connected_components(other))
     assert a.num_clusters == len(parts)
     assert all(a.cluster[list(p)].unique().numel() == 1 for p in parts)
@@ -67,6 +68,19 @@ def test_k_mis_is_independent_and_maximal(hops, order):
         for node in range(20):
             own = hop[node].get(centers[int(a.cluster[node])], 99)
             assert own <= hops and own == min(hop[node].get(c, 99) for c in centers)
+
+
+def test_threshold_components_take_opposite_features_apart():
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [1.0, 0.2]])
+    graph = graph_of([(0, 1), (1, 2), (0, 2)], 3, x=x)
+    assert tg.threshold_components(graph, -0.5).cluster.tolist() == [0, 1, 0]
+    assert tg.threshold_components(graph, -1.01).num_clusters == 1
+
+
+def test_weights_that_are_not_finite_are_refused():
+    graph = graph_of([(0, 1), (1, 2)], 3, [1.0, torch.nan])
+    with pytest.raises(ValueError, match=r"Expected finite edge weights \(got NaN or infinity in 2 rows\)"):
+        tg.communities(graph, weight="given")
 
 
 def test_k_mis_visits_nodes_of_many_neighbours_first():

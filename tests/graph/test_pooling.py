@@ -1,5 +1,6 @@
 """Bridges to PyTorch Geometric: its selections as strategies, and strategies as pooling layers."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -249,6 +250,18 @@ def test_a_gnn_with_two_poolings_learns():
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_copy_of_a_pooling_has_parameters_of_its_own():
+    pool = tg.TokenPooling(tg.FromPyG(SelectTopK(8)), 3)
+    other = copy.deepcopy(pool)
+    assert other.select.select is other.pyg_select and other.pyg_select is not pool.pyg_select
+    with torch.no_grad():
+        other.pyg_select.weight.neg_()
+    x = torch.randn(9, 8)
+    assert not torch.equal(pool(x).x, other(x).x)
+    other.load_state_dict(pool.state_dict())
+    assert torch.equal(pool(x).x, other(x).x)
 
 
 def test_pooling_without_edges_and_with_empty_graphs():

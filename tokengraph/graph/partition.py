@@ -19,7 +19,7 @@ from tokengraph.select.parts.scores.merges import modularity_gain
 RANKS = ("index", "degree")
 
 
-def linked(graph: TokenGraph, weight: str) -> Linked:
+def linked(graph: TokenGraph, weight: str, *, least: float = 0.0) -> Linked:
     """Returns a graph's tokens with its edges as pairs, weighed as in the strategies on edges.
 
     Raises:
@@ -32,8 +32,8 @@ def linked(graph: TokenGraph, weight: str) -> Linked:
     if graph.batch is not None:
         check_sorted(graph.batch)
     check_finite(graph.x)
-    return linked_by((graph.edge_index, graph.edge_weight), graph.x, graph["size"] if "size" in graph else None,
-                     graph.ptr, weight)  # fmt: skip
+    size = graph["size"] if "size" in graph else None
+    return linked_by((graph.edge_index, graph.edge_weight), graph.x, size, graph.ptr, weight, least=least)
 
 
 def threshold_components(
@@ -46,7 +46,7 @@ def threshold_components(
         tau: Edges of :math:`w_{ij} > \tau` count, strictly.
         keep: The fewest clusters of each image, one number or a list; the lightest edges are then left out.
         weight: Weight of an edge: ``"cosine"``, ``"given"`` (a similarity), ``"distance"`` or ``"one"``; see
-            :class:`tokengraph.HeavyEdges`. Similarities below 0 count as 0.
+            :class:`tokengraph.HeavyEdges`. Here they may be negative.
 
     Returns:
         The map over the graph's tokens. Clusters are numbered by their first tokens.
@@ -65,7 +65,7 @@ def threshold_components(
     least = list(keep) if isinstance(keep, list | tuple) else [keep] * len(counts)
     if len(least) != len(counts) or any(k < 1 for k in least):
         raise ValueError(f"Expected keep >= 1, one number or one for each of B={len(counts)} images (got {keep!r}).")
-    tokens = linked(graph, weight)
+    tokens = linked(graph, weight, least=-torch.inf)
     if max(least, default=1) == 1:
         root = components((tokens.pairs.a, tokens.pairs.b), (tokens.pairs.weight > tau)[None], tokens.x.size(0))[0]
         return _map(root, tokens)

@@ -26,7 +26,7 @@ class EdgeSelect(Select):
 
     Args:
         weight: Similarity along an edge: ``"cosine"`` of the features; ``"given"``: the graph's edge weights, as
-            similarities; ``"distance"``: its edge weights, as distances; ``"one"``: 1.
+            similarities; ``"distance"``: its edge weights, as distances; ``"one"``: 1. Below 0 counts as 0.
         neighbors: Nearest tokens that a token without edges of its own gets edges to.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.errors import check_finite
 from tokengraph.select.coarsening.methods import METHODS, Linked
 from tokengraph.select.parts.graphs.pairs import nearest_pairs, undirected, weighed
 
@@ -105,17 +106,27 @@ if hasattr(cluster_tokens, "register_vmap"):  # PyTorch 2.5 on
     cluster_tokens.register_vmap(_over_a_map)
 
 
-def linked_by(edges: tuple[Tensor, Tensor | None], x: Tensor, size: Tensor | None, ptr: Tensor, weight: str) -> Linked:
+def linked_by(
+    edges: tuple[Tensor, Tensor | None],
+    x: Tensor,
+    size: Tensor | None,
+    ptr: Tensor,
+    weight: str,
+    *,
+    least: float = 0.0,
+) -> Linked:
     """Returns flat tokens ``x [M, C]`` with a graph's own edges ``(edge_index, edge_weight)``.
 
     Raises:
-        ValueError: If an edge connects tokens of different images.
+        ValueError: If an edge connects tokens of different images, or the weight of an edge is not finite.
     """
     image = torch.repeat_interleave(torch.arange(ptr.numel() - 1, device=x.device), ptr.diff())
+    if edges[1] is not None:
+        check_finite(edges[1].detach()[:, None], "edge weights")
     pairs = undirected(edges[0], edges[1], x.size(0))
     across = int((image[pairs.a] != image[pairs.b]).sum())
     if across:
         raise ValueError(f"Expected edges within images (got {across} between tokens of different images).")
     rows = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     sizes = rows.new_ones(rows.size(0), dtype=torch.float32) if size is None else size
-    return Linked(rows, sizes, image, ptr, weighed(pairs, rows, weight, image, ptr.numel() - 1))
+    return Linked(rows, sizes, image, ptr, weighed(pairs, rows, weight, image, ptr.numel() - 1, least=least))

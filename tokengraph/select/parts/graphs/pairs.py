@@ -65,8 +65,8 @@ def cosine_of_pairs(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.cat(found).clamp_max_(SAME) if found else unit.new_zeros(0)
 
 
-def weighed(pairs: Pairs, x: Tensor, weight: str, image: Tensor, images: int) -> Pairs:
-    r"""Replaces the weights of pairs by similarities, at least 0.
+def weighed(pairs: Pairs, x: Tensor, weight: str, image: Tensor, images: int, *, least: float = 0.0) -> Pairs:
+    r"""Replaces the weights of pairs by similarities.
 
     Args:
         pairs: The edges.
@@ -76,13 +76,14 @@ def weighed(pairs: Pairs, x: Tensor, weight: str, image: Tensor, images: int) ->
             ``"one"``: every edge counts 1.
         image: Image of each token, ``[M]``.
         images: B.
+        least: Lower similarities become this one. Laplacians and modularity need at least 0.
     """
     if weight == "cosine":
-        return pairs._replace(weight=cosine_of_pairs(x, pairs.a, pairs.b).clamp_min_(0))
+        return pairs._replace(weight=cosine_of_pairs(x, pairs.a, pairs.b).clamp_min_(least))
     if weight == "one":
         return pairs._replace(weight=torch.ones_like(pairs.weight))
     if weight == "given":
-        return pairs._replace(weight=pairs.weight.clamp_min(0))
+        return pairs._replace(weight=pairs.weight.clamp_min(least))
     own = image[pairs.a]
     count = torch.bincount(own, minlength=images).clamp_min(1)
     mean = pairs.weight.new_zeros(images).index_add_(0, own, pairs.weight) / count

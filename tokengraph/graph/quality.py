@@ -113,7 +113,7 @@ def quality(
     Example:
         >>> graph = TokenGraph.from_tokens(torch.tensor([[[1.0], [1.0], [-1.0], [-1.0]]]), (1, 4)).connect_grid()
         >>> quality(graph, Assignment(torch.tensor([0, 0, 1, 1]), 2))
-        Quality(clusters=2, spectral=0.5, cut=0, modularity=0.5, variance=0, compactness=0.6981)
+        Quality(clusters=2, spectral=0.5, cut=0, modularity=0.5, variance=0, compactness=0.69813)
     """
     cluster, count = _hard(graph, assignment)
     if mask is not None:

@@ -39,7 +39,7 @@ def farthest_points(
         ValueError: If ``keep`` is below 1, tokens are not finite, or for another backend.
         ImportError: If torch-cluster is asked for and not usable.
 
-    Cost: ``keep`` steps of ``O(B N C)``.
+    Cost: ``keep`` steps of ``O(B N C)``, which compiled and exported graphs unroll.
 
     Example:
         >>> farthest_points(torch.tensor([[[0.0], [1.0], [9.0], [10.0]]]), 2).cluster.tolist()

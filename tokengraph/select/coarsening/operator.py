@@ -75,7 +75,9 @@ def cluster_tokens(
     count = there.sum(dim=1)
     ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
     image = torch.repeat_interleave(torch.arange(images, device=x.device), count)
-    pairs = weighed(nearest_pairs(flat, ptr, neighbors), flat, weight, image, images)
+    pairs = nearest_pairs(flat, ptr, neighbors)  # weighs by cosine
+    if weight != "cosine":
+        pairs = weighed(pairs, flat, weight, image, images)
     linked = Linked(flat, sizes, image, ptr, pairs)
     wanted = [min(k, n) for k, n in zip(budgets or [keep] * images, count.tolist(), strict=True)]
     out = torch.zeros(images, width, dtype=torch.long, device=x.device)

@@ -15,6 +15,17 @@ from tokengraph.testing import MODEL_LAWS, SELECT_LAWS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+PRINTED = {  # by pages that do not end with the counts of a model of 16 patches
+    "coarsening": [
+        *(
+            rf"{method} \[49, 49\] \d+ torch.Size\(\[392, 64\]\)"
+            for method in ("heavy-edges", "local-variation", "modularity", "spectral", "farthest-points")
+        ),
+        r"\[60, 30\]\n\[392, 196, 98, 50\]",
+        r"\[49, 49\] Gated\(",
+    ]
+}
+HOW_TO = sorted(DOCS.glob("adding_*.md"))  # pages that end with a model whose tokens are reduced
 
 
 def code(page):
@@ -29,7 +40,8 @@ def test_page_runs(page, tmp_path):
     script.write_text(code(page), encoding="utf-8")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "[16, " in done.stdout
+    for line in PRINTED.get(page.stem, [r"\[16, "]):
+        assert re.search(line, done.stdout), line
 
 
 def test_tables_name_what_exists():
@@ -58,7 +70,7 @@ def test_files_that_pages_name_exist():
 
 def test_laws_that_pages_name_exist():
     known = {law.__name__ for law in [*SELECT_LAWS, *MODEL_LAWS]}
-    for page in PAGES:
+    for page in HOW_TO:
         rows = page.read_text(encoding="utf-8").split("| message | cause |")[1].split("\n\n")[0]
         named = re.findall(r"^\| `(\w+_\w+)`", rows, flags=re.M)
         assert len(named) >= 4 and set(named) <= known

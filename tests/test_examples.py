@@ -108,3 +108,12 @@ def test_retrieval_finds_as_many_photographs_with_half_of_the_tokens():
     found = [int(n) for n in re.findall(r"(\d) of 9 photographs found", printed)]
     assert len(found) == 4 and found[0] >= 5 and min(found) >= found[0] - 1  # chance: 1 of 9
     assert all(float(c) > 0.98 for c in re.findall(r"plain features ([\d.]+)", printed))
+
+
+@pytest.mark.slow
+def test_gnn_pooling_learns_with_every_pooling_layer():
+    printed = run("gnn_pooling", "sklearn")
+    rows = re.findall(r"([\w -]+): (\d+) nodes a digit, (\d+) parameters, accuracy ([\d.]+)%", printed)
+    nodes, count, accuracy = ({name.strip(): float(row[i]) for name, *row in rows} for i in range(3))
+    assert list(nodes.values()) == [64, 16, 16, 16] and min(accuracy.values()) > 55  # chance: 10
+    assert count["top-k of PyG"] == count["heavy edges"] + 48  # its projection trains with the network

@@ -21,6 +21,8 @@ STRATEGIES = [
     tg.TokenTransforming(scale=3.0, importance="received", topk=4, keep_self=True),
     tg.KMedoids(weight="equal", iterations=1),
     tg.KMedoids(objective="released", reduce="mean"),
+    tg.HeavyEdges(weight="one", neighbors=3, normalize=True),
+    tg.LocalVariation(neighbors=3, rank=3, sets="neighborhoods"),
     tg.TopK(score="norm"),
     tg.TopK(score="norm", fuse=True),
     tg.TopK(score="class", fuse=True),

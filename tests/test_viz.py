@@ -416,3 +416,29 @@ def test_what_draws_images_alone_says_so_of_a_video():
     assert viz.feature_colors(video.x, (2, 4, 6)).shape == (2, 4, 6, 3)
     with pytest.raises(ValueError, match=r"Expected grid as \(H, W\) \(got \(2, 4, 6\)\)"):
         viz.plot_features(IMAGE, {"a": video.x}, (2, 4, 6))
+
+
+# Quality
+
+
+def test_plot_quality_has_a_panel_for_each_measure_that_applies():
+    fine = graph(images=2).connect_grid()
+    found = {n: tg.quality(fine, tg.coarsen(fine, n, 6).assignment) for n in ("grid-pool", "heavy-edges")}
+    figure = viz.plot_quality(found, title="Two ways")
+    assert len(figure.axes) == 8 and sum(ax.axison for ax in figure.axes) == 5
+    assert "modularity (more is better)" in texts(figure) and "boundary recall" not in texts(figure)
+    bars = [[bar.get_width() for bar in ax.patches] for ax in figure.axes[:5]]
+    wanted = [
+        [q.mean()[k] for q in found.values()] for k in ("spectral", "cut", "modularity", "variance", "compactness")
+    ]
+    assert np.allclose(bars, wanted)
+    mask = torch.zeros(2, 8, 12, dtype=torch.long)
+    mask[:, 4:] = 1
+    found["heavy-edges"] = tg.quality(fine, tg.coarsen(fine, "heavy-edges", 6).assignment, mask)
+    figure = viz.plot_quality(found)
+    assert len(figure.axes) == 8 and texts(figure).count("not measured") == 3
+
+
+def test_plot_quality_refuses_nothing():
+    with pytest.raises(ValueError, match=r"Expected at least one method's quality \(got none\)"):
+        viz.plot_quality({})

@@ -13,7 +13,11 @@ from tokengraph.attach.attach import Attachment, attach, detach
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
 from tokengraph.evaluate.evaluate import evaluate
 from tokengraph.evaluate.fidelity import Fidelity, fidelity
+from tokengraph.graph.coarsen import apply as contract
 from tokengraph.graph.coarsen import coarsen, hierarchy
+from tokengraph.graph.partition import communities, k_mis, threshold_components
+from tokengraph.graph.pooling import TokenPooling
+from tokengraph.graph.quality import Quality, quality
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
@@ -21,11 +25,14 @@ from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.atc import ATC, atc
+from tokengraph.select.coarsening import FarthestPoints, HeavyEdges, LocalVariation, Modularity, SpectralClustering
+from tokengraph.select.coarsening.farthest_points import farthest_points
 from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
+from tokengraph.select.from_pyg import FromPyG
 from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.gtp.gtp import GTP, gtp
@@ -60,22 +67,30 @@ __all__ = [
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",
+    "FarthestPoints",
     "Fidelity",
+    "FromPyG",
     "G2TM",
     "GTP",
     "GridPool",
+    "HeavyEdges",
     "KMedoids",
+    "LocalVariation",
     "MCTF",
     "MPM",
+    "Modularity",
     "PiToMe",
     "PropagationGraph",
+    "Quality",
     "Random",
     "Select",
     "SoftAssignment",
+    "SpectralClustering",
     "ToFu",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
+    "TokenPooling",
     "TokenTransforming",
     "TopK",
     "WindowCoarsening",
@@ -86,12 +101,15 @@ __all__ = [
     "attach",
     "backends",
     "coarsen",
+    "communities",
     "connected_components",
+    "contract",
     "cubist_merge",
     "detach",
     "dpc_knn",
     "evaluate",
     "expedite",
+    "farthest_points",
     "fidelity",
     "grid_graph",
     "grid_pool",
@@ -99,6 +117,7 @@ __all__ = [
     "gtp_graph",
     "hierarchy",
     "k_medoids",
+    "k_mis",
     "knn_graph",
     "knn_neighbors",
     "mctf",
@@ -106,13 +125,15 @@ __all__ = [
     "mpm",
     "pitome",
     "propagation_graph",
+    "quality",
     "registry",
     "resolve",
     "schedule",
+    "threshold_components",
+    "tofu",
     "token_clustering",
     "token_reconstruction",
     "token_transforming",
-    "tofu",
     "tome",
     "topk",
     "window_graph",

@@ -37,6 +37,11 @@ STRATEGIES = {
     "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
     "grid-pool": (tg.GridPool(), {1: 0.5, 3: 0.25}),
     "migration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
+    "farthest-points": (tg.FarthestPoints(), {1: 0.75, 2: 0.5}),
+    "heavy-edges": (tg.HeavyEdges(neighbors=4), {1: 0.75, 2: 0.4}),
+    "local-variation": (tg.LocalVariation(neighbors=4, rank=4), {1: 0.5}),
+    "modularity": (tg.Modularity(neighbors=4), {1: 0.5}),
+    "spectral": (tg.SpectralClustering(neighbors=4), {1: 0.5}),
 }
 CLASS = {"topk-class": (tg.TopK(), {1: 10, 2: 5})}  # for models with a class token
 

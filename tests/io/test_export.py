@@ -90,8 +90,21 @@ def test_a_budget_that_is_read_off_the_data_is_not_exported():
             torch.export.export(handle.model, (images(0),))
 
 
+ON_EDGES = ("heavy-edges", "local-variation", "modularity", "spectral")  # their choice is an operator of its own
+
+
+@pytest.mark.parametrize("name", ON_EDGES)
+def test_onnx_refuses_strategies_on_edges(name):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    with tg.attach(tiny_vit(), *SETTINGS[name]) as handle, torch.no_grad():
+        with pytest.raises(ValueError, match=r"operators that ONNX has \(got one on edges, .* Take ToMe, DPCKNN or"):
+            to_onnx(handle.model, images(0))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ON_EDGES])
 def test_onnx_gives_what_the_model_gives_for_other_images_and_batches(name):
     model = tiny_vit()
     with tg.attach(model, *SETTINGS[name]), torch.no_grad():

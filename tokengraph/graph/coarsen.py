@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,13 +11,14 @@ from torch import Tensor
 
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_sorted
+from tokengraph.graph.as_tokens import tokens_of
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.counts import with_ptr
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.schedule import tokens_to_keep
 from tokengraph.select.base import Select, resolve
-from tokengraph.select.tokens import Tokens
+from tokengraph.select.from_pyg import FromPyG
 
 
 class Coarsening(NamedTuple):
@@ -73,7 +73,7 @@ def coarsen(
     budgets = [tokens_to_keep(k, n or 1) * bool(n) for k, n in zip(each, counts, strict=True)]
     if not clamp:
         _check_reach(select, counts, budgets)
-    assignment = _assign(graph, select, counts, budgets)
+    assignment = assign(graph, select, counts, budgets)
     return Coarsening(apply(graph, assignment, reduction=select.reduction_at(-1)), assignment)
 
 
@@ -179,8 +179,11 @@ def hierarchy(
     return Hierarchy(graphs, assignments)
 
 
-def _assign(graph: TokenGraph, select: Select, counts: list[int], budgets: list[int]) -> Assignment | SoftAssignment:
+def assign(graph: TokenGraph, select: Select, counts: list[int], budgets: list[int]) -> Assignment | SoftAssignment:
     """Runs the strategy on each group of images of equal size and grid, and joins the maps in the images' order."""
+    if isinstance(select, FromPyG):  # takes flat nodes as they are
+        edges = None if graph.edge_index is None else (graph.edge_index, graph.edge_weight)
+        return select.on_flat(graph.x, counts, budgets, edges)
     grids = graph.grids or [None] * len(counts)
     groups: dict[tuple[int, int, Grid | None], list[int]] = {}
     for b, key in enumerate(zip(counts, budgets, grids, strict=True)):
@@ -190,21 +193,11 @@ def _assign(graph: TokenGraph, select: Select, counts: list[int], budgets: list[
         if not count:
             continue
         rows = torch.cat([torch.arange(s, s + count) for s in graph.ptr[images].tolist()]).to(graph.x.device)
-        chosen = select(_tokens(graph, rows, len(images), grid), budget)
+        chosen = select(tokens_of(graph, rows, len(images), grid), budget)
         parts.append((images, rows, with_ptr(chosen, len(images))))
     if len(parts) == 1 and len(parts[0][0]) == len(counts):
         return parts[0][2]
     return _lay_together(parts, graph)
-
-
-def _tokens(graph: TokenGraph, rows: Tensor, images: int, grid: Grid | None) -> Tokens:
-    whole = rows.numel() == graph.x.size(0)
-    x, size = (f if whole else f[rows] for f in (graph.x, graph.size))
-    tokens = Tokens(x.view(images, -1, x.size(1)), size.view(images, -1), grid, full=False)
-    if grid is not None:
-        tokens.full = math.prod(grid) == tokens.x.size(1)
-        tokens.locate = lambda: graph.pos[rows].view(images, -1, graph.pos.size(1))
-    return tokens
 
 
 def _lay_together(

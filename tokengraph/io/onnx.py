@@ -126,6 +126,7 @@ def _program(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) 
     with torch.no_grad():
         program = _export(model, inputs, shapes)
         _describe_constants(program)
+        _check_operators(program)
         program = program.run_decompositions({})  # first: later decompositions expect no in-place writes into views
         aten, own = torch.ops.aten, torch.ops.tokengraph
         return program.run_decompositions(
@@ -152,6 +153,17 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> Export
             f"{inputs[0].size(0)}). Write x.size(0) in its forward where it has len(x) or a number, or export with "
             "dynamic_batch=False."
         ) from error
+
+
+def _check_operators(program: ExportedProgram) -> None:
+    """Raises ValueError if a strategy on edges chooses in the program."""
+    parts = [part for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]  # no_grad nests
+    if any(node.target is torch.ops.tokengraph.cluster_tokens.default for p in parts for node in p.graph.nodes):
+        raise ValueError(
+            "Expected a strategy of operators that ONNX has (got one on edges, whose matchings depend on values: "
+            "HeavyEdges, LocalVariation, Modularity or SpectralClustering). Take ToMe, DPCKNN or FarthestPoints; or "
+            "torch.export, which keeps the operator."
+        )
 
 
 def _sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:

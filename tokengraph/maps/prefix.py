@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.maps.gated import Gated
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 
@@ -25,6 +26,10 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
     """
     if num_prefix == 0:
         return assignment
+    if isinstance(assignment, Gated):
+        ahead = with_prefix(assignment.plain, images, num_prefix)
+        assert isinstance(ahead, Assignment)
+        return assignment.behind(images, ahead)
     tokens, clusters = assignment.num_tokens // images, assignment.num_clusters // images
     device = assignment.cluster.device
     image = torch.arange(images, device=device)[:, None]

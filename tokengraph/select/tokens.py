@@ -32,6 +32,8 @@ class Tokens:
             patch i, or if it is unknown.
         memory: The result of the strategy's ``begin`` in this run; ``None`` outside a model.
         keep: Cumulative keep decisions of a strategy in training, ``[B, N]``; ``None`` if all are kept.
+        edges: ``(edge_index, edge_weight)`` of a graph's own edges, ``[2, E]`` ids in ``[0, B*N)`` and ``[E]`` or
+            ``None``; ``None`` if there are none, as inside a model.
     """
 
     x: Tensor
@@ -46,6 +48,7 @@ class Tokens:
     patch: Tensor | None = None
     memory: Any = None
     keep: Tensor | None = None
+    edges: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def pos(self) -> Tensor:

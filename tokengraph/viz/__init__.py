@@ -9,6 +9,7 @@ from tokengraph.viz.costs import plot_end_to_end, plot_stage_costs
 from tokengraph.viz.features import feature_colors, plot_features
 from tokengraph.viz.graph import plot_graph
 from tokengraph.viz.image import to_rgb
+from tokengraph.viz.quality import plot_quality
 
 __all__ = [
     "cluster_overlay",
@@ -17,6 +18,7 @@ __all__ = [
     "plot_end_to_end",
     "plot_features",
     "plot_graph",
+    "plot_quality",
     "plot_stage_costs",
     "to_rgb",
 ]

@@ -56,7 +56,7 @@ def expedite(
         clusters: ``(h, w)``; ``(t, h, w)`` for a video, with t = T as published.
         iterations: Iterations of the clustering; 0 averages over the bins of the small grid.
         inv_temperature: t, the factor on squared distances in clustering and reconstruction. It depends on the scale
-            of the features; ``"auto"`` is five times one over each image's median squared distance to the own cell's average.
+            of the features; ``"auto"`` is 5 over each image's median squared distance to the own cell's average.
             The published value, 0.02, suits one model only.
         tau: ``1 / t``, as an alternative to ``inv_temperature``.
         window: Side of the square of candidate clusters, a cube in a video, odd.

@@ -2,11 +2,13 @@
 
 | folder | question | pieces |
 |---|---|---|
-| ``scores`` | how much does a token or edge matter? | attention, criteria, density, energy, norm, random, received, |
-| | | windows |
-| ``graphs`` | who may merge with whom? | complete, components, halves, linkage, mutual, propagation, window |
-| ``choices`` | which become one? | agglomerate, best, both_ways, cells, edges, lines, medoids, peaks, receivers, |
-| | | roots |
+| ``scores`` | how much does a token or edge matter? | attention, criteria, density, energy, merges, norm, random, |
+| | | received, windows |
+| ``graphs`` | who may merge with whom? | complete, components, halves, laplacian, linkage, mutual, pairs, |
+| | | propagation, window |
+| ``choices`` | which become one? | agglomerate, best, both_ways, cells, contraction, contraction_sets, edges, |
+| | | farthest, independent, kmeans, lines, matching, medoids, peaks, receivers, roots, |
+| | | selection |
 | ``reductions`` | what do they become? | fuse, propagate; ``Assignment.reduce`` has means, MLERP and centers |
 
 A strategy's file combines parts, and sets its placement in the block and its defaults.

@@ -83,8 +83,8 @@ def token_clustering(
         grid: ``(H, W)``; ``(T, H, W)`` for a video.
         clusters: ``(h, w)``, or ``(t, h, w)``; more rows or columns than the grid has are allowed.
         iterations: T. 0 gives the averages themselves.
-        inv_temperature: t; ``"auto"``: 5 over each image's median squared distance to the own cell's average, as measured on
-            a ViT-S/14: a fifth of it loses much, twice as much little.
+        inv_temperature: t; ``"auto"``: 5 over each image's median squared distance to the own cell's average, as
+            measured on a ViT-S/14: a fifth of it loses much, twice as much little.
         window: Side of the square of candidates, a cube in a video, in cells, odd.
         empty: Value of a cluster that no token is near enough to: ``"keep"``: its last value; ``"zero"``: zeros.
         detach: Stops gradients through the weights; ``x`` then gets gradients through the last average only.

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
+from strategies import STRATEGIES
 
 import tokengraph as tg
 from tokengraph.evaluate.grammar import read_schedule, split, write_schedule
-from tokengraph.evaluate.settings import Setting, read_setting
+from tokengraph.evaluate.settings import REDUCE, Setting, read_setting
+from tokengraph.testing import tiny_vit
 
 
 @pytest.mark.parametrize(
@@ -156,3 +159,20 @@ def test_key_tells_settings_apart_that_a_name_does_not(tmp_path):
     before = setting.key
     file.write_bytes(b"12")
     assert setting.key != before and read_setting("tome:4").key == "tome:4"
+
+
+MERGING = [n for n, (s, _) in STRATEGIES.items() if s.merges and not s.learns and not set(REDUCE) & set(vars(s))]
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_reduce_changes_how_a_strategy_pools_in_a_model(name):
+    select, schedule = STRATEGIES[name]
+    images, model = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), tiny_vit()
+    if name == "token-transforming":
+        with pytest.raises(ValueError, match="Expected reduction 'mean' for a weighted map"):
+            tg.fidelity(model, images, Setting(select, schedule, {"reduce": "max"}))
+        return
+    found = [
+        tg.fidelity(model, images, Setting(select, schedule, {"reduce": way})).patch_cosine for way in ("mean", "max")
+    ]
+    assert abs(found[0] - found[1]) > 1e-4

@@ -119,7 +119,10 @@ def test_resolve_lists_what_there_is_behind_its_guess():
 @pytest.mark.parametrize(
     ("preset", "same"),
     [
-        (tg.Expedite.published((2, 3)), tg.Expedite((2, 3), inv_temperature=0.02, normalize="l2", ties="released", empty="zero")),
+        (
+            tg.Expedite.published((2, 3)),
+            tg.Expedite((2, 3), inv_temperature=0.02, normalize="l2", ties="released", empty="zero"),
+        ),
         (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score")),
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
         (tg.MPM.published(), tg.MPM(layers=(2, 5), official=True)),

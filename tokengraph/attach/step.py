@@ -208,6 +208,10 @@ def _reduce(
 ) -> tuple[Tensor, Tensor]:
     if isinstance(assignment, Assignment):
         return assignment.reduce(rows, size, reduce=reduction)
+    if reduction != "mean":
+        raise ValueError(
+            f"Expected reduction 'mean' for a weighted map, whose weights say how it pools (got {reduction!r})."
+        )
     return assignment.reduce(rows, size)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -134,7 +135,9 @@ class PiToMe(Select):
         """Returns the strategy for a model of ``depth`` blocks; see :meth:`tokengraph.Select.bind`."""
         if not isinstance(self.mode, str) and len(self.mode) != depth:
             raise ValueError(f"Expected one mode a block, L={depth} (got {len(self.mode)}).")
-        return super(PiToMe, replace(self, depth=depth)).bind(channels, depth, schedule)
+        bound = copy.copy(self)  # with what an instance has beside its fields, such as a reduction of its own
+        object.__setattr__(bound, "depth", depth)
+        return super(PiToMe, bound).bind(channels, depth, schedule)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -102,7 +103,9 @@ class ToFu(Select):
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
         """The strategy for a model of ``depth`` blocks; see :meth:`tokengraph.Select.bind`."""
-        return super(ToFu, replace(self, depth=depth)).bind(channels, depth, schedule)
+        bound = copy.copy(self)  # with what an instance has beside its fields, such as a reduction of its own
+        object.__setattr__(bound, "depth", depth)
+        return super(ToFu, bound).bind(channels, depth, schedule)
 
     def reduction_at(self, layer: int) -> str:
         """``"center"`` up to block ``until``, then by ``reduce``."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tokengraph.attention.size_bias import POWERS
 from tokengraph.evaluate.settings import read_setting
-from tokengraph.maps.hard import REDUCTIONS
+from tokengraph.maps.pool import REDUCTIONS
 from tokengraph.select.migration.redundancy import REPLENISH
 from tokengraph.select.parts.graphs.propagation import GRAPHS
 from tokengraph.select.parts.scores.attention import SCORES

@@ -21,10 +21,13 @@ COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
 CENTER = ",reduce=center"
 HALF = ",prop_attn=half-log"
+MEAN = ("", ",reduce=mean")  # of strategies whose default is MLERP or a rule of their own
 OWN = {  # options of single strategies, tried in place of REDUCTIONS
     "atc": ("", ",reduce=mlerp", ",linkage=single", ",linkage=complete"),
-    "cubist-merge": ("", ",reduce=mean"),
-    "k-medoids": ("", ",reduce=mean"),
+    "ailurus": (*MEAN, CENTER),
+    "cubist-merge": MEAN,
+    "dpc-knn": (*MEAN, CENTER),
+    "k-medoids": MEAN,
     "mctf": ("", ",ahead=True", ",ahead=precise"),
     "tofu": ("", ",reduce=mean", ",reduce=released"),
     "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
@@ -97,7 +100,7 @@ def variants(strategy: str) -> list[str]:
     if kind is None or not kind.merges:
         return [""]
     first = OWN.get(strategy, (*REDUCTIONS, CENTER) if has_centers(strategy) else REDUCTIONS)
-    also = [own + HALF for own in ("", ",reduce=mlerp") if own in first and weighs(strategy + own)]
+    also = [own + HALF for own in ("", ",reduce=mlerp", ",reduce=mean") if own in first and weighs(strategy + own)]
     return [*first, *also]
 
 

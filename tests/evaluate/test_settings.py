@@ -50,8 +50,9 @@ def test_read_setting_takes_options_of_strategy_and_attach():
     found = read_setting("ailurus:{5: 0.25},reduce=mlerp,lam=20,prop_attn=half-log")
     assert found.options == {"reduce": "mlerp", "lam": 20} and found.prop_attn == "half-log"
     select = found.select()
-    assert (select.lam, select.reduction, select.k) == (20, "mlerp", 5)
-    assert tg.AiluRus().reduction == "mean"  # other instances keep theirs
+    assert (select.lam, select.reduce, select.k) == (20, "mlerp", 5)
+    assert read_setting("tome:4,reduce=mlerp").select().reduction == "mlerp"
+    assert tg.ToMe().reduction == "mean"  # other instances keep theirs
     expedite = read_setting("expedite:{5: 'cluster'},clusters=(8, 8),inv_temperature=auto").select()
     assert expedite.clusters == (8, 8) and expedite.inv_temperature == "auto"
 

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 from torch_geometric.nn.pool.select import SelectOutput, SelectTopK
 
 from tokengraph import Assignment, SoftAssignment
-from tokengraph.maps.hard import REDUCTIONS
+from tokengraph.maps.pool import REDUCTIONS
 
 HARD = Assignment(torch.tensor([0, 1, 0, 2, 1, 1]), 3, centers=torch.tensor([2, 1, 3]))
 DROPPING = Assignment(torch.tensor([0, 3, 1, 0, 3, 2]), 3, drops=True, centers=torch.tensor([0, 2, 5]))

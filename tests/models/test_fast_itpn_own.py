@@ -39,7 +39,7 @@ def near(dtype: torch.dtype) -> dict[str, float]:
 def test_migration_gives_the_reference_table_record_and_logits(vectors, dtype):
     arrays, model = vectors("fast_itpn", "own_token_migration"), network(vectors)
     own = {k.removeprefix("migrate/"): v for k, v in arrays.items() if k.startswith("migrate/")}
-    out = run(model, arrays["x0"], dtype, migration=TokenMigration(DROPS))
+    out = run(model, arrays["x0"], dtype, migration=TokenMigration(DROPS, replenish="identity"))
     assert_close(out.table[0], own["table"].to(dtype), **near(dtype))
     assert_close(out.tokens[0], own["kept_tokens"].to(dtype), **near(dtype))
     assert torch.equal(out.ids[0], own["kept_ids"])
@@ -90,7 +90,8 @@ def test_gathering_gives_the_reference_tokens(vectors, name, dtype):
 
 def test_edges_fall_with_the_tokens_that_leave(vectors):
     arrays, model = vectors("fast_itpn", "own_token_gathering"), network(vectors)
-    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration(DROPS), gathering=TokenGathering(window=4),
+    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration(DROPS, replenish="identity"),
+              gathering=TokenGathering(window=4),
               learned=torch.zeros(4, 48, dtype=torch.float64))  # fmt: skip
     ids = [step.ids for step in out.steps] + [out.ids]
     assert [i.size(1) for i in ids] == [64, 48, 36, 27]

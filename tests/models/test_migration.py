@@ -29,7 +29,7 @@ def run(x: torch.Tensor, depth: int = 4, **options):
 @pytest.mark.parametrize("gathering", [None, TokenGathering(window=4)])
 def test_every_position_has_the_value_of_the_last_block_that_ran_on_it(gathering):
     x, learned = tokens(), torch.zeros(4, 24, dtype=torch.float64)
-    out = run(x, migration=TokenMigration({1: 0.6, 3: 0.7}), gathering=gathering, learned=learned)
+    out = run(x, migration=TokenMigration({1: 0.6, 3: 0.7}, replenish="identity"), gathering=gathering, learned=learned)
     found = torch.full_like(out.table, torch.nan)
     for image in range(2):
         found[image, out.ids[image]] = out.tokens[image]
@@ -41,7 +41,7 @@ def test_every_position_has_the_value_of_the_last_block_that_ran_on_it(gathering
 
 
 def test_the_record_says_when_each_position_left_and_for_whom():
-    out = run(tokens(), migration=TokenMigration({1: 0.6, 3: 0.7}))
+    out = run(tokens(), migration=TokenMigration({1: 0.6, 3: 0.7}, replenish="identity"))
     assert [len(torch.unique(ids)) for ids in out.ids] == [out.ids.size(1)] * 2
     assert (out.ids.diff(dim=1) > 0).all() and out.left_at.unique().tolist() == [0, 1, 3]
     for image in range(2):
@@ -113,7 +113,7 @@ def test_size_weight_adds_the_log_of_who_a_token_stands_for():
 
 def test_tokens_that_left_get_gradient_from_the_table_only():
     x = tokens(1).requires_grad_()
-    out = run(x, migration=TokenMigration({1: 0.6}))
+    out = run(x, migration=TokenMigration({1: 0.6}, replenish="identity"))
     step = out.steps[0]
     gone = step.choice.dropped[0]
     (through_kept,) = torch.autograd.grad(out.table[:, out.ids[0]].square().sum(), step.tokens, retain_graph=True)
@@ -194,6 +194,6 @@ def test_migration_and_gathering_together_follow_the_definition_edge_by_edge(win
     gathering = TokenGathering(window=window, hubs=(1, 1) if hubs else None)
     learned = torch.zeros(1, 24, dtype=torch.float64) if hubs else None
     with torch.no_grad():
-        out = run(x, migration=TokenMigration(keep), gathering=gathering, learned=learned).table
+        out = run(x, migration=TokenMigration(keep, replenish="identity"), gathering=gathering, learned=learned).table
         for image in range(2):
             assert_close(out[image], step_by_step(x[image], keep, window, hubs), atol=1e-10, rtol=0)

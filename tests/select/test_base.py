@@ -123,7 +123,7 @@ def test_resolve_lists_what_there_is_behind_its_guess():
             tg.Expedite.published((2, 3)),
             tg.Expedite((2, 3), inv_temperature=0.02, normalize="l2", ties="released", empty="zero"),
         ),
-        (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score")),
+        (tg.DPCKNN.published(), tg.DPCKNN(k=5, include_self=True, order="score", reduce="mean")),
         (tg.TopK.published(), tg.TopK(score="class", fuse=True)),
         (tg.MPM.published(), tg.MPM(layers=(2, 5), official=True)),
         (tg.G2TM.published("cityscapes"), tg.G2TM(0.94, layer=2, official=True)),
@@ -183,3 +183,11 @@ def test_reads_follows_the_older_attributes_of_a_strategy_that_has_them():
     assert (Blind().reads, Open().reads, Open("raster").reads, Sees().reads) == ("nothing", "keys", "map", "class")
     with pytest.raises(ValueError, match="Expected reads to be one of nothing, keys, class, map .got 'queries'"):
         type("Wrong", (tg.ToMe,), {"name": "", "reads": "queries"})
+
+
+@pytest.mark.parametrize("select", [tg.AiluRus(), tg.DPCKNN()])
+def test_peaks_pool_by_the_mean_on_graphs_and_by_mlerp_in_models(select):
+    assert (select.reduction_at(-1), select.reduction_at(0)) == ("mean", "mlerp")
+    assert type(select)(reduce="max").reduction_at(-1) == type(select)(reduce="max").reduction_at(3) == "max"
+    with pytest.raises(ValueError, match="Expected reduce to be one of"):
+        type(select)(reduce="median")

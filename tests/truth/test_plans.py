@@ -175,7 +175,7 @@ def test_search_tries_the_centre_only_where_a_map_has_centres():
 
 def test_variants_are_options_that_the_strategy_has_and_that_change_something():
     assert variants("tome") == ["", ",reduce=mlerp", ",prop_attn=half-log", ",reduce=mlerp,prop_attn=half-log"]
-    assert variants("k-medoids") == ["", ",reduce=mean"]  # medoids forget sizes
+    assert variants("k-medoids") == ["", ",reduce=mean", ",reduce=mean,prop_attn=half-log"]  # medoids forget sizes
     assert variants("tofu") == ["", ",reduce=mean", ",reduce=released"]
     for strategy in strategies():
         for options in variants(strategy):

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_schedule
-from tokengraph.maps.hard import REDUCTIONS
+from tokengraph.maps.pool import REDUCTIONS
 from tokengraph.schedule import Schedule, relative
 from tokengraph.select.base import Select, resolve
 

@@ -12,7 +12,7 @@ from tokengraph.flat.segment import wide
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
-from tokengraph.maps.pool import REDUCTIONS, Bins, counted, pool
+from tokengraph.maps.pool import Bins, check_reduction, counted, pool
 from tokengraph.maps.pyg import clusters_of, select_output
 from tokengraph.maps.shown import shown
 
@@ -163,8 +163,7 @@ class Assignment:
         WACV 2024.
         """
         check_rows(x, self.num_tokens, "x")
-        if reduce not in REDUCTIONS:
-            raise ValueError(f"Expected reduce to be one of {', '.join(REDUCTIONS)} (got {reduce!r}).")
+        check_reduction(reduce)
         if reduce in ("mean", "mlerp", "released-mlerp") and not (x.is_floating_point() or x.is_complex()):
             raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
         if reduce in ("center", "released-mlerp") and self.centers is None:

@@ -12,6 +12,12 @@ from tokengraph.flat.segment import TINY, row_norm, segment_max, segment_sum, we
 REDUCTIONS = ("mean", "sum", "max", "absmax", "mlerp", "center", "released-mlerp")
 
 
+def check_reduction(reduce: str) -> None:
+    """Raises ValueError unless it is the name of a reduction."""
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"Expected reduce to be one of {', '.join(REDUCTIONS)} (got {reduce!r}).")
+
+
 class Bins(NamedTuple):
     """The target of each row: ``cluster [M]`` in ``[0, K]``, K clusters, and whether value K, the bin, occurs."""
 

@@ -39,7 +39,8 @@ class TokenMigration(Select):
             after every block; ``None`` keeps 0.7 after a quarter, a half and three quarters of the blocks; ``{}``
             removes none.
         replenish: ``"identity"``, ``"zero"``, ``"twin_copy"`` or ``"twin_delta"``; see
-            :func:`~tokengraph.select.migration.redundancy.replenish`.
+            :func:`~tokengraph.select.migration.redundancy.replenish`. The default, by measurement (``make truth``):
+            a third of the tokens kept, returned patches have cosine 0.93 to the dense ones, and 0.44 by identity.
         similarity: ``"keys"`` of the block's own attention, or the block's ``"tokens"``.
         split: ``"rank"``: every other token may leave; ``"checkerboard"``: at the first step, the black cells.
         size_weight: Weighs kept tokens by the number of tokens they stand for (adds its log to attention logits).
@@ -56,7 +57,7 @@ class TokenMigration(Select):
     placement: ClassVar[str] = "after"
     merges: ClassVar[bool] = False
     schedule: Mapping[int, float] | int | None = None
-    replenish: str = "identity"
+    replenish: str = "twin_delta"
     similarity: str = "keys"
     split: str = "rank"
     size_weight: bool = False

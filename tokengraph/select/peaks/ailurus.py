@@ -12,6 +12,7 @@ from tokengraph.cost import Cost, distance_cost
 from tokengraph.edges.window import window_graph, window_tiles
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.pool import check_reduction
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers
 from tokengraph.select.parts.graphs.window import look_up, window_distances
@@ -92,6 +93,9 @@ class AiluRus(Select):
         alpha: Spatial factor at rank 0.
         include_self: Counts the token itself among its k nearest.
         order: ``"index"``, ``"score"`` or ``"raster"``, as for :func:`ailurus`.
+        reduce: How clusters pool: any of :meth:`tokengraph.Assignment.reduce`. ``None``: the mean on graphs, where it
+            composes level by level; MLERP inside a model, where it keeps features nearer to the dense ones wherever
+            many tokens go (measured by ``make truth``).
     """
 
     name: ClassVar[str] = "ailurus"
@@ -104,9 +108,16 @@ class AiluRus(Select):
     alpha: float = 0.9
     include_self: bool = False
     order: str = "index"
+    reduce: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.k, self.lam, self.alpha, self.order)
+        if self.reduce is not None:
+            check_reduction(self.reduce)
+
+    def reduction_at(self, layer: int) -> str:
+        """As ``reduce`` says; see :meth:`tokengraph.Select.reduction_at`."""
+        return self.reduce or ("mean" if layer < 0 else "mlerp")
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""

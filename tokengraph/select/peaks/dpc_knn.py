@@ -13,6 +13,7 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
 from tokengraph.maps.hard import Assignment
+from tokengraph.maps.pool import check_reduction
 from tokengraph.schedule import Schedule, powers
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers, nearest_center
@@ -101,6 +102,9 @@ class DPCKNN(Select):
             read the tokens as a sequence.
         sizes: Weigh tokens by size in attention and in later means. TokenReduction forgets sizes in each layer, see
             :meth:`per_layer`.
+        reduce: How clusters pool: any of :meth:`tokengraph.Assignment.reduce`. ``None``: the mean on graphs, where it
+            composes level by level; MLERP inside a model, where it keeps features nearer to the dense ones wherever
+            many tokens go (measured by ``make truth``).
     """
 
     name: ClassVar[str] = "dpc-knn"
@@ -111,6 +115,7 @@ class DPCKNN(Select):
     include_self: bool = True
     order: str = "index"
     sizes: bool = True
+    reduce: str | None = None
 
     @classmethod
     def published(cls) -> DPCKNN:
@@ -118,7 +123,7 @@ class DPCKNN(Select):
 
         Source: the code of Zeng et al., CVPR 2022.
         """
-        return cls(5, include_self=True, order="score")
+        return cls(5, include_self=True, order="score", reduce="mean")
 
     @classmethod
     def per_layer(cls) -> DPCKNN:
@@ -128,7 +133,7 @@ class DPCKNN(Select):
 
         Source: Haurum et al., *Which Tokens to Use?*, ICCV workshop 2023, and its code.
         """
-        return cls(5, include_self=True, order="score", sizes=False)
+        return cls(5, include_self=True, order="score", sizes=False, reduce="mean")
 
     @staticmethod
     def per_layer_schedule(keep: float = 0.9) -> Schedule:
@@ -140,9 +145,15 @@ class DPCKNN(Select):
         """As ``sizes`` says."""
         return self.sizes
 
+    def reduction_at(self, layer: int) -> str:
+        """As ``reduce`` says; see :meth:`tokengraph.Select.reduction_at`."""
+        return self.reduce or ("mean" if layer < 0 else "mlerp")
+
     def __post_init__(self) -> None:
         check_positive(k=self.k)
         check_order(self.order, "raster")
+        if self.reduce is not None:
+            check_reduction(self.reduce)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""

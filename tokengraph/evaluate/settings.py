@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_schedule
 from tokengraph.maps.hard import REDUCTIONS
@@ -16,6 +16,7 @@ from tokengraph.select.base import Select, resolve
 
 OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # options of the setting; all others are the strategy's
 REDUCE = ("reduce", "reduction")
+PLAN_KIND, PLAN_FORMAT = "tokengraph plan", 1  # of the files of tokengraph.plan, which hold a setting
 KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
 
 
@@ -115,12 +116,22 @@ def _pooled_by(select: Select, reduction: Any, known: Mapping[str, Any]) -> Sele
     return select
 
 
-def read_setting(given: str | Mapping[str, Any] | Setting) -> Setting:
+@runtime_checkable
+class Planned(Protocol):
+    """A plan of :func:`tokengraph.plan`, which has a setting."""
+
+    @property
+    def setting(self) -> Setting:
+        """The plan's setting."""
+        ...
+
+
+def read_setting(given: str | Mapping[str, Any] | Setting | Planned) -> Setting:
     """Reads one setting.
 
     The text is parts joined by ``+``: ``resolution:PX``, ``model:NAME``, and at most one strategy, written
     ``NAME:SCHEDULE,OPTION=VALUE,...``. ``"dense"`` is the model as it is. A text that begins with ``{`` is a JSON plan,
-    one that ends in ``.json`` names a file with one.
+    one that ends in ``.json`` names a file with one. A plan of :func:`tokengraph.plan`, or its file, gives its setting.
 
     Raises:
         ValueError: If it cannot be read; the message says what would do.
@@ -134,6 +145,8 @@ def read_setting(given: str | Mapping[str, Any] | Setting) -> Setting:
     """
     if isinstance(given, Setting):
         return given
+    if isinstance(given, Planned) and isinstance(given.setting, Setting):
+        return given.setting
     if isinstance(given, Mapping):
         return _of_plan(given)
     if not isinstance(given, str):
@@ -191,6 +204,13 @@ def _json(text: str) -> Mapping[str, Any]:
 
 def _of_plan(plan: Mapping[str, Any]) -> Setting:
     """A plan as JSON has it: layers of a schedule are text there."""
+    if plan.get("kind") == PLAN_KIND:
+        if plan.get("format") != PLAN_FORMAT or not isinstance(plan.get("setting"), Mapping):
+            raise ValueError(
+                f"Expected a plan of format {PLAN_FORMAT} with a setting (got format {plan.get('format')!r}). Make the "
+                "plan again, or use the version of tokengraph that made it."
+            )
+        plan = plan["setting"]
     unknown = [str(key) for key in plan if key not in (*KEYS, "label")]
     if unknown:
         raise ValueError(f"Expected keys of a plan: {', '.join(KEYS)} (got {', '.join(unknown)}).")

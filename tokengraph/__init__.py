@@ -18,6 +18,7 @@ from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
+from tokengraph.planning import Plan, plan
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
@@ -52,6 +53,7 @@ __all__ = [
     "GTP",
     "GridPool",
     "PiToMe",
+    "Plan",
     "PropagationGraph",
     "Random",
     "Select",
@@ -79,6 +81,7 @@ __all__ = [
     "knn_neighbors",
     "models",
     "pitome",
+    "plan",
     "propagation_graph",
     "registry",
     "resolve",

@@ -53,4 +53,5 @@ def _value(figures: Figures, key: str, shape: str) -> str:
 
 def _short(value: float) -> str:
     """Three digits at most: ``.003``, ``.25``, ``1.2``."""
-    return f"{value:.1f}" if value >= 1 else f"{value:.3f}"[1:]
+    value = max(value, 0.0)  # rounding
+    return f"{value:.1f}" if value >= 0.9995 else f"{value:.3f}"[1:]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-POWERS = (1.0, 1.25, 1.5, 2.0)  # of the share that a step removes: above 1, many small steps lose less than one
+POWERS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)  # of the share that a step removes: above 1, many small steps lose less than one
 DENSITIES = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the tokens before the step: fewer tokens are less alike
 LEAST = 1e-7  # losses below this are rounding
 ROUNDS = 200  # of multiplicative updates
-NEAR = 1.0  # measurements whose loss differs by this factor e from the best one count e times less
+CUT = 0.1  # weight of a single cut beside schedules of several steps, which are what curves predict
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Curve:
 
     weights: np.ndarray
     patches: int
-    power: float = 1.25
+    power: float = 1.75
     density: float = 1.0
     rows: list[Row] = field(default_factory=list)
 
@@ -96,7 +96,7 @@ class Curve:
         if len(self.rows) < 2:
             return
         wanted = np.array([max(row.loss - row.base, LEAST) for row in self.rows])
-        count = np.exp(-np.abs(np.log(wanted / wanted.min())) / NEAR) + 0.05
+        count = self._counts(wanted)
         best = None
         start = self.weights.copy(), self.power, self.density
         for power in POWERS:
@@ -106,6 +106,14 @@ class Curve:
                     best = error, weights, power, density
         assert best is not None
         _, self.weights, self.power, self.density = best
+
+    def _counts(self, wanted: np.ndarray) -> np.ndarray:
+        """Returns the weight of each measurement: most for schedules of several steps that lose little."""
+        single = np.array([_steps(row.tokens) == 1 for row in self.rows])
+        if single.all():
+            return np.ones(len(wanted))
+        far = np.abs(np.log(wanted / wanted[~single].min()))
+        return np.where(single, CUT, 1.0) * np.exp(-far) + 0.01
 
     def _fitted(
         self,
@@ -131,3 +139,7 @@ class Curve:
         before, after = np.array(tokens[:-1], float), np.array(tokens[1:], float)
         share = np.clip((before - after) / np.maximum(before, 1), 0, None)
         return share**self.power * (np.maximum(before, 1) / self.patches) ** -self.density
+
+
+def _steps(tokens: Sequence[int]) -> int:
+    return sum(b < a for a, b in zip(tokens[:-1], tokens[1:], strict=True))

@@ -135,6 +135,16 @@ class Explorer:
             self.families[family.name] = family
             self.curves[family.name] = Curve.of_cuts(rows, depth, patches)
             self.sensitivity[family.name] = shown
+            self._anchor(family)
+
+    def _anchor(self, family: Family) -> None:
+        """Measures equal removals in every block, which show how much less many small steps lose than one cut."""
+        if family.once:
+            return
+        for side in (self.sides[0], self.sides[len(self.sides) // 2]):
+            tokens = self.space.even(family, side)
+            if tokens is not None:
+                self.measure(family, side, tokens)
 
     def _screen(self) -> None:
         """Measures each strategy at the input sizes that promise most, and keeps the two best strategies."""

@@ -154,6 +154,20 @@ class Space:
             return tokens
         return filled(tokens, lambda t: self.spent(t, family), self.limit, family.select.fewest)
 
+    def even(self, family: Family, side: int) -> list[int] | None:
+        """Returns the schedule that removes equally many tokens in every block and spends the budget; or ``None``."""
+        patches, depth = self.patches(side), self.target.depth
+        least = 1 if self.budget.tokens is None else min(self.budget.tokens, patches)
+        tokens = [patches]
+        for i in range(1, depth + 1):
+            wanted = patches - (patches - least) * i // depth
+            tokens.append(max(wanted, family.select.fewest(tokens[-1])))
+        if not self.fits(tokens, family):
+            return None
+        if self.budget.tokens is not None:
+            return tokens
+        return filled(tokens, lambda t: self.spent(t, family), self.limit, family.select.fewest)
+
     def levels(self, side: int) -> np.ndarray:
         """Returns the token counts to choose from."""
         patches = self.patches(side)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,8 +13,9 @@ from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_
 from tokengraph.maps.hard import REDUCTIONS
 from tokengraph.schedule import Schedule, relative
 from tokengraph.select.base import Select, resolve
+from tokengraph.select.staged import Staged
 
-OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # options of the setting; all others are the strategy's
+OWN_OPTIONS = ("prop_attn", "size_bias", "weights", "then")  # options of the setting; all others are the strategy's
 REDUCE = ("reduce", "reduction")
 PLAN_KIND, PLAN_FORMAT = "tokengraph plan", 1  # of the files of tokengraph.plan, which hold a setting
 KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
@@ -34,6 +35,8 @@ class Setting:
         size_bias: As for :func:`tokengraph.attach`.
         weights: A checkpoint of the model with the strategy in it, for strategies that learn.
         label: Its name in reports; by default derived from the setting.
+        then: ``{l: strategy}``: other strategies that act in block l (from 1) and after it, each a text with options
+            but without a schedule.
     """
 
     strategy: str | Select | None = None
@@ -45,6 +48,7 @@ class Setting:
     size_bias: str = "auto"
     weights: str | None = None
     label: str = ""
+    then: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,7 +70,7 @@ class Setting:
             text = self.strategy if isinstance(self.strategy, str) else repr(self.strategy)
             text += f":{write_schedule(self.schedule)}" if self.schedule is not None else ""
             named = {"prop_attn": self.prop_attn, "size_bias": None if self.size_bias == "auto" else self.size_bias}
-            named["weights"] = self.weights
+            named["weights"], named["then"] = self.weights, dict(self.then) or None
             named = {**self.options, **{k: v for k, v in named.items() if v is not None}}
             parts.append(text + "".join(f",{key}={value}" for key, value in named.items()))
         return "+".join(parts) or "dense"
@@ -84,7 +88,13 @@ class Setting:
         """
         if self.strategy is None:
             return None
-        chosen = resolve(self.strategy)
+        chosen = self._chosen(resolve(self.strategy))
+        if not self.then:
+            return chosen
+        return Staged({1: chosen, **{layer: _stage(text) for layer, text in self.then.items()}})
+
+    def _chosen(self, chosen: Select) -> Select:
+        """The strategy with its options."""
         if not self.options:
             return chosen
         known = inspect.signature(type(chosen)).parameters
@@ -102,6 +112,29 @@ class Setting:
                 )
             made = _pooled_by(made, value, known)
         return made
+
+
+def _stage(text: str) -> Select:
+    """Reads a later stage: a strategy with options, without anything else."""
+    setting = read_setting(text)
+    select = setting.select()
+    if select is None or replace(setting, strategy=None, options={}) != Setting():
+        raise ValueError(f"Expected a stage as a strategy with its own options (got {text!r}).")
+    return select
+
+
+def _stages(value: Any) -> dict[int, str]:
+    """Checks the value of ``then``."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError(f"Expected then as {{layer: strategy}}, {{5: 'tome'}} (got {value!r}).")
+    stages = _layers(value)
+    for layer, text in stages.items():
+        if layer < 2:
+            raise ValueError(f"Expected layers of at least 2 for later stages (got {layer}).")
+        _stage(text)
+    return stages
 
 
 def _pooled_by(select: Select, reduction: Any, known: Mapping[str, Any]) -> Select:
@@ -178,7 +211,8 @@ def _part(part: str, whole: str) -> dict[str, Any]:
         key, equals, text = (x.strip() for x in option.partition("="))
         if not equals or not key or not text:
             raise ValueError(f"Expected options as NAME=VALUE (got {option!r} in {whole!r}).")
-        (found if key in OWN_OPTIONS else found["options"])[key] = read_value(text)
+        value = read_value(text)
+        (found if key in OWN_OPTIONS else found["options"])[key] = _stages(value) if key == "then" else value
     return found
 
 
@@ -228,7 +262,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
             raise ValueError(f"Expected {key} of a plan as {kinds[0].__name__} (got {value!r}).")
     if strategy is not None:
         resolve(strategy)
-    elif plan.get("schedule") is not None or options:
+    elif plan.get("schedule") is not None or options or plan.get("then"):
         raise ValueError("Expected a strategy beside the schedule and options of a plan (got none).")
     resolution = plan.get("resolution")
     return Setting(
@@ -241,6 +275,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
         size_bias=size_bias,
         weights=plan.get("weights"),
         label=plan.get("label") or "",
+        then=_stages(plan.get("then")),
     )
 
 

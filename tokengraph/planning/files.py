@@ -98,6 +98,7 @@ def _setting(setting: Setting) -> dict[str, Any]:
         )
     made = {"strategy": setting.strategy, "schedule": setting.schedule, "options": dict(setting.options)}
     made |= {"resolution": setting.resolution, "prop_attn": setting.prop_attn, "size_bias": setting.size_bias}
+    made["then"] = dict(setting.then)
     return {k: v for k, v in made.items() if v is not None and v != {}}
 
 

@@ -18,6 +18,7 @@ from tokengraph.planning.space import Space
 CUTS = 12  # blocks at most whose sensitivity is measured
 FIRST = 2  # input sizes at which each strategy is measured first
 PICKS = 8  # schedules proposed by the curves before and after the options
+CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes its strategy
 TILTS = (-0.6, 0.6)
 GAIN = 0.99  # a proposal is worth measuring if its predicted loss is below this share of the best one
 
@@ -113,7 +114,16 @@ class Explorer:
 
     def predict(self, family: Family, side: int, tokens: Sequence[int]) -> float:
         """Predicts the loss of a schedule, its input size included."""
-        return self._base[side] + self._bias(family, side) * self.curves[family.name].predict(tokens)
+        return self._base[side] + self._bias(family, side) * self._merging(family, tokens)
+
+    def _merging(self, family: Family, tokens: Sequence[int]) -> float:
+        """Predicts the loss of a schedule by the curves alone."""
+        if family.parts is None:
+            return self.curves[family.name].predict(tokens)
+        first, layer, later = family.parts
+        early, late = [*tokens[: layer + 1], *[tokens[layer]] * (len(tokens) - layer - 1)], list(tokens)
+        late[: layer + 1] = [tokens[layer]] * (layer + 1)
+        return self.curves[first.name].predict(early) + self.curves[later.name].predict(late)
 
     def _cut(self, family: Family) -> None:
         """Measures the loss of one cut to half of the tokens, block by block; drops a strategy that cannot run."""
@@ -163,24 +173,39 @@ class Explorer:
         """Tries the best schedule with other options of its strategy, one after the other, keeping what helps."""
         for _ in range(2):
             best = self.best()
-            if best is None or best.family is None or best.family.name not in self.curves:
+            if best is None or best.family is None:
                 return
-            for family in best.family.variants():
+            for family in self._others(best.family):
                 trial = self.measure(family, best.side, best.tokens)
                 if trial.measured.loss < best.measured.loss and self._fits(trial):
-                    old = max(best.measured.loss - self._base[best.side], LEAST)
-                    new = max(trial.measured.loss - self._base[best.side], LEAST)
-                    self.curves[family.name] = self.curves[best.family.name].copy(new / old)
-                    self.curves[family.name].rows = [self._row(trial)]
-                    self.families[family.name] = family
+                    self._adopt(family, trial, best)
             if self.best() is best:
                 return
+
+    def _others(self, family: Family) -> list[Family]:
+        """Returns variants of a strategy, and compositions of it with each."""
+        found = list(family.variants())
+        middle = self.space.target.depth // 2
+        mixed = [each.until(middle, family) for each in found] if middle else []
+        return [*found, *(each for each in mixed if each is not None)]
+
+    def _adopt(self, family: Family, trial: Trial, best: Trial) -> None:
+        """Takes a variant into the search; its curves begin as those of the strategy that it varies."""
+        assert best.family is not None
+        old = max(best.measured.loss - self._base[best.side], LEAST)
+        factor = max(trial.measured.loss - self._base[best.side], LEAST) / old
+        ours = [best.family] if best.family.parts is None else [best.family.parts[0], best.family.parts[2]]
+        theirs = [family] if family.parts is None else [family.parts[0], family.parts[2]]
+        for place, each in enumerate(theirs):
+            if each.name not in self.curves:
+                self.curves[each.name] = self.curves[ours[min(place, len(ours) - 1)].name].copy(factor)
+            self.families.setdefault(each.name, each)
 
     def _tilt(self) -> None:
         """Tries earlier and later merging than the curve proposes, because curves err along this direction most."""
         for tilt in TILTS:
             best = self.best()
-            if best is None or best.family is None or best.family.name not in self.curves:
+            if best is None or best.family is None:
                 return
             tokens = self._propose(best.family, best.side, tilt)
             if tokens is not None:
@@ -189,7 +214,7 @@ class Explorer:
     def _proposals(self, families: Sequence[Family] | None = None) -> list[tuple[float, Family, int, list[int]]]:
         """Returns unmeasured schedules with their predicted loss, best first: one a strategy and input size."""
         found = []
-        for family in self.families.values() if families is None else families:
+        for family in [*self.families.values(), *self._pairs()] if families is None else families:
             for side in self.sides:
                 tokens = self._propose(family, side)
                 if tokens is not None and (family.name, side, tuple(tokens)) not in self._known:
@@ -197,24 +222,43 @@ class Explorer:
                         found.append((self.predict(family, side, tokens), family, side, tokens))
         return sorted(found, key=lambda each: each[0])
 
+    def _pairs(self) -> list[Family]:
+        """Returns the compositions of two of the kept strategies, at several blocks."""
+        depth, kept = self.space.target.depth, list(self.families.values())
+        layers = sorted({max(1, round(depth * part / 12)) for part in CHANGES if round(depth * part / 12) < depth})
+        made = [a.until(layer, b) for a in kept for b in kept for layer in layers]
+        return [family for family in made if family is not None]
+
     def _propose(self, family: Family, side: int, tilt: float = 0.0) -> list[int] | None:
         levels = self.space.levels(side)
-        return self.space.best(self.curves[family.name].steps(levels, tilt), levels, family, side)
+        if family.parts is None:
+            losses = self.curves[family.name].steps(levels, tilt)
+        else:
+            first, layer, later = family.parts
+            early, late = (self.curves[each.name].steps(levels, tilt) for each in (first, later))
+            losses = np.concatenate([early[:layer], late[layer:]])
+        return self.space.best(losses, levels, family, side)
 
     def _row(self, trial: Trial) -> Row:
         counts = tuple(round(n) for n in trial.measured.counts)
         return Row(counts, trial.measured.loss, self._base[trial.side])
 
     def _bias(self, family: Family, side: int) -> float:
-        """Returns measured over predicted loss at the nearest input size that was measured with this strategy."""
-        curve = self.curves[family.name]
-        patches = self.space.patches
-        rows = [row for row in curve.rows if _steps(row.tokens) > 1 or family.once]
-        if not rows:
-            return 1.0
-        first = min({row.tokens[0] for row in rows}, key=lambda n: abs(n - patches(side)))
-        near = [row for row in rows if row.tokens[0] == first][-3:]
-        off = [np.log(max(row.loss - row.base, LEAST) / max(curve.predict(row.tokens), LEAST)) for row in near]
+        """Returns measured over predicted loss at the nearest input size that was measured with this strategy.
+
+        The last three schedules there count. A composition that was not measured takes its parts' mean.
+        """
+        near = [t for t in self.trials if t.family is not None and t.family.pair == family.pair]
+        near = [t for t in near if _steps(t.tokens) > 1 or family.once]
+        if not near:
+            parts = [] if family.parts is None else [family.parts[0], family.parts[2]]
+            return float(np.exp(np.mean([np.log(self._bias(part, side)) for part in parts]))) if parts else 1.0
+        nearest = min({t.side for t in near}, key=lambda each: abs(each - side))
+        off = []
+        for trial in [t for t in near if t.side == nearest][-3:]:
+            assert trial.family is not None
+            lost = max(trial.measured.loss - self._base[trial.side], LEAST)
+            off.append(np.log(lost / max(self._merging(trial.family, trial.tokens), LEAST)))
         return float(np.exp(np.mean(off)))
 
     def _fits(self, trial: Trial) -> bool:

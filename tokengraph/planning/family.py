@@ -9,7 +9,7 @@ from typing import Any
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.select.base import Select, registry, resolve
 
-STRATEGIES = ("tome", "pitome", "ailurus")  # chosen by measurement; see docs/planning.md
+STRATEGIES = ("tome", "dpc-knn,reduce=mlerp")  # chosen by measurement; see docs/planning.md
 REDUCTIONS = ("mean", "mlerp")
 ATTENTION = ("log", "half-log", "none")
 
@@ -21,15 +21,22 @@ class Family:
     Args:
         base: A setting with the strategy and its options.
         select: The strategy with these options.
+        parts: For a composition: the first strategy, its last block, and the strategy of later blocks.
     """
 
     base: Setting
     select: Select = field(compare=False)
+    parts: tuple[Family, int, Family] | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
         """Its name in tables: the strategy with its options."""
         return self.base.name
+
+    @property
+    def pair(self) -> str:
+        """The names of its strategies, without the block where they change."""
+        return self.name if self.parts is None else f"{self.parts[0].name} > {self.parts[2].name}"
 
     @property
     def once(self) -> bool:
@@ -43,9 +50,36 @@ class Family:
             return Setting(resolution=resolution)
         return replace(self.base, schedule=removed, resolution=resolution)
 
+    def fewest(self, layer: int, tokens: int) -> int:
+        """Returns the fewest of ``tokens`` tokens that a step in block ``layer`` (from 1) can leave."""
+        return self.select.at(layer - 1).fewest(tokens)
+
+    def until(self, layer: int, later: Family) -> Family | None:
+        """Returns the composition with ``later`` after block ``layer``; ``None`` if they do not compose."""
+        if self.parts is not None or later.parts is not None or later.once or self.name == later.name:
+            return None
+        if self.base.prop_attn != later.base.prop_attn or not self.select.weighs == later.select.weighs:
+            return None
+        base = replace(self.base, then={layer + 1: replace(later.base, prop_attn=None).name})
+        try:
+            made = base.select()
+        except ValueError:
+            return None
+        assert made is not None
+        return Family(base, made, (self, layer, later))
+
     def variants(self) -> Iterator[Family]:
-        """Yields the strategy with other ways to pool clusters and to weigh attention, one changed at a time."""
+        """Yields the strategy with other ways to pool clusters and to weigh attention, one changed at a time.
+
+        Of a composition the first strategy's pooling changes; of one strategy also that of the first half alone.
+        """
         if not self.select.merges:
+            return
+        if self.parts is not None:
+            first, layer, later = self.parts
+            pairs = [(other, later) for other in first.variants()] + [(first, other) for other in later.variants()]
+            made = (a.until(layer, b) for a, b in pairs)
+            yield from (family for family in made if family is not None)
             return
         for reduction in REDUCTIONS:
             if reduction != self.select.reduction and "reduction" not in self.base.options:

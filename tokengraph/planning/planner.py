@@ -240,7 +240,7 @@ def _in_time(explorer: Explorer, batch: Tensor) -> Trial | None:
         best = explorer.best()
         if best is None:
             break
-        family, name = best.family, "" if best.family is None else best.family.name
+        family, name = best.family, "" if best.family is None else best.family.pair
         plain = explorer.plan(None, space.target.side, space.alone(space.target.side))
         times = _times(explorer, [plain, explorer.plan(family, best.side, best.tokens)], batch)
         if times[0] is None or times[1] is None:

@@ -30,9 +30,9 @@ def solve(
 
     Args:
         losses: Of a step from level i to level j in each block, ``[L, K, K]``.
-        costs: Of a block that begins with level i and ends with j, ``[K, K]``.
+        costs: Of a block that begins with level i and ends with j, ``[L, K, K]``.
         limit: Largest total cost.
-        can: Possible steps, ``[K, K]``.
+        can: Possible steps, ``[L, K, K]``.
         last: The level that the last block must reach at least; ``None``: any.
 
     Returns:
@@ -64,7 +64,7 @@ def _priced(
 ) -> list[int] | None:
     """Returns the levels of the least loss plus ``price`` times the cost."""
     step = np.where(can, losses + price * costs, np.inf)
-    best = np.full(len(costs), np.inf)
+    best = np.full(costs.shape[-1], np.inf)
     best[0] = 0.0
     came = []
     for block in step:
@@ -81,7 +81,7 @@ def _priced(
 
 
 def _total(costs: np.ndarray, path: list[int]) -> float:
-    return float(sum(costs[a, b] for a, b in zip(path[:-1], path[1:], strict=True)))
+    return float(sum(block[a, b] for block, a, b in zip(costs, path[:-1], path[1:], strict=True)))
 
 
 def solve_once(
@@ -91,12 +91,12 @@ def solve_once(
 
     Cost: ``O(L K)``.
     """
-    depth, count = len(losses), len(costs)
+    depth, count = len(losses), costs.shape[-1]
     found = None
     for layer in range(depth):
         for level in range(count):
             path = [0] * (layer + 1) + [level] * (depth - layer)
-            if not can[0, level] or _total(costs, path) > limit or (last is not None and level < last):
+            if not can[layer, 0, level] or _total(costs, path) > limit or (last is not None and level < last):
                 continue
             loss = losses[layer, 0, level] if level else 0.0
             if found is None or loss < found[0]:
@@ -104,23 +104,25 @@ def solve_once(
     return None if found is None else found[1]
 
 
-def filled(tokens: list[int], cost: Callable[[list[int]], float], limit: float, fewest: Callable[[int], int]) -> list[int]:
+def filled(
+    tokens: list[int], cost: Callable[[list[int]], float], limit: float, fewest: Callable[[int, int], int]
+) -> list[int]:
     """Gives tokens back until the cost nearly reaches ``limit``; the shape of the schedule stays.
 
     Args:
         tokens: A schedule within the budget.
         cost: Of a schedule.
         limit: Largest cost.
-        fewest: Fewest tokens of one step.
+        fewest: Fewest tokens that a step in a block (from 1) can leave of a number of tokens.
     """
     first = tokens[0]
 
     def mixed(share: float) -> list[int]:
         """Returns the schedule with ``share`` of its removals."""
         made = [first]
-        for n in tokens[1:]:
+        for layer, n in enumerate(tokens[1:], 1):
             wanted = first - int(np.ceil(share * (first - n)))
-            made.append(min(made[-1], max(wanted, fewest(made[-1]))))
+            made.append(min(made[-1], max(wanted, fewest(layer, made[-1]))))
         return made
 
     low, high = 0.0, 1.0

@@ -77,8 +77,13 @@ class Space:
         if self.clock is None:
             return share
         falls = sum(b < a for a, b in zip(tokens[:-1], tokens[1:], strict=True))
-        name = "" if family is None else family.name
-        return self.pace.get(name, 1.0) * (self.clock.fixed + self.clock.rate * share + self.steps.get(name, 0) * falls)
+        step, pace = (0.0, 1.0) if family is None else (self._step_time(family), self.pace.get(family.pair, 1.0))
+        return pace * (self.clock.fixed + self.clock.rate * share + step * falls)
+
+    def _step_time(self, family: Family) -> float:
+        """Returns the milliseconds of a step; of a composition the longer ones."""
+        names = [family.name] if family.parts is None else [family.parts[0].name, family.parts[2].name]
+        return max(self.steps.get(name, 0.0) for name in names)
 
     @property
     def limit(self) -> float:
@@ -135,7 +140,7 @@ class Space:
         """
         if self.budget.tokens is None and self.fits(self.alone(side), None):
             return self.alone(side)
-        can, costs = allowed(levels, family.select.fewest), self._costs(levels, family, side)
+        can, costs = self._steps(levels, family, side)
         last, limit = None, self.limit
         if self.budget.tokens is not None:
             below = np.flatnonzero(levels <= self.budget.tokens)
@@ -143,16 +148,16 @@ class Space:
                 return None
             last, limit = int(below[0]), math.inf
         elif self.clock is not None:
-            pace = self.pace.get(family.name, 1.0)
+            pace = self.pace.get(family.pair, 1.0)
             limit, costs = limit / pace - self.clock.fixed, self.clock.rate * costs
-            costs = costs + self.steps.get(family.name, 0.0) * (levels[None, :] < levels[:, None])
+            costs = costs + self._step_time(family) * (levels[None, :] < levels[:, None])
         path = (solve_once if family.once else solve)(losses, costs, limit, can, last)
         if path is None:
             return None
         tokens = [int(levels[i]) for i in path]
         if self.budget.tokens is not None:
             return tokens
-        return filled(tokens, lambda t: self.spent(t, family), self.limit, family.select.fewest)
+        return filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
 
     def even(self, family: Family, side: int) -> list[int] | None:
         """Returns the schedule that removes equally many tokens in every block and spends the budget; or ``None``."""
@@ -161,12 +166,12 @@ class Space:
         tokens = [patches]
         for i in range(1, depth + 1):
             wanted = patches - (patches - least) * i // depth
-            tokens.append(max(wanted, family.select.fewest(tokens[-1])))
+            tokens.append(max(wanted, family.fewest(i, tokens[-1])))
         if not self.fits(tokens, family):
             return None
         if self.budget.tokens is not None:
             return tokens
-        return filled(tokens, lambda t: self.spent(t, family), self.limit, family.select.fewest)
+        return filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
 
     def levels(self, side: int) -> np.ndarray:
         """Returns the token counts to choose from."""
@@ -177,6 +182,19 @@ class Space:
             wanted = np.array([min(self.budget.tokens, patches)])
             return np.unique(np.concatenate([levels, wanted]))[::-1]
         return levels_of(patches, least)
+
+    def _steps(self, levels: np.ndarray, family: Family, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns in each block whether a step is possible, and its cost, ``[L, K, K]``."""
+        depth = self.target.depth
+        if family.parts is None:
+            can = allowed(levels, family.select.fewest)
+            if family.once:  # the first step, or none
+                can[1:] = np.eye(len(levels), dtype=bool)[1:]
+            shape = (depth, *can.shape)
+            return np.broadcast_to(can, shape), np.broadcast_to(self._costs(levels, family, side), shape)
+        first, layer, later = family.parts
+        a, b = self._steps(levels, first, side), self._steps(levels, later, side)
+        return np.concatenate([a[0][:layer], b[0][layer:]]), np.concatenate([a[1][:layer], b[1][layer:]])
 
     def _costs(self, levels: np.ndarray, family: Family, side: int) -> np.ndarray:
         """Returns the share of the plain model's multiply-adds of a block from level i to j, ``[K, K]``."""

@@ -35,7 +35,7 @@ class Measured:
     Args:
         found: Measures of each image.
         counts: Mean patch tokens before the first block and after each.
-        loss: Mean loss.
+        loss: Mean loss of what the bench preserves.
         cost: Multiply-adds as a share of the plain model's.
     """
 
@@ -54,12 +54,14 @@ class Bench:
         batches: Batches of images on the model's device.
         preserve: What the loss measures.
         body: The model's anatomy.
+        memory: Outcomes of settings by name; another bench with the same model and images can begin with them.
     """
 
     model: nn.Module
     batches: Sequence[Tensor]
     preserve: str
     body: Anatomy
+    memory: dict[str, Measured] = field(default_factory=dict)
     _dense: list[Outputs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,8 +77,15 @@ class Bench:
     def run(self, plan: Plan) -> Measured:
         """Attaches a plan, runs every image and compares with the plain model.
 
-        Cost: one run of every image under the plan.
+        Cost: one run of every image under the plan, unless the memory has it.
         """
+        name = plan.setting.key
+        if name not in self.memory:
+            self.memory[name] = self._run(plan)
+        known = self.memory[name]
+        return Measured(known.found, known.counts, float(loss_of(known.found, self.preserve).mean()), known.cost)
+
+    def _run(self, plan: Plan) -> Measured:
         parts, counts = [], []
         with attach(self.model, plan) as handle:
             reader = Reader(self.model, handle)
@@ -86,7 +95,7 @@ class Bench:
                 assert outputs.counts is not None
                 counts.append(outputs.counts)
         found, tokens = joined(parts), counted(counts)
-        return Measured(found, tokens, float(loss_of(found, self.preserve).mean()), self.cost(tokens, plan))
+        return Measured(found, tokens, 0.0, self.cost(tokens, plan))
 
     def cost(self, tokens: Sequence[float], plan: Plan) -> float:
         """Returns the cost of token counts as a share of the plain model's."""

@@ -22,13 +22,13 @@ KEYS = (
 )  # fmt: skip
 
 
-def write_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a plan's fields as JSON, whole or not at all.
+def json_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a plan's fields as JSON.
 
     Raises:
-        ValueError: If the file cannot be written, or the strategy is an instance that has no name.
+        ValueError: If the strategy is an instance that has no name.
     """
-    made = {
+    return {
         "kind": PLAN_KIND,
         "format": PLAN_FORMAT,
         "version": plan["version"],
@@ -44,7 +44,15 @@ def write_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         "seconds": round(plan["seconds"], 1),
         "lift": plan["lift"],
     }
-    file = Path(path)
+
+
+def write_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a plan's fields as JSON, whole or not at all.
+
+    Raises:
+        ValueError: If the file cannot be written, or the strategy is an instance that has no name.
+    """
+    made, file = json_of(plan), Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(made, indent=1) + "\n")

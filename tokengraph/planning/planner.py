@@ -47,6 +47,7 @@ def plan(
     resolution: bool = True,
     held_out: Tensor | Iterable[Tensor] | None = None,
     batch_size: int = 8,
+    memory: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Plan:
     """Chooses where a model merges its tokens, by which strategy, and on images of which size.
@@ -70,6 +71,8 @@ def plan(
         resolution: Also tries smaller images, if positions of the model can be resampled.
         held_out: Images to measure the plan on; by default every third of ``images``.
         batch_size: Images of a run, and of timing.
+        memory: A dict that keeps measurements. Give the same one again, with the same model and images, to plan for
+            another budget in less time.
         progress: Shows progress.
 
     Returns:
@@ -106,7 +109,7 @@ def plan(
         body = anatomy(model)
         assert body is not None
         space = Space(body, target, _counted(budget, target), pixels)
-        bench = Bench(model, ours, preserve, body)
+        bench = Bench(model, ours, preserve, body, {} if memory is None else _checked(memory, model, ours))
         with Progress(_steps(space, tried), "plan", progress) as shown:
             explorer = Explorer(bench, space, shown)
             chosen = _search(explorer, tried, _timing(ours, batch_size))
@@ -149,6 +152,19 @@ def _split(
         theirs = _joined(held_out, "held_out")
     like = next(model.parameters())
     return tuple([b.to(like.device, like.dtype) for b in part.split(batch_size)] for part in (ours, theirs))  # type: ignore[return-value]
+
+
+def _checked(memory: dict[str, Any], model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Any]:
+    """Returns the outcomes in a user's memory, and marks it with model and images.
+
+    Raises:
+        ValueError: If it has measurements of other ones.
+    """
+    weights = float(sum(p.detach().double().sum() for p in model.parameters()))
+    facts = type(model).__name__, weights, [float(b.double().sum()) for b in batches]
+    if memory.setdefault("facts", facts) != facts:
+        raise ValueError("Expected a memory of the same model and images (got one of others). Give a new dict.")
+    return memory.setdefault("outcomes", {})
 
 
 def _joined(images: Any, what: str) -> Tensor:

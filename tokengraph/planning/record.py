@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tokengraph.attach.plain import Attachment
 from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.settings import Setting
 from tokengraph.planning.facts import Figures, PlannedSchedule, Target
-from tokengraph.planning.files import read_plan, write_plan
+from tokengraph.planning.files import json_of, read_plan, write_plan
 from tokengraph.planning.table import table
 
 
@@ -66,6 +66,10 @@ class Plan(Standalone[Attachment]):
     def lifting(self) -> Plan:
         """Returns the plan with ``lift=True``: ``forward_features`` returns every input patch of the scaled image."""
         return replace(self, lift=True)
+
+    def json(self) -> dict[str, Any]:
+        """Returns the content of the plan's file."""
+        return json_of(vars(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, whole or not at all."""

@@ -19,7 +19,7 @@ CUTS = 12  # blocks at most whose sensitivity is measured
 FIRST = 2  # input sizes at which each strategy is measured first
 PICKS = 8  # schedules proposed by the curves before and after the options
 CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes its strategy
-TILTS = (-0.6, 0.6)
+BENDS = ((1, 0.6), (1, -0.6), (2, 0.5), (2, -0.5), (3, 0.4), (3, -0.4))  # half waves over the depth, and their height
 GAIN = 0.99  # a proposal is worth measuring if its predicted loss is below this share of the best one
 
 
@@ -60,6 +60,7 @@ class Explorer:
     trials: list[Trial] = field(default_factory=list)
     sensitivity: dict[str, list[float | None]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    bends: dict[str, np.ndarray | float] = field(default_factory=dict)
     sides: list[int] = field(default_factory=list)
     _base: dict[int, float] = field(default_factory=dict)
     _known: dict[tuple[str, int, tuple[int, ...]], Trial] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Explorer:
         self._screen()
         self.descend(PICKS)
         self._vary()
-        self._tilt()
+        self._bend()
         self.descend(PICKS)
 
     def plan(self, family: Family | None, side: int, tokens: Sequence[int]) -> Plan:
@@ -201,15 +202,23 @@ class Explorer:
                 self.curves[each.name] = self.curves[ours[min(place, len(ours) - 1)].name].copy(factor)
             self.families.setdefault(each.name, each)
 
-    def _tilt(self) -> None:
-        """Tries earlier and later merging than the curve proposes, because curves err along this direction most."""
-        for tilt in TILTS:
+    def _bend(self) -> None:
+        """Tries to merge earlier, later, or less evenly than the curves propose, and keeps the bends that help.
+
+        Curves are smooth in the loss near their best schedule, so measuring along few directions suffices.
+        """
+        depth = self.space.target.depth
+        for waves, height in BENDS[: 2 * (depth - 1)]:
             best = self.best()
             if best is None or best.family is None:
                 return
-            tokens = self._propose(best.family, best.side, tilt)
-            if tokens is not None:
-                self.measure(best.family, best.side, tokens, self.predict(best.family, best.side, tokens))
+            wave = height * np.cos(np.pi * waves * (np.arange(depth) + 0.5) / depth)
+            tokens = self._propose(best.family, best.side, wave)
+            if tokens is None:
+                continue
+            trial = self.measure(best.family, best.side, tokens, self.predict(best.family, best.side, tokens))
+            if self.best() is trial and trial is not best:
+                self.bends[best.family.pair] = self.bends.get(best.family.pair, 0.0) + wave
 
     def _proposals(self, families: Sequence[Family] | None = None) -> list[tuple[float, Family, int, list[int]]]:
         """Returns unmeasured schedules with their predicted loss, best first: one a strategy and input size."""
@@ -229,13 +238,13 @@ class Explorer:
         made = [a.until(layer, b) for a in kept for b in kept for layer in layers]
         return [family for family in made if family is not None]
 
-    def _propose(self, family: Family, side: int, tilt: float = 0.0) -> list[int] | None:
-        levels = self.space.levels(side)
+    def _propose(self, family: Family, side: int, bend: np.ndarray | float = 0.0) -> list[int] | None:
+        levels, bend = self.space.levels(side), self.bends.get(family.pair, 0.0) + bend
         if family.parts is None:
-            losses = self.curves[family.name].steps(levels, tilt)
+            losses = self.curves[family.name].steps(levels, bend)
         else:
             first, layer, later = family.parts
-            early, late = (self.curves[each.name].steps(levels, tilt) for each in (first, later))
+            early, late = (self.curves[each.name].steps(levels, bend) for each in (first, later))
             losses = np.concatenate([early[:layer], late[layer:]])
         return self.space.best(losses, levels, family, side)
 

@@ -111,9 +111,12 @@ class Space:
             alone = [side * side] * (self.target.depth + 1)
             if self.budget.tokens is not None and side * side < self.budget.tokens:
                 break
-            if self.budget.tokens is None and self.spent(alone, None) < SLACK * self.limit:
+            small = self.budget.tokens is None and self.spent(alone, None) < SLACK * self.limit
+            if small and self.fits(self.alone(tried[-1]), None):
                 break
             tried.append(side)
+            if small:  # the first one that fits by itself
+                break
         picked = np.unique(np.linspace(0, len(tried) - 1, min(SIDES, len(tried))).round().astype(int))
         return [tried[i] for i in picked]
 

@@ -1,0 +1,169 @@
+"""The planner against every fixed setting, on images that it did not see, paired; plans also move to other data.
+
+Plans are made on 24 photographs or solar cells and saved. Then plans and fixed settings of the same cost are measured
+on other images: every published schedule, smaller images alone, and smaller images with ToMe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import tokengraph as tg
+from tokengraph.evaluate.config import DataConfig
+from tokengraph.evaluate.images import Arrays, Images, Subset
+from tokengraph.evaluate.options import Options
+from tokengraph.evaluate.settings import Setting, read_setting
+from tokengraph.evaluate.store import slug
+from tokengraph.evaluate.transform import to_input
+from truth.chosen import nearest_resolution, published
+from truth.elpv import Elpv
+from truth.library_code import digest
+from truth.photographs import crops, photographs
+from truth.results import commit, read, write
+from truth.run import ROOT
+from truth.scenes import Scenes
+from truth.tables import COSTS, Body, combinations
+from truth.tasks import TASKS
+
+MADE_ON = 24  # images a plan is made on
+PRESERVE = "features"
+PLAN_PHOTOS = ("rocket", "camera", "flower", "motorcycle")  # none of the four of the task's crops
+RESAMPLES = 2000
+
+
+def _motorcycle() -> Image.Image:
+    import skimage
+
+    return Image.open(Path(skimage.__file__).parent / "data" / "motorcycle_left.png").convert("RGB")
+
+
+def plan_photographs() -> Arrays:
+    """24 crops of four photographs, six of each: three of the whole height, three of three quarters of it."""
+    found = {**photographs(), "motorcycle": _motorcycle()}
+    pictures = []
+    for name in PLAN_PHOTOS:
+        width, height = found[name].size
+        side = min(width, height)
+        small = 3 * side // 4
+        left, top = (width - side) // 2, (height - side) // 2
+        boxes = [(left, top, left + side, top + side), (0, 0, side, side), (width - small, 0, width, small)]
+        boxes += [(0, height - small, small, height), (width - small, height - small, width, height)]
+        left, top = (width - small) // 2, (height - small) // 2
+        boxes += [(left, top, left + small, top + small)]
+        crop = [found[name].crop(box).resize((224, 224), Image.Resampling.BICUBIC) for box in boxes]
+        pictures += [np.asarray(each) for each in crop]
+    return Arrays(np.stack(pictures), name="photographs to plan on")
+
+
+def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:
+    """Returns the images to plan on (``None``: no plan is made on these data) and at most ``limit`` held-out ones."""
+    if name == "photographs":
+        return plan_photographs(), crops()
+    if name == "elpv":
+        cells = Elpv(folder)
+        drawn = np.random.default_rng(0).permutation(len(cells)).tolist()
+        return Subset(cells, drawn[:MADE_ON]), Subset(cells, drawn[MADE_ON : MADE_ON + limit])
+    scenes = Scenes(folder, limit)
+    return None, Arrays(np.stack([np.asarray(scenes.image(i)) for i in range(limit)]), name="composed scenes")
+
+
+def inputs(images: Images) -> Tensor:
+    """Returns normalised images ``[N, 3, 224, 224]``."""
+    return torch.stack([to_input(images.image(i), DataConfig(224)) for i in range(len(images))])
+
+
+def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -> list[Path]:
+    """Makes and saves the plans of a set; those that are there, by the same code, are not made again."""
+    made_on, held = parts(name, folder, 16)
+    files = [results / "plans" / f"{name}-{PRESERVE}-{cost:g}.json" for cost in costs]
+    if made_on is None:
+        return []
+    memory: dict[str, Any] = {}
+    model: nn.Module | None = None
+    for cost, file in zip(costs, files, strict=True):
+        if file.exists():
+            continue
+        model = model if model is not None else TASKS["photographs"].source(folder).build(None)
+        batch = inputs(made_on)
+        plan = tg.plan(model, batch, held_out=inputs(held), cost=cost, preserve=PRESERVE, memory=memory)
+        plan.save(file)
+        print(plan, flush=True)
+    return files
+
+
+def rivals(body: Body, cost: float) -> list[tuple[str, Setting]]:
+    """Returns the fixed settings at a cost, with their kinds."""
+    found = [("published", c.setting) for c in published(body, (cost,))]
+    found += [("smaller image", nearest_resolution(body, cost).setting)]
+    found += [("smaller image with ToMe", c.setting) for c in combinations(body, cost)]
+    return [(kind, read_setting(text)) for text, kind in {text: kind for kind, text in reversed(found)}.items()]
+
+
+def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limit: int) -> None:
+    """Measures plans and rivals on held-out images; writes a line for each to ``planned.jsonl``."""
+    _, held = parts(name, folder, limit)
+    task = TASKS["photographs"]
+    source, body = task.source(folder), task.body(folder)
+    out = folder / "runs" / slug(f"planned {name} {len(held)} {digest()} {source.name}")
+    file = results / "planned.jsonl"
+    for cost in costs:
+        settings = rivals(body, cost)
+        for origin in ("photographs", "elpv"):
+            plan = results / "plans" / f"{origin}-{PRESERVE}-{cost:g}.json"
+            if plan.exists():
+                settings.append((f"plan made on {origin}", read_setting(str(plan))))
+        unique = {setting.name: (kind, setting) for kind, setting in settings}
+        report = tg.evaluate(
+            source,
+            [setting for _, setting in unique.values()],
+            held,
+            out=out,
+            controls=False,
+            options=Options(time=False, memory=False),
+        )
+        rows = {row.name: row for row in report.rows}
+        arrays = {name: _losses(out, setting) for name, (_, setting) in unique.items() if not rows[name].reason}
+        lines = []
+        for label, (kind, setting) in unique.items():
+            row = rows[label]
+            line = {"data": name, "images": len(held), "cost": cost, "kind": kind, "setting": label}
+            line |= {"commit": commit(ROOT), "code": digest(), "model": source.name}
+            if row.reason:
+                line["reason"] = row.reason
+            else:
+                line |= {"share": row.cost, "metrics": dict(row.metrics)}
+                mine = next((k for k, (t, _) in unique.items() if t == _own(name)), None)
+                if mine in arrays and label != mine:
+                    line["plan_minus_this"] = paired(arrays[label], arrays[mine])
+            lines.append(line)
+        old = [x for x in read(file) if (x["data"], x["cost"]) != (name, cost)]
+        write(file, [*old, *lines])
+
+
+def _own(name: str) -> str:
+    return f"plan made on {'elpv' if name == 'elpv' else 'photographs'}"
+
+
+def _losses(out: Path, setting: Setting) -> np.ndarray:
+    """Returns ``1 -`` the mean cosine of class token and patches of each image."""
+    files = sorted((out / "predictions" / "data" / slug(setting.key)).glob("*.npz"))
+    found = []
+    for each in files:
+        with np.load(each) as chunk:
+            found.append(1 - (chunk["class_cosine"] + chunk["patch_cosine"]) / 2)
+    return np.concatenate(found)
+
+
+def paired(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Returns the mean difference of the cosine, ours minus theirs, with its 95 % bootstrap interval over images."""
+    gain = theirs - ours
+    drawn = np.random.default_rng(0).integers(0, len(gain), (RESAMPLES, len(gain)))
+    low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
+    return {"mean": float(gain.mean()), "low": float(low), "high": float(high)}

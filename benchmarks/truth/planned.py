@@ -25,7 +25,7 @@ from tokengraph.evaluate.transform import to_input
 from truth.chosen import nearest_resolution, published
 from truth.elpv import Elpv
 from truth.library_code import digest
-from truth.photographs import crops, photographs
+from truth.photographs import boxes, crops, photographs
 from truth.results import commit, read, write
 from truth.run import ROOT
 from truth.scenes import Scenes
@@ -34,32 +34,27 @@ from truth.tasks import TASKS
 
 MADE_ON = 24  # images a plan is made on
 PRESERVE = "features"
-PLAN_PHOTOS = ("rocket", "camera", "flower", "motorcycle")  # none of the four of the task's crops
+OTHERS = {"motorcycle": "motorcycle_left.png", "retina": "retina.jpg"}  # further files of scikit-image's wheel
+PLAN_PHOTOS = (  # none of the four that the held-out crops come from
+    "rocket", "camera", "flower", "motorcycle", "coins", "hubble_deep_field", "retina", "brick", "grass", "gravel",
+    "page", "text",
+)  # fmt: skip
 RESAMPLES = 2000
 
 
-def _motorcycle() -> Image.Image:
+def plan_photographs() -> Arrays:
+    """24 crops of twelve pictures, two of each: the largest square, and two thirds of it from the lower right."""
     import skimage
 
-    return Image.open(Path(skimage.__file__).parent / "data" / "motorcycle_left.png").convert("RGB")
-
-
-def plan_photographs() -> Arrays:
-    """24 crops of four photographs, six of each: three of the whole height, three of three quarters of it."""
-    found = {**photographs(), "motorcycle": _motorcycle()}
+    found = dict(photographs())
+    for name, file in OTHERS.items():
+        found[name] = Image.open(Path(skimage.__file__).parent / "data" / file).convert("RGB")
     pictures = []
     for name in PLAN_PHOTOS:
-        width, height = found[name].size
-        side = min(width, height)
-        small = 3 * side // 4
-        left, top = (width - side) // 2, (height - side) // 2
-        boxes = [(left, top, left + side, top + side), (0, 0, side, side), (width - small, 0, width, small)]
-        boxes += [(0, height - small, small, height), (width - small, height - small, width, height)]
-        left, top = (width - small) // 2, (height - small) // 2
-        boxes += [(left, top, left + small, top + small)]
-        crop = [found[name].crop(box).resize((224, 224), Image.Resampling.BICUBIC) for box in boxes]
-        pictures += [np.asarray(each) for each in crop]
-    return Arrays(np.stack(pictures), name="photographs to plan on")
+        whole, *_, corner = boxes(*found[name].size)
+        for box in (whole, corner):
+            pictures.append(np.asarray(found[name].crop(box).resize((224, 224), Image.Resampling.BICUBIC)))
+    return Arrays(np.stack(pictures), name="pictures to plan on")
 
 
 def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:

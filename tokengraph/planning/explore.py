@@ -15,7 +15,7 @@ from tokengraph.planning.family import Family
 from tokengraph.planning.record import Plan
 from tokengraph.planning.space import Space
 
-CUTS = 12  # blocks at most whose sensitivity is measured
+CUTS = 8  # blocks at most whose sensitivity is measured
 FIRST = 2  # input sizes at which each strategy is measured first
 PICKS = 8  # schedules proposed by the curves before and after the options
 CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes its strategy

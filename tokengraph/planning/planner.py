@@ -20,7 +20,7 @@ from tokengraph.evaluate.settings import Setting
 from tokengraph.planning.bench import Bench, figures
 from tokengraph.planning.budget import read_budget
 from tokengraph.planning.clock import Clock, time_plans
-from tokengraph.planning.explore import PICKS, Explorer, Trial
+from tokengraph.planning.explore import CUTS, PICKS, Explorer, Trial
 from tokengraph.planning.facts import Figures, Target
 from tokengraph.planning.family import Family, families
 from tokengraph.planning.files import PRESERVE
@@ -192,7 +192,7 @@ def _counted(budget: Budget, target: Target) -> Budget:
 
 
 def _steps(space: Space, tried: Sequence[Family]) -> int:
-    return 9 + len(tried) * (min(12, space.target.depth) + 2) + 2 * PICKS + 10
+    return 9 + len(tried) * (min(CUTS, space.target.depth) + 2) + 2 * PICKS + 10
 
 
 def _timing(batches: Sequence[Tensor], batch_size: int) -> Tensor:

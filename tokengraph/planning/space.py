@@ -16,6 +16,7 @@ from tokengraph.planning.search import allowed, filled, levels_of, solve, solve_
 
 SIDES = 9  # input sizes that are tried at most
 SMALLEST = 0.4  # of the model's own side
+POWERS = (1, 2, 3, 5)  # of schedules that fall evenly, and then faster at first
 SLACK = 0.9  # a smaller image is tried down to this share of the budget's cost
 
 
@@ -163,18 +164,18 @@ class Space:
         return filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
 
     def even(self, family: Family, side: int) -> list[int] | None:
-        """Returns the schedule that removes equally many tokens in every block and spends the budget; or ``None``."""
+        """Returns a schedule of equal removals that spends the budget; falls faster at first if it must; or ``None``."""
         patches, depth = self.patches(side), self.target.depth
         least = 1 if self.budget.tokens is None else min(self.budget.tokens, patches)
-        tokens = [patches]
-        for i in range(1, depth + 1):
-            wanted = patches - (patches - least) * i // depth
-            tokens.append(max(wanted, family.fewest(i, tokens[-1])))
-        if not self.fits(tokens, family):
-            return None
-        if self.budget.tokens is not None:
-            return tokens
-        return filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
+        for power in POWERS:
+            tokens = [patches]
+            for i in range(1, depth + 1):
+                wanted = least + round((patches - least) * (1 - i / depth) ** power)
+                tokens.append(min(tokens[-1], max(wanted, family.fewest(i, tokens[-1]))))
+            if self.fits(tokens, family):
+                spent = self.budget.tokens is not None
+                return tokens if spent else filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
+        return None
 
     def levels(self, side: int) -> np.ndarray:
         """Returns the token counts to choose from."""

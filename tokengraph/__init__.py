@@ -32,6 +32,7 @@ from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
+from tokengraph.select.staged import Staged
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -58,6 +59,7 @@ __all__ = [
     "Random",
     "Select",
     "SoftAssignment",
+    "Staged",
     "ToMe",
     "TokenGraph",
     "TokenMigration",

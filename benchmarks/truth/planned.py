@@ -29,7 +29,7 @@ from truth.photographs import boxes, crops, photographs
 from truth.results import commit, read, write
 from truth.run import ROOT
 from truth.scenes import Scenes
-from truth.tables import COSTS, Body, combinations
+from truth.tables import Body, combinations
 from truth.tasks import TASKS
 
 MADE_ON = 24  # images a plan is made on
@@ -126,7 +126,7 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
         rows = {row.name: row for row in report.rows}
         arrays = {name: _losses(out, setting) for name, (_, setting) in unique.items() if not rows[name].reason}
         lines = []
-        for label, (kind, setting) in unique.items():
+        for label, (kind, _) in unique.items():
             row = rows[label]
             line = {"data": name, "images": len(held), "cost": cost, "kind": kind, "setting": label}
             line |= {"commit": commit(ROOT), "code": digest(), "model": source.name}

@@ -17,9 +17,7 @@ def planned(model=None, **options):
     return tg.plan(tiny_vit() if model is None else model, IMAGES, **{**FAST, **options})
 
 
-@pytest.mark.parametrize(
-    ("cost", "preserve"), [(0.8, "class"), (0.5, "patches"), (0.5, "features"), (0.5, "logits")]
-)
+@pytest.mark.parametrize(("cost", "preserve"), [(0.8, "class"), (0.5, "patches"), (0.5, "features"), (0.5, "logits")])
 def test_plan_stays_within_its_cost(cost, preserve):
     found = planned(cost=cost, preserve=preserve)
     assert found.measured.cost is not None and 0.7 * cost <= found.measured.cost <= 1.002 * cost
@@ -100,7 +98,7 @@ def test_plan_meets_a_speedup_when_the_clock_says_so(monkeypatch):
         """Time in proportion to tokens, plus a fixed part."""
         return [10.0 + sum(plan.tokens) for plan in plans]
 
-    monkeypatch.setattr("tokengraph.planning.planner.time_plans", clock)
+    monkeypatch.setattr("tokengraph.planning.timed.time_plans", clock)
     found = planned(speedup=1.3)
     assert not found.plain and 74 / (10 + sum(found.tokens)) >= 1.3 / 1.02
     assert found.measured.speedup == pytest.approx(74 / (10 + sum(found.tokens)))

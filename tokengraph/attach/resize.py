@@ -85,7 +85,10 @@ def resize_changes(core: Any, adapter: Adapter, size: int, mark: Mark) -> list[C
         table = nn.Parameter(resample_table(core.encoder.pos_embedding.detach(), side), requires_grad=False)
         values = {"image_size": size, "seq_length": side * side + 1}
         hook = Hook(core, ScaleImages(size), before=True, with_kwargs=True)
-        return [Change(core, mark, hooks=[hook], values=values), Change(core.encoder, mark, values={"pos_embedding": table})]
+        return [
+            Change(core, mark, hooks=[hook], values=values),
+            Change(core.encoder, mark, values={"pos_embedding": table}),
+        ]
     hook = Hook(embedding, ScaleImages(size, _asks(embedding)), before=True, with_kwargs=True)
     changes = [Change(embedding, mark, hooks=[hook])]
     if "open_clip" in origin:

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="choose where a model merges its tokens, and on images of which size, for a budget",
-        description="Measures a model on a few dozen images and plans input size, strategy and tokens after each block.",
+        description="Measures a model on a few dozen images; plans input size, strategy and tokens after each block.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,12 +44,18 @@ def add(commands: Any) -> None:
     parser.add_argument("--data", metavar="PATH", required=True, help="a folder of images, with or without classes")
     parser.add_argument("--limit", metavar="N", type=int, default=36, help="images, drawn by --seed (%(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="%(default)s")
-    parser.add_argument("--preserve", choices=("class", "patches", "features", "logits"), default="class", help="%(default)s")
-    parser.add_argument("--strategies", metavar="NAME", nargs="+", help="default: those that measured best; all: every one")
+    parser.add_argument(
+        "--preserve", choices=("class", "patches", "features", "logits"), default="class", help="%(default)s"
+    )
+    parser.add_argument(
+        "--strategies", metavar="NAME", nargs="+", help="default: those that measured best; all: every one"
+    )
     parser.add_argument("--no-resolution", action="store_true", help="keep the input size")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="of runs and of timing (%(default)s)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
-    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0 if it has none")
+    parser.add_argument(
+        "--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0 if it has none"
+    )
     parser.add_argument("--random-weights", action="store_true", help="use random weights to try the command")
     parser.add_argument("--device", help="default: cuda if available, else cpu")
     parser.add_argument("--out", metavar="FILE", help="write the plan as JSON")

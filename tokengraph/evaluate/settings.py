@@ -125,8 +125,7 @@ def _stage(text: str) -> Select:
 
 def _stages(value: Any) -> dict[int, str]:
     """Checks the value of ``then``."""
-    if value is None:
-        return {}
+    value = {} if value is None else value
     if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"Expected then as {{layer: strategy}}, {{5: 'tome'}} (got {value!r}).")
     stages = _layers(value)

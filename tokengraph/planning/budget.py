@@ -32,12 +32,15 @@ def read_budget(**given: Any) -> Budget:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected {kind} as {HINTS[kind]} (got {value!r}).")
     number = int(value) if isinstance(value, Integral) else float(value)
-    right = math.isfinite(number) and {
-        "speedup": number >= 1,
-        "cost": 0 < number <= 1,
-        "time": number > 0,
-        "tokens": number >= 1 if isinstance(number, int) else 0 < number <= 1,
-    }[kind]
+    right = (
+        math.isfinite(number)
+        and {
+            "speedup": number >= 1,
+            "cost": 0 < number <= 1,
+            "time": number > 0,
+            "tokens": number >= 1 if isinstance(number, int) else 0 < number <= 1,
+        }[kind]
+    )
     if not right:
         raise ValueError(f"Expected {kind} as {HINTS[kind]} (got {value!r}).")
     return Budget(kind, number)

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-POWERS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)  # of the share that a step removes: above 1, many small steps lose less than one
+POWERS = (
+    1.0,
+    1.25,
+    1.5,
+    1.75,
+    2.0,
+    2.5,
+    3.0,
+)  # of the share that a step removes: above 1, many small steps lose less than one
 DENSITIES = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the tokens before the step: fewer tokens are less alike
 LEAST = 1e-7  # losses below this are rounding
 ROUNDS = 200  # of multiplicative updates

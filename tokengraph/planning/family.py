@@ -128,7 +128,9 @@ def _family(given: Any) -> Family:
     setting = read_setting(given)
     select = setting.select()
     if select is None or setting.schedule is not None or setting.resolution is not None or setting.model is not None:
-        raise ValueError(f"Expected a strategy without schedule and resolution, which are planned (got {setting.name!r}).")
+        raise ValueError(
+            f"Expected a strategy without schedule and resolution, which are planned (got {setting.name!r})."
+        )
     if select.learns or setting.weights is not None:
         raise ValueError(f"Expected strategies that need no training (got {setting.name!r}).")
     if resolve(type(select)).own_budget is not None or select.own_budget is not None:

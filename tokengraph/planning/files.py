@@ -41,7 +41,7 @@ def json_of(plan: Mapping[str, Any]) -> dict[str, Any]:
         "measured": _known(plan["measured"]),
         "sensitivity": {name: list(values) for name, values in plan["sensitivity"].items()},
         "notes": list(plan["notes"]),
-        "seconds": round(plan["seconds"], 1),
+        "seconds": plan["seconds"],
         "lift": plan["lift"],
     }
 
@@ -142,7 +142,9 @@ def _target(given: Any) -> Target:
 
 
 def _tokens(given: Any, target: Any) -> tuple[int, ...]:
-    _check(isinstance(given, list) and all(_whole(n) and n >= 1 for n in given), "tokens as numbers of at least 1", given)
+    _check(
+        isinstance(given, list) and all(_whole(n) and n >= 1 for n in given), "tokens as numbers of at least 1", given
+    )
     depth = target["depth"] if isinstance(target, dict) and _whole(target.get("depth")) else len(given) - 1
     _check(len(given) == depth + 1, f"{depth + 1} token counts for {depth} blocks", len(given))
     _check(all(b <= a for a, b in zip(given[:-1], given[1:], strict=True)), "tokens that never rise", given)

@@ -19,18 +19,16 @@ from tokengraph.evaluate.progress import Progress
 from tokengraph.evaluate.settings import Setting
 from tokengraph.planning.bench import Bench, figures
 from tokengraph.planning.budget import read_budget
-from tokengraph.planning.clock import Clock, time_plans
 from tokengraph.planning.explore import CUTS, PICKS, Explorer, Trial
 from tokengraph.planning.facts import Figures, Target
 from tokengraph.planning.family import Family, families
 from tokengraph.planning.files import PRESERVE
 from tokengraph.planning.record import Plan
 from tokengraph.planning.space import Budget, Space
+from tokengraph.planning.timed import in_time, start_clock, times
 
 LEAST_IMAGES = 3
 HELD_OUT = 3  # every third image is held out
-LATE = 1.02  # a plan may take this much longer than its budget, which is about what timing resolves
-CORRECTIONS = 4  # of the predicted time
 PAYS = 1.03  # a smaller speed-up is none
 
 
@@ -116,7 +114,9 @@ def plan(
         found = _measured(explorer, chosen, Bench(model, theirs, preserve, body), _timing(ours, batch_size))
     finally:
         model.train(was_training)
-    return replace(found, preserve=preserve, budget={budget.kind: budget.value}, seconds=perf_counter() - started)
+    return replace(
+        found, preserve=preserve, budget={budget.kind: budget.value}, seconds=round(perf_counter() - started, 1)
+    )
 
 
 def _target(model: nn.Module, resolution: bool) -> tuple[Target, int]:
@@ -138,14 +138,14 @@ def _target(model: nn.Module, resolution: bool) -> tuple[Target, int]:
     return target, pixels
 
 
-def _split(
-    model: nn.Module, images: Any, held_out: Any, batch_size: int
-) -> tuple[list[Tensor], list[Tensor]]:
+def _split(model: nn.Module, images: Any, held_out: Any, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
     """Returns batches to plan on and to measure on."""
     ours = _joined(images, "images")
     if held_out is None:
         if len(ours) < LEAST_IMAGES:
-            raise ValueError(f"Expected at least {LEAST_IMAGES} images (got {len(ours)}). A few dozen make a good plan.")
+            raise ValueError(
+                f"Expected at least {LEAST_IMAGES} images (got {len(ours)}). A few dozen make a good plan."
+            )
         held = torch.arange(len(ours)) % HELD_OUT == HELD_OUT - 1
         ours, theirs = ours[~held], ours[held]
     else:
@@ -205,7 +205,7 @@ def _search(explorer: Explorer, tried: Sequence[Family], batch: Tensor) -> Trial
     """Returns the best schedule that was measured; ``None`` if none meets the budget, or the plain model does."""
     space, budget = explorer.space, explorer.space.budget
     if budget.timed:
-        _start_clock(explorer, tried, batch)
+        start_clock(explorer, tried, batch)
     if space.fits(space.alone(space.target.side), None):
         explorer.notes.append("The plain model meets the budget: nothing to change.")
         return None
@@ -217,63 +217,7 @@ def _search(explorer: Explorer, tried: Sequence[Family], batch: Tensor) -> Trial
                 "and these strategies cost more. Try a larger budget, other strategies or resolution=True."
             )
         return explorer.best()
-    return _in_time(explorer, batch)
-
-
-def _start_clock(explorer: Explorer, tried: Sequence[Family], batch: Tensor) -> None:
-    """Measures the plain model at several input sizes, and one step a block of each strategy."""
-    space, own = explorer.space, explorer.space.target.side
-    sides = sorted({own, *(max(1, round(own * share)) for share in (0.85, 0.7, 0.55))} if space.pixels else {own})[::-1]
-    plans = [explorer.plan(None, side, space.alone(side)) for side in sides]
-    first = len(plans)
-    patches, depth = space.target.patches, space.target.depth
-    kept = []
-    for family in tried:
-        fall = [patches] + [patches - 1] * depth if family.once else [max(1, patches - i) for i in range(depth + 1)]
-        kept.append((family, fall))
-        plans.append(explorer.plan(family, own, fall))
-    times = _times(explorer, plans, batch)
-    known = [(side, t) for side, t in zip(sides, times[:first], strict=True) if t is not None]
-    if not known or known[0][0] != own:
-        raise ValueError("Expected a model that can be timed (got errors in every run).")
-    space.clock = Clock.fit([space.share(space.alone(side), None) for side, _ in known], [t for _, t in known])
-    for (family, fall), spent in zip(kept, times[first:], strict=True):
-        if spent is not None:
-            ideal = space.clock.fixed + space.clock.rate * space.share(fall, family)
-            space.steps[family.name] = max(spent - ideal, 0.0) / sum(b < a for a, b in zip(fall, fall[1:], strict=False))
-
-
-def _times(explorer: Explorer, plans: Sequence[Plan], batch: Tensor) -> list[float | None]:
-    return time_plans(explorer.bench.model, plans, batch)
-
-
-def _in_time(explorer: Explorer, batch: Tensor) -> Trial | None:
-    """Measures the best schedule's time, corrects the predicted one, and searches again until it is met."""
-    space = explorer.space
-    assert space.clock is not None
-    refused: dict[str, float] = {}
-    for _ in range(CORRECTIONS):
-        best = explorer.best()
-        if best is None:
-            break
-        family, name = best.family, "" if best.family is None else best.family.pair
-        plain = explorer.plan(None, space.target.side, space.alone(space.target.side))
-        times = _times(explorer, [plain, explorer.plan(family, best.side, best.tokens)], batch)
-        if times[0] is None or times[1] is None:
-            break
-        space.clock = replace(space.clock, plain=times[0])
-        late = times[1] / space.limit
-        if late <= LATE:
-            return best
-        refused[name] = times[1]
-        space.pace[name] = space.pace.get(name, 1.0) * times[1] / space.spent(best.tokens, family)
-        explorer.descend(PICKS // 2)
-    told = f" (measured: {min(refused.values()):.1f} ms for {space.limit:.1f} ms)" if refused else ""
-    explorer.notes.append(
-        f"Nothing pays here: no plan meets the budget on this device at this batch size{told}. The plain model "
-        "stays as it is."
-    )
-    return None
+    return in_time(explorer, batch)
 
 
 def _measured(explorer: Explorer, chosen: Trial | None, held: Bench, batch: Tensor) -> Plan:
@@ -285,14 +229,14 @@ def _measured(explorer: Explorer, chosen: Trial | None, held: Bench, batch: Tens
     bare = plain if chosen is None else explorer.plan(chosen.family, chosen.side, chosen.tokens)
     if bare.plain:
         return replace(bare, notes=tuple(explorer.notes), sensitivity=explorer.sensitivity, version=__version__)
-    times = _times(explorer, [plain, bare], batch)
+    spent = times(explorer, [plain, bare], batch)
     assert chosen is not None
-    if times[0] is not None and times[1] is not None and times[0] / times[1] < PAYS:
+    if spent[0] is not None and spent[1] is not None and spent[0] / spent[1] < PAYS:
         explorer.notes.append(
             f"On this device, at batches of {len(batch)}, it is no faster than the plain model "
-            f"({times[1]:.1f} ms for {times[0]:.1f} ms)."
+            f"({spent[1]:.1f} ms for {spent[0]:.1f} ms)."
         )
-    known = times if None not in times else None
+    known = spent if None not in spent else None
     return replace(
         bare,
         predicted=_predicted(explorer, chosen, held.preserve),

@@ -23,7 +23,7 @@ class Plan(Standalone[Attachment]):
     itself, so it takes the same images as before. ``print(plan)`` shows the table.
 
     Args:
-        setting: Strategy, options, resolution and tokens removed in each block, as :func:`tokengraph.evaluate` reads it.
+        setting: Strategy, options, resolution and tokens removed in each block, for :func:`tokengraph.evaluate`.
         tokens: Patch tokens before the first block and after each.
         target: The model that it is for.
         preserve: What was kept: ``"class"``, ``"patches"``, ``"logits"`` or ``"features"``.

@@ -59,9 +59,7 @@ def solve(
     return cheap
 
 
-def _priced(
-    losses: np.ndarray, costs: np.ndarray, price: float, can: np.ndarray, last: int | None
-) -> list[int] | None:
+def _priced(losses: np.ndarray, costs: np.ndarray, price: float, can: np.ndarray, last: int | None) -> list[int] | None:
     """Returns the levels of the least loss plus ``price`` times the cost."""
     step = np.where(can, losses + price * costs, np.inf)
     best = np.full(costs.shape[-1], np.inf)

@@ -78,7 +78,11 @@ class Space:
         if self.clock is None:
             return share
         falls = sum(b < a for a, b in zip(tokens[:-1], tokens[1:], strict=True))
-        step, pace = (0.0, 1.0) if family is None else (self._step_time(family), self.pace.get(family.pair, 1.0))
+        step, pace = (
+            (0.0, self.pace.get("", 1.0))
+            if family is None
+            else (self._step_time(family), self.pace.get(family.pair, 1.0))
+        )
         return pace * (self.clock.fixed + self.clock.rate * share + step * falls)
 
     def _step_time(self, family: Family) -> float:
@@ -164,7 +168,7 @@ class Space:
         return filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
 
     def even(self, family: Family, side: int) -> list[int] | None:
-        """Returns a schedule of equal removals that spends the budget; falls faster at first if it must; or ``None``."""
+        """Returns a schedule of equal removals that spends the budget, faster at first if it must; or ``None``."""
         patches, depth = self.patches(side), self.target.depth
         least = 1 if self.budget.tokens is None else min(self.budget.tokens, patches)
         for power in POWERS:

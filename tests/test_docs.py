@@ -15,6 +15,7 @@ from tokengraph.testing import MODEL_LAWS, SELECT_LAWS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+ADDING = [page for page in PAGES if page.stem.startswith("adding_")]
 
 
 def code(page):
@@ -51,14 +52,14 @@ def test_tables_name_what_exists():
 def test_files_that_pages_name_exist():
     for page in PAGES:
         names = re.findall(r"`((?:tests|tokengraph|examples)/[\w/]+(?:\.py)?)`", page.read_text(encoding="utf-8"))
-        assert len(names) >= 5
+        assert len(names) >= 5 or page not in ADDING
         new = "tokengraph/select/pieces.py"  # the file that the page tells to write
         assert [name for name in names if name != new and not (DOCS.parent / name).exists()] == []
 
 
 def test_laws_that_pages_name_exist():
     known = {law.__name__ for law in [*SELECT_LAWS, *MODEL_LAWS]}
-    for page in PAGES:
+    for page in ADDING:
         rows = page.read_text(encoding="utf-8").split("| message | cause |")[1].split("\n\n")[0]
         named = re.findall(r"^\| `(\w+_\w+)`", rows, flags=re.M)
         assert len(named) >= 4 and set(named) <= known

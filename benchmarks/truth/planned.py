@@ -34,6 +34,7 @@ from truth.tasks import TASKS
 
 MADE_ON = 24  # images a plan is made on
 PRESERVE = "features"
+SETS = ("photographs", "elpv", "scenes")
 OTHERS = {"motorcycle": "motorcycle_left.png", "retina": "retina.jpg"}  # further files of scikit-image's wheel
 PLAN_PHOTOS = (  # none of the four that the held-out crops come from
     "rocket", "camera", "flower", "motorcycle", "coins", "hubble_deep_field", "retina", "brick", "grass", "gravel",
@@ -69,9 +70,9 @@ def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:
     return None, Arrays(np.stack([np.asarray(scenes.image(i)) for i in range(limit)]), name="composed scenes")
 
 
-def inputs(images: Images) -> Tensor:
-    """Returns normalised images ``[N, 3, 224, 224]``."""
-    return torch.stack([to_input(images.image(i), DataConfig(224)) for i in range(len(images))])
+def inputs(images: Images, config: DataConfig) -> Tensor:
+    """Returns normalised images ``[N, 3, S, S]``."""
+    return torch.stack([to_input(images.image(i), config) for i in range(len(images))])
 
 
 def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -> list[Path]:
@@ -81,13 +82,15 @@ def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -
     if made_on is None:
         return []
     memory: dict[str, Any] = {}
+    source = TASKS["photographs"].source(folder)
+    assert source.config is not None
     model: nn.Module | None = None
     for cost, file in zip(costs, files, strict=True):
         if file.exists():
             continue
-        model = model if model is not None else TASKS["photographs"].source(folder).build(None)
-        batch = inputs(made_on)
-        plan = tg.plan(model, batch, held_out=inputs(held), cost=cost, preserve=PRESERVE, memory=memory)
+        model = model if model is not None else source.build(None)
+        batch = inputs(made_on, source.config)
+        plan = tg.plan(model, batch, held_out=inputs(held, source.config), cost=cost, preserve=PRESERVE, memory=memory)
         plan.save(file)
         print(plan, flush=True)
     return files
@@ -162,3 +165,44 @@ def paired(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     drawn = np.random.default_rng(0).integers(0, len(gain), (RESAMPLES, len(gain)))
     low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
     return {"mean": float(gain.mean()), "low": float(low), "high": float(high)}
+
+
+def write_planned(results: Path) -> str:
+    """Writes ``planned.md``: at each cost the plans, and the best fixed setting of each kind with the paired gain."""
+    lines = read(results / "planned.jsonl")
+    text = [HEAD]
+    for name in SETS:
+        here = [line for line in lines if line["data"] == name]
+        if not here:
+            continue
+        text += [f"## {name}, {here[0]['images']} held-out images", "", *ROWS]
+        for cost in sorted({line["cost"] for line in here}, reverse=True):
+            for kind in dict.fromkeys(line["kind"] for line in here):
+                best = [x for x in here if x["cost"] == cost and x["kind"] == kind and "metrics" in x]
+                if best:
+                    text.append(_row(cost, kind, max(best, key=_mean), len(best)))
+        text.append("")
+    made = "\n".join(text)
+    (results / "planned.md").write_text(made, encoding="utf-8")
+    return made
+
+
+HEAD = """# Plans against fixed settings, measured on images that no plan was made on
+
+Written by `python benchmarks/truth plan`; do not edit. Class and patches are mean cosines to the plain model. The last
+column is the mean of both for the plan that was made on like images, minus the same of this row, with a 95 % bootstrap
+interval over images. Of each kind of fixed setting the row shows the one that is best *on these images*, out of so many.
+"""
+ROWS = ["| cost | kind | setting | its cost | class | patches | plan minus this |", "|---|---|---|---|---|---|---|"]
+
+
+def _mean(line: dict[str, Any]) -> float:
+    return line["metrics"]["class_cosine"] + line["metrics"]["patch_cosine"]
+
+
+def _row(cost: float, kind: str, line: dict[str, Any], count: int) -> str:
+    gain, metrics = line.get("plan_minus_this"), line["metrics"]
+    shown = "" if gain is None else f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    out_of = "" if count == 1 else f" (best of {count})"
+    figures = f"{line['share']:.3f} | {metrics['class_cosine']:.4f} | {metrics['patch_cosine']:.4f}"
+    return f"| {cost:g} | {kind}{out_of} | `{line['setting']}` | {figures} | {shown} |"

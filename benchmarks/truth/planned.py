@@ -191,7 +191,7 @@ HEAD = """# Plans against fixed settings, measured on images that no plan was ma
 
 Written by `python benchmarks/truth plan`; do not edit. Class and patches are mean cosines to the plain model. The last
 column is the mean of both for the plan that was made on like images, minus the same of this row, with a 95 % bootstrap
-interval over images. Of each kind of fixed setting the row shows the one that is best *on these images*, out of so many.
+interval over images. Of each kind of fixed setting the row shows the one that is best *on these images* of so many.
 """
 ROWS = ["| cost | kind | setting | its cost | class | patches | plan minus this |", "|---|---|---|---|---|---|---|"]
 

@@ -73,3 +73,12 @@ def test_curve_recovers_losses_that_follow_it():
 
 def test_curve_of_nothing_removed_is_zero():
     assert Curve(np.ones(3), 16).predict([16, 16, 16, 16]) == 0.0
+
+
+def test_curve_survives_a_schedule_that_loses_less_than_its_input_size_alone():
+    curve = Curve(np.array([0.4, 0.2, 0.1]), 100)
+    for tokens in ((100, 80, 60, 50), (100, 90, 70, 40)):
+        curve.add(Row(tokens, curve.predict(tokens), 0.0))
+    before = curve.predict((100, 85, 65, 45))
+    curve.add(Row((81, 70, 60, 50), 0.05, 0.06))
+    assert 0.3 * before < curve.predict((100, 85, 65, 45)) < 3 * before

@@ -17,6 +17,7 @@ POWERS = (
     3.0,
 )  # of the share that a step removes: above 1, many small steps lose less than one
 DENSITIES = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the tokens before the step: fewer tokens are less alike
+SHARE = 0.1  # merging is responsible for at least this share of a loss
 LEAST = 1e-7  # losses below this are rounding
 ROUNDS = 200  # of multiplicative updates
 CUT = 0.1  # weight of a single cut beside schedules of several steps, which are what curves predict
@@ -35,6 +36,11 @@ class Row:
     tokens: tuple[int, ...]
     loss: float
     base: float
+
+    @property
+    def merging(self) -> float:
+        """The part of the loss that merging is responsible for; merging on a smaller image may even repair a little."""
+        return max(self.loss - self.base, SHARE * self.loss, LEAST)
 
 
 @dataclass
@@ -63,7 +69,7 @@ class Curve:
     def of_cuts(cls, cuts: dict[int, Row], depth: int, patches: int) -> Curve:
         """Makes a curve from single cuts after a number of blocks; interpolates the blocks between them."""
         curve = cls(np.ones(depth), patches, rows=list(cuts.values()))
-        found = {layer: max(row.loss - row.base, LEAST) for layer, row in cuts.items()}
+        found = {layer: row.merging for layer, row in cuts.items()}
         layers = sorted(found)
         logs = [np.log(found[layer] / curve._features(cuts[layer].tokens)[layer - 1]) for layer in layers]
         curve.weights = np.exp(np.interp(np.arange(1, depth + 1), layers, logs))
@@ -102,7 +108,7 @@ class Curve:
         """
         if len(self.rows) < 2:
             return
-        wanted = np.array([max(row.loss - row.base, LEAST) for row in self.rows])
+        wanted = np.array([row.merging for row in self.rows])
         count = self._counts(wanted)
         best = None
         start = self.weights.copy(), self.power, self.density

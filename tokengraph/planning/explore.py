@@ -193,8 +193,7 @@ class Explorer:
     def _adopt(self, family: Family, trial: Trial, best: Trial) -> None:
         """Takes a variant into the search; its curves begin as those of the strategy that it varies."""
         assert best.family is not None
-        old = max(best.measured.loss - self._base[best.side], LEAST)
-        factor = max(trial.measured.loss - self._base[best.side], LEAST) / old
+        factor = self._row(trial).merging / self._row(best).merging
         ours = [best.family] if best.family.parts is None else [best.family.parts[0], best.family.parts[2]]
         theirs = [family] if family.parts is None else [family.parts[0], family.parts[2]]
         for place, each in enumerate(theirs):
@@ -266,7 +265,7 @@ class Explorer:
         off = []
         for trial in [t for t in near if t.side == nearest][-3:]:
             assert trial.family is not None
-            lost = max(trial.measured.loss - self._base[trial.side], LEAST)
+            lost = self._row(trial).merging
             off.append(np.log(lost / max(self._merging(trial.family, trial.tokens), LEAST)))
         return float(np.exp(np.mean(off)))
 

@@ -13,7 +13,7 @@ from truth.chosen import best, frontier, headline, moved
 from truth.curves import curves
 from truth.fetch import fetch
 from truth.floors import write_floors
-from truth.planned import SETS, compare, make_plans, write_planned
+from truth.planned import ORIGINS, SETS, compare, make_plans, write_planned
 from truth.report import scores, write_report
 from truth.results import read
 from truth.run import Place, run
@@ -156,7 +156,7 @@ def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, floa
 
 def _plan(choice: Choice) -> int:
     costs, failed = choice.costs or COSTS, 0
-    for name in SETS:
+    for name in ORIGINS:
         try:
             make_plans(name, choice.data, choice.results, costs)
         except (OSError, ImportError, ValueError, RuntimeError) as error:

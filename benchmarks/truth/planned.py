@@ -35,33 +35,39 @@ from truth.tasks import TASKS
 MADE_ON = 24  # images a plan is made on
 PRESERVE = "features"
 SETS = ("photographs", "elpv", "scenes")
+ORIGINS = ("photographs", "pictures", "elpv")  # pictures: the photographs with textures, text, coins and stars
 OTHERS = {"motorcycle": "motorcycle_left.png", "retina": "retina.jpg"}  # further files of scikit-image's wheel
-PLAN_PHOTOS = (  # none of the four that the held-out crops come from
-    "rocket", "camera", "flower", "motorcycle", "coins", "hubble_deep_field", "retina", "brick", "grass", "gravel",
-    "page", "text",
-)  # fmt: skip
+PLAN_PHOTOS = ("rocket", "camera", "flower", "motorcycle")  # none of the four that the held-out crops come from
+PLAN_PICTURES = (*PLAN_PHOTOS, "coins", "hubble_deep_field", "retina", "brick", "grass", "gravel", "page", "text")
 RESAMPLES = 2000
 
 
-def plan_photographs() -> Arrays:
-    """24 crops of twelve pictures, two of each: the largest square, and two thirds of it from the lower right."""
+def plan_pictures(names: Sequence[str]) -> Arrays:
+    """Returns 24 crops, equally many of each picture: the largest square, and two thirds of it in several places."""
     import skimage
 
     found = dict(photographs())
     for name, file in OTHERS.items():
         found[name] = Image.open(Path(skimage.__file__).parent / "data" / file).convert("RGB")
     pictures = []
-    for name in PLAN_PHOTOS:
-        whole, *_, corner = boxes(*found[name].size)
-        for box in (whole, corner):
+    for name in names:
+        for box in _squares(*found[name].size)[: MADE_ON // len(names)]:
             pictures.append(np.asarray(found[name].crop(box).resize((224, 224), Image.Resampling.BICUBIC)))
     return Arrays(np.stack(pictures), name="pictures to plan on")
+
+
+def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    whole, *small = boxes(width, height)
+    side = small[0][2]
+    return [whole, small[2], small[0], small[1], (width - side, 0, width, side), (0, height - side, side, height)]
 
 
 def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:
     """Returns the images to plan on (``None``: no plan is made on these data) and at most ``limit`` held-out ones."""
     if name == "photographs":
-        return plan_photographs(), crops()
+        return plan_pictures(PLAN_PHOTOS), crops()
+    if name == "pictures":
+        return plan_pictures(PLAN_PICTURES), crops()
     if name == "elpv":
         cells = Elpv(folder)
         drawn = np.random.default_rng(0).permutation(len(cells)).tolist()
@@ -113,7 +119,7 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
     file = results / "planned.jsonl"
     for cost in costs:
         settings = rivals(body, cost)
-        for origin in ("photographs", "elpv"):
+        for origin in ORIGINS:
             plan = results / "plans" / f"{origin}-{PRESERVE}-{cost:g}.json"
             if plan.exists():
                 settings.append((f"plan made on {origin}", read_setting(str(plan))))

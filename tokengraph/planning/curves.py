@@ -20,6 +20,7 @@ DENSITIES = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the tokens before the step: fewer to
 SHARE = 0.1  # merging is responsible for at least this share of a loss
 LEAST = 1e-7  # losses below this are rounding
 ROUNDS = 200  # of multiplicative updates
+SMOOTHED = 40  # rounds between two smoothings: neighbouring blocks differ less than single measurements say
 CUT = 0.1  # weight of a single cut beside schedules of several steps, which are what curves predict
 
 
@@ -142,8 +143,11 @@ class Curve:
         total = rows @ weights
         weights *= np.exp(-np.average(np.log(np.maximum(total, 1e-12)), weights=count))  # the scale first
         pull, spread = rows.T @ count, rows.T @ (rows * count[:, None])
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             weights *= (pull + 1e-12) / (spread @ weights + 1e-12)
+            if number % SMOOTHED == SMOOTHED - 1:
+                weights = _smooth(weights)
+        weights *= np.exp(-np.average(np.log(np.maximum(rows @ weights, 1e-12)), weights=count))
         off = np.log(np.maximum(rows @ weights, 1e-12))
         return weights, float(np.average(off**2, weights=count))
 
@@ -152,6 +156,14 @@ class Curve:
         before, after = np.array(tokens[:-1], float), np.array(tokens[1:], float)
         share = np.clip((before - after) / np.maximum(before, 1), 0, None)
         return share**self.power * (np.maximum(before, 1) / self.patches) ** -self.density
+
+
+def _smooth(weights: np.ndarray) -> np.ndarray:
+    """Returns the geometric mean of each weight with its neighbours' (1 : 2 : 1); a steady slope stays as it is."""
+    if len(weights) < 3:
+        return weights
+    logs = np.pad(np.log(np.maximum(weights, 1e-12)), 1, mode="reflect", reflect_type="odd")
+    return np.exp((logs[:-2] + 2 * logs[1:-1] + logs[2:]) / 4)
 
 
 def _steps(tokens: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ from tokengraph.evaluate.config import DataConfig
 from tokengraph.evaluate.images import Arrays, Images, Subset
 from tokengraph.evaluate.options import Options
 from tokengraph.evaluate.settings import Setting, read_setting
-from tokengraph.evaluate.store import slug
+from tokengraph.evaluate.store import fingerprint, slug
 from tokengraph.evaluate.transform import to_input
 from truth.chosen import nearest_resolution, published
 from truth.elpv import Elpv
@@ -115,7 +115,8 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
     _, held = parts(name, folder, limit)
     task = TASKS["photographs"]
     source, body = task.source(folder), task.body(folder)
-    out = folder / "runs" / slug(f"planned {name} {len(held)} {digest()} {source.name}")
+    stamps = fingerprint([held.stamp(i) for i in range(len(held))])  # resizing differs between versions of Pillow
+    out = folder / "runs" / slug(f"planned {name} {stamps} {digest()} {source.name}")
     file = results / "planned.jsonl"
     for cost in costs:
         settings = rivals(body, cost)

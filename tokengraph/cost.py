@@ -162,7 +162,8 @@ def vit_cost(
     attention = mlp = chosen = reduced = lifted = Cost()
     counted = True
     for index, (before, after) in enumerate(zip(counts[:-1], counts[1:], strict=True)):
-        acting = select.at(index) if select is not None and hasattr(select, "at") else select
+        at = getattr(select, "at", None)  # a composition has another strategy in each block
+        acting: Costed | None = select if at is None else at(index)
         inside = acting is not None and acting.placement == "inside" and after < before
         attention += attention_cost(before + num_prefix, channels)
         mlp += mlp_cost((after if inside else before) + num_prefix, channels, hidden)

@@ -63,7 +63,7 @@ def test_tables_name_what_exists():
 def test_files_that_pages_name_exist():
     for page in PAGES:
         names = re.findall(r"`((?:tests|tokengraph|examples)/[\w/]+(?:\.py)?)`", page.read_text(encoding="utf-8"))
-        assert len(names) >= 5
+        assert len(names) >= 5 or page not in HOW_TO
         new = "tokengraph/select/pieces.py"  # the file that the page tells to write
         assert [name for name in names if name != new and not (DOCS.parent / name).exists()] == []
 

@@ -30,6 +30,7 @@ FLOORS = [
     ["viz"],
     ["testing"],
     ["demo", "evaluate"],
+    ["planning"],
     ["cli"],
     ["__main__"],
 ]

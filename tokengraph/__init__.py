@@ -22,6 +22,7 @@ from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
+from tokengraph.planning import Plan, plan
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.atc import ATC, atc
@@ -45,6 +46,7 @@ from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
+from tokengraph.select.staged import Staged
 from tokengraph.select.tofu import ToFu, tofu
 from tokengraph.select.token_transforming import TokenTransforming, token_transforming
 from tokengraph.select.tome import ToMe, tome
@@ -80,12 +82,14 @@ __all__ = [
     "MPM",
     "Modularity",
     "PiToMe",
+    "Plan",
     "PropagationGraph",
     "Quality",
     "Random",
     "Select",
     "SoftAssignment",
     "SpectralClustering",
+    "Staged",
     "ToFu",
     "ToMe",
     "TokenGraph",
@@ -124,6 +128,7 @@ __all__ = [
     "models",
     "mpm",
     "pitome",
+    "plan",
     "propagation_graph",
     "quality",
     "registry",

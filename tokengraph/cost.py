@@ -161,16 +161,18 @@ def vit_cost(
     hidden = 4 * channels if hidden is None else hidden
     attention = mlp = chosen = reduced = lifted = Cost()
     counted = True
-    for before, after in zip(counts[:-1], counts[1:], strict=True):
-        inside = select is not None and select.placement in ("inside", "ahead") and after < before
-        ahead = inside and select is not None and select.placement == "ahead"
+    for index, (before, after) in enumerate(zip(counts[:-1], counts[1:], strict=True)):
+        at = getattr(select, "at", None)  # a composition has another strategy in each block
+        acting: Costed | None = select if at is None else at(index)
+        inside = acting is not None and acting.placement in ("inside", "ahead") and after < before
+        ahead = inside and acting is not None and acting.placement == "ahead"
         attention += attention_cost((after if ahead else before) + num_prefix, channels)
         mlp += mlp_cost((after if inside else before) + num_prefix, channels, hidden)
         if after > before:  # reconstruction
             lifted += lift_cost(after, before, channels)
-        if after >= before or select is None:
+        if after >= before or acting is None:
             continue
-        own = select.cost(before, after, channels, head_width)
+        own = acting.cost(before, after, channels, head_width)
         counted &= own is not None
         chosen += own or Cost()
         reduced += reduce_cost(before + num_prefix, after + num_prefix, channels)

@@ -8,6 +8,7 @@
     python benchmarks/truth report     write the tables again
     python benchmarks/truth all        run the commands above in turn
     python benchmarks/truth curves     vary one parameter at a time, for defaults: photographs and 200 solar cells
+    python benchmarks/truth plan       make plans on photographs and solar cells; compare with fixed settings, paired
     python benchmarks/truth floors     measure the fidelity of the small ViT at fixed settings again, for tests/truth
 
 --tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.

@@ -13,6 +13,7 @@ from truth.chosen import best, frontier, headline, moved, settled
 from truth.curves import curves
 from truth.fetch import fetch
 from truth.floors import write_floors
+from truth.planned import ORIGINS, SETS, compare, make_plans, write_planned
 from truth.readme import write_readme
 from truth.report import scores, write_report
 from truth.results import read
@@ -156,6 +157,23 @@ def _picked(task: Task, choice: Choice) -> tuple[list[Candidate], dict[str, floa
     return (picked, score) if old.side == new.side else moved(picked, score, old, new)
 
 
+def _plan(choice: Choice) -> int:
+    costs, failed = choice.costs or COSTS, 0
+    for name in ORIGINS:
+        try:
+            make_plans(name, choice.data, choice.results, costs)
+        except (OSError, ImportError, ValueError, RuntimeError) as error:
+            print(f"{name}: no plans: {type(error).__name__}: {error}", file=sys.stderr)
+    for name in SETS:
+        try:
+            compare(name, choice.data, choice.results, costs, choice.limit or 64)
+        except (OSError, ImportError, ValueError, RuntimeError) as error:
+            failed += 1
+            print(f"{name}: not run: {type(error).__name__}: {error}", file=sys.stderr)
+    write_planned(choice.results)
+    return int(failed == len(SETS))
+
+
 def _report(choice: Choice) -> int:
     print(write_report(choice.results))
     if choice.results.resolve() == RESULTS.resolve() and write_readme(choice.results):
@@ -179,6 +197,7 @@ COMMANDS: dict[str, Callable[[Choice], int]] = {
     "check": _check,
     "search": _search,
     "curves": _curves,
+    "plan": _plan,
     "headline": _headline,
     "frontier": _frontier,
     "report": _report,

@@ -42,6 +42,7 @@ class Change:
         parts: Modules and parameters to put in, by name. They take the device, dtype and mode of the module; a
             parameter that had to be created again for that replaces its entry here.
         hooks: The module's hooks.
+        values: Attributes to set, by name; their old values come back at the end.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class Change:
     mixin: type[Coarse] | None = None
     parts: dict[str, nn.Module | nn.Parameter] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
+    values: dict[str, Any] = field(default_factory=dict)
 
     def apply(self) -> None:
         """Changes the module. :func:`undo` also reverts a change that failed halfway."""
@@ -57,6 +59,9 @@ class Change:
         for name, part in self.parts.items():
             self.parts[name] = _put(module, name, part)
             site.parts = (*site.parts, name)
+        for name, value in self.values.items():
+            site.values.setdefault(name, getattr(module, name))
+            setattr(module, name, value)
         for hook in self.hooks:
             if hook.before:
                 hook.module.register_forward_pre_hook(hook.call, with_kwargs=hook.with_kwargs)
@@ -97,6 +102,8 @@ def undo(model: nn.Module, trace: object = None) -> None:
         for name in site.parts:
             module._modules.pop(name, None)
             module._parameters.pop(name, None)
+        for name, value in site.values.items():
+            setattr(module, name, value)
 
 
 def _unhook(modules: Iterable[nn.Module], ours: set[int]) -> None:

@@ -142,6 +142,13 @@ def check_plan(
             f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
             "Give one layer, for example schedule={2: 0.25}."
         )
+    falls = [layer for layer in range(1, len(plan)) if changes[layer] < 0]
+    late = [layer for layer in falls[1:] if select.at(layer - 1).needs_grid]
+    if late and not select.needs_grid:
+        raise ValueError(
+            f"Expected {type(select.at(late[0] - 1)).__name__} to act on the full grid only (got it at layer "
+            f"{late[0]}, after a step at layer {falls[0]}). Let it act first, and only once."
+        )
     if select.needs_class_token and not class_token:
         raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
     if select.placement == "ahead" and changes[-1] < 0:

@@ -28,10 +28,13 @@ def paused(model: nn.Module) -> Iterator[nn.Module]:
     """
     sites = [(m, m.__dict__[SITE], type(m)) for m in model.modules() if SITE in m.__dict__]
     swapped = [(m, site.original, kind) for m, site, kind in sites if site.original not in (None, kind)]
+    changed = [(m, site.values, {k: getattr(m, k) for k in site.values}) for m, site, _ in sites if site.values]
     tables = [table for m in model.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
     hooked = [(table, list(table.items())) for table in tables if any(map(_is_ours, table.values()))]
     for module, original, _ in swapped:
         module.__class__ = original
+    for module, values, _ in changed:
+        _set(module, values)
     for table, entries in hooked:
         for key, hook in entries:
             if _is_ours(hook):
@@ -42,6 +45,8 @@ def paused(model: nn.Module) -> Iterator[nn.Module]:
         if all(m.__dict__.get(SITE) is site for m, site, _ in sites):  # else it was removed during the pause
             for module, _, kind in swapped:
                 module.__class__ = kind
+            for module, _, values in changed:
+                _set(module, values)
             for table, entries in hooked:
                 _put_back(table, entries)
 
@@ -55,6 +60,11 @@ def is_paused(model: nn.Module) -> bool:
 
 def _is_ours(hook: Any) -> bool:
     return bool(getattr(hook, "of_tokengraph", False))
+
+
+def _set(module: nn.Module, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(module, name, value)
 
 
 def _put_back(table: Any, entries: list[tuple[int, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -93,12 +93,13 @@ def _first_block(schedule: Schedule) -> int:
 def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> list[Change]:
     core, select = found.core, request.select
     adapter: Adapter = request.adapter
-    reads = select.reads in ("keys", "class")
     changes = []
     for index, block in list(enumerate(found.blocks))[trace.run.start :]:
-        kept = adapter.kept(block) if reads else {}
+        acting = select.at(index)
+        own = request if acting is select else replace(request, select=acting)
+        kept = adapter.kept(block) if acting.reads in ("keys", "class") else {}
         hooks = [Hook(module, KeptOutput(block, name)) for name, module in kept.items()]
-        changes.append(Change(block, Site(trace, index, request=request), adapter.block_mixin, hooks=hooks))
+        changes.append(Change(block, Site(trace, index, request=own), adapter.block_mixin, hooks=hooks))
     embedding = adapter.embedding(core)
     first = Hook(embedding, note_grid, before=True, with_kwargs=True)
     changes.append(Change(embedding, Site(trace, request=request), hooks=[first]))

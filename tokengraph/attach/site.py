@@ -20,12 +20,14 @@ class Mark:
         index: The block's index in its model or stage; -1 if the module is not a block.
         original: The module's class before attaching; ``None`` if it did not change.
         parts: Names of the modules and parameters that attaching added.
+        values: The module's own values of the attributes that attaching set, by name.
     """
 
     trace: Any
     index: int = -1
     original: type | None = None
     parts: tuple[str, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from tokengraph.cli import backends, demo
+from tokengraph.cli import backends, demo, plan
 from tokengraph.cli import eval as evaluation
 
-COMMANDS: tuple[ModuleType, ...] = (demo, evaluation, backends)
+COMMANDS: tuple[ModuleType, ...] = (demo, plan, evaluation, backends)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,6 +77,8 @@ class Reader:
         has_class = adapter.has_class_token(self.core)
         token = normed[:, 0] if has_class else mean
         grid = adapter.image_grid(adapter.embedding(self.core), images)
+        if grid[0] * grid[1] != lifted.size(1) and self.handle is not None:  # a plan scales images in the model
+            grid = getattr(self.handle.trace, "grid", grid)
         patches = (
             lifted.transpose(1, 2).reshape(lifted.size(0), -1, *grid) if grid[0] * grid[1] == lifted.size(1) else None
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from tokengraph.adapters.base import Adapter
+from tokengraph.attach.resize import resample_table
 from tokengraph.evaluate.own import find_own
 
 
@@ -86,14 +86,4 @@ def _resample(core: Any, size: int, side: int) -> None:
         core.image_size = size
         core.seq_length = side * side + 1
     with torch.no_grad():
-        setattr(owner, name, nn.Parameter(_table(table.detach(), side), requires_grad=table.requires_grad))
-
-
-def _table(table: Tensor, side: int) -> Tensor:
-    """Resamples ``[..., 1 + H*W, C]`` to ``[..., 1 + side*side, C]``."""
-    flat = table.reshape(-1, table.size(-1))
-    old = round((flat.size(0) - 1) ** 0.5)
-    grid = flat[1:].T.reshape(1, -1, old, old).float()
-    new = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-    rows = torch.cat([flat[:1], new[0].flatten(1).T.to(flat.dtype)])
-    return rows.reshape(*table.shape[:-2], -1, table.size(-1))
+        setattr(owner, name, nn.Parameter(resample_table(table.detach(), side), requires_grad=table.requires_grad))

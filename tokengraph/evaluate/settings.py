@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_schedule
 from tokengraph.maps.pool import REDUCTIONS
 from tokengraph.schedule import Schedule, relative
 from tokengraph.select.base import Select, resolve
+from tokengraph.select.staged import Staged
 
-OWN_OPTIONS = ("prop_attn", "size_bias", "weights")  # options of the setting; all others are the strategy's
+OWN_OPTIONS = ("prop_attn", "size_bias", "weights", "then")  # options of the setting; all others are the strategy's
 REDUCE = ("reduce", "reduction")
+PLAN_KIND, PLAN_FORMAT = "tokengraph plan", 1  # of the files of tokengraph.plan, which hold a setting
 KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
 
 
@@ -35,6 +37,8 @@ class Setting:
         size_bias: As for :func:`tokengraph.attach`.
         weights: A checkpoint of the model with the strategy in it, for strategies that learn.
         label: Its name in reports; by default derived from the setting.
+        then: ``{l: strategy}``: other strategies that act in block l (from 1) and after it, each a text with options
+            but without a schedule.
     """
 
     strategy: str | Select | Standalone[Any] | None = None
@@ -46,6 +50,7 @@ class Setting:
     size_bias: str = "auto"
     weights: str | None = None
     label: str = ""
+    then: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -67,7 +72,7 @@ class Setting:
             text = self.strategy if isinstance(self.strategy, str) else repr(self.strategy)
             text += f":{write_schedule(self.schedule)}" if self.schedule is not None else ""
             named = {"prop_attn": self.prop_attn, "size_bias": None if self.size_bias == "auto" else self.size_bias}
-            named["weights"] = self.weights
+            named["weights"], named["then"] = self.weights, dict(self.then) or None
             named = {**self.options, **{k: v for k, v in named.items() if v is not None}}
             parts.append(text + "".join(f",{key}={value}" for key, value in named.items()))
         return "+".join(parts) or "dense"
@@ -86,13 +91,30 @@ class Setting:
         if self.strategy is None:
             return None
         if isinstance(self.strategy, Standalone):
-            if self.schedule is not None or self.options:
+            if self.schedule is not None or self.options or self.then:
                 raise ValueError(
                     f"Expected no schedule or options beside a {type(self.strategy).__name__} (got some). "
                     "It has its own as arguments."
                 )
             return self.strategy
-        chosen = resolve(self.strategy)
+        chosen = self._chosen(resolve(self.strategy))
+        if not self.then:
+            return chosen
+        return Staged({1: chosen, **{layer: _stage(text) for layer, text in self.then.items()}})
+
+    def reducing(self) -> Select | None:
+        """Returns the strategy, one for plain blocks.
+
+        Raises:
+            ValueError: As :meth:`select`, and for windows or spatial sparsification.
+        """
+        found = self.select()
+        if isinstance(found, Standalone):
+            raise ValueError(f"Expected a strategy for plain blocks (got {type(found).__name__}).")
+        return found
+
+    def _chosen(self, chosen: Select) -> Select:
+        """The strategy with its options."""
         if not self.options:
             return chosen
         known = inspect.signature(type(chosen)).parameters
@@ -112,6 +134,28 @@ class Setting:
         return made
 
 
+def _stage(text: str) -> Select:
+    """Reads a later stage: a strategy with options, without anything else."""
+    setting = read_setting(text)
+    select = setting.reducing()
+    if select is None or replace(setting, strategy=None, options={}) != Setting():
+        raise ValueError(f"Expected a stage as a strategy with its own options (got {text!r}).")
+    return select
+
+
+def _stages(value: Any) -> dict[int, str]:
+    """Checks the value of ``then``."""
+    value = {} if value is None else value
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError(f"Expected then as {{layer: strategy}}, {{5: 'tome'}} (got {value!r}).")
+    stages = _layers(value)
+    for layer, text in stages.items():
+        if layer < 2:
+            raise ValueError(f"Expected layers of at least 2 for later stages (got {layer}).")
+        _stage(text)
+    return stages
+
+
 def _pooled_by(select: Select, reduction: Any, known: Mapping[str, Any]) -> Select:
     """The strategy with another way to pool clusters: its own option, or the class's attribute for this instance."""
     own = next((key for key in REDUCE if key in known), None)
@@ -124,12 +168,22 @@ def _pooled_by(select: Select, reduction: Any, known: Mapping[str, Any]) -> Sele
     return select
 
 
-def read_setting(given: str | Mapping[str, Any] | Setting) -> Setting:
+@runtime_checkable
+class Planned(Protocol):
+    """A plan of :func:`tokengraph.plan`, which has a setting."""
+
+    @property
+    def setting(self) -> Setting:
+        """The plan's setting."""
+        ...
+
+
+def read_setting(given: str | Mapping[str, Any] | Setting | Planned) -> Setting:
     """Reads one setting.
 
     The text is parts joined by ``+``: ``resolution:PX``, ``model:NAME``, and at most one strategy, written
     ``NAME:SCHEDULE,OPTION=VALUE,...``. ``"dense"`` is the model as it is. A text that begins with ``{`` is a JSON plan,
-    one that ends in ``.json`` names a file with one.
+    one that ends in ``.json`` names a file with one. A plan of :func:`tokengraph.plan`, or its file, gives its setting.
 
     Raises:
         ValueError: If it cannot be read; the message says what would do.
@@ -143,6 +197,8 @@ def read_setting(given: str | Mapping[str, Any] | Setting) -> Setting:
     """
     if isinstance(given, Setting):
         return given
+    if isinstance(given, Planned) and isinstance(given.setting, Setting):
+        return given.setting
     if isinstance(given, Mapping):
         return _of_plan(given)
     if not isinstance(given, str):
@@ -174,7 +230,8 @@ def _part(part: str, whole: str) -> dict[str, Any]:
         key, equals, text = (x.strip() for x in option.partition("="))
         if not equals or not key or not text:
             raise ValueError(f"Expected options as NAME=VALUE (got {option!r} in {whole!r}).")
-        (found if key in OWN_OPTIONS else found["options"])[key] = read_value(text)
+        value = read_value(text)
+        (found if key in OWN_OPTIONS else found["options"])[key] = _stages(value) if key == "then" else value
     return found
 
 
@@ -200,6 +257,13 @@ def _json(text: str) -> Mapping[str, Any]:
 
 def _of_plan(plan: Mapping[str, Any]) -> Setting:
     """A plan as JSON has it: layers of a schedule are text there."""
+    if plan.get("kind") == PLAN_KIND:
+        if plan.get("format") != PLAN_FORMAT or not isinstance(plan.get("setting"), Mapping):
+            raise ValueError(
+                f"Expected a plan of format {PLAN_FORMAT} with a setting (got format {plan.get('format')!r}). Make the "
+                "plan again, or use the version of tokengraph that made it."
+            )
+        plan = plan["setting"]
     unknown = [str(key) for key in plan if key not in (*KEYS, "label")]
     if unknown:
         raise ValueError(f"Expected keys of a plan: {', '.join(KEYS)} (got {', '.join(unknown)}).")
@@ -219,7 +283,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
         pass  # checked where it is attached
     elif strategy is not None:
         resolve(strategy)
-    elif plan.get("schedule") is not None or options:
+    elif plan.get("schedule") is not None or options or plan.get("then"):
         raise ValueError("Expected a strategy beside the schedule and options of a plan (got none).")
     resolution = plan.get("resolution")
     return Setting(
@@ -232,6 +296,7 @@ def _of_plan(plan: Mapping[str, Any]) -> Setting:
         size_bias=size_bias,
         weights=plan.get("weights"),
         label=plan.get("label") or "",
+        then=_stages(plan.get("then")),
     )
 
 

@@ -138,6 +138,10 @@ class Select(ABC):
         """
         return keep < count
 
+    def at(self, index: int) -> Select:
+        """Returns the strategy that acts in block ``index`` (from 0): itself, or a composition's part."""
+        return self
+
     def decide(self, tokens: Tokens) -> KeepMask | None:
         """Returns a differentiable cumulative keep mask over ``[B, N]`` in training; ``None`` to make a map instead.
 

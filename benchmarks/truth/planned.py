@@ -1,0 +1,215 @@
+"""The planner against every fixed setting, on images that it did not see, paired; plans also move to other data.
+
+Plans are made on 24 photographs or solar cells and saved. Then plans and fixed settings of the same cost are measured
+on other images: every published schedule, smaller images alone, and smaller images with ToMe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import tokengraph as tg
+from tokengraph.evaluate.config import DataConfig
+from tokengraph.evaluate.images import Arrays, Images, Subset
+from tokengraph.evaluate.options import Options
+from tokengraph.evaluate.settings import Setting, read_setting
+from tokengraph.evaluate.store import fingerprint, slug
+from tokengraph.evaluate.transform import to_input
+from truth.chosen import nearest_resolution, published
+from truth.elpv import Elpv
+from truth.library_code import digest
+from truth.photographs import boxes, crops, photographs
+from truth.results import commit, read, write
+from truth.run import ROOT
+from truth.scenes import Scenes
+from truth.tables import Body, combinations
+from truth.tasks import TASKS
+
+MADE_ON = 24  # images a plan is made on
+PRESERVE = "features"
+SETS = ("photographs", "elpv", "scenes")
+ORIGINS = ("photographs", "pictures", "elpv")  # pictures: the photographs with textures, text, coins and stars
+OTHERS = {"motorcycle": "motorcycle_left.png", "retina": "retina.jpg"}  # further files of scikit-image's wheel
+PLAN_PHOTOS = ("rocket", "camera", "flower", "motorcycle")  # none of the four that the held-out crops come from
+PLAN_PICTURES = (*PLAN_PHOTOS, "coins", "hubble_deep_field", "retina", "brick", "grass", "gravel", "page", "text")
+RESAMPLES = 2000
+
+
+def plan_pictures(names: Sequence[str]) -> Arrays:
+    """Returns 24 crops, equally many of each picture: the largest square, and two thirds of it in several places."""
+    import skimage
+
+    found = dict(photographs())
+    for name, file in OTHERS.items():
+        found[name] = Image.open(Path(skimage.__file__).parent / "data" / file).convert("RGB")
+    pictures = []
+    for name in names:
+        for box in _squares(*found[name].size)[: MADE_ON // len(names)]:
+            pictures.append(np.asarray(found[name].crop(box).resize((224, 224), Image.Resampling.BICUBIC)))
+    return Arrays(np.stack(pictures), name="pictures to plan on")
+
+
+def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    whole, *small = boxes(width, height)
+    side = small[0][2]
+    return [whole, small[2], small[0], small[1], (width - side, 0, width, side), (0, height - side, side, height)]
+
+
+def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:
+    """Returns the images to plan on (``None``: no plan is made on these data) and at most ``limit`` held-out ones."""
+    if name == "photographs":
+        return plan_pictures(PLAN_PHOTOS), crops()
+    if name == "pictures":
+        return plan_pictures(PLAN_PICTURES), crops()
+    if name == "elpv":
+        cells = Elpv(folder)
+        drawn = np.random.default_rng(0).permutation(len(cells)).tolist()
+        return Subset(cells, drawn[:MADE_ON]), Subset(cells, drawn[MADE_ON : MADE_ON + limit])
+    scenes = Scenes(folder, limit)
+    return None, Arrays(np.stack([np.asarray(scenes.image(i)) for i in range(limit)]), name="composed scenes")
+
+
+def inputs(images: Images, config: DataConfig) -> Tensor:
+    """Returns normalised images ``[N, 3, S, S]``."""
+    return torch.stack([to_input(images.image(i), config) for i in range(len(images))])
+
+
+def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -> list[Path]:
+    """Makes and saves the plans of a set; those that are there, by the same code, are not made again."""
+    made_on, held = parts(name, folder, 16)
+    files = [results / "plans" / f"{name}-{PRESERVE}-{cost:g}.json" for cost in costs]
+    if made_on is None:
+        return []
+    memory: dict[str, Any] = {}
+    source = TASKS["photographs"].source(folder)
+    assert source.config is not None
+    model: nn.Module | None = None
+    for cost, file in zip(costs, files, strict=True):
+        if file.exists():
+            continue
+        model = model if model is not None else source.build(None)
+        batch = inputs(made_on, source.config)
+        plan = tg.plan(model, batch, held_out=inputs(held, source.config), cost=cost, preserve=PRESERVE, memory=memory)
+        plan.save(file)
+        print(plan, flush=True)
+    return files
+
+
+def rivals(body: Body, cost: float) -> list[tuple[str, Setting]]:
+    """Returns the fixed settings at a cost, with their kinds."""
+    found = [("published", c.setting) for c in published(body, (cost,))]
+    found += [("smaller image", nearest_resolution(body, cost).setting)]
+    found += [("smaller image with ToMe", c.setting) for c in combinations(body, cost)]
+    return [(kind, read_setting(text)) for text, kind in {text: kind for kind, text in reversed(found)}.items()]
+
+
+def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limit: int) -> None:
+    """Measures plans and rivals on held-out images; writes a line for each to ``planned.jsonl``."""
+    _, held = parts(name, folder, limit)
+    task = TASKS["photographs"]
+    source, body = task.source(folder), task.body(folder)
+    stamps = fingerprint([held.stamp(i) for i in range(len(held))])  # resizing differs between versions of Pillow
+    out = folder / "runs" / slug(f"planned {name} {stamps} {digest()} {source.name}")
+    file = results / "planned.jsonl"
+    for cost in costs:
+        settings = rivals(body, cost)
+        for origin in ORIGINS:
+            plan = results / "plans" / f"{origin}-{PRESERVE}-{cost:g}.json"
+            if plan.exists():
+                settings.append((f"plan made on {origin}", read_setting(str(plan))))
+        unique = {setting.name: (kind, setting) for kind, setting in settings}
+        report = tg.evaluate(
+            source,
+            [setting for _, setting in unique.values()],
+            held,
+            out=out,
+            controls=False,
+            options=Options(time=False, memory=False),
+        )
+        rows = {row.name: row for row in report.rows}
+        arrays = {name: _losses(out, setting) for name, (_, setting) in unique.items() if not rows[name].reason}
+        lines = []
+        for label, (kind, _) in unique.items():
+            row = rows[label]
+            line = {"data": name, "images": len(held), "cost": cost, "kind": kind, "setting": label}
+            line |= {"commit": commit(ROOT), "code": digest(), "model": source.name}
+            if row.reason:
+                line["reason"] = row.reason
+            else:
+                line |= {"share": row.cost, "metrics": dict(row.metrics)}
+                mine = next((k for k, (t, _) in unique.items() if t == _own(name)), None)
+                if mine in arrays and label != mine:
+                    line["plan_minus_this"] = paired(arrays[label], arrays[mine])
+            lines.append(line)
+        old = [x for x in read(file) if (x["data"], x["cost"]) != (name, cost)]
+        write(file, [*old, *lines])
+
+
+def _own(name: str) -> str:
+    return f"plan made on {'elpv' if name == 'elpv' else 'photographs'}"
+
+
+def _losses(out: Path, setting: Setting) -> np.ndarray:
+    """Returns ``1 -`` the mean cosine of class token and patches of each image."""
+    files = sorted((out / "predictions" / "data" / slug(setting.key)).glob("*.npz"))
+    found = []
+    for each in files:
+        with np.load(each) as chunk:
+            found.append(1 - (chunk["class_cosine"] + chunk["patch_cosine"]) / 2)
+    return np.concatenate(found)
+
+
+def paired(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Returns the mean difference of the cosine, ours minus theirs, with its 95 % bootstrap interval over images."""
+    gain = theirs - ours
+    drawn = np.random.default_rng(0).integers(0, len(gain), (RESAMPLES, len(gain)))
+    low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
+    return {"mean": float(gain.mean()), "low": float(low), "high": float(high)}
+
+
+def write_planned(results: Path) -> str:
+    """Writes ``planned.md``: at each cost the plans, and the best fixed setting of each kind with the paired gain."""
+    lines = read(results / "planned.jsonl")
+    text = [HEAD]
+    for name in SETS:
+        here = [line for line in lines if line["data"] == name]
+        if not here:
+            continue
+        text += [f"## {name}, {here[0]['images']} held-out images", "", *ROWS]
+        for cost in sorted({line["cost"] for line in here}, reverse=True):
+            for kind in dict.fromkeys(line["kind"] for line in here):
+                best = [x for x in here if x["cost"] == cost and x["kind"] == kind and "metrics" in x]
+                if best:
+                    text.append(_row(cost, kind, max(best, key=_mean), len(best)))
+        text.append("")
+    made = "\n".join(text)
+    (results / "planned.md").write_text(made, encoding="utf-8")
+    return made
+
+
+HEAD = """# Plans against fixed settings, measured on images that no plan was made on
+
+Written by `python benchmarks/truth plan`; do not edit. Class and patches are mean cosines to the plain model. The last
+column is the mean of both for the plan that was made on like images, minus the same of this row, with a 95 % bootstrap
+interval over images. Of each kind of fixed setting the row shows the one that is best *on these images* of so many.
+"""
+ROWS = ["| cost | kind | setting | its cost | class | patches | plan minus this |", "|---|---|---|---|---|---|---|"]
+
+
+def _mean(line: dict[str, Any]) -> float:
+    return line["metrics"]["class_cosine"] + line["metrics"]["patch_cosine"]
+
+
+def _row(cost: float, kind: str, line: dict[str, Any], count: int) -> str:
+    gain, metrics = line.get("plan_minus_this"), line["metrics"]
+    shown = "" if gain is None else f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    out_of = "" if count == 1 else f" (best of {count})"
+    figures = f"{line['share']:.3f} | {metrics['class_cosine']:.4f} | {metrics['patch_cosine']:.4f}"
+    return f"| {cost:g} | {kind}{out_of} | `{line['setting']}` | {figures} | {shown} |"

@@ -1,0 +1,115 @@
+"""Plans as files: they come back as they were, and anything else in them is a clear error."""
+
+import json
+
+import pytest
+import torch
+
+import tokengraph as tg
+from tokengraph.evaluate.settings import Setting, read_setting
+from tokengraph.planning import Figures, Plan, Target
+
+TARGET = Target("VisionTransformer", 3, 32, 4, 16)
+PLAN = Plan(
+    Setting("dpc-knn", [1, 2, 0], {"reduce": "mlerp"}, resolution=24, prop_attn="half-log", then={2: "tome"}),
+    (9, 8, 6, 6),
+    TARGET,
+    "patches",
+    {"cost": 0.5},
+    Figures(cost=0.5, loss=0.1),
+    Figures(4, 0.49, 1.5, 2.0, 0.1, 0.9, 0.8, 0.7, 0.6),
+    {"tome": [0.1, None, 0.2]},
+    ("A note.",),
+    3.2,
+    False,
+    "0.1.0",
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "new" / "plan.json"
+    PLAN.save(path)
+    return path
+
+
+def test_load_returns_what_save_wrote(file):
+    assert Plan.load(file) == PLAN and str(Plan.load(file)) == str(PLAN)
+
+
+def test_read_setting_takes_a_plan_its_file_and_its_content(file):
+    assert read_setting(PLAN) == PLAN.setting
+    assert read_setting(str(file)) == PLAN.setting
+    assert read_setting(json.loads(file.read_text())) == PLAN.setting
+    assert read_setting(PLAN.setting.name) == PLAN.setting
+
+
+def test_loaded_plan_attaches(file):
+    model = __import__("tokengraph.testing").testing.tiny_vit()
+    with tg.attach(model, Plan.load(file)) as handle:
+        model(torch.zeros(2, 3, 32, 32))
+        assert handle.trace.counts == [9, 8, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "recipe"}, "a plan of tokengraph"),
+        ({"format": 2}, "format 1 of plans"),
+        ({"format": "1"}, "format 1 of plans"),
+        ({"extra": 1}, "keys of a plan"),
+        ({"tokens": None}, "tokens as numbers"),
+        ({"tokens": [9, 8, 6]}, "4 token counts for 3 blocks"),
+        ({"tokens": [9, 8, 8.5, 6]}, "tokens as numbers"),
+        ({"tokens": [9, 8, 9, 6]}, "tokens that never rise"),
+        ({"tokens": [9, 8, 6, 5]}, "the schedule that gives the plan's tokens"),
+        ({"tokens": [10, 9, 7, 7]}, "a square number of tokens"),
+        ({"preserve": "maps"}, "preserve as one of"),
+        ({"preserve": ["class"]}, "preserve as one of"),
+        ({"budget": {}}, "budget as one of"),
+        ({"budget": {"cost": "half"}}, "budget as a finite number"),
+        ({"budget": {"cost": float("nan")}}, "budget as a finite number"),
+        ({"predicted": {"beauty": 1.0}}, "figures: images"),
+        ({"measured": {"cost": True}}, "cost as a finite number"),
+        ({"sensitivity": {"tome": [0.1]}}, "3 losses for tome"),
+        ({"notes": "none"}, "notes as texts"),
+        ({"seconds": "3"}, "seconds as a finite number"),
+        ({"lift": 1}, "lift as true or false"),
+        ({"version": 1}, "version as text"),
+        ({"target": {"name": "X"}}, "keys of target"),
+        ({"target": {"name": "X", "depth": 0, "channels": 32, "side": 4, "patches": 16}}, "depth of the target"),
+        ({"target": {"name": "X", "depth": 3, "channels": 32, "side": 5, "patches": 16}}, "side \\* side patches"),
+        ({"setting": "tome"}, "setting as an object"),
+        ({"setting": {"strategy": "tomme", "schedule": [1, 2, 0], "resolution": 24}}, "Did you mean 'tome'"),
+        ({"setting": {"strategy": "tome", "schedule": [1, 2, 0], "resolution": 25}}, "a multiple of 3 patches"),
+        ({"setting": {"strategy": "tome", "schedule": [1, 2, 0]}}, "16 tokens before the first block"),
+        ({"setting": {"resolution": 24}}, "a strategy, because tokens fall"),
+        ({"setting": {"strategy": "tome", "schedule": [1, 2, 0], "options": {"k": 3}, "resolution": 24}}, "got 'k'"),
+        ({"setting": {"strategy": "tome", "schedule": [1, 2, 0], "then": {"2": "tomme"}}}, "Did you mean 'tome'"),
+    ],
+)
+def test_load_refuses_what_no_plan_has(file, change, told):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=told):
+        Plan.load(file)
+
+
+def test_load_refuses_other_files(tmp_path):
+    with pytest.raises(ValueError, match="Expected a file with a plan"):
+        Plan.load(tmp_path / "none.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match="Expected a plan as JSON"):
+        Plan.load(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(ValueError, match="a plan of tokengraph"):
+        Plan.load(tmp_path / "b.json")
+
+
+def test_read_setting_refuses_a_plan_of_another_format(file):
+    with pytest.raises(ValueError, match="a plan of format 1"):
+        read_setting({**json.loads(file.read_text()), "format": 7})
+
+
+def test_save_explains_a_strategy_without_a_name(tmp_path):
+    with pytest.raises(ValueError, match="Expected a strategy by name"):
+        Plan(Setting(tg.ToMe(), [1, 2, 0], resolution=24), (9, 8, 6, 6), TARGET).save(tmp_path / "a.json")

@@ -1,0 +1,120 @@
+"""Measures what plans lose on images, each plan once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokengraph.attach.attach import attach
+from tokengraph.evaluate.compare import counted, joined, measures, summary
+from tokengraph.evaluate.costs import Anatomy, multiply_adds
+from tokengraph.evaluate.read import Outputs, Reader
+from tokengraph.planning.facts import Figures
+from tokengraph.planning.record import Plan
+
+Found = dict[str, np.ndarray]
+
+
+def loss_of(found: Found, preserve: str) -> np.ndarray:
+    """Returns the loss of each image: ``1 - cosine``, or the KL divergence for logits."""
+    if preserve == "logits":
+        return found["kl"]
+    kinds = {"class": ("class",), "patches": ("patch",), "features": ("class", "patch")}[preserve]
+    return np.mean([1 - found[f"{kind}_cosine"] for kind in kinds], axis=0)
+
+
+@dataclass
+class Measured:
+    """The outcome of a plan on a bench's images.
+
+    Args:
+        found: Measures of each image.
+        counts: Mean patch tokens before the first block and after each.
+        loss: Mean loss of what the bench preserves.
+        cost: Multiply-adds as a share of the plain model's.
+    """
+
+    found: Found
+    counts: list[float]
+    loss: float
+    cost: float
+
+
+@dataclass
+class Bench:
+    """A model with images, and its plain outputs on them.
+
+    Args:
+        model: The model, plain and in eval mode.
+        batches: Batches of images on the model's device.
+        preserve: What the loss measures.
+        body: The model's anatomy.
+        memory: Outcomes of settings by name; another bench with the same model and images can begin with them.
+    """
+
+    model: nn.Module
+    batches: Sequence[Tensor]
+    preserve: str
+    body: Anatomy
+    memory: dict[str, Measured] = field(default_factory=dict)
+    _dense: list[Outputs] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._dense = [self._read(Reader(self.model), batch) for batch in self.batches]
+        trial = measures(self._dense[0], self._dense[0])
+        key = {"class": "class_cosine", "patches": "patch_cosine", "logits": "kl", "features": "patch_cosine"}
+        if key[self.preserve] not in trial:
+            raise ValueError(
+                f"Expected a model with {self.preserve} to preserve (got {type(self.model).__name__} without). "
+                "A model without a head has no logits: use preserve='class'."
+            )
+
+    def run(self, plan: Plan) -> Measured:
+        """Attaches a plan, runs every image and compares with the plain model.
+
+        Cost: one run of every image under the plan, unless the memory has it.
+        """
+        name = plan.setting.key
+        if name not in self.memory:
+            self.memory[name] = self._run(plan)
+        known = self.memory[name]
+        return Measured(known.found, known.counts, float(loss_of(known.found, self.preserve).mean()), known.cost)
+
+    def _run(self, plan: Plan) -> Measured:
+        parts, counts = [], []
+        with attach(self.model, plan) as handle:
+            reader = Reader(self.model, handle)
+            for batch, dense in zip(self.batches, self._dense, strict=True):
+                outputs = self._read(reader, batch)
+                parts.append(measures(dense, outputs))
+                assert outputs.counts is not None
+                counts.append(outputs.counts)
+        found, tokens = joined(parts), counted(counts)
+        return Measured(found, tokens, 0.0, self.cost(tokens, plan))
+
+    def cost(self, tokens: Sequence[float], plan: Plan) -> float:
+        """Returns the cost of token counts as a share of the plain model's."""
+        whole = multiply_adds(self.body, [plan.target.patches] * (self.body.depth + 1))[0]
+        return multiply_adds(self.body, tokens, plan.setting.reducing())[0] / whole
+
+    def _read(self, reader: Reader, batch: Tensor) -> Outputs:
+        with torch.inference_mode(False), torch.no_grad():
+            return reader(batch)
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(batch) for batch in self.batches)
+
+
+def figures(measured: Measured, times: Any = None) -> Figures:
+    """Returns the figures of an outcome; ``times`` are plain and planned milliseconds of a batch."""
+    found = {k: v for k, v in summary(measured.found).items() if k in Figures.__dataclass_fields__}
+    count = len(next(iter(measured.found.values())))
+    made = Figures(count, measured.cost, loss=measured.loss, **found)
+    return made if times is None else Figures(**{**vars(made), "speedup": times[0] / times[1], "ms": times[1]})

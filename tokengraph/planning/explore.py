@@ -1,0 +1,277 @@
+"""The search: measures sensitivities, then schedules that the fitted curves propose, and fits again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tokengraph.evaluate.progress import Progress
+from tokengraph.evaluate.settings import Setting
+from tokengraph.planning.bench import Bench, Measured
+from tokengraph.planning.curves import LEAST, Curve, Row
+from tokengraph.planning.family import Family
+from tokengraph.planning.record import Plan
+from tokengraph.planning.space import Space
+
+CUTS = 8  # blocks at most whose sensitivity is measured
+FIRST = 2  # input sizes at which each strategy is measured first
+PICKS = 8  # schedules proposed by the curves before and after the options
+CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes its strategy
+BENDS = ((1, 0.6), (1, -0.6), (2, 0.5), (2, -0.5), (3, 0.4), (3, -0.4))  # half waves over the depth, and their height
+GAIN = 0.99  # a proposal is worth measuring if its predicted loss is below this share of the best one
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A schedule that was measured.
+
+    Args:
+        family: The strategy; ``None`` for an input size alone.
+        side: Patches along a side.
+        tokens: Patch tokens before the first block and after each, as planned.
+        predicted: Predicted loss before it was measured; ``None`` without a prediction.
+        measured: Its outcome.
+    """
+
+    family: Family | None
+    side: int
+    tokens: tuple[int, ...]
+    predicted: float | None
+    measured: Measured
+
+
+@dataclass
+class Explorer:
+    """The state of a search.
+
+    Args:
+        bench: Measures.
+        space: What there is to choose from.
+        progress: Shows progress.
+    """
+
+    bench: Bench
+    space: Space
+    progress: Progress
+    curves: dict[str, Curve] = field(default_factory=dict)
+    families: dict[str, Family] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    sensitivity: dict[str, list[float | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    bends: dict[str, np.ndarray | float] = field(default_factory=dict)
+    sides: list[int] = field(default_factory=list)
+    _base: dict[int, float] = field(default_factory=dict)
+    _known: dict[tuple[str, int, tuple[int, ...]], Trial] = field(default_factory=dict)
+
+    def run(self, families: Sequence[Family]) -> None:
+        """Searches; :meth:`best` has the result."""
+        self.sides = self.space.sides()
+        for side in self.sides:
+            self._base[side] = self.measure(None, side, self.space.alone(side)).measured.loss
+        for family in families:
+            self._cut(family)
+        self._screen()
+        self.descend(PICKS)
+        self._vary()
+        self._bend()
+        self.descend(PICKS)
+
+    def plan(self, family: Family | None, side: int, tokens: Sequence[int]) -> Plan:
+        """Returns a bare plan of a schedule, to attach."""
+        size = self.space.resolution(side)
+        setting = Setting(resolution=size) if family is None else family.setting(tokens, size)
+        return Plan(setting, tuple(tokens), self.space.target)
+
+    def measure(self, family: Family | None, side: int, tokens: Sequence[int], predicted: float | None = None) -> Trial:
+        """Measures a schedule once, and fits the strategy's curve to it."""
+        key = ("" if family is None else family.name, side, tuple(tokens))
+        if key in self._known:
+            return self._known[key]
+        plan = self.plan(family, side, tokens)
+        trial = Trial(family, side, tuple(tokens), predicted, self.bench.run(plan))
+        self._known[key] = trial
+        self.trials.append(trial)
+        self.progress.step(note=plan.setting.name[:60])
+        if family is not None and family.name in self.curves and any(n < tokens[0] for n in tokens):
+            self.curves[family.name].add(self._row(trial))
+        return trial
+
+    def best(self) -> Trial | None:
+        """Returns the measured schedule of the least loss within the budget; ``None`` if none is."""
+        fitting = [t for t in self.trials if self._fits(t)]
+        return min(fitting, key=lambda t: t.measured.loss, default=None)
+
+    def descend(self, picks: int) -> None:
+        """Measures what the curves propose, best first, until nothing better is predicted."""
+        for _ in range(picks):
+            found = self._proposals()
+            best = self.best()
+            if not found or best is not None and found[0][0] > GAIN * best.measured.loss:
+                return
+            predicted, family, side, tokens = found[0]
+            self.measure(family, side, tokens, predicted)
+
+    def predict(self, family: Family, side: int, tokens: Sequence[int]) -> float:
+        """Predicts the loss of a schedule, its input size included."""
+        return self._base[side] + self._bias(family, side) * self._merging(family, tokens)
+
+    def _merging(self, family: Family, tokens: Sequence[int]) -> float:
+        """Predicts the loss of a schedule by the curves alone."""
+        if family.parts is None:
+            return self.curves[family.name].predict(tokens)
+        first, layer, later = family.parts
+        early, late = [*tokens[: layer + 1], *[tokens[layer]] * (len(tokens) - layer - 1)], list(tokens)
+        late[: layer + 1] = [tokens[layer]] * (layer + 1)
+        return self.curves[first.name].predict(early) + self.curves[later.name].predict(late)
+
+    def _cut(self, family: Family) -> None:
+        """Measures the loss of one cut to half of the tokens, block by block; drops a strategy that cannot run."""
+        depth, patches = self.space.target.depth, self.space.target.patches
+        layers = sorted({round(v) for v in np.linspace(1, depth, min(CUTS, depth))})
+        keep = max(patches // 2, family.select.fewest(patches))
+        rows: dict[int, Row] = {}
+        shown: list[float | None] = [None] * depth
+        for layer in layers:
+            tokens = [patches] * layer + [keep] * (depth + 1 - layer)
+            try:
+                trial = self.measure(family, self.space.target.side, tokens)
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                self.notes.append(f"{family.name} was left out: {str(error).splitlines()[0]}")
+                return
+            if trial.measured.counts[-1] < patches - 0.5:
+                rows[layer], shown[layer - 1] = self._row(trial), trial.measured.loss
+        if rows:
+            self.families[family.name] = family
+            self.curves[family.name] = Curve.of_cuts(rows, depth, patches)
+            self.sensitivity[family.name] = shown
+            self._anchor(family)
+
+    def _anchor(self, family: Family) -> None:
+        """Measures equal removals in every block, which show how much less many small steps lose than one cut."""
+        if family.once:
+            return
+        for side in (self.sides[0], self.sides[len(self.sides) // 2]):
+            tokens = self.space.even(family, side)
+            if tokens is not None:
+                self.measure(family, side, tokens)
+
+    def _screen(self) -> None:
+        """Measures each strategy at the input sizes that promise most, and keeps the two best strategies."""
+        for family in list(self.families.values()):
+            for predicted, _, side, tokens in self._proposals([family])[:FIRST]:
+                self.measure(family, side, tokens, predicted)
+        reached: dict[str, float] = {}
+        for trial in self.trials:
+            if trial.family is not None and self._fits(trial):
+                name = trial.family.name
+                reached[name] = min(reached.get(name, np.inf), trial.measured.loss)
+        kept = sorted(reached, key=lambda name: reached[name])[:2]
+        self.families = {name: f for name, f in self.families.items() if name in kept}
+
+    def _vary(self) -> None:
+        """Tries the best schedule with other options of its strategy, one after the other, keeping what helps."""
+        for _ in range(2):
+            best = self.best()
+            if best is None or best.family is None:
+                return
+            for family in self._others(best.family):
+                trial = self.measure(family, best.side, best.tokens)
+                if trial.measured.loss < best.measured.loss and self._fits(trial):
+                    self._adopt(family, trial, best)
+            if self.best() is best:
+                return
+
+    def _others(self, family: Family) -> list[Family]:
+        """Returns variants of a strategy, and compositions of it with each."""
+        found = list(family.variants())
+        middle = self.space.target.depth // 2
+        mixed = [each.until(middle, family) for each in found] if middle else []
+        return [*found, *(each for each in mixed if each is not None)]
+
+    def _adopt(self, family: Family, trial: Trial, best: Trial) -> None:
+        """Takes a variant into the search; its curves begin as those of the strategy that it varies."""
+        assert best.family is not None
+        factor = self._row(trial).merging / self._row(best).merging
+        ours = [best.family] if best.family.parts is None else [best.family.parts[0], best.family.parts[2]]
+        theirs = [family] if family.parts is None else [family.parts[0], family.parts[2]]
+        for place, each in enumerate(theirs):
+            if each.name not in self.curves:
+                self.curves[each.name] = self.curves[ours[min(place, len(ours) - 1)].name].copy(factor)
+            self.families.setdefault(each.name, each)
+
+    def _bend(self) -> None:
+        """Tries to merge earlier, later, or less evenly than the curves propose, and keeps the bends that help.
+
+        Curves are smooth in the loss near their best schedule, so measuring along few directions suffices.
+        """
+        depth = self.space.target.depth
+        for waves, height in BENDS[: 2 * (depth - 1)]:
+            best = self.best()
+            if best is None or best.family is None:
+                return
+            wave = height * np.cos(np.pi * waves * (np.arange(depth) + 0.5) / depth)
+            tokens = self._propose(best.family, best.side, wave)
+            if tokens is None:
+                continue
+            trial = self.measure(best.family, best.side, tokens, self.predict(best.family, best.side, tokens))
+            if self.best() is trial and trial is not best:
+                self.bends[best.family.pair] = self.bends.get(best.family.pair, 0.0) + wave
+
+    def _proposals(self, families: Sequence[Family] | None = None) -> list[tuple[float, Family, int, list[int]]]:
+        """Returns unmeasured schedules with their predicted loss, best first: one a strategy and input size."""
+        found = []
+        for family in [*self.families.values(), *self._pairs()] if families is None else families:
+            for side in self.sides:
+                tokens = self._propose(family, side)
+                if tokens is not None and (family.name, side, tuple(tokens)) not in self._known:
+                    if any(n < tokens[0] for n in tokens):
+                        found.append((self.predict(family, side, tokens), family, side, tokens))
+        return sorted(found, key=lambda each: each[0])
+
+    def _pairs(self) -> list[Family]:
+        """Returns the compositions of two of the kept strategies, at several blocks."""
+        depth, kept = self.space.target.depth, list(self.families.values())
+        layers = sorted({max(1, round(depth * part / 12)) for part in CHANGES if round(depth * part / 12) < depth})
+        made = [a.until(layer, b) for a in kept for b in kept for layer in layers]
+        return [family for family in made if family is not None]
+
+    def _propose(self, family: Family, side: int, bend: np.ndarray | float = 0.0) -> list[int] | None:
+        levels, bend = self.space.levels(side), self.bends.get(family.pair, 0.0) + bend
+        if family.parts is None:
+            losses = self.curves[family.name].steps(levels, bend)
+        else:
+            first, layer, later = family.parts
+            early, late = (self.curves[each.name].steps(levels, bend) for each in (first, later))
+            losses = np.concatenate([early[:layer], late[layer:]])
+        return self.space.best(losses, levels, family, side)
+
+    def _row(self, trial: Trial) -> Row:
+        counts = tuple(round(n) for n in trial.measured.counts)
+        return Row(counts, trial.measured.loss, self._base[trial.side])
+
+    def _bias(self, family: Family, side: int) -> float:
+        """Returns measured over predicted loss at the nearest input size that was measured with this strategy.
+
+        The last three schedules there count. A composition that was not measured takes its parts' mean.
+        """
+        near = [t for t in self.trials if t.family is not None and t.family.pair == family.pair]
+        near = [t for t in near if _steps(t.tokens) > 1 or family.once]
+        if not near:
+            parts = [] if family.parts is None else [family.parts[0], family.parts[2]]
+            return float(np.exp(np.mean([np.log(self._bias(part, side)) for part in parts]))) if parts else 1.0
+        nearest = min({t.side for t in near}, key=lambda each: abs(each - side))
+        off = []
+        for trial in [t for t in near if t.side == nearest][-3:]:
+            assert trial.family is not None
+            lost = self._row(trial).merging
+            off.append(np.log(lost / max(self._merging(trial.family, trial.tokens), LEAST)))
+        return float(np.exp(np.mean(off)))
+
+    def _fits(self, trial: Trial) -> bool:
+        return self.space.fits(trial.measured.counts, trial.family)
+
+
+def _steps(tokens: Sequence[int]) -> int:
+    return sum(b < a for a, b in zip(tokens[:-1], tokens[1:], strict=True))

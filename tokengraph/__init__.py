@@ -20,6 +20,7 @@ from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
+from tokengraph.select.around import Around
 from tokengraph.select.atc import ATC, atc
 from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
 from tokengraph.select.dynamicvit import DynamicViT
@@ -28,6 +29,7 @@ from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.grid_pool import GridPool, grid_pool
+from tokengraph.select.grid_tome import GridToMe, grid_destinations
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.k_medoids import KMedoids, k_medoids
 from tokengraph.select.mctf import MCTF, mctf
@@ -40,6 +42,7 @@ from tokengraph.select.pitome import PiToMe, pitome
 from tokengraph.select.random import Random
 from tokengraph.select.tofu import ToFu, tofu
 from tokengraph.select.token_transforming import TokenTransforming, token_transforming
+from tokengraph.select.toma import ToMA, facility_location, toma
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -53,6 +56,7 @@ __all__ = [
     "ALGM",
     "ATC",
     "AiluRus",
+    "Around",
     "Assignment",
     "Attachment",
     "CubistMerge",
@@ -64,6 +68,7 @@ __all__ = [
     "G2TM",
     "GTP",
     "GridPool",
+    "GridToMe",
     "KMedoids",
     "MCTF",
     "MPM",
@@ -73,6 +78,7 @@ __all__ = [
     "Select",
     "SoftAssignment",
     "ToFu",
+    "ToMA",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
@@ -92,7 +98,9 @@ __all__ = [
     "dpc_knn",
     "evaluate",
     "expedite",
+    "facility_location",
     "fidelity",
+    "grid_destinations",
     "grid_graph",
     "grid_pool",
     "gtp",
@@ -113,6 +121,7 @@ __all__ = [
     "token_reconstruction",
     "token_transforming",
     "tofu",
+    "toma",
     "tome",
     "topk",
     "window_graph",

@@ -14,6 +14,8 @@ from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.maps.lineage import Lineage
 
+NORMS = (("norm1", "ln_1", "layernorm_before", "layer_norm1"), ("norm2", "ln_2", "layernorm_after", "layer_norm2"))
+
 
 @dataclass(frozen=True)
 class InputShape:
@@ -135,6 +137,25 @@ class Adapter(ABC):
             bias: The mask that was added to the logits; ``None``: none.
             side: The block's other inputs.
         """
+
+    def norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
+        """The norms in front of attention and MLP, whose outputs these read; by default found by their usual names.
+
+        Strategies that reduce tokens around one module merge rows behind its norm.
+
+        Raises:
+            ValueError: If the block has none of the names.
+        """
+        found = []
+        for names in NORMS:
+            norm = next((m for name in names if isinstance(m := getattr(block, name, None), nn.Module)), None)
+            if norm is None:
+                raise ValueError(
+                    f"Expected {type(block).__name__} with a norm called {', '.join(names)} (got none). Override "
+                    "norms() in the adapter."
+                )
+            found.append(norm)
+        return found[0], found[1]
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Coarsens the block's other per-token inputs (RoPE tables, biases) by the maps that the tokens came by."""

@@ -11,6 +11,7 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import KEPT, SITE, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.ahead import act_ahead
+from tokengraph.attach.around import run_around
 from tokengraph.attach.mask import attention_bias, check_shape
 from tokengraph.attach.plan import PlanTable
 from tokengraph.attach.site import Site
@@ -32,6 +33,10 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     adapter, run, select = site.request.adapter, site.trace.run, site.request.select
     x, state = _enter(site, x, mask)
     table, finished, given = _table(state), site.index + 1, None
+    if select.placement == "around" and (keep := table.inside(site.index, state.lineage, select.acts)) is not None:
+        x, inner = run_around(site, block, x, state, mask, side, keep)
+        run.leave(site.index, x, state, inner)
+        return x
     if select.placement == "ahead" and "act" in table.due(site.index, state.lineage, select.acts):
         x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)

@@ -90,6 +90,28 @@ class Trace(Lifting):
         self.state()  # raises if the run stopped early
         return [max(self.counts_per_image(layer), default=0) for layer in range(self.depth + 1)]
 
+    @property
+    def counts_inside(self) -> list[int]:
+        """Patch tokens an image inside each block, if the strategy acts around a module; before a run, the plan.
+
+        Otherwise the tokens that come to each block. If images differ, this is the largest count.
+        """
+        if not self.run.begun:
+            return list(self.run.plans.inner) or self.counts[:-1]
+        counts = self.counts
+        return [max(s.lineage.now.each, default=0) if s else counts[i] for i, s in enumerate(self.run.inner)]
+
+    def inside(self, index: int) -> Assignment | SoftAssignment:
+        """Returns the map by which block ``index`` ran around fewer tokens in the last run.
+
+        Raises:
+            ValueError: If it did not.
+        """
+        state = self.run.inner[index] if 0 <= index < self.depth else None
+        if state is None:
+            raise ValueError(f"Expected a block that ran around fewer tokens in the last run (got block {index}).")
+        return state.lineage.maps[-1]
+
     def state(self, layer: int | None = None) -> State:
         """Returns the state of the tokens after ``layer`` blocks (default: all) in the last run.
 

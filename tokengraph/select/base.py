@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
     from tokengraph.schedule import Schedule
 
-PLACEMENTS = ("before", "inside", "after", "ahead")
+PLACEMENTS = ("before", "inside", "after", "ahead", "around")
+SPANS = ("attention", "mlp", "both", "block")
 READS = ("nothing", "keys", "class", "map")
 FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # older attributes that ``reads`` replaces
 _REGISTRY: dict[str, type[Select]] = {}
@@ -36,7 +37,10 @@ class Select(ABC):
         aliases: Other published names, and the settings that each stands for.
         placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP), ``"after"``, or
             ``"ahead"``: before it, by the attention map that the block computes for all tokens. It then reads the
-            ``"map"``; see :attr:`pools_map`.
+            ``"map"``; see :attr:`pools_map`. ``"around"``: tokens are fewer inside :attr:`around` alone, and return
+            behind it; the strategy then reads features and no attention.
+        around: With that placement, the modules that run on fewer tokens: ``"attention"``, ``"mlp"``, ``"both"`` of
+            them one after another by one map, or the whole ``"block"``.
         merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
             ``"center"``.
@@ -53,6 +57,7 @@ class Select(ABC):
     name: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     placement: ClassVar[str] = "inside"
+    around: ClassVar[str] = "attention"
     merges: ClassVar[bool] = True
     reduction: ClassVar[str] = "mean"
     needs_grid: ClassVar[bool] = False
@@ -64,7 +69,9 @@ class Select(ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if isinstance(cls.placement, str) and cls.placement not in PLACEMENTS:
-            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or ahead.")
+            raise ValueError(
+                f"Expected placement to be before, inside or after (got {cls.placement!r}), or ahead or around."
+            )
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
             cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
@@ -155,6 +162,15 @@ class Select(ABC):
     @property
     def stores(self) -> bool:
         """True if the run stores :meth:`residue`, so that dropped tokens return with features of their own."""
+        return False
+
+    @property
+    def holds(self) -> bool:
+        """True if tokens that return come back as they left, with the change of their clusters added.
+
+        :meth:`residue` is then not called: lifting adds to each token the difference between it and its cluster's row
+        at the time of the choice. It :attr:`stores`.
+        """
         return False
 
     def edit_attention(self, attention: Tensor) -> Tensor:

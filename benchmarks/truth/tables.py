@@ -22,12 +22,14 @@ REDUCTIONS = ("", ",reduce=mlerp")
 CENTER = ",reduce=center"
 HALF = ",prop_attn=half-log"
 OWN = {  # options of single strategies, tried in place of REDUCTIONS
+    "around": ("", ",sizes=False"),
     "atc": ("", ",reduce=mlerp", ",linkage=single", ",linkage=complete"),
     "cubist-merge": ("", ",reduce=mean"),
     "k-medoids": ("", ",reduce=mean"),
     "mctf": ("", ",ahead=True", ",ahead=precise"),
     "tofu": ("", ",reduce=mean", ",reduce=released"),
     "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
+    "toma": ("", ",scale=1000"),  # likewise
 }
 TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
 

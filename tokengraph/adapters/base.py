@@ -157,6 +157,10 @@ class Adapter(ABC):
             found.append(norm)
         return found[0], found[1]
 
+    def for_norm(self, block: Any, rows: Tensor) -> Tensor:
+        """Lays rows ``[B, n, C]`` out as the norms of the block give them; as they are by default."""
+        return rows
+
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Coarsens the block's other per-token inputs (RoPE tables, biases) by the maps that the tokens came by."""
         return side

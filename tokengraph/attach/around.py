@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import GIVEN
 from tokengraph.attach.held import Held
 from tokengraph.attach.mask import attention_bias
@@ -27,6 +29,14 @@ class GivenOutput:
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """Gives the rows, if there are any."""
         return self.block.__dict__.get(GIVEN)
+
+
+def give_outputs(block: nn.Module, norms: Iterable[nn.Module]) -> None:
+    """Adds missing hooks to the norms of a block; parts may be replaced between two runs."""
+    for norm in norms:
+        hooks = norm._forward_hooks.values()
+        if not any(isinstance(hook, GivenOutput) and hook.block is block for hook in hooks):
+            norm.register_forward_hook(GivenOutput(block))
 
 
 def run_around(
@@ -74,25 +84,27 @@ def run_around(
         bias, others = inputs(inner)
         return held.up(adapter.whole(block, rows, bias, **others)) + (x - held.up(rows)), inner
     norms = adapter.norms(block)
+    if not torch.compiler.is_compiling():
+        give_outputs(block, norms)
     if span == "mlp":
         bias, others = inputs(state)
         x = adapter.attend(block, x, bias, **others)
     else:
         rows = down(norms[0](x))
         bias, others = inputs(inner)
-        x = x + held.up(_alone(block, rows, lambda zeros: adapter.attend(block, zeros, bias, **others)))
+        x = x + held.up(_alone(adapter, block, rows, lambda zeros: adapter.attend(block, zeros, bias, **others)))
     if span == "attention":
         return adapter.feed(block, x), inner
     rows = down(norms[1](x))
-    return x + held.up(_alone(block, rows, lambda zeros: adapter.feed(block, zeros))), inner
+    return x + held.up(_alone(adapter, block, rows, lambda zeros: adapter.feed(block, zeros))), inner
 
 
-def _alone(block: nn.Module, rows: Tensor, half: Callable[[Tensor], Tensor]) -> Tensor:
+def _alone(adapter: Adapter, block: Any, rows: Tensor, half: Callable[[Tensor], Tensor]) -> Tensor:
     """One half of a block without its residual, on ``rows`` in place of what its norm would give.
 
     The half adds its result to the zeros that it gets, so that no adapter needs another method for this.
     """
-    block.__dict__[GIVEN] = rows
+    block.__dict__[GIVEN] = adapter.for_norm(block, rows)
     try:
         return half(rows.new_zeros(()).expand(rows.shape))
     finally:

@@ -82,7 +82,7 @@ def check_around_halves(adapter: Adapter, block: nn.Module, channels: int, span:
     for norm, half, name in zip(adapter.norms(block), halves, ("attention", "mlp"), strict=True):
         with in_eval(block):
             wanted = _run(block, lambda half=half: half(x) - x)
-            given = _run(block, lambda norm=norm: norm(x))
+            given = adapter.for_norm(block, _run(block, lambda norm=norm: norm(x)))
             got = _run(block, lambda half=half, norm=norm, given=given: _replaced(norm, given, half, x))
         if not torch.allclose(wanted, got, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()) + 1e-6):
             raise ValueError(

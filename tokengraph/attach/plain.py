@@ -101,12 +101,12 @@ def _first_block(schedule: Schedule) -> int:
 def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> list[Change]:
     core, select = found.core, request.select
     adapter: Adapter = request.adapter
-    reads = select.reads in ("keys", "class")
+    reads, inner = select.reads in ("keys", "class"), trace.run.plans.inner
     changes = []
     for index, block in list(enumerate(found.blocks))[trace.run.start :]:
         kept = adapter.kept(block) if reads else {}
         hooks = [Hook(module, KeptOutput(block, name)) for name, module in kept.items()]
-        if select.placement == "around" and select.around != "block":
+        if inner and inner[index] < trace.patches and select.around != "block":  # hooks may turn a fast path off
             hooks += [Hook(norm, GivenOutput(block)) for norm in adapter.norms(block)]
         changes.append(Change(block, Site(trace, index, request=request), adapter.block_mixin, hooks=hooks))
     embedding = adapter.embedding(core)

@@ -35,7 +35,7 @@ class PlanTable:
         cls, plans: Sequence[Sequence[int]], depth: int, again: frozenset[int] = frozenset(), whole: bool = False
     ) -> PlanTable:
         """Makes the table of ``depth`` blocks from one plan for all images, or one an image."""
-        keep = _columns(plans)
+        keep = _columns(plans) if plans else [[]] * (depth + 1)
         grows = [False, *(any(plan[layer + 1] > plan[layer] for plan in plans) for layer in range(depth))]
         return cls(keep, grows, again, whole)
 

@@ -101,6 +101,22 @@ class Trace(Lifting):
         counts = self.counts
         return [max(s.lineage.now.each, default=0) if s else counts[i] for i, s in enumerate(self.run.inner)]
 
+    def worked_per_image(self, layer: int) -> list[int]:
+        """Returns each image's patch tokens that block ``layer - 1`` worked on, from which costs follow.
+
+        For strategies around a module these are the tokens inside it; for others, and for layer 0, as
+        :meth:`counts_per_image`.
+        """
+        inner = self.run.inner[layer - 1] if layer else None
+        return self.counts_per_image(layer) if inner is None else list(inner.lineage.now.each)
+
+    @property
+    def counts_worked(self) -> list[int]:
+        """:attr:`counts`; for strategies around a module, behind the first entry, :attr:`counts_inside`."""
+        counts = self.counts
+        around = self.run.plans.request.select.placement == "around"
+        return [counts[0], *self.counts_inside] if around else counts
+
     def inside(self, index: int) -> Assignment | SoftAssignment:
         """Returns the map by which block ``index`` ran around fewer tokens in the last run.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tokengraph.cost import Cost
@@ -11,7 +11,6 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import SPANS, Select, resolve
-from tokengraph.select.grid_tome import GridToMe
 from tokengraph.select.tokens import Tokens
 
 SPAN_NAMES = (*SPANS, "stage")
@@ -45,7 +44,7 @@ class Around(Select):
     """
 
     name: ClassVar[str] = "around"
-    select: Any = field(default_factory=GridToMe)
+    select: Any = "grid-tome"
     span: str = "attention"
     sizes: bool = True
 
@@ -60,6 +59,8 @@ class Around(Select):
                 "which learns, stores, remembers the input, or has a place of its own)."
             )
         object.__setattr__(self, "select", inner)
+        for name in ("merges", "needs_grid", "alone", "ragged"):
+            object.__setattr__(self, name, getattr(inner, name))
 
     @property
     def placement(self) -> str:  # type: ignore[override]
@@ -94,29 +95,9 @@ class Around(Select):
         return "nothing"
 
     @property
-    def merges(self) -> bool:  # type: ignore[override]
-        """As the strategy."""
-        return self.select.merges
-
-    @property
     def weighs(self) -> bool:
         """If sizes are asked for, as the strategy."""
         return self.sizes and self.select.weighs
-
-    @property
-    def needs_grid(self) -> bool:  # type: ignore[override]
-        """As the strategy; every block has the full grid."""
-        return self.select.needs_grid
-
-    @property
-    def alone(self) -> bool:  # type: ignore[override]
-        """As the strategy."""
-        return self.select.alone
-
-    @property
-    def ragged(self) -> bool:  # type: ignore[override]
-        """As the strategy."""
-        return self.select.ragged
 
     @property
     def own_budget(self) -> int | None:

@@ -13,11 +13,12 @@ from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.layout import take_rows
 from tokengraph.maps.hard import Assignment
+from tokengraph.select.around import Around
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.roots import all_single
 from tokengraph.select.parts.graphs.destinations import picked, upper_left
 from tokengraph.select.parts.graphs.halves import cosines, unit_rows
-from tokengraph.select.tokens import Tokens, clamp_budget
+from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 Grid = tuple[int, int]
 
@@ -98,12 +99,12 @@ class GridToMe(Select):
         Give :func:`tokengraph.attach` half of the tokens for its default ratio: ``{0: 0.5}``. ``seed`` stands for its
         random destinations.
         """
-        from tokengraph.select.around import Around
-
         return Around(GridToMe(seed=seed), sizes=False)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        if tokens.layer >= 0 and not tokens.full and tokens.grid is not None:  # had too few cells for its budget before
+            return all_single(tokens.x, valid_counts(tokens.x, tokens.mask), tokens.mask)
         if tokens.grid is None or not tokens.full or len(tokens.grid) != 2:
             raise ValueError(
                 f"Expected the full grid (H, W) for GridToMe (got {tokens.x.size(1)} tokens"
@@ -160,9 +161,8 @@ def _grid_destinations(x: Tensor, grid: Grid, keep: int, cell: tuple[int, int], 
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         unit = unit_rows(x)
         if pick is None:
-            ends = (t.to(x.device) for t in upper_left(height, width, *cell))
-            to, source = (t.expand(images, -1) for t in ends)
-            unit_to, unit_source = unit[:, to[0]], unit[:, source[0]]
+            to, source, back = (t.to(x.device) for t in upper_left(height, width, *cell))
+            unit_to, unit_source = unit[:, to], unit[:, source]
         else:
             to, source = (t.expand(images, -1) for t in picked(pick, height, width, cell))
             unit_to, unit_source = take_rows(unit, to), take_rows(unit, source)
@@ -170,10 +170,9 @@ def _grid_destinations(x: Tensor, grid: Grid, keep: int, cell: tuple[int, int], 
         order = score.amax(dim=2).argsort(dim=1, descending=True, stable=True)
         gone = order[:, :removed]
         partner = take_rows(score, gone).argmax(dim=2)  # argmax is slow, so it runs only for the tokens that leave
-        stays = source.size(1) - removed
-        number = (torch.arange(source.size(1), device=x.device) - removed).expand_as(order)
+        stays = tokens - cells - removed
+        number = (torch.arange(tokens - cells, device=x.device) - removed).expand_as(order)
         number = torch.empty_like(order).scatter_(1, order, number).scatter_(1, gone, partner + stays)
         own = torch.arange(stays, stays + cells, device=x.device).expand(images, -1)
-        ids = torch.cat([source, to], dim=1)
-        cluster = torch.empty_like(ids).scatter_(1, ids, torch.cat([number, own], dim=1))
-        return Assignment.from_dense(cluster, tokens - removed)
+        place = back.to(x.device).expand(images, -1) if pick is None else torch.cat([source, to], dim=1).argsort(dim=1)
+        return Assignment.from_dense(torch.cat([number, own], dim=1).gather(1, place), tokens - removed)

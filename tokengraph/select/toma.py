@@ -15,6 +15,7 @@ from tokengraph.flat.layout import take_rows
 from tokengraph.flat.tables import equal_ptr, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
+from tokengraph.select.around import Around
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.facility import cover
 from tokengraph.select.parts.choices.roots import all_single
@@ -134,8 +135,6 @@ class ToMA(Select):
     @staticmethod
     def published() -> Select:
         """Returns the released form: around attention and MLP, scale 1000, tiles of 4 x 4, sizes never used."""
-        from tokengraph.select.around import Around
-
         return Around(ToMA(1000.0, (4, 4)), "both", sizes=False)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:

@@ -9,12 +9,15 @@ from tokengraph.flat.tables import table
 
 
 @table(64)
-def upper_left(height: int, width: int, down: int, across: int) -> tuple[Tensor, Tensor]:
-    """Splits a grid into the upper left token of each whole cell, and all others; both row by row, as token ids."""
+def upper_left(height: int, width: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits a grid into the upper left token of each whole cell, and all others; both row by row, as token ids.
+
+    Also returns the place of each token of the grid in the second followed by the first.
+    """
     ids = torch.arange(height * width).view(height, width)
     there = torch.zeros(height, width, dtype=torch.bool)
     there[: height // down * down : down, : width // across * across : across] = True
-    return ids[there], ids[~there]
+    return ids[there], ids[~there], torch.cat([ids[~there], ids[there]]).argsort()
 
 
 def picked(pick: Tensor, height: int, width: int, cell: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -27,7 +30,7 @@ def picked(pick: Tensor, height: int, width: int, cell: tuple[int, int]) -> tupl
         cell: Rows and columns of a cell.
 
     Returns:
-        Destinations ``[B, n_b]`` and sources ``[B, n_a]``.
+        Destinations ``[B, n_b]`` and sources ``[B, n_a]``, both row by row.
     """
     down, across = cell
     rows = torch.arange(pick.size(1), device=pick.device)[:, None] * down + pick // across

@@ -27,6 +27,7 @@ from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
+from tokengraph.select.from_matrix import FromMatrix
 from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.grid_tome import GridToMe, grid_destinations
@@ -65,6 +66,7 @@ __all__ = [
     "DynamicViT",
     "Expedite",
     "Fidelity",
+    "FromMatrix",
     "G2TM",
     "GTP",
     "GridPool",

@@ -23,6 +23,7 @@ from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.around import Around
 from tokengraph.select.atc import ATC, atc
 from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
+from tokengraph.select.dtem import DTEM
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
@@ -62,6 +63,7 @@ __all__ = [
     "Attachment",
     "CubistMerge",
     "DPCKNN",
+    "DTEM",
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",

@@ -42,6 +42,7 @@ STRATEGIES = {
     "gtp-sparse": (tg.GTP(score="mixed-max", sparsity=0.7), 3),
     "expedite": (tg.Expedite(clusters=(2, 2)), {1: "cluster", 2: "reconstruct"}),
     "dynamicvit": (tg.DynamicViT(layers=[1, 2]), None),
+    "dtem": (tg.DTEM(width=8), 3),
     "grid-pool": (tg.GridPool(), {1: 0.5, 3: 0.25}),
     "migration": (tg.TokenMigration(), {1: 0.7, 3: "reconstruct"}),
 }

@@ -60,8 +60,8 @@ class Reader(Protocol):
         ...
 
     @property
-    def decisions(self) -> list[Tensor]:
-        """Cumulative keep masks ``[B, N]`` of a strategy in training, stage by stage."""
+    def shares(self) -> list[Tensor]:
+        """Weights ``[B, N]`` of tokens in poolings while the strategy trains, the last of them counts; else empty."""
         ...
 
     def lineage(self, layer: int | None = None) -> Lineage:

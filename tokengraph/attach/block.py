@@ -70,7 +70,7 @@ def _open_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
     if select.reads == "nothing":
         return bias
     if not (select.reads == "map" or torch.compiler.is_compiling()):
-        keep_outputs(block, site.request.adapter)
+        keep_outputs(block, parts_to_read(block, site.request.adapter, select.reads))
     kept = block.__dict__[KEPT] = {}  # hooks and open masks write here
     return OpenMap(kept, map_edit(site, state), bias) if select.reads == "map" else bias
 
@@ -134,9 +134,16 @@ class KeptOutput:
             kept[self.name] = output
 
 
-def keep_outputs(block: nn.Module, adapter: Adapter) -> None:
-    """Adds missing hooks to the parts of a block that the strategy reads; parts may be replaced between two runs."""
-    for name, module in adapter.kept(block).items():
+def parts_to_read(block: nn.Module, adapter: Adapter, reads: str) -> dict[str, nn.Module]:
+    """The parts of a block whose outputs a strategy reads, by name; none if it reads the map, or nothing."""
+    if reads == "norm":
+        return {"norm": adapter.norms(block)[0]}
+    return adapter.kept(block) if reads in ("keys", "class") else {}
+
+
+def keep_outputs(block: nn.Module, parts: dict[str, nn.Module]) -> None:
+    """Adds missing hooks to ``parts`` of a block that the strategy reads; they may be replaced between two runs."""
+    for name, module in parts.items():
         hooks = module._forward_hooks.values()
         if not any(isinstance(hook, KeptOutput) and hook.block is block for hook in hooks):
             module.register_forward_hook(KeptOutput(block, name))

@@ -11,7 +11,7 @@ from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter, InputShape
 from tokengraph.attach.answers import check_answers, check_kept
 from tokengraph.attach.around import GivenOutput
-from tokengraph.attach.block import KeptOutput, note_grid, run_block
+from tokengraph.attach.block import KeptOutput, note_grid, parts_to_read, run_block
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.attach.checks import check_around_halves, check_halves, check_modules, check_plan, check_takes_mask
 from tokengraph.attach.handle import Handle
@@ -101,10 +101,10 @@ def _first_block(schedule: Schedule) -> int:
 def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> list[Change]:
     core, select = found.core, request.select
     adapter: Adapter = request.adapter
-    reads, inner = select.reads in ("keys", "class"), trace.run.plans.inner
+    inner = trace.run.plans.inner
     changes = []
     for index, block in list(enumerate(found.blocks))[trace.run.start :]:
-        kept = adapter.kept(block) if reads else {}
+        kept = parts_to_read(block, adapter, select.reads)
         hooks = [Hook(module, KeptOutput(block, name)) for name, module in kept.items()]
         if inner and inner[index] < trace.patches and select.around != "block":  # hooks may turn a fast path off
             hooks += [Hook(norm, GivenOutput(block)) for norm in adapter.norms(block)]

@@ -82,6 +82,7 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
         lineage.ancestor,
         asked.memory,
         keep,
+        relaxed=state.relaxed,
     )
 
 
@@ -117,7 +118,17 @@ def take_step(
     """:func:`act`, with the map over the patch tokens; ``None``: a decision."""
     kept = None if block is None else block.__dict__.pop(KEPT, None)
     select, run, lineage = site.request.select, site.trace.run, state.lineage
-    tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}, lineage.now))
+    if kept and select.reads == "norm":
+        tokens = see(site, state, x, None)
+        tokens.normed = site.request.adapter.for_norm(block, kept["norm"])[:, run.num_prefix :]
+    else:
+        tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}, lineage.now))
+    relaxed = select.relax(tokens, keep)
+    if relaxed is not None:
+        rows = torch.cat([x[:, : run.num_prefix], relaxed.x], dim=1)
+        ones = relaxed.size.new_ones(x.size(0), run.num_prefix)
+        size = torch.cat([ones, relaxed.size], dim=1)
+        return rows, replace(state, size=size, relaxed=(relaxed.order, relaxed.active)), None
     decision = select.decide(tokens)
     if decision is not None:
         return x, state.decided(decision, run.num_prefix), None

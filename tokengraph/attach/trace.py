@@ -173,6 +173,14 @@ class Trace(Lifting):
         """Cumulative keep masks ``[B, N]`` with gradients, one for each stage of a strategy in training."""
         return list(self.state().decisions)
 
+    @property
+    def shares(self) -> list[Tensor]:
+        """The weights ``[B, n]`` of tokens in a mean while the strategy trains: decisions, or sizes of relaxed steps."""
+        state = self.state()
+        if state.relaxed is not None and state.size is not None:
+            return [state.size[:, self.num_prefix :]]
+        return list(state.decisions)
+
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """Returns the map from the ``B*N`` input patches to the tokens after ``layer`` blocks (default: all)."""
         if (source := self.lineage(layer).source) is not None:

@@ -17,11 +17,12 @@ from tokengraph.select.tokens import Tokens
 
 if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
+    from tokengraph.nn.relaxed_merge import Relaxed
     from tokengraph.schedule import Schedule
 
 PLACEMENTS = ("before", "inside", "after", "ahead", "around")
 SPANS = ("attention", "mlp", "both", "block")
-READS = ("nothing", "keys", "class", "map")
+READS = ("nothing", "norm", "keys", "class", "map")
 FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # older attributes that ``reads`` replaces
 _REGISTRY: dict[str, type[Select]] = {}
 _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
@@ -45,8 +46,8 @@ class Select(ABC):
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
             ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
-        reads: The most that it reads of its block's attention: ``"nothing"``; ``"keys"``: keys and values, or attention
-            by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
+        reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that its block's
+            attention projected, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
             blocks that reduce cannot use a fused kernel.
         learns: True if it has parameters to train.
         alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
@@ -149,6 +150,18 @@ class Select(ABC):
         """Returns a differentiable cumulative keep mask over ``[B, N]`` in training; ``None`` to make a map instead.
 
         With a mask all tokens stay, and attention ignores dropped ones as keys.
+        """
+        return None
+
+    def relax(self, tokens: Tokens, keep: int | list[int]) -> Relaxed | None:
+        """Returns new rows and sizes of all tokens in training; ``None`` to make a map instead.
+
+        A relaxed step removes no token: sizes, by which attention weighs keys, say how much is left of each.
+
+        Args:
+            tokens: As for :meth:`__call__`; ``relaxed`` is the order that the step before gave.
+            keep: Clusters that a map would have. With fewer in one layer than in the one before, that many tokens' worth
+                of mass moves.
         """
         return None
 

@@ -22,6 +22,7 @@ from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.around import Around
 from tokengraph.select.atc import ATC, atc
+from tokengraph.select.compose import compose
 from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
 from tokengraph.select.dtem import DTEM
 from tokengraph.select.dynamicvit import DynamicViT
@@ -96,6 +97,7 @@ __all__ = [
     "attach",
     "backends",
     "coarsen",
+    "compose",
     "connected_components",
     "cubist_merge",
     "detach",

@@ -199,17 +199,20 @@ def _toma(
         return all_single(x, budget, mask)
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(budget, list) or grid is None:
-            return _one_region(x, budget, scale, mask)
+            with torch.no_grad():
+                centers = cover(x, max(budget, default=0) if isinstance(budget, list) else budget, mask)
+            return to_centers(x, centers, budget, scale, mask)
         with torch.no_grad():
             centers, ids = _choose(x, budget, grid, tiles)
         assert ids is not None
         return _in_tiles(x, budget, scale, centers, ids)
 
 
-def _one_region(x: Tensor, budget: int | list[int], scale: float, mask: Tensor | None) -> Assignment | SoftAssignment:
-    most = max(budget, default=0) if isinstance(budget, list) else budget
-    with torch.no_grad():
-        centers = cover(x, most, mask)
+def to_centers(
+    x: Tensor, centers: Tensor, budget: int | list[int], scale: float, mask: Tensor | None
+) -> Assignment | SoftAssignment:
+    """The map of tokens ``x [B, N, C]`` to ``centers [B, most]`` by the softmax of cosines; by an infinite scale hard."""
+    most = centers.size(1)
     alone = spare = None
     if isinstance(budget, list):
         each = torch.tensor(budget, device=x.device)[:, None]
@@ -223,7 +226,7 @@ def _one_region(x: Tensor, budget: int | list[int], scale: float, mask: Tensor |
     if spare is not None:
         logits = logits.masked_fill((spare & ~spare.all(dim=1, keepdim=True))[:, None], -torch.inf)
     if scale == torch.inf:
-        return Assignment.from_dense(_nearest(logits, centers, alone), budget, mask=mask)
+        return Assignment.from_dense(_nearest(logits, centers, alone), budget, mask=mask, centers=centers)
     weight = (scale * logits).softmax(dim=2) if scale else logits.isfinite().float()
     weight = weight if scale else weight / weight.sum(dim=2, keepdim=True)
     if alone is not None:
@@ -247,7 +250,7 @@ def _in_tiles(
         own = ids[None, ..., None] == to[:, :, None]
         best = torch.where(own, 2.0, logits).argmax(dim=3)
         cluster = column.expand(images, -1, -1).gather(2, best).flatten(1)
-        return Assignment.from_dense(cluster.new_empty(images, tokens).index_copy_(1, ids.flatten(), cluster), keep)
+        return Assignment.from_dense(cluster.new_empty(images, tokens).index_copy_(1, ids.flatten(), cluster), keep, centers=centers)
     weight = (scale * logits).softmax(dim=3) if scale else torch.where(column[:, None] < 0, 0.0, 1.0) / (
         column >= 0
     ).sum(dim=1)[:, None, None]

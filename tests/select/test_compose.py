@@ -8,25 +8,16 @@ from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.select.compose import fitting, table
-from tokengraph.testing import SELECT_LAWS, choice_laws, make_tokens, padding_laws, tiny_vit
+from tokengraph.testing import SELECT_LAWS, choice_laws, make_tokens, tiny_vit
 
 DOCS = Path(__file__).parents[2] / "docs" / "compose.md"
 FIT = list(fitting())
-QUICK = (
-    choice_laws.keeps_the_budget,
-    choice_laws.conserves_mass,
-    choice_laws.treats_images_alone,
-    choice_laws.survives_corner_cases,
-    padding_laws.takes_padding,
-)
-FULL = [  # one of each choice, with the less usual parts
+QUICK = (choice_laws.keeps_the_budget, choice_laws.conserves_mass, choice_laws.treats_images_alone)
+SAME_MAP = ("max", "absmax", "mlerp")  # these read the map that "mean" reads
+FULL = [  # the less usual parts
     {"score": "received", "graph": "ranked", "reduce": "weighted"},
     {"score": "norm", "graph": "cells", "reduce": "center"},
-    {"choose": "both-ways", "reduce": "mlerp"},
     {"choose": "mutual-pairs", "score": "norm", "reduce": "center"},
-    {"choose": "components", "knob": 0.2},
-    {"choose": "medoids", "score": "class"},
-    {"choose": "facility", "reduce": "soft"},
     {"choose": "around-best", "score": "distinct"},
     {"choose": "top-k", "score": "random", "reduce": "fuse"},
 ]
@@ -40,7 +31,7 @@ def made(parts):
 
 @pytest.mark.parametrize("choose", sorted({parts[2] for parts in FIT}))
 def test_every_combination_that_fits_holds_the_laws_of_choices(choose):
-    found = [parts for parts in FIT if parts[2] == choose]
+    found = [parts for parts in FIT if parts[2] == choose and parts[3] not in SAME_MAP]
     for parts in found:
         for law in QUICK:
             try:
@@ -51,11 +42,11 @@ def test_every_combination_that_fits_holds_the_laws_of_choices(choose):
 
 @pytest.mark.parametrize("law", SELECT_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("parts", FULL, ids=str)
-def test_all_laws_hold_for_one_combination_of_each_choice(parts, law):
+def test_all_laws_hold_for_unusual_combinations(parts, law):
     law(tg.compose(**parts))
 
 
-@pytest.mark.parametrize("parts", [p for p in FIT if p[3] != "max"][::7], ids=str)
+@pytest.mark.parametrize("parts", [p for p in FIT if p[3] != "max"][::9], ids=str)
 def test_combinations_run_in_a_model(parts):
     model, select = tiny_vit(), made(parts)
     with torch.no_grad(), tg.attach(model, select, {2: 9}) as handle:
@@ -66,7 +57,7 @@ def test_combinations_run_in_a_model(parts):
             assert not torch.equal(model(IMAGES), out) or handle.trace.counts[2] == 16
 
 
-@pytest.mark.parametrize("parts", list(fitting("around"))[::12], ids=str)
+@pytest.mark.parametrize("parts", list(fitting("around"))[::17], ids=str)
 def test_combinations_run_around_attention(parts):
     score, graph, choose, reduce = parts
     model, select = tiny_vit(), tg.compose(score=score, graph=graph, choose=choose, reduce=reduce, place="around")

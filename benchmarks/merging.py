@@ -31,7 +31,7 @@ import tokengraph as tg
 from tokengraph.compat import timm
 from tokengraph.select.parts.choices.agglomerate import agglomerate
 from tokengraph.select.parts.scores.energy import energy
-from tokengraph.testing import ideal
+from tokengraph.testing.ideal import ideal
 
 COLUMNS = ("method", "tokens worked on", "attached ms", "attached / ideal [quartiles]", "goal", "launches a step")
 MEMORY_COLUMNS = ("method", "features", "peak MiB", "goal")
@@ -172,7 +172,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
     counts = [f"{n} x{len(list(same))}" for n, same in groupby(row["counts"][1:])]
     shown = ", ".join(counts) if len(counts) < 5 else f"{row['counts'][1]} down to {row['counts'][-1]}"
     goal = f"{row['goal']:g}" if row["goal"] else ""
-    return [row["method"], shown, f"{row['median_ms']:.0f}", with_quartiles(row, "ratio", 3), goal, f"{row['launches']:g}"]
+    return [
+        row["method"],
+        shown,
+        f"{row['median_ms']:.0f}",
+        with_quartiles(row, "ratio", 3),
+        goal,
+        f"{row['launches']:g}",
+    ]
 
 
 def _memory_cells(row: dict[str, Any]) -> list[str]:

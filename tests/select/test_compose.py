@@ -145,7 +145,10 @@ def test_functions_of_ones_own_take_part():
         ({"reduce": "median"}, "Expected reduce to be one of absmax"),
         ({"place": "ahead"}, "Expected place to be one of before, inside, after, around"),
         ({"metric": "values"}, "Expected metric to be 'keys' or 'features'"),
-        ({"score": "norm"}, "Expected no score for choose='top-edges' on graph='alternating' .* none of these parts reads"),
+        (
+            {"score": "norm"},
+            "Expected no score for choose='top-edges' on graph='alternating' .* none of these parts reads",
+        ),
         ({"graph": "ranked"}, "Expected a score for graph='ranked'"),
         ({"choose": "top-k"}, "Expected a score for choose='top-k'"),
         ({"reduce": "weighted"}, "Expected a score for reduce='weighted' of choose='top-edges'"),

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.parts.norms import find_norms
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.maps.lineage import Lineage
-
-NORMS = (("norm1", "ln_1", "layernorm_before", "layer_norm1"), ("norm2", "ln_2", "layernorm_after", "layer_norm2"))
 
 
 @dataclass(frozen=True)
@@ -146,16 +145,7 @@ class Adapter(ABC):
         Raises:
             ValueError: If the block has none of the names.
         """
-        found = []
-        for names in NORMS:
-            norm = next((m for name in names if isinstance(m := getattr(block, name, None), nn.Module)), None)
-            if norm is None:
-                raise ValueError(
-                    f"Expected {type(block).__name__} with a norm called {', '.join(names)} (got none). Override "
-                    "norms() in the adapter."
-                )
-            found.append(norm)
-        return found[0], found[1]
+        return find_norms(block)
 
     def for_norm(self, block: Any, rows: Tensor) -> Tensor:
         """Lays rows ``[B, n, C]`` out as the norms of the block give them; as they are by default."""

@@ -175,7 +175,7 @@ class Trace(Lifting):
 
     @property
     def shares(self) -> list[Tensor]:
-        """The weights ``[B, n]`` of tokens in a mean while the strategy trains: decisions, or sizes of relaxed steps."""
+        """Weights ``[B, n]`` of tokens in a mean while the strategy trains: decisions, or sizes of relaxed steps."""
         state = self.state()
         if state.relaxed is not None and state.size is not None:
             return [state.size[:, self.num_prefix :]]

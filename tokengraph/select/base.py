@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokengraph.cost import Cost
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
+from tokengraph.select.flags import FLAGS, reads_by_flags
 from tokengraph.select.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 PLACEMENTS = ("before", "inside", "after", "ahead", "around")
 SPANS = ("attention", "mlp", "both", "block")
 READS = ("nothing", "norm", "keys", "class", "map")
-FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # older attributes that ``reads`` replaces
 _REGISTRY: dict[str, type[Select]] = {}
 _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
@@ -47,8 +47,9 @@ class Select(ABC):
             ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
         reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that its block's
-            attention projected, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
-            blocks that reduce cannot use a fused kernel.
+            attention projected, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the
+            class token's attention, so the model must have one; ``"map"``: the whole map, so blocks that reduce cannot
+            use a fused kernel.
         learns: True if it has parameters to train.
         alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
         ragged: True if a threshold decides how many tokens each image keeps. The budget is then the fewest that may
@@ -75,7 +76,7 @@ class Select(ABC):
             )
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
-            cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
+            cls.reads = property(lambda select: reads_by_flags(select, Select))  # type: ignore[assignment,misc]
         elif isinstance(cls.reads, str) and cls.reads not in READS:
             raise ValueError(f"Expected reads to be one of {', '.join(READS)} (got {cls.reads!r}).")
         if not cls.__dict__.get("name"):  # an inherited name belongs to the parent class
@@ -160,8 +161,7 @@ class Select(ABC):
 
         Args:
             tokens: As for :meth:`__call__`; ``relaxed`` is the order that the step before gave.
-            keep: Clusters that a map would have. With fewer in one layer than in the one before, that many tokens' worth
-                of mass moves.
+            keep: Clusters that a map would have; as many tokens' worth of mass moves as it would remove.
         """
         return None
 
@@ -266,19 +266,6 @@ class Select(ABC):
             head_width: D of one attention head, for strategies that work on keys.
         """
         return None
-
-
-def _reads_by_flags(select: Select) -> str:
-    """Derives ``reads`` for a strategy that sets only the older attributes."""
-
-    def says(flag: str, default: bool) -> bool:
-        return default if getattr(type(select), flag) is getattr(Select, flag) else getattr(select, flag)
-
-    if says("needs_map", False):
-        return "map"
-    if not says("reads_attention", True):
-        return "nothing"
-    return "class" if says("needs_class_token", False) else "keys"
 
 
 def _key(name: str) -> str:

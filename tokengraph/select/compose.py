@@ -111,8 +111,12 @@ def misfit(score: str | None, graph: str, choose: str | None, reduce: str, place
             "has no edges of the kind that it takes."
         )
     if reduce not in piece.reduces:
-        why = "nothing merges" if choose == "top-k" else "it drops nothing" if reduce in ("drop", "fuse") else (
-            "it has no centres to spread tokens over"
+        why = (
+            "nothing merges"
+            if choose == "top-k"
+            else "it drops nothing"
+            if reduce in ("drop", "fuse")
+            else ("it has no centres to spread tokens over")
         )
         return f"Expected reduce to be one of {', '.join(piece.reduces)} for choose={choose!r} (got {reduce!r}): {why}."
     return _score_misfit(piece, score, graph, choose, reduce)
@@ -123,8 +127,12 @@ def _score_misfit(piece: Piece, score: str | None, graph: str, choose: str | Non
     centers = reduce == "center" and not piece.centers and choose != "top-edges"
     centers |= reduce == "center" and choose == "top-edges" and graph != "alternating"
     if score is None and (needed or centers):
-        what = f"choose={choose!r}" if piece.score == "yes" else f"graph={graph!r}" if piece.score == graph else (
-            f"reduce={reduce!r} of choose={choose!r}"
+        what = (
+            f"choose={choose!r}"
+            if piece.score == "yes"
+            else f"graph={graph!r}"
+            if piece.score == graph
+            else (f"reduce={reduce!r} of choose={choose!r}")
         )
         return f"Expected a score for {what} (got none), such as score='norm'."
     reads = needed or piece.score == "may" or (reduce == "center" and not piece.centers)

@@ -205,4 +205,3 @@ def _attention(tokens: Tokens) -> AttentionStats:
 def _random(tokens: Tokens) -> Tensor:
     score = random_score(tokens.x.size(1), 1000003 * (tokens.layer + 1), device=tokens.x.device)
     return score.expand(tokens.x.shape[:2])
-

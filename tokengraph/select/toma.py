@@ -31,13 +31,13 @@ def facility_location(
     grid: Grid | None = None,
     tiles: Grid | None = None,
 ) -> Tensor:
-    r"""Chooses tokens that cover the others best, by greedy maximisation of :math:`\sum_j \max_{d \in D} \cos(x_j, x_d)`.
+    r"""Chooses tokens that cover the others best: greedily for :math:`\sum_j \max_{d \in D} \cos(x_j, x_d)`.
 
     Args:
         x: Token features, ``[B, N, C]``.
         keep: Destinations an image; each tile has as many as the others, or the first ones one more.
         grid: ``(H, W)``, with ``tiles``.
-        tiles: Rows and columns of a tile, which must divide the grid; each tile chooses by itself. ``None``: one region.
+        tiles: Rows and columns of a tile, which must divide the grid; each chooses by itself. ``None``: one region.
 
     Returns:
         ``[B, keep]`` token ids, tile by tile, in the order of choice.
@@ -211,7 +211,7 @@ def _toma(
 def to_centers(
     x: Tensor, centers: Tensor, budget: int | list[int], scale: float, mask: Tensor | None
 ) -> Assignment | SoftAssignment:
-    """The map of tokens ``x [B, N, C]`` to ``centers [B, most]`` by the softmax of cosines; by an infinite scale hard."""
+    """The map of tokens ``x [B, N, C]`` to ``centers [B, most]`` by a softmax of cosines; hard by an infinite scale."""
     most = centers.size(1)
     alone = spare = None
     if isinstance(budget, list):
@@ -235,9 +235,7 @@ def to_centers(
     return SoftAssignment.from_matrix(weight, budget, mask=mask, centers=centers, lossless=True)
 
 
-def _in_tiles(
-    x: Tensor, keep: int, scale: float, centers: Tensor, ids: Tensor
-) -> Assignment | SoftAssignment:
+def _in_tiles(x: Tensor, keep: int, scale: float, centers: Tensor, ids: Tensor) -> Assignment | SoftAssignment:
     images, tokens, (count, each), device = x.size(0), x.size(1), ids.shape, x.device
     rounds = min(-(-keep // count), each)
     place = _places(count, keep, each).to(device)
@@ -250,10 +248,14 @@ def _in_tiles(
         own = ids[None, ..., None] == to[:, :, None]
         best = torch.where(own, 2.0, logits).argmax(dim=3)
         cluster = column.expand(images, -1, -1).gather(2, best).flatten(1)
-        return Assignment.from_dense(cluster.new_empty(images, tokens).index_copy_(1, ids.flatten(), cluster), keep, centers=centers)
-    weight = (scale * logits).softmax(dim=3) if scale else torch.where(column[:, None] < 0, 0.0, 1.0) / (
-        column >= 0
-    ).sum(dim=1)[:, None, None]
+        return Assignment.from_dense(
+            cluster.new_empty(images, tokens).index_copy_(1, ids.flatten(), cluster), keep, centers=centers
+        )
+    weight = (
+        (scale * logits).softmax(dim=3)
+        if scale
+        else torch.where(column[:, None] < 0, 0.0, 1.0) / (column >= 0).sum(dim=1)[:, None, None]
+    )
     ptr, ends = equal_ptr(images, tokens, device), equal_ptr(images, keep, device)
     token = (ids + ptr[:-1, None, None])[..., None].expand(-1, -1, -1, rounds)
     cluster = (column + ends[:-1, None, None])[:, :, None].expand(-1, -1, each, -1)
@@ -264,13 +266,11 @@ def _in_tiles(
         parts = tuple(t.transpose(2, 3).flatten(1, 2).index_select(1, there) for t in parts)
     edges = tuple(t.flatten() for t in parts)
     flat = (centers + ptr[:-1, None]).flatten()
-    return SoftAssignment(
-        *edges, images * tokens, images * keep, True, edges, ptr, ends, centers=flat, lossless=True
-    )
+    return SoftAssignment(*edges, images * tokens, images * keep, True, edges, ptr, ends, centers=flat, lossless=True)
 
 
 def _cosines(x: Tensor, centers: Tensor | None, rows: Tensor | None = None) -> Tensor:
-    """Cosines of tokens ``[B, N, C]`` with ``rows [B, M, C]`` or their own rows at ``centers [B, M]``, with gradient."""
+    """Cosines of tokens ``[B, N, C]`` with ``rows [B, M, C]`` or their own at ``centers [B, M]``, with gradient."""
     x = x.float()
     to = take_rows(x, centers) if rows is None and centers is not None else rows
     assert to is not None

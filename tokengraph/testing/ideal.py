@@ -153,5 +153,9 @@ def _check(model: nn.Module, blocks: list[nn.Module], counts: Sequence[int], pla
         raise ValueError(
             f"Expected {len(blocks) + 1} counts, before the first block and after each (got {len(counts)})."
         )
-    if min(counts) < 0 or placement != "around" and any(a < b != counts[0] for a, b in zip(counts[:-1], counts[1:], strict=True)):
+    if (
+        min(counts) < 0
+        or placement != "around"
+        and any(a < b != counts[0] for a, b in zip(counts[:-1], counts[1:], strict=True))
+    ):
         raise ValueError(f"Expected counts >= 0 that only rise to the first again (got {list(counts)}).")

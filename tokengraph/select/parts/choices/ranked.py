@@ -17,8 +17,8 @@ def merge_ranked(metric: Tensor, order: Tensor, lost: int | list[int], mask: Ten
         order: Token ids by rank, ``[B, N]``; padding comes last.
         lost: Tokens that an image loses, at most half.
         mask: ``[B, N]`` bool, True where there is a token.
-        mode: ``"energy"``: A and B are the first ``2 * lost`` ranks, and all of A merges; ``"bsm"``: all tokens, and the
-            heaviest edges.
+        mode: ``"energy"``: A and B are the first ``2 * lost`` ranks, and all of A merges; ``"bsm"``: all tokens,
+            and the heaviest edges.
     """
     tokens, device = order.size(1), order.device
     most, r = max(lost) if isinstance(lost, list) else lost, _column(lost, device)

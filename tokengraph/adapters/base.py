@@ -140,8 +140,6 @@ class Adapter(ABC):
     def norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
         """The norms in front of attention and MLP, whose outputs these read; by default found by their usual names.
 
-        Strategies that reduce tokens around one module merge rows behind its norm.
-
         Raises:
             ValueError: If the block has none of the names.
         """

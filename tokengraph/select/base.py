@@ -71,9 +71,7 @@ class Select(ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if isinstance(cls.placement, str) and cls.placement not in PLACEMENTS:
-            raise ValueError(
-                f"Expected placement to be before, inside or after (got {cls.placement!r}), or ahead or around."
-            )
+            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or around.")
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
             cls.reads = property(lambda select: reads_by_flags(select, Select))  # type: ignore[assignment,misc]
@@ -155,9 +153,7 @@ class Select(ABC):
         return None
 
     def relax(self, tokens: Tokens, keep: int | list[int]) -> Relaxed | None:
-        """Returns new rows and sizes of all tokens in training; ``None`` to make a map instead.
-
-        A relaxed step removes no token: sizes, by which attention weighs keys, say how much is left of each.
+        """Returns new rows and sizes of all tokens in training (sizes say how much each counts), or ``None``.
 
         Args:
             tokens: As for :meth:`__call__`; ``relaxed`` is the order that the step before gave.
@@ -179,11 +175,7 @@ class Select(ABC):
 
     @property
     def holds(self) -> bool:
-        """True if tokens that return come back as they left, with the change of their clusters added.
-
-        :meth:`residue` is then not called: lifting adds to each token the difference between it and its cluster's row
-        at the time of the choice. It :attr:`stores`.
-        """
+        """True if tokens return as they left, with the change of their clusters added; it then :attr:`stores`."""
         return False
 
     def edit_attention(self, attention: Tensor) -> Tensor:
@@ -222,7 +214,7 @@ class Select(ABC):
 
     @property
     def pools_map(self) -> bool:
-        """True if a block that it acts ahead of mixes values by the pooled map, and not by a map of the new tokens."""
+        """True if a block that it acts ahead of mixes values by the pooled map."""
         return False
 
     @property
@@ -240,7 +232,7 @@ class Select(ABC):
 
     @property
     def restores(self) -> bool:
-        """True if every input patch can be reconstructed from the kept tokens; by default if it merges."""
+        """True if every input patch can be reconstructed; by default if it merges."""
         return self.merges
 
     @property

@@ -60,7 +60,7 @@ class DTEM(Select):
                 f"Expected width and neighbors of at least 1 and two temperatures above 0 (got {width}, {neighbors}, "
                 f"{tau})."
             )
-        self.width, self.neighbors, self.tau, self.detach = width, neighbors, tuple(tau), detach
+        self.width, self.neighbors, self.tau, self.detach = width, neighbors, tau, detach
         self.layers: tuple[int, ...] = ()
         self.metrics: nn.ModuleList | None = None
 

@@ -8,7 +8,7 @@ FLAGS = ("reads_attention", "needs_class_token", "needs_map")
 
 
 def reads_by_flags(select: Any, base: type) -> str:
-    """Derives ``reads`` for a strategy that sets only the older attributes; ``base`` is the class that has ``reads``."""
+    """Derives ``reads`` for a strategy that sets only the older attributes; ``base`` is ``Select``."""
 
     def says(flag: str, default: bool) -> bool:
         return default if getattr(type(select), flag) is getattr(base, flag) else getattr(select, flag)

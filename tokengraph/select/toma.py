@@ -264,9 +264,21 @@ def _in_tiles(x: Tensor, keep: int, scale: float, centers: Tensor, ids: Tensor) 
     if count * rounds != keep:
         there = (column >= 0).flatten().nonzero()[:, 0]
         parts = tuple(t.transpose(2, 3).flatten(1, 2).index_select(1, there) for t in parts)
-    edges = tuple(t.flatten() for t in parts)
+    edges = parts[0].flatten(), parts[1].flatten(), parts[2].flatten()
     flat = (centers + ptr[:-1, None]).flatten()
-    return SoftAssignment(*edges, images * tokens, images * keep, True, edges, ptr, ends, centers=flat, lossless=True)
+    return SoftAssignment(
+        edges[0],
+        edges[1],
+        edges[2],
+        images * tokens,
+        images * keep,
+        True,
+        edges,
+        ptr,
+        ends,
+        centers=flat,
+        lossless=True,
+    )
 
 
 def _cosines(x: Tensor, centers: Tensor | None, rows: Tensor | None = None) -> Tensor:

@@ -131,9 +131,10 @@ def measure(name: str, run: Run) -> list[dict[str, Any]]:
             attached = _twin(model)
             handle = stack.enter_context(tg.attach(attached, setting.select, setting.schedule))
             attached(images)
-            counts[setting.name] = handle.trace.counts
+            counts[setting.name] = handle.trace.counts_worked
             place, opened = setting.select.placement, setting.select.needs_map
-            cut = stack.enter_context(ideal(_twin(model), handle.trace.counts, place, open_maps=opened))
+            how = {"open_maps": opened, "span": setting.select.around}
+            cut = stack.enter_context(ideal(_twin(model), handle.trace.counts_worked, place, **how))
             calls[f"{setting.name} attached"] = _call(attached, images, args.compile)
             calls[f"{setting.name} ideal"] = _call(cut, images, args.compile)
         with progress(run.effort.rounds + 1) as step:

@@ -25,17 +25,22 @@ from tokengraph.moved import find_moved_modules as _find_moved_modules
 from tokengraph.planning import Plan, plan
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
+from tokengraph.select.around import Around
 from tokengraph.select.atc import ATC, atc
 from tokengraph.select.coarsening import FarthestPoints, HeavyEdges, LocalVariation, Modularity, SpectralClustering
 from tokengraph.select.coarsening.farthest_points import farthest_points
+from tokengraph.select.compose import compose
 from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
+from tokengraph.select.dtem import DTEM
 from tokengraph.select.dynamicvit import DynamicViT
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
+from tokengraph.select.from_matrix import FromMatrix
 from tokengraph.select.from_pyg import FromPyG
 from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.grid_pool import GridPool, grid_pool
+from tokengraph.select.grid_tome import GridToMe, grid_destinations
 from tokengraph.select.gtp.gtp import GTP, gtp
 from tokengraph.select.k_medoids import KMedoids, k_medoids
 from tokengraph.select.mctf import MCTF, mctf
@@ -49,6 +54,7 @@ from tokengraph.select.random import Random
 from tokengraph.select.staged import Staged
 from tokengraph.select.tofu import ToFu, tofu
 from tokengraph.select.token_transforming import TokenTransforming, token_transforming
+from tokengraph.select.toma import ToMA, facility_location, toma
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
@@ -62,19 +68,23 @@ __all__ = [
     "ALGM",
     "ATC",
     "AiluRus",
+    "Around",
     "Assignment",
     "Attachment",
     "CubistMerge",
     "DPCKNN",
+    "DTEM",
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",
     "FarthestPoints",
     "Fidelity",
+    "FromMatrix",
     "FromPyG",
     "G2TM",
     "GTP",
     "GridPool",
+    "GridToMe",
     "HeavyEdges",
     "KMedoids",
     "LocalVariation",
@@ -91,6 +101,7 @@ __all__ = [
     "SpectralClustering",
     "Staged",
     "ToFu",
+    "ToMA",
     "ToMe",
     "TokenGraph",
     "TokenMigration",
@@ -106,6 +117,7 @@ __all__ = [
     "backends",
     "coarsen",
     "communities",
+    "compose",
     "connected_components",
     "contract",
     "cubist_merge",
@@ -113,8 +125,10 @@ __all__ = [
     "dpc_knn",
     "evaluate",
     "expedite",
+    "facility_location",
     "farthest_points",
     "fidelity",
+    "grid_destinations",
     "grid_graph",
     "grid_pool",
     "gtp",
@@ -139,6 +153,7 @@ __all__ = [
     "token_clustering",
     "token_reconstruction",
     "token_transforming",
+    "toma",
     "tome",
     "topk",
     "window_graph",

@@ -123,6 +123,7 @@ class Costed(Protocol):
     """The part of a strategy that :func:`vit_cost` needs; see :class:`tokengraph.Select`."""
 
     placement: ClassVar[str]
+    around: ClassVar[str]
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64, /) -> Cost | None:
         """Returns the cost of one step for one image, or ``None`` if the strategy does not state it."""
@@ -147,7 +148,8 @@ def vit_cost(
         hidden: Width of the MLP; ``4 * C`` by default.
         num_prefix: P.
         head_width: D of one attention head.
-        select: The strategy, for its own cost and its place in the block.
+        select: The strategy, for its own cost and its place in the block. Around a module, counts behind the first
+            are those inside each block.
         lift: Also count the lift of the last tokens to every patch.
 
     Returns:
@@ -159,6 +161,8 @@ def vit_cost(
         9.08
     """
     hidden = 4 * channels if hidden is None else hidden
+    if select is not None and select.placement == "around":
+        return _around_cost(counts, channels, hidden, num_prefix, head_width, select)
     attention = mlp = chosen = reduced = lifted = Cost()
     counted = True
     for index, (before, after) in enumerate(zip(counts[:-1], counts[1:], strict=True)):
@@ -177,4 +181,24 @@ def vit_cost(
         chosen += own or Cost()
         reduced += reduce_cost(before + num_prefix, after + num_prefix, channels)
     lifted += lift_cost(counts[0], counts[-1], channels) if lift else Cost()
+    return ModelCost(attention, mlp, chosen, reduced, lifted, counted)
+
+
+def _around_cost(
+    counts: Sequence[int], channels: int, hidden: int, num_prefix: int, head_width: int, select: Costed
+) -> ModelCost:
+    """:func:`vit_cost` of a strategy around a module: each block chooses, reduces and lifts by itself."""
+    attention = mlp = chosen = reduced = lifted = Cost()
+    counted, tokens = True, counts[0]
+    for inside in counts[1:]:
+        attention += attention_cost((tokens if select.around == "mlp" else inside) + num_prefix, channels)
+        mlp += mlp_cost((tokens if select.around == "attention" else inside) + num_prefix, channels, hidden)
+        if inside >= tokens:
+            continue
+        own = select.cost(tokens, inside, channels, head_width)
+        counted &= own is not None
+        chosen += own or Cost()
+        for _ in range(2 if select.around == "both" else 1):
+            reduced += reduce_cost(tokens + num_prefix, inside + num_prefix, channels)
+            lifted += lift_cost(tokens, inside, channels)
     return ModelCost(attention, mlp, chosen, reduced, lifted, counted)

@@ -8,7 +8,7 @@ from functools import cache
 
 from tokengraph.evaluate.costs import Anatomy, multiply_adds
 from tokengraph.evaluate.settings import Setting, read_setting
-from tokengraph.schedule import counts_ahead, tokens_per_layer
+from tokengraph.schedule import counts_ahead, tokens_around, tokens_per_layer
 from tokengraph.select.base import Select
 
 FAR = 0.03  # a schedule whose cost is farther from the wanted share than this does not count as one at that cost
@@ -72,6 +72,8 @@ def counts_of(setting: Setting, depth: int, tokens: int) -> list[int]:
     sides = getattr(select, "clusters", None)
     inner = None if sides is None else int(sides[0]) * int(sides[1])
     assert setting.schedule is not None
+    if select.placement == "around":
+        return [tokens, *tokens_around(setting.schedule, depth, tokens, select.fewest, clusters=inner)]
     counts = tokens_per_layer(setting.schedule, depth, tokens, select.fewest, clusters=inner)
     return counts_ahead(counts, tokens) if select.placement == "ahead" else counts
 

@@ -23,6 +23,7 @@ CENTER = ",reduce=center"
 HALF = ",prop_attn=half-log"
 MEAN = ("", ",reduce=mean")  # of strategies whose default is MLERP or a rule of their own
 OWN = {  # options of single strategies, tried in place of REDUCTIONS
+    "around": ("", ",sizes=False"),
     "atc": ("", ",reduce=mlerp", ",linkage=single", ",linkage=complete"),
     "ailurus": (*MEAN, CENTER),
     "cubist-merge": MEAN,
@@ -31,6 +32,7 @@ OWN = {  # options of single strategies, tried in place of REDUCTIONS
     "mctf": ("", ",ahead=True", ",ahead=precise"),
     "tofu": ("", ",reduce=mean", ",reduce=released"),
     "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
+    "toma": ("", ",scale=1000"),  # likewise
 }
 TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
 

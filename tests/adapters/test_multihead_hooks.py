@@ -25,7 +25,7 @@ def test_hooks_are_called_once_a_block_and_change_what_comes_out(kind):
         part.register_forward_hook(lambda module, args, output: calls.append(module))
     with attach(model, kind, "tome", 3) as handle:
         hooked = run(model, images())
-        assert calls == attentions(model) and handle.trace.counts[-1] < 16
+        assert calls == attentions(model) and min(handle.trace.counts_worked) < 16
         clusters = handle.trace.source().cluster
         attentions(model)[-1].register_forward_hook(lambda module, args, output: (0 * output[0], None))
         assert (run(model, images()) - hooked).abs().max() > 1e-3

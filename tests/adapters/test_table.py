@@ -79,7 +79,7 @@ def test_every_strategy_works_in_every_family(setting, family, name):
         plain = case.run(model)
         with tg.attach(model, select, schedule, adapter=case.adapter) as handle:
             outputs = case.run(model)
-            assert min(handle.trace.counts) < 16
+            assert min(handle.trace.counts + handle.trace.counts_inside) < 16
     assert all(out.isfinite().all() for out in outputs)
     assert not torch.equal(outputs[0], plain[0])
 

@@ -123,7 +123,7 @@ def test_learned_pruning_trains_as_in_timm(images):
         grads.append([p.grad for p in model.score_predictor.parameters()])
         with torch.no_grad():
             model.eval()(images)
-        assert handle.trace.counts[-1] < 16
+        assert min(handle.trace.counts_worked) < 16
     assert len(grads[0]) > 4
     for a, b in zip(*grads, strict=True):
         assert_close(a, b, rtol=1e-3, atol=1e-5)

@@ -39,6 +39,6 @@ def test_fidelity_stays_what_it_was(images, setting):
 
 def test_settings_have_one_for_every_strategy():
     found = settings(BODY)
-    assert [re.split("[:,]", text)[0] for text in found] == strategies()
+    assert [re.split("[:,]", text)[0] for text in found] == [name for name in strategies() if name != "around"]
     assert {"mpm,layers=(1, 3)", "g2tm,tau=0.88,layer=1", "algm,tau=0.88,layers=(1, 3)"} < set(found)
     assert "tome:6" in found and "ailurus:{2: 16}" in found

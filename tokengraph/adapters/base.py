@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tokengraph.adapters.parts.norms import find_norms
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.maps.lineage import Lineage
@@ -135,6 +136,18 @@ class Adapter(ABC):
             bias: The mask that was added to the logits; ``None``: none.
             side: The block's other inputs.
         """
+
+    def norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
+        """The norms in front of attention and MLP, whose outputs these read; by default found by their usual names.
+
+        Raises:
+            ValueError: If the block has none of the names.
+        """
+        return find_norms(block)
+
+    def for_norm(self, block: Any, rows: Tensor) -> Tensor:
+        """Lays rows ``[B, n, C]`` out as the norms of the block give them; as they are by default."""
+        return rows
 
     def carry(self, side: dict[str, Any], lineage: Lineage, block: Any) -> dict[str, Any]:
         """Coarsens the block's other per-token inputs (RoPE tables, biases) by the maps that the tokens came by."""

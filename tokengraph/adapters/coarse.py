@@ -19,6 +19,7 @@ from tokengraph.nn.modes import in_backward
 
 SITE = "_tokengraph"  # the attribute with an attached module's site
 KEPT = "_tokengraph_kept"  # the attribute with the outputs that hooks keep for a block
+GIVEN = "_tokengraph_given"  # the attribute with rows that a norm of a block gives in place of its own output
 
 
 class Writer(Protocol):
@@ -59,8 +60,8 @@ class Reader(Protocol):
         ...
 
     @property
-    def decisions(self) -> list[Tensor]:
-        """Cumulative keep masks ``[B, N]`` of a strategy in training, stage by stage."""
+    def shares(self) -> list[Tensor]:
+        """Weights ``[B, N]`` of tokens in poolings while the strategy trains, the last of them counts; else empty."""
         ...
 
     def lineage(self, layer: int | None = None) -> Lineage:

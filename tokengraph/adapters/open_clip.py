@@ -49,7 +49,7 @@ class OpenClipModel(WithIntermediates):
         pooled, tokens = super()._global_pool(x)  # type: ignore[misc]
         if self.pool_type != "avg":  # type: ignore[attr-defined]
             return pooled, tokens
-        lineage, decisions = site.trace.lineage(), site.trace.decisions
+        lineage, decisions = site.trace.lineage(), site.trace.shares
         there = decisions[-1] if decisions else lineage.now.valid
         if there is None or lineage.merged or there.shape != tokens.shape[:2]:  # they were lifted
             return pooled, tokens

@@ -11,6 +11,7 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import KEPT, SITE, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.ahead import act_ahead
+from tokengraph.attach.around import run_around
 from tokengraph.attach.mask import attention_bias, check_shape
 from tokengraph.attach.plan import PlanTable
 from tokengraph.attach.site import Site
@@ -32,6 +33,10 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     adapter, run, select = site.request.adapter, site.trace.run, site.request.select
     x, state = _enter(site, x, mask)
     table, finished, given = _table(state), site.index + 1, None
+    if select.placement == "around" and (keep := table.inside(site.index, state.lineage, select.acts)) is not None:
+        x, inner = run_around(site, block, x, state, mask, side, keep)
+        run.leave(site.index, x, state, inner)
+        return x
     if select.placement == "ahead" and "act" in table.due(site.index, state.lineage, select.acts):
         x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)
@@ -65,7 +70,7 @@ def _open_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
     if select.reads == "nothing":
         return bias
     if not (select.reads == "map" or torch.compiler.is_compiling()):
-        keep_outputs(block, site.request.adapter)
+        keep_outputs(block, parts_to_read(block, site.request.adapter, select.reads))
     kept = block.__dict__[KEPT] = {}  # hooks and open masks write here
     return OpenMap(kept, map_edit(site, state), bias) if select.reads == "map" else bias
 
@@ -129,9 +134,16 @@ class KeptOutput:
             kept[self.name] = output
 
 
-def keep_outputs(block: nn.Module, adapter: Adapter) -> None:
-    """Adds missing hooks to the parts of a block that the strategy reads; parts may be replaced between two runs."""
-    for name, module in adapter.kept(block).items():
+def parts_to_read(block: nn.Module, adapter: Adapter, reads: str) -> dict[str, nn.Module]:
+    """The parts of a block whose outputs a strategy reads, by name; none if it reads the map, or nothing."""
+    if reads == "norm":
+        return {"norm": adapter.norms(block)[0]}
+    return adapter.kept(block) if reads in ("keys", "class") else {}
+
+
+def keep_outputs(block: nn.Module, parts: dict[str, nn.Module]) -> None:
+    """Adds missing hooks to ``parts`` of a block that the strategy reads; they may be replaced between two runs."""
+    for name, module in parts.items():
         hooks = module._forward_hooks.values()
         if not any(isinstance(hook, KeptOutput) and hook.block is block for hook in hooks):
             module.register_forward_hook(KeptOutput(block, name))

@@ -62,6 +62,45 @@ def check_halves(adapter: Adapter, block: nn.Module, channels: int) -> None:
     check_equal(block, wanted, got, f"its two halves, attention and MLP, as the adapter '{adapter.family}' has them")
 
 
+def check_around_halves(adapter: Adapter, block: nn.Module, channels: int, span: str) -> None:
+    """Raises unless attention and MLP read what their norms give, as strategies around a module need it.
+
+    Raises:
+        ValueError: If a norm is not found, or a half does not follow what its norm is made to give.
+
+    Cost: four runs of a half on a few tokens.
+    """
+    parameter = next(block.parameters())
+    if span == "block" or parameter.is_meta:
+        return
+    count = adapter.tokens_to_check(block)
+    x, side = _tokens(parameter, count, channels), adapter.example(block, count)
+    halves: list[Callable[[Tensor], Tensor]] = [
+        lambda rows: adapter.attend(block, rows, None, **side),
+        lambda rows: adapter.feed(block, rows),
+    ]
+    for norm, half, name in zip(adapter.norms(block), halves, ("attention", "mlp"), strict=True):
+        with in_eval(block):
+            wanted = _run(block, lambda half=half: half(x) - x)
+            given = adapter.for_norm(block, _run(block, lambda norm=norm: norm(x)))
+            got = _run(block, lambda half=half, norm=norm, given=given: _replaced(norm, given, half, x))
+        if not torch.allclose(wanted, got, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()) + 1e-6):
+            raise ValueError(
+                f"Expected the {name} half of {type(block).__name__} to read the output of its norm "
+                f"{type(norm).__name__} (got outputs that differ by up to {(wanted - got).abs().max().item():.3g}). "
+                "Override norms() in the adapter. Nothing changed."
+            )
+
+
+def _replaced(norm: nn.Module, given: Tensor, half: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Runs a half on zeros, with ``given`` in place of what its norm makes of them."""
+    hook = norm.register_forward_hook(lambda module, args, output: given)
+    try:
+        return half(torch.zeros_like(x))
+    finally:
+        hook.remove()
+
+
 def check_equal(block: nn.Module, wanted: Tensor, got: Tensor, what: str) -> None:
     """Raises ValueError unless ``got``, the output of the block run as ``what``, equals ``wanted`` bit for bit."""
     if not torch.equal(wanted, got):
@@ -149,6 +188,11 @@ def check_plan(
             f"Expected {type(select.at(late[0] - 1)).__name__} to act on the full grid only (got it at layer "
             f"{late[0]}, after a step at layer {falls[0]}). Let it act first, and only once."
         )
+    if select.placement == "around" and (select.reads != "nothing" or select.learns):
+        raise ValueError(
+            f"Expected a strategy around a module to read features alone (got {type(select).__name__}, which "
+            f"{'learns' if select.learns else 'reads ' + select.reads}): the block has not run yet."
+        )
     if select.needs_class_token and not class_token:
         raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
     if select.placement == "ahead" and changes[-1] < 0:
@@ -156,7 +200,7 @@ def check_plan(
             f"Expected nothing to leave behind the last block for {type(select).__name__}, which acts ahead of blocks "
             f"(got {plan[-2]} tokens, then {plan[-1]}). Use layers up to {len(plan) - 2}."
         )
-    if isinstance(schedule, Mapping) and 0 in schedule and select.placement not in ("before", "ahead"):
+    if isinstance(schedule, Mapping) and 0 in schedule and select.placement not in ("before", "ahead", "around"):
         raise ValueError(
             f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
             "(got layer 0)."

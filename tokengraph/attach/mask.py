@@ -37,14 +37,15 @@ def attention_bias(
     lineage, shape = state.lineage, state.asked.shape
     check_shape(mask, lineage, num_prefix)
     valid = lineage.now.valid
-    if shape.grids is not None and (lineage.coarse or state.keep_mask is not None):
+    if shape.grids is not None and (lineage.coarse or state.keep_mask is not None or state.relaxed is not None):
         mask = None  # the model's own padding mask, which the state already has
-    if mask is not None and shape.grids is None and (state.keep_mask is not None or valid is not None):
-        what = "images differ in their number of tokens" if state.keep_mask is None else "the strategy trains"
+    trains = state.keep_mask is not None or state.relaxed is not None
+    if mask is not None and shape.grids is None and (trains or valid is not None):
+        what = "the strategy trains" if trains else "images differ in their number of tokens"
         raise ValueError(f"Expected no attn_mask while {what} (got one).")
     if state.keep_mask is not None:
         return state.keep_mask
-    if not lineage.coarse:
+    if not lineage.coarse and state.relaxed is None:
         return mask
     if mask is not None:
         return coarse_mask(mask, lineage, num_prefix, power=rule.power).to(dtype)

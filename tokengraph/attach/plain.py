@@ -10,9 +10,10 @@ from torch import nn
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter, InputShape
 from tokengraph.attach.answers import check_answers, check_kept
-from tokengraph.attach.block import KeptOutput, note_grid, run_block
+from tokengraph.attach.around import GivenOutput
+from tokengraph.attach.block import KeptOutput, note_grid, parts_to_read, run_block
 from tokengraph.attach.changes import Change, Hook
-from tokengraph.attach.checks import check_halves, check_modules, check_plan, check_takes_mask
+from tokengraph.attach.checks import check_around_halves, check_halves, check_modules, check_plan, check_takes_mask
 from tokengraph.attach.handle import Handle
 from tokengraph.attach.plan import Plans
 from tokengraph.attach.planner import Found, Options, Plan, planner
@@ -61,19 +62,26 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     chosen, schedule = select.bind(channels, len(blocks), options.schedule)
     check_modules(chosen, core)
     rule = SizeRule.of(chosen.prop_attn if options.prop_attn is None else options.prop_attn, options.size_bias)
-    plan = tokens_per_layer(schedule, len(blocks), grid[0] * grid[1], chosen.fewest, clusters=chosen.own_budget)
-    again = returning(schedule, len(blocks), grid[0] * grid[1])
+    patches, around = grid[0] * grid[1], chosen.placement == "around"
+    if around:
+        plan, again = [patches] * (len(blocks) + 1), frozenset[int]()
+    else:
+        plan = tokens_per_layer(schedule, len(blocks), patches, chosen.fewest, clusters=chosen.own_budget)
+        again = returning(schedule, len(blocks), patches)
     check_plan(chosen, schedule, plan, adapter.has_class_token(core), again)
-    warn_of_idle(options.schedule, plan)
+    if not around:
+        warn_of_idle(options.schedule, plan)
     for block in {_build(b): b for b in blocks}.values():
         check_kept(adapter, block)  # raises now, before any change, if the attention has no projections to read
         check_halves(adapter, block, channels)
+        if around:
+            check_around_halves(adapter, block, channels, chosen.around)
         if rule.power:
             check_takes_mask(adapter, block, channels)
-    start = 0 if begins(chosen) else _first_block(schedule)
+    start = 0 if around or begins(chosen) else _first_block(schedule)
     whole = options.lift or adapter.wants_whole(model, core)
     request = Request(adapter, chosen, schedule, rule, whole, run_block, again)
-    plans = Plans(request, plan, grid[0] * grid[1], grid)
+    plans = Plans(request, plan, patches, grid)
     trace = Trace(Run(prefix, len(blocks), start, plans, InputShape(grid)))
     return Plan(_changes(model, found, request, trace), trace, chosen, Attachment)
 
@@ -93,12 +101,15 @@ def _first_block(schedule: Schedule) -> int:
 def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> list[Change]:
     core, select = found.core, request.select
     adapter: Adapter = request.adapter
+    inner = trace.run.plans.inner
     changes = []
     for index, block in list(enumerate(found.blocks))[trace.run.start :]:
         acting = select.at(index)
         own = request if acting is select else replace(request, select=acting)
-        kept = adapter.kept(block) if acting.reads in ("keys", "class") else {}
+        kept = parts_to_read(block, adapter, acting.reads)
         hooks = [Hook(module, KeptOutput(block, name)) for name, module in kept.items()]
+        if inner and inner[index] < trace.patches and select.around != "block":  # hooks may turn a fast path off
+            hooks += [Hook(norm, GivenOutput(block)) for norm in adapter.norms(block)]
         changes.append(Change(block, Site(trace, index, request=own), adapter.block_mixin, hooks=hooks))
     embedding = adapter.embedding(core)
     first = Hook(embedding, note_grid, before=True, with_kwargs=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokengraph.adapters.base import InputShape
 from tokengraph.attach.request import Request
 from tokengraph.maps.lineage import Lineage
-from tokengraph.schedule import tokens_per_layer
+from tokengraph.schedule import tokens_around, tokens_per_layer
 
 
 @dataclass(eq=False)
@@ -21,24 +21,34 @@ class PlanTable:
         again: True where every patch is restored before the strategy chooses again.
         whole: True if every patch is restored after the last block, before the final norm. The strategy stored
             features from before that norm, so they would not fit after it.
+        inner: Patch tokens inside each block, for strategies that act around a module; empty for others.
     """
 
     keep: Sequence[int | list[int]]
     grows: Sequence[bool]
     again: frozenset[int] = frozenset()
     whole: bool = False
+    inner: Sequence[int | list[int]] = ()
 
     @classmethod
     def of(
         cls, plans: Sequence[Sequence[int]], depth: int, again: frozenset[int] = frozenset(), whole: bool = False
     ) -> PlanTable:
         """Makes the table of ``depth`` blocks from one plan for all images, or one an image."""
-        keep: list[int | list[int]] = []
-        for layer in range(depth + 1):
-            each = [plan[layer] for plan in plans]
-            keep.append(each[0] if len(set(each)) == 1 else each)
+        keep = _columns(plans) if plans else [[]] * (depth + 1)
         grows = [False, *(any(plan[layer + 1] > plan[layer] for plan in plans) for layer in range(depth))]
         return cls(keep, grows, again, whole)
+
+    def inside(self, index: int, lineage: Lineage, acts: Callable[[int, int, int], bool]) -> int | list[int] | None:
+        """Returns the tokens inside block ``index``; ``None`` if the strategy does not act there.
+
+        Args:
+            index: The block, which as many finished blocks come before.
+            lineage: Its tokens.
+            acts: As for :meth:`due`.
+        """
+        keep = self.inner[index]
+        return keep if any(acts(index, k, n) for k, n in lineage.now.pairs(keep)) else None
 
     def due(self, finished: int, lineage: Lineage, acts: Callable[[int, int, int], bool]) -> tuple[str, ...]:
         """Returns the steps to take after ``finished`` blocks, in order.
@@ -63,6 +73,11 @@ class PlanTable:
         return (*("restore",) * again, *("act",) * active)
 
 
+def _columns(plans: Sequence[Sequence[int]]) -> list[int | list[int]]:
+    """The entries of one plan an image side by side: one number where all images agree."""
+    return [each[0] if len(set(each)) == 1 else list(each) for each in zip(*plans, strict=True)]
+
+
 @dataclass
 class Plans:
     """Makes the table of each run; the table for the model's own image size is made once.
@@ -80,7 +95,8 @@ class Plans:
     grid: tuple[int, int]
 
     def __post_init__(self) -> None:
-        self._own = [PlanTable.of([self.plan], self.depth, self.request.again, whole) for whole in (False, True)]
+        self.inner = self._inside(self.patches) if self.request.select.placement == "around" else []
+        self._own = [self._table([self.patches], whole) for whole in (False, True)]
 
     @property
     def depth(self) -> int:
@@ -100,17 +116,29 @@ class Plans:
         """
         whole = (whole or self.request.lift) and self.request.select.stores
         if shape.one_grid is not None:
-            if patches == self.patches:
-                return self._own[whole]
-            return PlanTable.of([self._plan(patches, shape)], self.depth, self.request.again, whole)
-        each = [height * width for height, width in shape.grids or ()]
-        made = {count: self._plan(count, shape) for count in set(each)}
-        return PlanTable.of([made[count] for count in each], self.depth, self.request.again, whole)
+            return self._own[whole] if patches == self.patches else self._table([patches], whole, shape)
+        return self._table([height * width for height, width in shape.grids or ()], whole, shape)
+
+    def _table(self, each: Sequence[int], whole: bool, shape: InputShape | None = None) -> PlanTable:
+        """Makes the table for images with these numbers of patches."""
+        made = {count: self._plan(count, shape or InputShape(self.grid)) for count in set(each)}
+        table = PlanTable.of([made[count] for count in each], self.depth, self.request.again, whole)
+        if self.request.select.placement == "around":
+            inner = {count: self._inside(count) for count in set(each)}
+            table.inner = _columns([inner[count] for count in each]) if each else [0] * self.depth
+        return table
+
+    def _inside(self, patches: int) -> list[int]:
+        """Returns the patch tokens inside each block, for an image with ``patches`` at the input."""
+        request, select = self.request, self.request.select
+        return tokens_around(request.schedule, self.depth, patches, select.fewest, clusters=select.own_budget)
 
     def _plan(self, patches: int, shape: InputShape) -> list[int]:
         """Returns the patch tokens after each number of blocks, for an image with ``patches`` at the input."""
         if patches == self.patches:
             return self.plan
+        if self.request.select.placement == "around":
+            return [patches] * (self.depth + 1)
         request, select = self.request, self.request.select
         try:
             return tokens_per_layer(request.schedule, self.depth, patches, select.fewest, clusters=select.own_budget)

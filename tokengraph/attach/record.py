@@ -21,6 +21,11 @@ class Record:
         """Returns the numbers of tokens, in the order of the run."""
         raise NotImplementedError
 
+    @property
+    def counts_worked(self) -> Any:
+        """Returns the numbers of tokens that blocks worked on; :attr:`counts`, unless tokens leave inside blocks."""
+        return self.counts
+
     def as_map(self, tokens: Tensor) -> Tensor:
         """Lays rows ``[B, H*W, C]`` of every position out as a map ``[B, C, H, W]``.
 

@@ -38,6 +38,7 @@ class Run(OneThread):
         output: The last block's output ``[B, P+n, C]`` in the last run, without gradient; ``None`` before one.
         mask: The last user's attention mask that this run checked for padding; ``None`` before one.
         slots: The state after each number of blocks, ``depth + 1`` entries; ``None`` where the run has not arrived.
+        inner: The state inside each block that ran around fewer tokens, ``depth`` entries; ``None`` elsewhere.
         recompute: States for gradient checkpointing.
         begun: True if any run has begun.
         alike: True if all runs had images of one grid.
@@ -54,6 +55,7 @@ class Run(OneThread):
     output: Tensor | None = field(init=False, default=None, repr=False)
     mask: Tensor | None = field(init=False, default=None, repr=False)
     slots: list[State | None] = field(init=False, repr=False)
+    inner: list[State | None] = field(init=False, repr=False)
     recompute: Recompute[State] = field(init=False, repr=False, default_factory=Recompute)
     begun: bool = field(init=False, default=False, repr=False)
     alike: bool = field(init=False, default=True, repr=False)
@@ -62,7 +64,7 @@ class Run(OneThread):
     whole: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.slots = [None] * (self.depth + 1)
+        self.slots, self.inner = [None] * (self.depth + 1), [None] * self.depth
 
     def note(self, look: Callable[[], InputShape]) -> None:
         """Begins a run when its images arrive; ``look`` returns their shape."""
@@ -108,6 +110,8 @@ class Run(OneThread):
     def _forget(self) -> None:
         for layer in range(self.depth + 1):
             self.slots[layer] = None
+        for index in range(self.depth):
+            self.inner[index] = None
         self.output, self.mask, self.begun = None, None, True
         self.take_thread()
         if not torch.compiler.is_compiling():
@@ -164,14 +168,16 @@ class Run(OneThread):
         else:
             self.slots[layer] = state
 
-    def leave(self, index: int, x: Tensor, state: State) -> None:
-        """Stores the state of ``x [B, P+n', C]``, the output of block ``index``."""
+    def leave(self, index: int, x: Tensor, state: State, inner: State | None = None) -> None:
+        """Stores the state of ``x [B, P+n', C]``, the output of block ``index``, and the state inside it."""
         if in_backward():
             self.recompute.write(index + 1, state)
             self.remember(index + 1, x, state)  # for the next block of one checkpointed segment
             return
         self.check_thread()  # another thread may have begun a run meanwhile; its record stays untouched
         self.slots[index + 1] = state
+        if inner is not None:
+            self.inner[index] = inner
         if index + 1 == self.depth:
             self.output = x.detach()
 
@@ -182,5 +188,6 @@ class Run(OneThread):
     def __getstate__(self) -> dict[str, Any]:
         empty = dict.fromkeys(("output", "mask", "device"))
         shape = InputShape(self.shape.grid, ordered=self.shape.ordered)
-        new = {"slots": [None] * (self.depth + 1), "recompute": Recompute(), "begun": False, "alike": True, "thread": 0}
+        slots = {"slots": [None] * (self.depth + 1), "inner": [None] * self.depth}
+        new = {**slots, "recompute": Recompute(), "begun": False, "alike": True, "thread": 0}
         return {**self.__dict__, **empty, "shape": shape, **new}

@@ -42,6 +42,8 @@ class State:
             strategies it is the number of input patches that the token stands for.
         decisions: Cumulative keep masks ``[B, n]`` of a strategy in training, stage by stage.
         keep_mask: The last of them as an attention mask over the whole sequence.
+        relaxed: The order of tokens by the last relaxed step of a strategy in training, ``[B, n]`` ids, and how many of
+            them are still active.
     """
 
     lineage: Lineage
@@ -49,6 +51,7 @@ class State:
     size: Tensor | None = None
     decisions: tuple[Tensor, ...] = ()
     keep_mask: KeepMask | None = field(default=None, repr=False)
+    relaxed: tuple[Tensor, int | list[int]] | None = field(default=None, repr=False)
 
     @classmethod
     def at_input(cls, images: int, patches: int, asked: Asked) -> State:

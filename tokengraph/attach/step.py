@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.adapters.coarse import KEPT
+from tokengraph.attach.held import Held
 from tokengraph.attach.mask import bars_patches
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
@@ -18,7 +19,6 @@ from tokengraph.flat.layout import Layout
 from tokengraph.flat.looks import under_vmap
 from tokengraph.maps.counts import with_counts
 from tokengraph.maps.hard import Assignment
-from tokengraph.maps.prefix import with_prefix
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.one_image import select_alone, tokens_alone
@@ -82,6 +82,7 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
         lineage.ancestor,
         asked.memory,
         keep,
+        relaxed=state.relaxed,
     )
 
 
@@ -117,7 +118,17 @@ def take_step(
     """:func:`act`, with the map over the patch tokens; ``None``: a decision."""
     kept = None if block is None else block.__dict__.pop(KEPT, None)
     select, run, lineage = site.request.select, site.trace.run, state.lineage
-    tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}, lineage.now))
+    if kept and select.reads == "norm":
+        tokens = see(site, state, x, None)
+        tokens.normed = site.request.adapter.for_norm(block, kept["norm"])[:, run.num_prefix :]
+    else:
+        tokens = see(site, state, x, _statistics(site, block, kept, bias, side or {}, lineage.now))
+    relaxed = select.relax(tokens, keep)
+    if relaxed is not None:
+        rows = torch.cat([x[:, : run.num_prefix], relaxed.x], dim=1)
+        ones = relaxed.size.new_ones(x.size(0), run.num_prefix)
+        size = torch.cat([ones, relaxed.size], dim=1)
+        return rows, replace(state, size=size, relaxed=(relaxed.order, relaxed.active)), None
     decision = select.decide(tokens)
     if decision is not None:
         return x, state.decided(decision, run.num_prefix), None
@@ -126,10 +137,19 @@ def take_step(
         none = Assignment.from_dense(x.new_zeros(0, lineage.now.width, dtype=torch.long), keep)
         state = replace(state, lineage=lineage.step(none, Layout(0, keep)), size=None)
         return x[:, : run.num_prefix + keep], state, none
-    assignment = with_counts(_choose(select, state, tokens, keep), lineage.now.images, lineage.now.valid)
+    assignment = choose(site, state, tokens, keep, mask)
+    return *_reduced(site, state, x, assignment), assignment
+
+
+def choose(
+    site: Site, state: State, tokens: Tokens, keep: int | list[int], mask: Tensor | None
+) -> Assignment | SoftAssignment:
+    """Returns the strategy's map over the patch tokens; raises if it would mix patches that ``mask`` hides."""
+    assignment = _choose(site.request.select, state, tokens, keep)
+    assignment = with_counts(assignment, state.lineage.now.images, state.lineage.now.valid)
     if mask is not None and state.asked.shape.grids is None:
         _keep_padding_out(site, mask, assignment)
-    return *_reduced(site, state, x, assignment), assignment
+    return assignment
 
 
 def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int]) -> Assignment | SoftAssignment:
@@ -174,45 +194,21 @@ def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAss
 
 
 def _reduced(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
-    """Reduces ``x [B, P+n, C]`` and its state by one map over the patch tokens.
-
-    If all images have equal numbers of tokens before and after, the map is extended to prefix tokens and reduces whole
-    sequences without a copy. Otherwise it reduces patch tokens only, and prefix tokens are put in front again.
-    """
+    """Reduces ``x [B, P+n, C]`` and its state by one map over the patch tokens."""
     select, num_prefix, before = site.request.select, site.trace.run.num_prefix, state.lineage.now
-    after = Layout.of(before.images, assignment.num_clusters, assignment.counts, x.device)
     made = assignment.centroids if isinstance(assignment, SoftAssignment) and not select.weighs else None
-    equal = before.valid is None and after.valid is None
-    ahead = 0 if equal and made is None else num_prefix  # prefix tokens that the map leaves out
-    inside = num_prefix - ahead
-    size = None
+    held, size = Held.of(assignment, before, num_prefix, apart=made is not None), None
     if made is None:
-        whole, source = with_prefix(assignment, before.images, inside), before.with_prefix(inside)
-        weights = None if state.size is None else source.flat(state.size[:, ahead:] if ahead else state.size)
-        rows, size = _reduce(select.reduction_at(site.index), whole, source.flat(x[:, ahead:] if ahead else x), weights)
+        rows, size = held.down(x, state.size, select.reduction_at(site.index))
     else:
-        rows = made  # the strategy has already computed them
-    residue = select.residue(before.flat(x[:, num_prefix:]), assignment) if select.stores else None
-    target = after.with_prefix(inside)
-    rows = target.padded(rows)
-    size = target.padded(size) if size is not None and select.weighs else None  # size 0 hides padding
-    if ahead:
-        rows = torch.cat([x[:, :ahead], rows], dim=1)
-        size = None if size is None else torch.cat([size.new_ones(size.size(0), ahead), size], dim=1)
-    lineage = state.lineage.step(assignment, after, residue)
-    return rows, State(lineage, state.asked, size, state.decisions, state.keep_mask)
-
-
-def _reduce(
-    reduction: str, assignment: Assignment | SoftAssignment, rows: Tensor, size: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if isinstance(assignment, Assignment):
-        return assignment.reduce(rows, size, reduce=reduction)
-    if reduction != "mean":
-        raise ValueError(
-            f"Expected reduction 'mean' for a weighted map, whose weights say how it pools (got {reduction!r})."
-        )
-    return assignment.reduce(rows, size)
+        rows = held.behind(x, made)  # the strategy has already computed them
+    residue = None
+    if select.holds:
+        residue = before.flat((x - held.up(rows))[:, num_prefix:])
+    elif select.stores:
+        residue = select.residue(before.flat(x[:, num_prefix:]), assignment)
+    lineage = state.lineage.step(assignment, held.after, residue)
+    return rows, replace(state, lineage=lineage, size=size if select.weighs else None)
 
 
 def _statistics(

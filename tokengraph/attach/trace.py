@@ -90,6 +90,44 @@ class Trace(Lifting):
         self.state()  # raises if the run stopped early
         return [max(self.counts_per_image(layer), default=0) for layer in range(self.depth + 1)]
 
+    @property
+    def counts_inside(self) -> list[int]:
+        """Patch tokens an image inside each block, if the strategy acts around a module; before a run, the plan.
+
+        Otherwise the tokens that come to each block. If images differ, this is the largest count.
+        """
+        if not self.run.begun:
+            return list(self.run.plans.inner) or self.counts[:-1]
+        counts = self.counts
+        return [max(s.lineage.now.each, default=0) if s else counts[i] for i, s in enumerate(self.run.inner)]
+
+    def worked_per_image(self, layer: int) -> list[int]:
+        """Returns each image's patch tokens that block ``layer - 1`` worked on, from which costs follow.
+
+        For strategies around a module these are the tokens inside it; for others, and for layer 0, as
+        :meth:`counts_per_image`.
+        """
+        inner = self.run.inner[layer - 1] if layer else None
+        return self.counts_per_image(layer) if inner is None else list(inner.lineage.now.each)
+
+    @property
+    def counts_worked(self) -> list[int]:
+        """:attr:`counts`; for strategies around a module, behind the first entry, :attr:`counts_inside`."""
+        counts = self.counts
+        around = self.run.plans.request.select.placement == "around"
+        return [counts[0], *self.counts_inside] if around else counts
+
+    def inside(self, index: int) -> Assignment | SoftAssignment:
+        """Returns the map by which block ``index`` ran around fewer tokens in the last run.
+
+        Raises:
+            ValueError: If it did not.
+        """
+        state = self.run.inner[index] if 0 <= index < self.depth else None
+        if state is None:
+            raise ValueError(f"Expected a block that ran around fewer tokens in the last run (got block {index}).")
+        return state.lineage.maps[-1]
+
     def state(self, layer: int | None = None) -> State:
         """Returns the state of the tokens after ``layer`` blocks (default: all) in the last run.
 
@@ -134,6 +172,14 @@ class Trace(Lifting):
     def decisions(self) -> list[Tensor]:
         """Cumulative keep masks ``[B, N]`` with gradients, one for each stage of a strategy in training."""
         return list(self.state().decisions)
+
+    @property
+    def shares(self) -> list[Tensor]:
+        """Weights ``[B, n]`` of tokens in a mean while the strategy trains: decisions, or sizes of relaxed steps."""
+        state = self.state()
+        if state.relaxed is not None and state.size is not None:
+            return [state.size[:, self.num_prefix :]]
+        return list(state.decisions)
 
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """Returns the map from the ``B*N`` input patches to the tokens after ``layer`` blocks (default: all)."""

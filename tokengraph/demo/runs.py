@@ -119,7 +119,7 @@ def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], 
         try:
             with attach(model, select, schedule, lift=True) as handle:
                 features = _features(model, images, prefix)
-                counts = handle.trace.counts
+                counts = handle.trace.counts_worked
         except (RuntimeError, ValueError) as error:
             left_out.append(f"{name} left out: {str(error).splitlines()[0]}")
             continue
@@ -131,7 +131,7 @@ def make_runs(model: nn.Module, images: Tensor, layer: int) -> tuple[list[Run], 
         cut = Run(
             name,
             "ideal",
-            partial(ideal, model, counts, select.placement),
+            partial(ideal, model, counts, select.placement, span=select.around),
             counts,
             (cost.attention + cost.mlp).flops / 1e9,
         )

@@ -109,7 +109,7 @@ class Forms:
     def planned(self, setting: Setting) -> list[int]:
         """Returns the planned patch tokens before the first block and after each."""
         with self.open(setting) as reader:
-            return list(reader.handle.trace.counts)
+            return list(reader.handle.trace.counts_worked)
 
     def counted(self, setting: Setting, images: Images) -> list[int]:
         """Returns the mean patch tokens before the first block and after each.
@@ -128,7 +128,7 @@ class Forms:
         with torch.no_grad(), self.open(setting) as reader:
             reader.model(torch.stack(rows).to(self.device))
             trace = reader.handle.trace
-            each = [trace.counts_per_image(layer) for layer in range(len(trace.counts))]
+            each = [trace.worked_per_image(layer) for layer in range(len(trace.counts))]
         return [round(sum(counts) / len(counts)) for counts in each]
 
     def _own(self, name: str | None) -> nn.Module:

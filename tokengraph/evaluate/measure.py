@@ -58,7 +58,7 @@ def _forms(forms: Forms, setting: Setting, options: Options) -> list[Timed]:
         if isinstance(select, Select):
             with torch.no_grad(), forms.open(setting) as reader:
                 reader.model(images[:1])
-                counts = list(reader.handle.trace.counts)
+                counts = list(reader.handle.trace.counts_worked)
             cut = ideal_form(model, counts, select, forms.adapter(model))
             made.append(Timed(setting.key, "ideal", cut, images))
     except Exception:

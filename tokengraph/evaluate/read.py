@@ -98,11 +98,10 @@ class Reader:
 
     def _counts(self, adapter: Adapter, tokens: Tensor, prefix: int) -> Tensor:
         depth = len(adapter.blocks(self.core))
-        if self.handle is None or not hasattr(self.handle.trace, "counts_per_image"):
+        if self.handle is None or not hasattr(self.handle.trace, "worked_per_image"):
             return torch.full((depth + 1, tokens.size(0)), float(tokens.size(1) - prefix))
-        return torch.tensor(
-            [self.handle.trace.counts_per_image(layer) for layer in range(depth + 1)], dtype=torch.float32
-        )
+        trace = self.handle.trace
+        return torch.tensor([trace.worked_per_image(layer) for layer in range(depth + 1)], dtype=torch.float32)
 
 
 def final_norm(core: nn.Module) -> nn.Module:

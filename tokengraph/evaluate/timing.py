@@ -69,7 +69,8 @@ def ideal_form(
     model: nn.Module, counts: list[int], select: Select, adapter: Adapter | None
 ) -> Callable[[], AbstractContextManager[Any]]:
     """Returns a context in which the model runs with given token counts, cut where a strategy cuts, and no choice."""
-    return partial(ideal, model, counts, select.placement, open_maps=select.needs_map, adapter=adapter)
+    how = {"open_maps": select.needs_map, "span": select.around, "adapter": adapter}
+    return partial(ideal, model, counts, select.placement, **how)
 
 
 def _works(form: Timed) -> bool:

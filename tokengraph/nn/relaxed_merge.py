@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ class Relaxed(NamedTuple):
     Args:
         x: ``[B, T, C]``: the class token, the active tokens by falling size, the others as they were.
         size: ``[B, T]`` likewise.
-        active: How many in front may merge in the next step, the class token among them.
+        active: How many in front may merge in the next step, the class token among them; a list where images differ.
         assign: Share of each token of A that went to each of B, ``[B, n_a, n_b]``.
+        order: Which token each was before, ``[B, T]`` int64.
     """
 
     x: Tensor
     size: Tensor
-    active: int
+    active: Any
     assign: Tensor
+    order: Tensor
 
 
 def relaxed_merge(
@@ -88,7 +90,10 @@ def relaxed_merge(
     rows = rows.gather(1, order[..., None].expand_as(rows))
     x = torch.cat([x[:, :1], rows, x[:, max(active, 1) :]], dim=1)
     size = torch.cat([weight[:, :1], sizes.gather(1, order), weight[:, max(active, 1) :]], dim=1)
-    return Relaxed(x, size, active - r, share)
+    place = torch.arange(tokens, device=x.device).expand(x.size(0), -1)
+    order = torch.cat([place[:, a], place[:, b]], dim=1).gather(1, order)
+    order = torch.cat([place[:, :1], order, place[:, max(active, 1) :]], dim=1)
+    return Relaxed(x, size, active - r, share, order)
 
 
 def relaxed_pairs(a: Tensor, b: Tensor, r: int, *, neighbors: int = 3, tau: tuple[float, float] = (0.1, 0.1)) -> Tensor:

@@ -1,5 +1,6 @@
 """Schedules: the number of tokens after each block. The functions return rules for ``attach``."""
 
+from tokengraph.schedule.around import tokens_around
 from tokengraph.schedule.budget import tokens_to_keep
 from tokengraph.schedule.counts import RECONSTRUCT, Schedule, returning, tokens_per_layer
 from tokengraph.schedule.idle import warn_of_idle
@@ -18,6 +19,7 @@ __all__ = [
     "relative",
     "returning",
     "sparing_last",
+    "tokens_around",
     "tokens_per_layer",
     "tokens_to_keep",
     "warn_of_idle",

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from tokengraph.cost import Cost
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
+from tokengraph.select.flags import FLAGS, reads_by_flags
 from tokengraph.select.tokens import Tokens
 
 if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
+    from tokengraph.nn.relaxed_merge import Relaxed
     from tokengraph.schedule import Schedule
 
-PLACEMENTS = ("before", "inside", "after", "ahead")
-READS = ("nothing", "keys", "class", "map")
-FLAGS = ("reads_attention", "needs_class_token", "needs_map")  # older attributes that ``reads`` replaces
+PLACEMENTS = ("before", "inside", "after", "ahead", "around")
+SPANS = ("attention", "mlp", "both", "block")
+READS = ("nothing", "norm", "keys", "class", "map")
 _REGISTRY: dict[str, type[Select]] = {}
 _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
@@ -36,14 +38,18 @@ class Select(ABC):
         aliases: Other published names, and the settings that each stands for.
         placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP), ``"after"``, or
             ``"ahead"``: before it, by the attention map that the block computes for all tokens. It then reads the
-            ``"map"``; see :attr:`pools_map`.
+            ``"map"``; see :attr:`pools_map`. ``"around"``: tokens are fewer inside :attr:`around` alone, and return
+            behind it; the strategy then reads features and no attention.
+        around: With that placement, the modules that run on fewer tokens: ``"attention"``, ``"mlp"``, ``"both"`` of
+            them one after another by one map, or the whole ``"block"``.
         merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
             ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
-        reads: The most that it reads of its block's attention: ``"nothing"``; ``"keys"``: keys and values, or attention
-            by rows; ``"class"``: the class token's attention, so the model must have one; ``"map"``: the whole map, so
-            blocks that reduce cannot use a fused kernel.
+        reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that its block's
+            attention projected, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the
+            class token's attention, so the model must have one; ``"map"``: the whole map, so blocks that reduce cannot
+            use a fused kernel.
         learns: True if it has parameters to train.
         alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
         ragged: True if a threshold decides how many tokens each image keeps. The budget is then the fewest that may
@@ -53,6 +59,7 @@ class Select(ABC):
     name: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     placement: ClassVar[str] = "inside"
+    around: ClassVar[str] = "attention"
     merges: ClassVar[bool] = True
     reduction: ClassVar[str] = "mean"
     needs_grid: ClassVar[bool] = False
@@ -64,10 +71,10 @@ class Select(ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if isinstance(cls.placement, str) and cls.placement not in PLACEMENTS:
-            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or ahead.")
+            raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or around.")
         own = cls.__dict__
         if "reads" not in own and any(flag in own for flag in FLAGS):
-            cls.reads = property(_reads_by_flags)  # type: ignore[assignment,misc]
+            cls.reads = property(lambda select: reads_by_flags(select, Select))  # type: ignore[assignment,misc]
         elif isinstance(cls.reads, str) and cls.reads not in READS:
             raise ValueError(f"Expected reads to be one of {', '.join(READS)} (got {cls.reads!r}).")
         if not cls.__dict__.get("name"):  # an inherited name belongs to the parent class
@@ -149,6 +156,15 @@ class Select(ABC):
         """
         return None
 
+    def relax(self, tokens: Tokens, keep: int | list[int]) -> Relaxed | None:
+        """Returns new rows and sizes of all tokens in training (sizes say how much each counts), or ``None``.
+
+        Args:
+            tokens: As for :meth:`__call__`; ``relaxed`` is the order that the step before gave.
+            keep: Clusters that a map would have; as many tokens' worth of mass moves as it would remove.
+        """
+        return None
+
     def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor | None:
         """Returns rows ``[M, C]`` that reconstruction adds to the lifted tokens, such as features of dropped tokens.
 
@@ -159,6 +175,11 @@ class Select(ABC):
     @property
     def stores(self) -> bool:
         """True if the run stores :meth:`residue`, so that dropped tokens return with features of their own."""
+        return False
+
+    @property
+    def holds(self) -> bool:
+        """True if tokens return as they left, with the change of their clusters added; it then :attr:`stores`."""
         return False
 
     def edit_attention(self, attention: Tensor) -> Tensor:
@@ -197,7 +218,7 @@ class Select(ABC):
 
     @property
     def pools_map(self) -> bool:
-        """True if a block that it acts ahead of mixes values by the pooled map, and not by a map of the new tokens."""
+        """True if a block that it acts ahead of mixes values by the pooled map."""
         return False
 
     @property
@@ -215,7 +236,7 @@ class Select(ABC):
 
     @property
     def restores(self) -> bool:
-        """True if every input patch can be reconstructed from the kept tokens; by default if it merges."""
+        """True if every input patch can be reconstructed; by default if it merges."""
         return self.merges
 
     @property
@@ -241,19 +262,6 @@ class Select(ABC):
             head_width: D of one attention head, for strategies that work on keys.
         """
         return None
-
-
-def _reads_by_flags(select: Select) -> str:
-    """Derives ``reads`` for a strategy that sets only the older attributes."""
-
-    def says(flag: str, default: bool) -> bool:
-        return default if getattr(type(select), flag) is getattr(Select, flag) else getattr(select, flag)
-
-    if says("needs_map", False):
-        return "map"
-    if not says("reads_attention", True):
-        return "nothing"
-    return "class" if says("needs_class_token", False) else "keys"
 
 
 def _key(name: str) -> str:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
-from tokengraph.flat.layout import take_rows
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.edges import count_merges
-from tokengraph.select.parts.graphs.halves import cosines, unit_rows
+from tokengraph.select.parts.choices.ranked import merge_ranked
 from tokengraph.select.parts.scores.energy import energy
 from tokengraph.select.tokens import Tokens
 
@@ -173,36 +172,7 @@ def _pitome(
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
         score = energy(metric, margin=margin, alpha=alpha, mask=mask)
         order = score.argsort(dim=1, descending=True, stable=True)  # padding, at -inf, comes last
-        number = _merge(metric, order, lost, mask, mode)
+        number = merge_ranked(metric, order, lost, mask, mode)
         if isinstance(lost, list):  # an image without merges keeps its order
             number = torch.where(torch.tensor(lost, device=number.device)[:, None] == 0, same, number)
         return Assignment.from_dense(number, kept, mask=mask)
-
-
-def _merge(metric: Tensor, order: Tensor, lost: int | list[int], mask: Tensor | None, mode: str) -> Tensor:
-    """Returns each token's cluster within its image, ``[B, N]``; alternate ranks of ``order`` form A and B."""
-    tokens, device = order.size(1), order.device
-    most, r = max(lost) if isinstance(lost, list) else lost, _column(lost, device)
-    n = tokens if mask is None else mask.sum(dim=1, keepdim=True)
-    taking, part = (2 * most, 2 * r) if mode == "energy" else (tokens, n)
-    a, b = order[:, 0:taking:2], order[:, 1:taking:2]
-    rank_a, rank_b = torch.arange(a.size(1), device=device), torch.arange(b.size(1), device=device)
-    in_a, in_b = 2 * rank_a < part, 2 * rank_b + 1 < part
-    unit = unit_rows(metric)
-    edges = cosines(take_rows(unit, a), take_rows(unit, b), in_b.expand_as(b) if isinstance(lost, list) else None)
-    best, to = edges.max(dim=2)
-    if mode == "energy":
-        first, gone, stays = n - 2 * r, in_a, torch.arange(0, taking, 2, device=device) - 2 * r
-    else:
-        falling = best.masked_fill(~in_a, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        place = torch.empty_like(falling).scatter_(1, falling, rank_a.expand_as(falling))
-        first, gone, stays = (n + 1) // 2 - r, place < r, place - r
-    number = (torch.arange(tokens, device=device) - 2 * r).expand_as(order)
-    number = torch.empty_like(order).scatter_(1, order, number)  # protected tokens, by falling energy
-    number = number.scatter(1, a, torch.where(gone, first + to, stays))
-    return number.scatter(1, b, torch.where(in_b, first + rank_b, number.gather(1, b)))
-
-
-def _column(value: int | list[int], device: torch.device) -> int | Tensor:
-    """Returns one number for all images, or a column ``[B, 1]`` with one for each."""
-    return torch.tensor(value, device=device)[:, None] if isinstance(value, list) else value

@@ -31,6 +31,10 @@ class Tokens:
         patch: Input patch that each token descends from, ``[B, N]`` int64 in ``[0, H*W)``; ``None`` if token i is
             patch i, or if it is unknown.
         memory: The result of the strategy's ``begin`` in this run; ``None`` outside a model.
+        normed: What the block's attention projected, ``[B, N, C]``: the output of the norm in front of it; ``None``
+            outside a model, or if the strategy does not read ``"norm"``.
+        relaxed: Where each token stands in the order of the last relaxed step, ``[B, N]`` int64 token ids, and how many
+            in front are still active; ``None`` before one.
         keep: Cumulative keep decisions of a strategy in training, ``[B, N]``; ``None`` if all are kept.
         edges: ``(edge_index, edge_weight)`` of a graph's own edges, ``[2, E]`` ids in ``[0, B*N)`` and ``[E]`` or
             ``None``; ``None`` if there are none, as inside a model.
@@ -49,6 +53,8 @@ class Tokens:
     memory: Any = None
     keep: Tensor | None = None
     edges: tuple[Tensor, Tensor | None] | None = None
+    normed: Tensor | None = None
+    relaxed: tuple[Tensor, int | list[int]] | None = None
 
     @property
     def pos(self) -> Tensor:

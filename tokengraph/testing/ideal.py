@@ -13,7 +13,7 @@ from tokengraph.adapters import Adapter, find_adapter
 from tokengraph.adapters.coarse import SITE
 from tokengraph.attention.open_map import OpenMap
 
-PLACEMENTS = ("before", "inside", "after", "ahead")
+PLACEMENTS = ("before", "inside", "after", "ahead", "around")
 
 
 @contextmanager
@@ -23,6 +23,7 @@ def ideal(
     placement: str = "inside",
     *,
     open_maps: bool = False,
+    span: str = "attention",
     adapter: Adapter | None = None,
 ) -> Iterator[nn.Module]:
     """Runs a model with given token counts by truncating the sequence, without selection or merging.
@@ -36,7 +37,10 @@ def ideal(
             ``trace.counts`` or :func:`tokengraph.schedule.tokens_per_layer` gives them.
         placement: Where to truncate: ``"before"`` a block, ``"inside"`` (between attention and MLP) or ``"after"``;
             give the placement of the strategy that you compare with. ``"ahead"``: before the block that counts tell of.
+            ``"around"``: the modules of ``span`` run on the first tokens alone; counts are then those inside each
+            block, behind the input's, as ``trace.counts_worked`` gives them.
         open_maps: Use unfused attention in blocks that truncate, as for strategies that read the whole map.
+        span: With that placement ``"attention"``, ``"mlp"``, ``"both"`` or ``"block"``.
         adapter: The adapter given to :func:`tokengraph.attach`, for a model of your own.
 
     Yields:
@@ -64,6 +68,10 @@ def ideal(
             before, after = _ends(counts, index, placement)
             if before is None and after is None:
                 continue
+            if placement == "around":
+                block.__dict__["forward"] = _around(adapter, block, prefix + counts[index + 1], span)
+                cut.append(block)
+                continue
             ends = [None if n is None else prefix + n for n in (before, after)]
             block.__dict__["forward"] = _cutting(adapter, block, ends[0], ends[1], placement, open_maps)
             cut.append(block)
@@ -76,6 +84,8 @@ def ideal(
 def _ends(counts: Sequence[int], index: int, placement: str) -> tuple[int | None, int | None]:
     """Returns the patch tokens that block ``index`` keeps before it, and inside or after it; ``None``: no cut there."""
     after = counts[index + 1] if counts[index + 1] != counts[index] else None
+    if placement == "around":
+        return None, counts[index + 1] if counts[index + 1] < counts[0] else None
     if placement == "ahead":
         return after, None
     if placement != "before":
@@ -110,6 +120,30 @@ def _cutting(
     return forward
 
 
+def _around(adapter: Adapter, block: nn.Module, count: int, span: str) -> Callable[..., Tensor]:
+    def forward(x: Tensor, *others: Any, **named: Any) -> Tensor:
+        """Runs the modules of the span on the first ``count`` rows of ``x [B, P+n, C]``, the others on all."""
+        if any(isinstance(v, Tensor | tuple) for v in (*others, *named.values())):
+            raise ValueError(
+                f"Expected blocks that take nothing but tokens (got {type(block).__name__}, which takes more)."
+            )
+
+        def some(half: Callable[[Tensor], Tensor], x: Tensor, cut: bool) -> Tensor:
+            return torch.cat([half(x[:, :count]), x[:, count:]], dim=1) if cut else half(x)
+
+        def attend(rows: Tensor) -> Tensor:
+            return adapter.attend(block, rows, None)
+
+        def feed(rows: Tensor) -> Tensor:
+            return adapter.feed(block, rows)
+
+        if span == "block":
+            return some(lambda rows: feed(attend(rows)), x, True)
+        return some(feed, some(attend, x, span != "mlp"), span != "attention")
+
+    return forward
+
+
 def _check(model: nn.Module, blocks: list[nn.Module], counts: Sequence[int], placement: str) -> None:
     if placement not in PLACEMENTS:
         raise ValueError(f"Expected placement to be one of {', '.join(PLACEMENTS)} (got {placement!r}).")
@@ -119,5 +153,9 @@ def _check(model: nn.Module, blocks: list[nn.Module], counts: Sequence[int], pla
         raise ValueError(
             f"Expected {len(blocks) + 1} counts, before the first block and after each (got {len(counts)})."
         )
-    if min(counts) < 0 or any(a < b != counts[0] for a, b in zip(counts[:-1], counts[1:], strict=True)):
+    if (
+        min(counts) < 0
+        or placement != "around"
+        and any(a < b != counts[0] for a, b in zip(counts[:-1], counts[1:], strict=True))
+    ):
         raise ValueError(f"Expected counts >= 0 that only rise to the first again (got {list(counts)}).")

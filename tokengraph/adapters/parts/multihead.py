@@ -41,6 +41,10 @@ class MultiheadAdapter(Adapter):
             kept["normed"] = swap_unless_batch_first(attention, y)
         return swap_unless_batch_first(attention, x + getattr(block, self.after)(self_attention(attention, y, mask)))
 
+    def for_norm(self, block: Any, rows: Tensor) -> Tensor:
+        """In the block's own order of batch and sequence."""
+        return swap_unless_batch_first(getattr(block, self.attention), rows)
+
     def kept(self, block: Any) -> dict[str, nn.Module]:
         """Empty: :meth:`attend` itself stores the input that :meth:`statistics` reads."""
         return {}

@@ -20,7 +20,7 @@ def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
         of their patches, ``[B, N]`` or ``[B, n]``: False (0 while the strategy trains) at padding and at dropped
         tokens; ``None``: every patch counts.
     """
-    lineage, decisions = trace.lineage(), trace.decisions
+    lineage, decisions = trace.lineage(), trace.shares
     if x.size(1) != trace.num_prefix + lineage.now.width:
         return x, None  # already lifted
     if lineage.merged:

@@ -42,7 +42,7 @@ class TimmNaFlexModel(TimmModel):
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
         """Pools as if every patch had its cluster's features; leaves dropped patches and padding out."""
         site: CoarseSite = getattr(self, SITE)
-        lineage, decisions, prefix = site.trace.lineage(), site.trace.decisions, site.trace.num_prefix
+        lineage, decisions, prefix = site.trace.lineage(), site.trace.shares, site.trace.num_prefix
         plain = super()._pool  # type: ignore[misc]
         if x.size(1) != prefix + lineage.now.width or not (lineage.coarse or decisions):
             return plain(x, pool_type, patch_valid)

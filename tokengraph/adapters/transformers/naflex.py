@@ -99,7 +99,7 @@ def pool_what_is_left(module: nn.Module, args: Any) -> Any:
     """Forward pre-hook of a pooling head: gives it every patch with its cluster's features, or the kept tokens."""
     site: CoarseSite = module.__dict__[SITE]
     lineage = site.trace.lineage()
-    if not (lineage.coarse or site.trace.decisions):
+    if not (lineage.coarse or site.trace.shares):
         return args
     tokens, there = pooled_over(site.trace, args[0])
     if lineage.merged:
@@ -116,7 +116,7 @@ def average_what_is_left(module: nn.Module, args: Any, output: Any) -> Any:
     """
     site: CoarseSite = module.__dict__[SITE]
     lineage = site.trace.lineage()
-    if not (lineage.coarse or site.trace.decisions):
+    if not (lineage.coarse or site.trace.shares):
         return output
 
     def whole(tokens: Tensor) -> Tensor:

@@ -106,10 +106,10 @@ class Around(Select):
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
         """Binds the strategy inside; see :meth:`tokengraph.Select.bind`."""
-        inner, schedule = self.select.bind(channels, depth, schedule)
+        inner, planned = self.select.bind(channels, depth, schedule)
         bound = copy.copy(self)
         object.__setattr__(bound, "select", inner)
-        return bound, schedule
+        return bound, planned
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
         """As the strategy."""

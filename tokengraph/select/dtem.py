@@ -121,8 +121,8 @@ class DTEM(Select):
         keeps = keep if isinstance(keep, list) else [keep] * images
         parts = []
         for b in range(images):  # real tokens lie in front of padding
-            one = [t[b : b + 1, : counts[b]] for t in whole]
-            parts.append(self._relaxed(*one, actives[b], min(keeps[b], counts[b])))
+            x, metric, mass, place = (t[b : b + 1, : counts[b]] for t in whole)
+            parts.append(self._relaxed(x, metric, mass, place, actives[b], min(keeps[b], counts[b])))
         rows = torch.cat([torch.cat([p.x, tokens.x[b : b + 1, counts[b] :]], dim=1) for b, p in enumerate(parts)])
         sizes = torch.cat([F.pad(p.size, (0, count - counts[b])) for b, p in enumerate(parts)])  # 0 hides padding
         order = torch.cat([torch.cat([p.order, order[b : b + 1, counts[b] :]], dim=1) for b, p in enumerate(parts)])

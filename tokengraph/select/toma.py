@@ -262,8 +262,7 @@ def _in_tiles(x: Tensor, keep: int, scale: float, centers: Tensor, ids: Tensor) 
     weight = weight.expand(images, -1, -1, -1)
     parts = (token, cluster, weight)
     if count * rounds != keep:
-        there = (column >= 0).flatten().nonzero()[:, 0]
-        parts = tuple(t.transpose(2, 3).flatten(1, 2).index_select(1, there) for t in parts)
+        parts = tuple(t.transpose(2, 3).flatten(1, 2).index_select(1, place) for t in parts)
     edges = parts[0].flatten(), parts[1].flatten(), parts[2].flatten()
     flat = (centers + ptr[:-1, None]).flatten()
     return SoftAssignment(

@@ -30,6 +30,7 @@ FLOORS = [
     ["viz"],
     ["testing"],
     ["demo", "evaluate"],
+    ["datasets"],
     ["cli"],
     ["__main__"],
 ]

@@ -14,6 +14,7 @@ PACKAGES = {
     "open_clip": ("open_clip_torch", "eval"),
     "PIL": ("Pillow", "viz"),
     "rich": ("rich", "cli"),
+    "rocksdict": ("rocksdict", "rocksdb"),
     "safetensors": ("safetensors", "timm"),
     "tqdm": ("tqdm", "eval"),
 }

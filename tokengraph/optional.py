@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = {
+    "argcomplete": ("argcomplete", "complete"),
     "datasets": ("datasets", "eval"),
     "matplotlib": ("matplotlib", "viz"),
     "open_clip": ("open_clip_torch", "eval"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,14 @@ from truth.clipart import clipart
 from truth.elpv import Elpv
 from truth.tasks import part, vit_s
 
-from tokengraph.evaluate.images import Images
+from tokengraph.evaluate.images import Images, Subset
 from tokengraph.evaluate.transform import to_input
 
 SIDE, CHUNK = 224, 50
 TASKS = ("openclipart", "ELPV")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """The tokens of one task, training images first.
 
@@ -48,8 +49,6 @@ def images(task: str, folder: Path, train: int, test: int) -> list[Images]:
 
 
 def _subset(whole: Images, indices: np.ndarray) -> Images:
-    from tokengraph.evaluate.images import Subset
-
     return Subset(whole, indices.tolist())
 
 
@@ -68,18 +67,18 @@ def make(task: str, folder: Path, out: Path, train: int, test: int) -> Split:
             if not file.exists():
                 model = model or vit_s(SIDE)(folder)
                 _write(file, model, chosen, range(start, stop))
-            found.append(torch.from_numpy(np.load(file, mmap_mode="r")))
+            found.append(torch.from_numpy(np.load(file)))
         labels += [chosen.label(i) for i in range(len(chosen))]
     classes = len(parts[0].classes or ())
     return Split(torch.cat(found), torch.tensor(labels), len(parts[0]), classes)
 
 
-def _write(file: Path, source, chosen: Images, numbers: range) -> None:  # noqa: ANN001
-    net = _built(source)
-    rows = []
+def _write(file: Path, source: Source, chosen: Images, numbers: range) -> None:
+    net, rows, config = _built(source), [], source.config
+    assert config is not None
     with torch.no_grad():
         for index in numbers:
-            rows.append(net(to_input(chosen.image(index), source.config)[None])[0].half().numpy())
+            rows.append(net(to_input(chosen.image(index), config)[None])[0].half().numpy())
     temporary = file.with_suffix(f".{os.getpid()}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("wb") as stream:
@@ -88,17 +87,11 @@ def _write(file: Path, source, chosen: Images, numbers: range) -> None:  # noqa:
     print(f"{file.name}", flush=True)
 
 
-_NETS: dict[str, torch.nn.Module] = {}
+_MODELS: dict[str, Any] = {}
 
 
-def _built(source) -> torch.nn.Module:  # noqa: ANN001
+def _built(source: Source) -> Any:
     """The model as a function of images to tokens after the final norm."""
-    if source.name not in _NETS:
-        model = source.build(None).eval()
-
-        class Tokens(torch.nn.Module):
-            def forward(self, images: Tensor) -> Tensor:
-                return model.forward_features(images)
-
-        _NETS[source.name] = Tokens()
-    return _NETS[source.name]
+    if source.name not in _MODELS:
+        _MODELS[source.name] = source.build(None).eval()
+    return _MODELS[source.name].forward_features

@@ -18,7 +18,7 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-EDGES = "knn:8, knn:8,cosine, grid, grid:8, window:50 or none"
+EDGES = "knn:8, knn:8,cosine, grid, grid:4, window:50 or none"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recipe:
     Args:
         layer: Number of finished blocks, as for :meth:`tokengraph.TokenGraph.from_model`; -1 is the last block.
         norm: Applies the model's final norm to the tokens.
-        connect: Edges between tokens: ``"knn:8"``, ``"knn:8,cosine"``, ``"grid"`` (4 neighbours), ``"grid:8"``,
+        connect: Edges between tokens: ``"knn:8"``, ``"knn:8,cosine"``, ``"grid"`` (all neighbours), ``"grid:4"``,
             ``"window:50"``, or ``"none"``.
         coarsen: ``"NAME:KEEP,OPTION=VALUE"`` or ``"none"``. KEEP is tokens an image, a share of them, or a list with
             one of these for each level, as for :func:`tokengraph.coarsen` and :func:`tokengraph.hierarchy`.

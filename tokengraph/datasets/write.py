@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def write_dataset(
         ValueError: If the folder has another data set, the recipe does not fit the model, or no image can be read.
         ImportError: If the backend is not installed.
 
-    Cost: one run of the model on each image, its edges and its coarsening; 3 transactions on disk for each chunk.
+    Cost: one run of the model on each image, its edges and its coarsening; one transaction on disk for each chunk.
     """
     options, recipe, root = options or Options(), recipe or Recipe(), Path(out)
     if backend not in BACKENDS:
@@ -193,7 +194,7 @@ def _ahead(maker: Maker, manifest: Manifest, images: Images, chunks: list[int]) 
     """Yields each chunk with its images, and reads the next one in the meantime."""
     with ThreadPoolExecutor(1) as pool:
         waiting = None
-        for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
+        for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
             prepared = (waiting or pool.submit(maker.read, images, manifest.images_of(chunk))).result()
             waiting = None if following is None else pool.submit(maker.read, images, manifest.images_of(following))
             yield chunk, prepared

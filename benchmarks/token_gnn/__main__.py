@@ -50,7 +50,7 @@ def plans(seeds: int) -> list[Plan]:
     for seed in range(seeds):
         found += [(name, "none", 256, seed) for name in PROBES if seed == 0 or name != "linear probe"]
         graphs = [("none", 256), *((name, nodes) for nodes in (64, 16) for name in COARSE)]
-        found += [(net, name, nodes, seed) for name, nodes in graphs for net in ("gin", "transformer")]
+        found += [(net, name, nodes, seed) for net in ("gin", "transformer") for name, nodes in reversed(graphs)]
     return found
 
 

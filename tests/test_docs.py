@@ -59,6 +59,9 @@ def test_files_that_pages_name_exist():
 def test_laws_that_pages_name_exist():
     known = {law.__name__ for law in [*SELECT_LAWS, *MODEL_LAWS]}
     for page in PAGES:
-        rows = page.read_text(encoding="utf-8").split("| message | cause |")[1].split("\n\n")[0]
+        text = page.read_text(encoding="utf-8")
+        if page.stem == "datasets":  # tells of no laws
+            continue
+        rows = text.split("| message | cause |")[1].split("\n\n")[0]
         named = re.findall(r"^\| `(\w+_\w+)`", rows, flags=re.M)
         assert len(named) >= 4 and set(named) <= known

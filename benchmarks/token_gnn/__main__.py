@@ -23,15 +23,15 @@ sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if not folder o
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from token_gnn.nets import BATCH, EPOCHS, predict, train  # noqa: E402
-from token_gnn.tokens import TASKS, Split, make  # noqa: E402
 from torch_geometric.data import Batch  # noqa: E402
 
 import tokengraph as tg  # noqa: E402
+from token_gnn.nets import BATCH, EPOCHS, predict, train  # noqa: E402
+from token_gnn.tokens import TASKS, Split, make  # noqa: E402
 from tokengraph.datasets import Recipe  # noqa: E402
 from tokengraph.evaluate.memory import peak_bytes  # noqa: E402
 from tokengraph.evaluate.probe import probe  # noqa: E402
-from tokengraph.evaluate.statistics import interval, mean_of, mcnemar, resample  # noqa: E402
+from tokengraph.evaluate.statistics import interval, mcnemar, mean_of, resample  # noqa: E402
 from tokengraph.evaluate.store import write_text  # noqa: E402
 
 RESULTS = HERE.parent / "results"
@@ -123,7 +123,9 @@ def table(found: dict[str, list[dict[str, Any]]], machine: str) -> str:
             percent = " to ".join(f"{100 * row[key]:.1f}" for key in ("low", "high"))
             cells = [row["network"], row["coarsen"], row["nodes"], row["seed"]]
             cells += [f"{100 * row['accuracy']:.1f} ({percent})", p]
-            cells += [f"{row[key]:.1f}" if key in row else "" for key in ("train_s", "graph_ms", "predict_ms", "peak_mib")]
+            cells += [
+                f"{row[key]:.1f}" if key in row else "" for key in ("train_s", "graph_ms", "predict_ms", "peak_mib")
+            ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -145,7 +147,9 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     found: dict[str, list[dict[str, Any]]] = kept.get("rows", {})
-    machine = f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}; other work ran beside."
+    machine = (
+        f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}; other work ran beside."
+    )
     splits = {task: make(task, options.data, options.tokens, options.train, options.test) for task in TASKS}
     for plan in plans(options.seeds):
         for task, split in splits.items():

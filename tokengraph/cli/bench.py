@@ -74,7 +74,9 @@ def run_merge(options: argparse.Namespace) -> int:
         for stage, ms in stages.items()
     ]
     if options.json:
-        print(json.dumps({"shape": shape, "keep": options.keep, "device": str(device), "rows": rows, "skipped": skipped}))
+        print(
+            json.dumps({"shape": shape, "keep": options.keep, "device": str(device), "rows": rows, "skipped": skipped})
+        )
         return 0
     cells = [[r["strategy"], r["stage"], f"{r['ms']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}"] for r in rows]
     print(table(["strategy", "stage", "ms", "quartiles"], cells))
@@ -106,7 +108,11 @@ def _merge_forms(select: Any, shape: tuple[int, int, int], keep: float, device: 
 
 def _shape(text: str) -> tuple[int, int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isdigit() and int(p) for p in parts) or math.isqrt(int(parts[1])) ** 2 != int(parts[1]):
+    if (
+        len(parts) != 3
+        or not all(p.isdigit() and int(p) for p in parts)
+        or math.isqrt(int(parts[1])) ** 2 != int(parts[1])
+    ):
         raise ValueError(f"Expected a shape as BxNxC with N a square, for example 8x196x384 (got {text!r}).")
     images, tokens, channels = map(int, parts)
     return images, tokens, channels
@@ -150,10 +156,14 @@ def run_model(options: argparse.Namespace) -> int:
         row["peak_mib"] = None if peak is None else peak / 2**20
         rows.append(row)
     if options.json:
-        print(json.dumps({"model": options.model, "device": str(forms.device), "batch": options.batch_size, "rows": rows}))
+        print(
+            json.dumps({"model": options.model, "device": str(forms.device), "batch": options.batch_size, "rows": rows})
+        )
     else:
         cells = [[r["setting"], *("-" if r[k] is None else f"{r[k]:.2f}" for k in list(r)[1:])] for r in rows]
         print(table(["setting", "ms", "speedup", "ideal speedup", "peak MiB"], cells))
     if failed := [row["setting"] for row in rows if row["ms"] is None]:
-        raise ValueError(f"Expected settings that fit the model (got {failed[0]!r}, which cannot run). See tokengraph eval.")
+        raise ValueError(
+            f"Expected settings that fit the model (got {failed[0]!r}, which cannot run). See tokengraph eval."
+        )
     return 0

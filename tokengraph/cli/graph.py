@@ -46,7 +46,9 @@ def add(commands: Any) -> None:
     images.add_argument("--limit", metavar="N", type=int, help="largest number of images, drawn by --seed")
     images.add_argument("--seed", metavar="N", type=int, default=0, help="%(default)s")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="NAME", default="vit_small_patch16_224.dino", help="as for eval (%(default)s)")
+    model.add_argument(
+        "--model", metavar="NAME", default="vit_small_patch16_224.dino", help="as for eval (%(default)s)"
+    )
     model.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
     model.add_argument("--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0: none")
     model.add_argument("--random-weights", action="store_true", help="use random weights to try the command")

@@ -42,7 +42,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     columns = ["name", "aliases", "acts", "reads", "merges", "graphs", "what it does"]
     rows = [
-        [f["name"], ", ".join(f["aliases"]), f["acts"], f["reads"], *(_word(f[k]) for k in ("merges", "graphs")), f["does"]]
+        [
+            f["name"],
+            ", ".join(f["aliases"]),
+            f["acts"],
+            f["reads"],
+            *(_word(f[k]) for k in ("merges", "graphs")),
+            f["does"],
+        ]
         for f in found
     ]
     print(table(columns, rows))

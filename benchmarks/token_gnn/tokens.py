@@ -15,6 +15,7 @@ from truth.elpv import Elpv
 from truth.tasks import part, vit_s
 
 from tokengraph.evaluate.images import Images, Subset
+from tokengraph.evaluate.source import Source
 from tokengraph.evaluate.transform import to_input
 
 SIDE, CHUNK = 224, 50

@@ -48,7 +48,9 @@ def same(ours, theirs):
     """True if two data sets have the same graphs, bit for bit, in the same order."""
     a, b = (tg.TokenGraphDataset(root) for root in (ours, theirs))
     assert (len(a), a.paths, a.skipped) == (len(b), b.paths, b.skipped) and len(set(a.paths)) == len(a)
-    return all(torch.equal(one.x, two.x) and torch.equal(one.edge_index, two.edge_index) for one, two in zip(a, b))
+    return all(
+        torch.equal(one.x, two.x) and torch.equal(one.edge_index, two.edge_index) for one, two in zip(a, b, strict=True)
+    )
 
 
 def test_graph_killed_in_the_middle_goes_on_and_loses_nothing(written, folder, quick, tmp_path):

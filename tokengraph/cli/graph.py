@@ -15,7 +15,7 @@ coarsening (--coarsen):  ailurus:0.25   dpc-knn:49,k=5   "tome:[0.5, 0.5]"   non
 
 examples:
   tokengraph graph photo.jpg --connect knn:8 --coarsen ailurus:0.25
-  tokengraph graph photos --model vit_small_patch14_dinov2 --layer -1 --norm --connect knn:8 --dtype float16 --out graphs
+  tokengraph graph photos --model vit_small_patch14_dinov2 --norm --connect knn:8 --dtype float16 --out graphs
   torchrun --nproc-per-node 2 -m tokengraph graph photos --out graphs
 
 Read a data set:  tg.TokenGraphDataset("graphs"), in PyG's DataLoader; sub-folders of DIR are its classes (graph.y).

@@ -48,7 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
-    """Completes words in the shell, which asks for it by a variable: eval "$(register-python-argcomplete tokengraph)"."""
+    """Completes words in the shell, which asks by a variable: eval "$(register-python-argcomplete tokengraph)"."""
     if "_ARGCOMPLETE" in os.environ and find_spec("argcomplete") is not None:
         from tokengraph.optional import optional
 

@@ -30,7 +30,7 @@ FLOORS = [
     ["viz"],
     ["testing"],
     ["demo", "evaluate"],
-    ["planning"],
+    ["planning", "datasets"],
     ["cli"],
     ["__main__"],
 ]

@@ -10,6 +10,7 @@ with _warnings.catch_warnings():
 
 from tokengraph import models, schedule
 from tokengraph.attach.attach import Attachment, attach, detach
+from tokengraph.datasets.dataset import TokenGraphDataset
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
 from tokengraph.evaluate.evaluate import evaluate
 from tokengraph.evaluate.fidelity import Fidelity, fidelity
@@ -104,6 +105,7 @@ __all__ = [
     "ToMA",
     "ToMe",
     "TokenGraph",
+    "TokenGraphDataset",
     "TokenMigration",
     "TokenPooling",
     "TokenTransforming",

@@ -9,11 +9,13 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = {
+    "argcomplete": ("argcomplete", "complete"),
     "datasets": ("datasets", "eval"),
     "matplotlib": ("matplotlib", "viz"),
     "open_clip": ("open_clip_torch", "eval"),
     "PIL": ("Pillow", "viz"),
     "rich": ("rich", "cli"),
+    "rocksdict": ("rocksdict", "rocksdb"),
     "safetensors": ("safetensors", "timm"),
     "tqdm": ("tqdm", "eval"),
 }

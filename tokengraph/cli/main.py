@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from types import ModuleType
 
-from tokengraph.cli import backends, demo, plan
+from tokengraph.cli import backends, bench, check, demo, graph, models, plan, strategies
 from tokengraph.cli import eval as evaluation
 
-COMMANDS: tuple[ModuleType, ...] = (demo, plan, evaluation, backends)
+COMMANDS: tuple[ModuleType, ...] = (demo, graph, plan, evaluation, bench, check, strategies, models, backends)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses arguments; settings may stand anywhere among the options, which argparse alone does not allow."""
     parser = _parser()
+    _complete(parser)
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "settings") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.settings = [*options.settings, *rest]
     return options
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Completes words in the shell, which asks by a variable: eval "$(register-python-argcomplete tokengraph)"."""
+    if "_ARGCOMPLETE" in os.environ and find_spec("argcomplete") is not None:
+        from tokengraph.optional import optional
+
+        optional("argcomplete").autocomplete(parser)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -84,7 +84,7 @@ class MetricTask:
         self.handle = tg.attach(self.model, tg.DTEM(width=16), args.removed)
         self.module = Student(self.handle)
         self.model.requires_grad_(False)
-        metric = self.handle.select.modules["metric_layers"].requires_grad_(True)
+        metric: Any = self.handle.select.modules["metric_layers"].requires_grad_(True)
         # The last block's step moves patches alone, which a head on the class token does not see.
         self.groups: list[dict[str, Any]] = [{"params": list(metric[:-1].parameters()), "lr": args.lr[1]}]
         self.factors: list[Callable[[float], float]] = [lambda epoch: cosine(epoch, self.epochs)]

@@ -34,7 +34,7 @@ OWN = {  # options of single strategies, tried in place of REDUCTIONS
     "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
     "toma": ("", ",scale=1000"),  # likewise
 }
-TEMPERATURES = ("", ",inv_temperature=auto", ",inv_temperature=20", ",inv_temperature=100")
+TEMPERATURES = ("", ",inv_temperature=0.02", ",inv_temperature=20", ",inv_temperature=100")
 
 
 @dataclass(frozen=True)

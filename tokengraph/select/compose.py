@@ -69,7 +69,7 @@ def compose(
         >>> made.assignment.cluster.tolist(), made.graph.x.tolist()
         ([0, 0, 1, 1], [[3.0, 0.0], [0.10000000149011612, 4.0]])
 
-    Source: our own; combinations of the parts of published methods, most of which nobody has published.
+    Source: our own; combinations of the parts of published methods, most of them unpublished.
     """
     own = isinstance(choose, str)
     piece = CHOICES.get(choose) if isinstance(choose, str) else Piece(choose, ("own",), "may", centers=False)

@@ -166,7 +166,7 @@ def vit_cost(
     attention = mlp = chosen = reduced = lifted = Cost()
     counted = True
     for index, (before, after) in enumerate(zip(counts[:-1], counts[1:], strict=True)):
-        at = getattr(select, "at", None)  # a composition has another strategy in each block
+        at = getattr(select, "for_block", None)  # a composition has another strategy in each block
         acting: Costed | None = select if at is None else at(index)
         inside = acting is not None and acting.placement in ("inside", "ahead") and after < before
         ahead = inside and acting is not None and acting.placement == "ahead"

@@ -182,10 +182,10 @@ def check_plan(
             "Give one layer, for example schedule={2: 0.25}."
         )
     falls = [layer for layer in range(1, len(plan)) if changes[layer] < 0]
-    late = [layer for layer in falls[1:] if select.at(layer - 1).needs_grid]
+    late = [layer for layer in falls[1:] if select.for_block(layer - 1).needs_grid]
     if late and not select.needs_grid:
         raise ValueError(
-            f"Expected {type(select.at(late[0] - 1)).__name__} to act on the full grid only (got it at layer "
+            f"Expected {type(select.for_block(late[0] - 1)).__name__} to act on the full grid only (got it at layer "
             f"{late[0]}, after a step at layer {falls[0]}). Let it act first, and only once."
         )
     if select.placement == "around" and (select.reads != "nothing" or select.learns):

@@ -104,7 +104,7 @@ def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> 
     inner = trace.run.plans.inner
     changes = []
     for index, block in list(enumerate(found.blocks))[trace.run.start :]:
-        acting = select.at(index)
+        acting = select.for_block(index)
         own = request if acting is select else replace(request, select=acting)
         kept = parts_to_read(block, adapter, acting.reads)
         hooks = [Hook(module, KeptOutput(block, name)) for name, module in kept.items()]

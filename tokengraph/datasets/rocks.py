@@ -1,4 +1,4 @@
-"""One shard of a data set as a RocksDB folder of PyG; the same methods as :class:`SQLiteShard`."""
+"""One shard of a data set as a RocksDB folder of PyG; see :class:`tokengraph.datasets.shard.SQLiteShard`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Mapping
@@ -161,6 +162,11 @@ def _pooled_by(select: Select, reduction: Any, known: Mapping[str, Any]) -> Sele
     own = next((key for key in REDUCE if key in known), None)
     if own is not None:
         return type(select)(**{**{k: getattr(select, k) for k in known}, own: reduction})
+    inner = getattr(select, "select", None)
+    if "select" in known and isinstance(inner, Select):  # a strategy of another one, which pools
+        given = inspect.signature(type(inner)).parameters
+        pooled = _pooled_by(copy.copy(inner), reduction, given)
+        return type(select)(**{**{k: getattr(select, k) for k in known}, "select": pooled})
     if not select.merges or reduction not in REDUCTIONS:
         listed = ", ".join(REDUCTIONS) if select.merges else "nothing: it merges no tokens"
         raise ValueError(f"Expected reduce for {type(select).__name__} as {listed} (got {reduction!r}).")

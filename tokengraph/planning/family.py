@@ -52,7 +52,7 @@ class Family:
 
     def fewest(self, layer: int, tokens: int) -> int:
         """Returns the fewest of ``tokens`` tokens that a step in block ``layer`` (from 1) can leave."""
-        return self.select.at(layer - 1).fewest(tokens)
+        return self.select.for_block(layer - 1).fewest(tokens)
 
     def until(self, layer: int, later: Family) -> Family | None:
         """Returns the composition with ``later`` after block ``layer``; ``None`` if they do not compose."""

@@ -145,7 +145,7 @@ class Select(ABC):
         """
         return keep < count
 
-    def at(self, index: int) -> Select:
+    def for_block(self, index: int) -> Select:
         """Returns the strategy that acts in block ``index`` (from 0): itself, or a composition's part."""
         return self
 
@@ -284,7 +284,7 @@ def resolve(select: str | type[Select] | Select) -> Select:
 
     Example:
         >>> resolve("DPC-KNN")
-        DPCKNN(k=5, include_self=True, order='index', sizes=True)
+        DPCKNN(k=5, include_self=True, order='index', sizes=True, reduce=None)
     """
     if isinstance(select, Select):
         return select

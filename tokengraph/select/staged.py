@@ -31,8 +31,8 @@ class Staged(Select):
 
     Example:
         >>> from tokengraph.select.staged import Staged
-        >>> Staged({1: "ailurus", 5: "tome"}).at(4)
-        ToMe(remerge='original')
+        >>> Staged({1: "ailurus", 5: "tome"}).for_block(4)
+        ToMe(order='published')
     """
 
     reads: ClassVar[str] = "keys"
@@ -62,14 +62,14 @@ class Staged(Select):
     def __hash__(self) -> int:
         return hash(tuple(self.stages))
 
-    def at(self, index: int) -> Select:
+    def for_block(self, index: int) -> Select:
         """Returns the strategy that acts in block ``index`` (from 0)."""
         first = next(iter(self.stages.values()))
         return next((s for layer, s in reversed(list(self.stages.items())) if layer <= index + 1), first)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to clusters by the strategy of this block."""
-        return self.at(tokens.layer)(tokens, budget)
+        return self.for_block(tokens.layer)(tokens, budget)
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
         """Returns the stages bound to a model of ``depth`` blocks, and the schedule."""
@@ -78,7 +78,7 @@ class Staged(Select):
 
     def reduction_at(self, layer: int) -> str:
         """Returns the reduction of the strategy that acts in block ``layer``."""
-        return self.at(layer).reduction_at(layer)
+        return self.for_block(layer).reduction_at(layer)
 
     @property
     def weighs(self) -> bool:
@@ -92,7 +92,7 @@ class Staged(Select):
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost | None:
         """Counts the choice of the first stage; :func:`tokengraph.cost.vit_cost` asks each block's own strategy."""
-        return self.at(0).cost(num_tokens, keep, channels, head_width)
+        return self.for_block(0).cost(num_tokens, keep, channels, head_width)
 
 
 def _layer(layer: object) -> int:

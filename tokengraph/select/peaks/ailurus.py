@@ -102,6 +102,7 @@ class AiluRus(Select):
     alone: ClassVar[bool] = True
     reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
+    reduction: ClassVar[str] = "mlerp"
     needs_grid: ClassVar[bool] = True
     k: int = 5
     lam: int = 50
@@ -117,7 +118,7 @@ class AiluRus(Select):
 
     def reduction_at(self, layer: int) -> str:
         """As ``reduce`` says; see :meth:`tokengraph.Select.reduction_at`."""
-        return self.reduce or ("mean" if layer < 0 else "mlerp")
+        return self.reduce or ("mean" if layer < 0 and self.reduction == "mlerp" else self.reduction)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""

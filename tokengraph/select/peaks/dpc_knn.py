@@ -111,6 +111,7 @@ class DPCKNN(Select):
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tcformer": {}, "ctm": {}}
     reads: ClassVar[str] = "nothing"
     placement: ClassVar[str] = "after"
+    reduction: ClassVar[str] = "mlerp"
     k: int = 5
     include_self: bool = True
     order: str = "index"
@@ -147,7 +148,7 @@ class DPCKNN(Select):
 
     def reduction_at(self, layer: int) -> str:
         """As ``reduce`` says; see :meth:`tokengraph.Select.reduction_at`."""
-        return self.reduce or ("mean" if layer < 0 else "mlerp")
+        return self.reduce or ("mean" if layer < 0 and self.reduction == "mlerp" else self.reduction)
 
     def __post_init__(self) -> None:
         check_positive(k=self.k)

@@ -1,6 +1,6 @@
 """Attached merging methods over their ideals at published schedules, launches of a step, and memory of 16,384 tokens.
 
-Run: ``python benchmarks/merging.py [--quick] [--only pitome mpm] [--batch 8] [--threads 1] [--no-memory]``
+Run: ``python benchmarks/methods.py [--quick] [--only pitome mpm] [--batch 8] [--threads 1] [--no-memory]``
 
 The model is timm's deit_small_patch16_224 with random weights and images. An ideal is the same model run on the same
 numbers of tokens without any choice (:func:`tokengraph.testing.ideal`); ratios are taken in each interleaved round. A
@@ -187,7 +187,7 @@ def _memory_cells(row: dict[str, Any]) -> list[str]:
 
 
 BENCHMARK = Benchmark(
-    "merging",
+    "methods",
     "Merging methods over their ideals",
     __doc__,
     results,

@@ -223,10 +223,12 @@ def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor 
     """Returns a temperature in the units of each image, ``[B, 1, 1]``: SHARPNESS over the median squared distance."""
     own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
     squared = (z.detach() - own).square().sum(dim=2)
-    if mask is None:
-        median = squared.median(dim=1).values
+    if mask is None:  # a sort, because ONNX has no median
+        median = squared.sort(dim=1).values[:, (squared.size(1) - 1) // 2]
     else:
-        median = squared.masked_fill(~mask, torch.nan).nanmedian(dim=1).values
+        middle = (mask.sum(dim=1, keepdim=True) - 1).clamp_min(0) // 2
+        median = squared.masked_fill(~mask, torch.inf).sort(dim=1).values.gather(1, middle)[:, 0]
+        median = median.masked_fill(~mask.any(dim=1), 0.0)
     smallest = torch.finfo(z.dtype).tiny
     return torch.where(median > smallest, SHARPNESS / median.clamp_min(smallest), 1.0)[:, None, None]
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from strategies import STRATEGIES
 
+import tokengraph as tg
 from tokengraph import (
     ailurus,
     algm_global,
@@ -24,6 +26,7 @@ from tokengraph import (
 from tokengraph.errors import check_mask
 from tokengraph.select.random import random_prune
 from tokengraph.select.topk import fuse_rest
+from tokengraph.testing import tiny_vit
 
 METHODS = {
     "ailurus": lambda x, keep, mask: ailurus(x, keep, (1, x.size(1))),
@@ -142,3 +145,11 @@ def test_export_with_a_dynamic_batch_equals_eager(name):
     for images in (1, 5):
         x = torch.rand(images, 12, 6)
         torch.testing.assert_close(program(x), module(x))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_empty_batch_goes_through_a_model_with_every_strategy(name):
+    select, schedule = STRATEGIES[name]
+    model = tiny_vit()
+    with torch.no_grad(), tg.attach(model, select, schedule):
+        assert model(torch.zeros(0, 3, 32, 32)).shape == (0, 5)

@@ -33,7 +33,8 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     adapter, run, select = site.request.adapter, site.trace.run, site.request.select
     x, state = _enter(site, x, mask)
     table, finished, given = _table(state), site.index + 1, None
-    if select.placement == "around" and (keep := table.inside(site.index, state.lineage, select.acts)) is not None:
+    keep = table.inside(site.index, state.lineage, select.acts) if select.placement == "around" else None
+    if keep is not None and state.lineage.now.images:  # an empty batch has nothing to merge
         x, inner = run_around(site, block, x, state, mask, side, keep)
         run.leave(site.index, x, state, inner)
         return x

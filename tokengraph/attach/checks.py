@@ -172,39 +172,10 @@ def check_plan(
     changes = [b - a for a, b in zip([plan[0], *plan[:-1]], plan, strict=True)]
     if isinstance(schedule, Mapping) and 0 in schedule and schedule[0] != 1.0:
         changes[0] = -1
-    # A strategy that needs the full grid can reduce once, and once more after every reconstruction.
-    steps = []
-    for layer, change in enumerate(changes):
-        steps += [False, True] if layer in again else [change < 0] if change else []
-    if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
-        raise ValueError(
-            f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
-            "Give one layer, for example schedule={2: 0.25}."
-        )
-    falls = [layer for layer in range(1, len(plan)) if changes[layer] < 0]
-    late = [layer for layer in falls[1:] if select.for_block(layer - 1).needs_grid]
-    if late and not select.needs_grid:
-        raise ValueError(
-            f"Expected {type(select.for_block(late[0] - 1)).__name__} to act on the full grid only (got it at layer "
-            f"{late[0]}, after a step at layer {falls[0]}). Let it act first, and only once."
-        )
-    if select.placement == "around" and (select.reads != "nothing" or select.learns):
-        raise ValueError(
-            f"Expected a strategy around a module to read features alone (got {type(select).__name__}, which "
-            f"{'learns' if select.learns else 'reads ' + select.reads}): the block has not run yet."
-        )
+    _check_grid(select, plan, changes, again)
+    _check_place(select, schedule, plan, changes)
     if select.needs_class_token and not class_token:
         raise ValueError(f"Expected a model with a class token for {select} (got one without). Use another score.")
-    if select.placement == "ahead" and changes[-1] < 0:
-        raise ValueError(
-            f"Expected nothing to leave behind the last block for {type(select).__name__}, which acts ahead of blocks "
-            f"(got {plan[-2]} tokens, then {plan[-1]}). Use layers up to {len(plan) - 2}."
-        )
-    if isinstance(schedule, Mapping) and 0 in schedule and select.placement not in ("before", "ahead", "around"):
-        raise ValueError(
-            f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
-            "(got layer 0)."
-        )
     if (again or any(change > 0 for change in changes)) and not select.restores:
         raise ValueError(
             f"Expected a strategy that can reconstruct (got {type(select).__name__}, which discards dropped tokens). "
@@ -223,6 +194,45 @@ def check_plan(
         raise ValueError(
             f"Expected a schedule that leaves the {own} tokens that {type(select).__name__} is set to make "
             f"(got {wrong[0]}). Write 'cluster' in place of the number."
+        )
+
+
+def _check_grid(select: Select, plan: list[int], changes: list[int], again: frozenset[int]) -> None:
+    """Raises if a strategy that needs the full grid would choose among tokens that are coarse already."""
+    # A strategy that needs the full grid can reduce once, and once more after every reconstruction.
+    steps = []
+    for layer, change in enumerate(changes):
+        steps += [False, True] if layer in again else [change < 0] if change else []
+    if select.needs_grid and any(a and b for a, b in zip(steps[:-1], steps[1:], strict=True)):
+        raise ValueError(
+            f"Expected {type(select).__name__} to act on the full grid only (got {sum(steps)} layers in turn). "
+            "Give one layer, for example schedule={2: 0.25}."
+        )
+    falls = [layer for layer in range(1, len(plan)) if changes[layer] < 0]
+    late = [layer for layer in falls[1:] if select.for_block(layer - 1).needs_grid]
+    if late and not select.needs_grid:
+        raise ValueError(
+            f"Expected {type(select.for_block(late[0] - 1)).__name__} to act on the full grid only (got it at layer "
+            f"{late[0]}, after a step at layer {falls[0]}). Let it act first, and only once."
+        )
+
+
+def _check_place(select: Select, schedule: Schedule, plan: list[int], changes: list[int]) -> None:
+    """Raises if the schedule does not suit the strategy's place in a block."""
+    if select.placement == "around" and (select.reads != "nothing" or select.learns):
+        raise ValueError(
+            f"Expected a strategy around a module to read features alone (got {type(select).__name__}, which "
+            f"{'learns' if select.learns else 'reads ' + select.reads}): the block has not run yet."
+        )
+    if select.placement == "ahead" and changes[-1] < 0:
+        raise ValueError(
+            f"Expected nothing to leave behind the last block for {type(select).__name__}, which acts ahead of blocks "
+            f"(got {plan[-2]} tokens, then {plan[-1]}). Use layers up to {len(plan) - 2}."
+        )
+    if isinstance(schedule, Mapping) and 0 in schedule and select.placement not in ("before", "ahead", "around"):
+        raise ValueError(
+            f"Expected layers of at least 1 for {type(select).__name__}, which acts {select.placement} a block "
+            "(got layer 0)."
         )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
+from tokengraph.attention.mask_object import MaskObject
 
 
 class GivenMap(MaskObject):
@@ -31,12 +29,6 @@ class GivenMap(MaskObject):
     def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         """The map itself."""
         return self.map if dtype is None else self.map.to(dtype)
-
-    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Routes torch's softmax functions to :meth:`softmax`."""
-        if func not in SOFTMAXES:
-            return super().other(func, args, kwargs)
-        return self.softmax(*args[1:2], **{k: v for k, v in kwargs.items() if k in ("dim", "dtype")})
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool

@@ -33,7 +33,14 @@ class MaskObject(ABC):
         """Computes ``scores + mask``: a tensor, or an object with the ``softmax`` that the block calls next."""
 
     def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Handles every other torch function that gets the mask; raises ``TypeError`` unless overridden."""
+        """Handles every other torch function that gets the mask: torch's softmax functions by ``self.softmax``.
+
+        Raises:
+            TypeError: For other functions, and for masks without ``softmax``.
+        """
+        softmax = getattr(self, "softmax", None)
+        if softmax is not None and func in SOFTMAXES:
+            return softmax(*args[1:2], **{k: v for k, v in kwargs.items() if k in ("dim", "dtype")})
         raise TypeError(
             f"Expected {type(self).__name__} to meet scaled_dot_product_attention, or scores + mask "
             f"(got {func.__name__})."

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.attention.keep_mask import KeepMask
-from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
+from tokengraph.attention.mask_object import MaskObject
 from tokengraph.attention.size_bias import SizeBias
 
 
@@ -68,12 +68,6 @@ class OpenMap(MaskObject):
         if self.seen is not None:
             self.seen["map"] = attention
         return attention
-
-    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Routes torch's softmax functions to :meth:`softmax`."""
-        if func not in SOFTMAXES:
-            return super().other(func, args, kwargs)
-        return self.softmax(*args[1:2], **{k: v for k, v in kwargs.items() if k in ("dim", "dtype")})
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool

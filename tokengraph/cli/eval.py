@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tokengraph.cli import arguments
+
 EPILOG = """\
 settings:
   tome:13                      13 tokens fewer in every block
@@ -40,9 +42,7 @@ def add(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="timm name, transformers:REPOSITORY, open_clip:NAME:TAG or torchvision:NAME"
-    )
+    parser.add_argument("model", metavar="MODEL", help=arguments.MODEL)
     parser.add_argument("settings", metavar="SETTING", nargs="*", help="see below; the dense model comes first anyway")
     _add_data(parser)
     _add_model(parser)
@@ -53,23 +53,14 @@ def add(commands: Any) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument("--data", metavar="PATH", required=True, help="see below")
-    group.add_argument("--labels", choices=("auto", "classes", "masks", "none"), default="auto", help="%(default)s")
-    group.add_argument("--synsets", metavar="FILE", help="one line a class that begins with its folder's name")
-    group.add_argument("--limit", metavar="N", type=int, help="largest number of images, drawn by --seed")
+    arguments.add_labels(group)
     group.add_argument("--probe", choices=("linear", "knn"), help="for backbones without a head")
     group.add_argument("--train", metavar="PATH", help="training images of the probe (default: folds of --data)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
-    group.add_argument(
-        "--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0 if it has none"
-    )
-    group.add_argument(
-        "--random-weights", action="store_true", help="use random weights to try the command; figures are meaningless"
-    )
-    group.add_argument("--device", help="default: cuda if available, else cpu")
+    arguments.add_weights(group)
     group.add_argument("--amp", choices=("bfloat16", "float16"), help="run under autocast")
 
 
@@ -91,31 +82,13 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the evaluation and prints its report."""
     from tokengraph.evaluate.evaluate import evaluate
-    from tokengraph.evaluate.options import Options
     from tokengraph.evaluate.ranks import find_ranks
-    from tokengraph.evaluate.source import source_of
 
-    how = Options(
-        batch_size=options.batch_size,
-        chunk=options.chunk,
-        limit=options.limit,
-        device=options.device,
-        amp=options.amp,
-        time=not options.no_time,
-        memory=not options.no_time,
-        seed=options.seed,
-        workers=options.workers,
-        progress=not options.quiet,
-    )
+    how = arguments.runs(options, time=not options.no_time, memory=not options.no_time)
     settings = [plan for text in options.settings for plan in _settings(text)]
     data, train = _images(options.data, options), None if options.train is None else _images(options.train, options)
     report = evaluate(
-        source_of(
-            options.model,
-            checkpoint=options.checkpoint,
-            num_classes=options.num_classes,
-            random_weights=options.random_weights,
-        ),
+        arguments.source(options),
         settings,
         data,
         out=options.out,
@@ -140,9 +113,4 @@ def _settings(text: str) -> list[Any]:
 
 
 def _images(path: str, options: argparse.Namespace) -> Any:
-    from tokengraph.evaluate.folders import find_images
-    from tokengraph.evaluate.hub import find_hub
-
-    if path.startswith("datasets:"):
-        return find_hub(path.partition(":")[2])
-    return find_images(path, labels=options.labels, synsets=options.synsets)
+    return arguments.images(path, labels=options.labels, synsets=options.synsets)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tokengraph.cli import arguments
+
 EPILOG = """\
 edges (--connect):       knn:8   knn:8,cosine   grid   grid:4   window:50   none
 coarsening (--coarsen):  ailurus:0.25   dpc-knn:49,k=5   "tome:[0.5, 0.5]"   none
@@ -41,18 +43,13 @@ def add(commands: Any) -> None:
     graph.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="stored (%(default)s)")
     graph.add_argument("--backend", choices=("sqlite", "rocksdb"), default="sqlite", help="of DIR (%(default)s)")
     images = parser.add_argument_group("images")
-    images.add_argument("--labels", choices=("auto", "classes", "masks", "none"), default="auto", help="%(default)s")
-    images.add_argument("--synsets", metavar="FILE", help="one line a class that begins with its folder's name")
-    images.add_argument("--limit", metavar="N", type=int, help="largest number of images, drawn by --seed")
+    arguments.add_labels(images)
     images.add_argument("--seed", metavar="N", type=int, default=0, help="%(default)s")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", metavar="NAME", default="vit_small_patch16_224.dino", help="as for eval (%(default)s)"
     )
-    model.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
-    model.add_argument("--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0: none")
-    model.add_argument("--random-weights", action="store_true", help="use random weights to try the command")
-    model.add_argument("--device", help="default: cuda if available, else cpu")
+    arguments.add_weights(model)
     model.add_argument("--amp", choices=("bfloat16", "float16"), help="run under autocast")
     run_ = parser.add_argument_group("run")
     run_.add_argument("--out", metavar="PATH", type=Path, help="data set (outputs/graphs), or file of one graph")
@@ -67,28 +64,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes one graph or a data set."""
     from tokengraph.datasets.recipe import Recipe
-    from tokengraph.evaluate.options import Options
-    from tokengraph.evaluate.source import source_of
 
     recipe = Recipe(options.layer, options.norm, options.connect, options.coarsen, options.dtype)
-    how = Options(
-        batch_size=options.batch_size,
-        chunk=options.chunk,
-        limit=options.limit,
-        device=options.device,
-        amp=options.amp,
-        seed=options.seed,
-        workers=options.workers,
-        progress=not options.quiet,
-    )
+    how = arguments.runs(options)
     if not options.images.exists():
         raise ValueError(f"Expected an image or a folder (got {str(options.images)!r}: not there).")
-    source = source_of(
-        options.model,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        random_weights=options.random_weights,
-    )
+    source = arguments.source(options)
     return (_one if options.images.is_file() else _many)(options, source, recipe, how)
 
 

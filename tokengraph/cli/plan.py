@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from tokengraph.cli import arguments
+
 EPILOG = """\
 budgets (give one):
   --speedup 1.5   at most 1/1.5 of the plain model's time on this device, at --batch-size
@@ -33,9 +35,7 @@ def add(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="timm name, transformers:REPOSITORY, open_clip:NAME:TAG or torchvision:NAME"
-    )
+    parser.add_argument("model", metavar="MODEL", help=arguments.MODEL)
     budget = parser.add_argument_group("budget").add_mutually_exclusive_group(required=True)
     budget.add_argument("--speedup", metavar="X", type=float)
     budget.add_argument("--time", metavar="MS", type=float)
@@ -52,12 +52,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--no-resolution", action="store_true", help="keep the input size")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="of runs and of timing (%(default)s)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights, instead of pretrained ones")
-    parser.add_argument(
-        "--num-classes", metavar="N", type=int, help="classes of the checkpoint's head; 0 if it has none"
-    )
-    parser.add_argument("--random-weights", action="store_true", help="use random weights to try the command")
-    parser.add_argument("--device", help="default: cuda if available, else cpu")
+    arguments.add_weights(parser)
     parser.add_argument("--out", metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -70,22 +65,12 @@ def run(options: argparse.Namespace) -> int:
 
     from tokengraph.evaluate.chunks import read_chunk
     from tokengraph.evaluate.config import config_of_model
-    from tokengraph.evaluate.folders import find_images
-    from tokengraph.evaluate.hub import find_hub
     from tokengraph.evaluate.images import limited
     from tokengraph.evaluate.options import Options
-    from tokengraph.evaluate.source import source_of
     from tokengraph.planning import plan
 
-    hub = options.data.startswith("datasets:")
-    found = find_hub(options.data.partition(":")[2]) if hub else find_images(options.data, labels="none")
-    images = limited(found, options.limit, options.seed)
-    source = source_of(
-        options.model,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        random_weights=options.random_weights,
-    )
+    images = limited(arguments.images(options.data, labels="none"), options.limit, options.seed)
+    source = arguments.source(options)
     model = source.build(None).eval().to(Options(device=options.device).place(0))
     config = source.config or config_of_model(model)
     chunk = read_chunk(images, 0, len(images), config, 2)

@@ -42,6 +42,7 @@ def prepare(images: Images, numbers: range, config: DataConfig, workers: int) ->
     """
 
     def read(index: int) -> tuple[Tensor | None, np.ndarray | None, str]:
+        """Returns one image's input and mask, or the reason why it cannot be read."""
         try:
             values = to_input(images.image(index), config)
             mask = to_target(images.mask(index), config).numpy() if images.has_masks else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokengraph import schedule as schedules
@@ -101,3 +101,26 @@ def write_schedule(schedule: Any) -> str:
             prefix = own.pop("prefix", 0)
             return f"{name}({', '.join(map(str, own.values()))}{f', prefix={prefix}' if prefix else ''})"
     return repr(schedule)
+
+
+def read_resolution(value: Any) -> int:
+    """Checks a resolution.
+
+    Raises:
+        ValueError: Unless it is a whole number of pixels, at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected resolution as a number of pixels, at least 1 (got {value!r}).")
+    return value
+
+
+def read_layers(value: Mapping[Any, Any]) -> dict[int, Any]:
+    """Turns the layers of a mapping into ints: JSON has them as text.
+
+    Raises:
+        ValueError: If one is no whole number.
+    """
+    try:
+        return {int(layer): keep for layer, keep in value.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected layers of a schedule as whole numbers (got {list(value)}).") from error

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tokengraph.attach.planner import Standalone
-from tokengraph.evaluate.grammar import read_schedule, read_value, split, write_schedule
+from tokengraph.evaluate.grammar import read_layers, read_resolution, read_schedule, read_value, split, write_schedule
+from tokengraph.evaluate.json_plans import OWN_OPTIONS, fields_of, read_json
 from tokengraph.maps.pool import REDUCTIONS
-from tokengraph.schedule import Schedule, relative
+from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select, resolve
 from tokengraph.select.staged import Staged
 
-OWN_OPTIONS = ("prop_attn", "size_bias", "weights", "then")  # options of the setting; all others are the strategy's
 REDUCE = ("reduce", "reduction")
-PLAN_KIND, PLAN_FORMAT = "tokengraph plan", 1  # of the files of tokengraph.plan, which hold a setting
-KEYS = ("strategy", "schedule", "options", "resolution", "model", *OWN_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def _stages(value: Any) -> dict[int, str]:
     value = {} if value is None else value
     if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"Expected then as {{layer: strategy}}, {{5: 'tome'}} (got {value!r}).")
-    stages = _layers(value)
+    stages = read_layers(value)
     for layer, text in stages.items():
         if layer < 2:
             raise ValueError(f"Expected layers of at least 2 for later stages (got {layer}).")
@@ -211,7 +208,7 @@ def read_setting(given: str | Mapping[str, Any] | Setting | Planned) -> Setting:
         raise TypeError(f"Expected a setting as text, dict or Setting (got {type(given).__name__}).")
     text = given.strip()
     if text.startswith("{") or text.endswith(".json"):
-        return _of_plan(_json(text))
+        return _of_plan(read_json(text))
     found: dict[str, Any] = {}
     for part in split(text, "+"):
         new = _part(part, given)
@@ -221,13 +218,18 @@ def read_setting(given: str | Mapping[str, Any] | Setting | Planned) -> Setting:
     return Setting(**found)
 
 
+def _of_plan(plan: Mapping[str, Any]) -> Setting:
+    found = fields_of(plan)
+    return Setting(**{**found, "then": _stages(found["then"])})
+
+
 def _part(part: str, whole: str) -> dict[str, Any]:
     head, *options = split(part, ",")
     name, colon, value = (x.strip() for x in head.partition(":"))
     if name == "dense" and not colon and not options:
         return {}
     if name in ("resolution", "model") and not options and value:
-        return {name: value if name == "model" else _resolution(read_value(value))}
+        return {name: value if name == "model" else read_resolution(read_value(value))}
     if not name:
         raise ValueError(f"Expected a strategy, resolution:PX or model:NAME (got {part!r} in {whole!r}).")
     resolve(name)  # an unknown name is an error now, not after hours
@@ -239,90 +241,3 @@ def _part(part: str, whole: str) -> dict[str, Any]:
         value = read_value(text)
         (found if key in OWN_OPTIONS else found["options"])[key] = _stages(value) if key == "then" else value
     return found
-
-
-def _resolution(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected resolution as a number of pixels, at least 1 (got {value!r}).")
-    return value
-
-
-def _json(text: str) -> Mapping[str, Any]:
-    try:
-        plan = json.loads(text if text.startswith("{") else Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"Expected a file with a JSON plan (got {text!r}: {error.strerror}).") from error
-    except ValueError as error:
-        raise ValueError(
-            f"Expected a JSON plan (got {text!r}: {error}). Schedules in text: ailurus:{{5: 0.5}}."
-        ) from error
-    if not isinstance(plan, Mapping):
-        raise ValueError(f"Expected a JSON plan as an object (got {type(plan).__name__}).")
-    return plan
-
-
-def _of_plan(plan: Mapping[str, Any]) -> Setting:
-    """A plan as JSON has it: layers of a schedule are text there."""
-    if plan.get("kind") == PLAN_KIND:
-        if plan.get("format") != PLAN_FORMAT or not isinstance(plan.get("setting"), Mapping):
-            raise ValueError(
-                f"Expected a plan of format {PLAN_FORMAT} with a setting (got format {plan.get('format')!r}). Make the "
-                "plan again, or use the version of tokengraph that made it."
-            )
-        plan = plan["setting"]
-    unknown = [str(key) for key in plan if key not in (*KEYS, "label")]
-    if unknown:
-        raise ValueError(f"Expected keys of a plan: {', '.join(KEYS)} (got {', '.join(unknown)}).")
-    strategy, options, size_bias = plan.get("strategy"), plan.get("options") or {}, plan.get("size_bias") or "auto"
-    for key, value, kinds in (
-        ("strategy", strategy, (str, Select, Standalone)),
-        ("model", plan.get("model"), (str,)),
-        ("options", options, (Mapping,)),
-        ("prop_attn", plan.get("prop_attn"), (str, bool)),
-        ("size_bias", size_bias, (str,)),
-        ("weights", plan.get("weights"), (str,)),
-        ("label", plan.get("label"), (str,)),
-    ):
-        if value is not None and not isinstance(value, kinds):
-            raise ValueError(f"Expected {key} of a plan as {kinds[0].__name__} (got {value!r}).")
-    if isinstance(strategy, Standalone):
-        pass  # checked where it is attached
-    elif strategy is not None:
-        resolve(strategy)
-    elif plan.get("schedule") is not None or options or plan.get("then"):
-        raise ValueError("Expected a strategy beside the schedule and options of a plan (got none).")
-    resolution = plan.get("resolution")
-    return Setting(
-        strategy=strategy,
-        schedule=_schedule(plan.get("schedule")),
-        options=dict(options),
-        resolution=None if resolution is None else _resolution(resolution),
-        model=plan.get("model"),
-        prop_attn=plan.get("prop_attn"),
-        size_bias=size_bias,
-        weights=plan.get("weights"),
-        label=plan.get("label") or "",
-        then=_stages(plan.get("then")),
-    )
-
-
-def _schedule(value: Any) -> Schedule | None:
-    found: Any = value  # a rule of the user's own, or nothing
-    if isinstance(value, str):
-        return read_schedule(value)
-    if isinstance(value, Mapping):
-        if set(value) == {"relative"} and isinstance(value["relative"], Mapping):
-            return relative(_layers(value["relative"]))
-        return _layers(value)
-    if value is None or callable(value):
-        return found
-    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
-        raise ValueError(f"Expected schedule of a plan as int, list, object or text (got {value!r}).")
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _layers(value: Mapping[Any, Any]) -> dict[int, Any]:
-    try:
-        return {int(layer): keep for layer, keep in value.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Expected layers of a schedule as whole numbers (got {list(value)}).") from error

@@ -7,20 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-POWERS = (
-    1.0,
-    1.25,
-    1.5,
-    1.75,
-    2.0,
-    2.5,
-    3.0,
-)  # of the share that a step removes: above 1, many small steps lose less than one
+# Of the share that a step removes: above 1, many small steps lose less than one.
+POWERS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 DENSITIES = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the tokens before the step: fewer tokens are less alike
 SHARE = 0.1  # merging is responsible for at least this share of a loss
 LEAST = 1e-7  # losses below this are rounding
 ROUNDS = 200  # of multiplicative updates
 SMOOTHED = 40  # rounds between two smoothings: neighbouring blocks differ less than single measurements say
+USELESS = 1e3  # loss of a strategy that removes no token: never chosen
 CUT = 0.1  # weight of a single cut beside schedules of several steps, which are what curves predict
 
 
@@ -71,8 +65,13 @@ class Curve:
         """Makes a curve from single cuts after a number of blocks; interpolates the blocks between them."""
         curve = cls(np.ones(depth), patches, rows=list(cuts.values()))
         found = {layer: row.merging for layer, row in cuts.items()}
-        layers = sorted(found)
-        logs = [np.log(found[layer] / curve._features(cuts[layer].tokens)[layer - 1]) for layer in layers]
+        steps = {layer: curve._features(row.tokens) for layer, row in cuts.items()}
+        cut = [layer for layer in sorted(found) if steps[layer].any()]  # the others removed no token
+        if not cut:
+            curve.weights = np.full(depth, USELESS)
+            return curve
+        logs = [np.log(found[layer] / steps[layer].max()) for layer in cut]
+        layers = [int(steps[layer].argmax()) + 1 for layer in cut]  # before a block tokens leave one block earlier
         curve.weights = np.exp(np.interp(np.arange(1, depth + 1), layers, logs))
         return curve
 

@@ -117,11 +117,18 @@ def families(strategies: Sequence[str | Setting | Mapping[str, Any]] | str | Non
 
 
 def _fits(kind: type[Select]) -> bool:
+    """Whether a schedule says how many tokens the strategy keeps, with nothing to train."""
     try:
         made = kind()
     except TypeError:  # needs arguments
         return False
-    return kind.__module__.startswith("tokengraph.") and not made.learns and made.own_budget is None
+    return (
+        kind.__module__.startswith("tokengraph.")
+        and not made.learns
+        and made.own_budget is None
+        and not made.ragged
+        and made.placement != "around"
+    )
 
 
 def _family(given: Any) -> Family:

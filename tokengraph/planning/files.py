@@ -10,7 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from tokengraph.evaluate.settings import PLAN_FORMAT, PLAN_KIND, Setting, read_setting
+from tokengraph.evaluate.json_plans import PLAN_FORMAT, PLAN_KIND
+from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.evaluate.store import write_text
 from tokengraph.planning.facts import Figures, Target
 

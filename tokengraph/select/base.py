@@ -29,31 +29,27 @@ _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
 
 class Select(ABC):
-    """Chooses which tokens become which clusters. One file a method; a subclass registers under ``name``.
+    """Chooses which tokens become which clusters; depends on no model. A subclass registers under ``name``.
 
-    Implement ``__call__``, and describe the method by class attributes. Strategies do not depend on any model.
+    Implement ``__call__``; class attributes describe the method.
 
     Attributes:
-        name: The name for ``resolve`` and ``attach(model, "name")``.
-        aliases: Other published names, and the settings that each stands for.
-        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP), ``"after"``, or
-            ``"ahead"``: before it, by the attention map that the block computes for all tokens. It then reads the
-            ``"map"``; see :attr:`pools_map`. ``"around"``: tokens are fewer inside :attr:`around` alone, and return
-            behind it; the strategy then reads features and no attention.
+        name: For ``resolve`` and ``attach``; ``aliases``: other published names, and the settings each stands for.
+        placement: Where in a block it acts: ``"before"`` it, ``"inside"`` (between attention and MLP), ``"after"``,
+            ``"ahead"`` (before it, by the map of its attention; see :attr:`pools_map`), or ``"around"`` (tokens are
+            fewer inside :attr:`around` alone and return; it then reads no attention).
         around: With that placement, the modules that run on fewer tokens: ``"attention"``, ``"mlp"``, ``"both"`` of
             them one after another by one map, or the whole ``"block"``.
         merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
         reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
             ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
-        reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that its block's
-            attention projected, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the
-            class token's attention, so the model must have one; ``"map"``: the whole map, so blocks that reduce cannot
-            use a fused kernel.
+        reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that attention
+            projects, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the class
+            token's attention; ``"map"``: the whole map, so blocks that reduce cannot use a fused kernel.
         learns: True if it has parameters to train.
-        alone: True if it supports neither masks nor several grids; ragged batches then reach it image by image.
-        ragged: True if a threshold decides how many tokens each image keeps. The budget is then the fewest that may
-            stay; ``handle.trace.counts_per_image(layer)`` has the numbers.
+        alone: True if it takes neither masks nor several grids: ragged batches reach it image by image.
+        ragged: True if a threshold decides how many tokens each image keeps, and the budget is the fewest.
     """
 
     name: ClassVar[str] = ""

@@ -8,7 +8,7 @@
 | | | propagation, window |
 | ``choices`` | which become one? | agglomerate, best, both_ways, cells, contraction, contraction_sets, edges, |
 | | | farthest, independent, kmeans, lines, matching, medoids, peaks, receivers, roots, |
-| | | selection |
+| | | selection, to_centers |
 | ``reductions`` | what do they become? | fuse, propagate; ``Assignment.reduce`` has means, MLERP and centers |
 
 A strategy's file combines parts, and sets its placement in the block and its defaults.

@@ -24,13 +24,16 @@ OTHERS = (BLUE, TEAL, ROSE, "#7a5cc0", "#4c9f38", "#b5651d", "#0e7c9b")
 COLORS = {"dense": INK, "resolution": AMBER, "random": GREY, "grid-pool": "#c3c9d3"}
 UNNAMED = ("random", "grid-pool")  # controls: a colour and a mark say enough
 MARKS = {"dense": "*", "resolution": "s", "random": "v", "grid-pool": "D"}
+ROUNDS = "o^PX<>h"  # marks of strategies: another one each time that the colours begin again
+CROWD = 24  # with more points, only those that no cheaper one equals have names
 
 
 def plot_pareto(rows: Sequence[Any], metric: str, *, title: str = "", subtitle: str = "") -> Figure:
     """Plots a figure of each setting against its share of the dense model's multiply-adds.
 
-    Settings of one strategy share a colour; controls are grey and amber; whiskers are the rows' intervals; the line
-    joins settings that no cheaper one equals.
+    joins settings that no cheaper one equals. Of many settings only these, the dense model and smaller images have
+    names.
+    joins settings that no cheaper one equals. Of many settings only these, the dense model and smaller images are named.
 
     Args:
         rows: With ``name``, ``reason``, ``metrics``, ``intervals`` and ``cost``, as a report has them. Rows that
@@ -49,14 +52,16 @@ def plot_pareto(rows: Sequence[Any], metric: str, *, title: str = "", subtitle: 
     ax = figure.subplots()
     factor = 100.0 if metric in PERCENT else 1.0
     families = list(dict.fromkeys(family(r.name) for r in there))
-    free = iter(OTHERS * (1 + len(families)))
-    colors = {name: COLORS.get(name) or next(free) for name in families}
+    styles = _styles(families)
     for row in there:
-        _point(ax, row, metric, factor, colors[family(row.name)])
+        _point(ax, row, metric, factor, *styles[family(row.name)])
     _axes(ax, metric)
-    _frontier(ax, [(r.cost, factor * r.metrics[metric]) for r in there])
-    _labels(ax, [r for r in there if family(r.name) not in UNNAMED], metric, factor)
-    _legend(figure, there, colors)
+    best = _frontier(ax, [(r.cost, factor * r.metrics[metric]) for r in there])
+    named = [r for r in there if family(r.name) not in UNNAMED]
+    if len(named) > CROWD:
+        named = [r for r in named if family(r.name) in MARKS or (r.cost, factor * r.metrics[metric]) in best]
+    _labels(ax, named, metric, factor)
+    _legend(figure, there, styles)
     return figure
 
 
@@ -71,32 +76,52 @@ def smaller(name: str) -> bool:
     return "+" in name and family(name) not in ("resolution", "model")
 
 
-def _legend(figure: Figure, rows: Sequence[Any], colors: dict[str, str]) -> None:
+def _styles(families: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Returns colour and mark of each family; no two are the same."""
+    others = [name for name in families if name not in COLORS]
+    found = {name: (COLORS[name], MARKS.get(name, "o")) for name in families if name in COLORS}
+    for number, name in enumerate(others):
+        turn, place = divmod(number, len(OTHERS))
+        found[name] = OTHERS[place], ROUNDS[turn % len(ROUNDS)]
+    return {name: found[name] for name in families}
+
+
+def _legend(figure: Figure, rows: Sequence[Any], styles: dict[str, tuple[str, str]]) -> None:
     line = optional("matplotlib.lines").Line2D
-    marks = {f: MARKS.get(f, "o") for f in colors}
-    handles = [line([], [], color=c, marker=marks[f], linestyle="", markersize=7, label=f) for f, c in colors.items()]
+    kept = {"linestyle": "", "markersize": 7}
+    handles = [line([], [], color=c, marker=m, label=f, **kept) for f, (c, m) in styles.items()]
     if any(smaller(r.name) for r in rows):
         hollow = {"color": INK, "marker": "o", "linestyle": "", "markersize": 7, "markerfacecolor": "white"}
         handles.append(line([], [], label="on a smaller image", **hollow))
-    columns = min(6, len(handles))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
+    columns = min(5 if len(handles) > 12 else 6, len(handles))
+    size = 8 if len(handles) > 12 else 9
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size, labelcolor=INK
+    )
 
 
-def _frontier(ax: Axes, points: list[tuple[float, float]]) -> None:
-    """A broad line through the points that no cheaper one equals."""
+def _frontier(ax: Axes, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Draws a broad line through the points that no cheaper one equals, and returns them."""
     best, line = float("-inf"), []
     for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):
         if value > best:
             best = value
             line.append((cost, value))
     limits = ax.get_xlim(), ax.get_ylim()
-    line.append((limits[0][1], best))
-    ax.step(*zip(*line, strict=True), where="post", color="#eef1f6", linewidth=7, zorder=0.4, solid_capstyle="round")
+    ax.step(
+        *zip(*line, (limits[0][1], best), strict=True),
+        where="post",
+        color="#eef1f6",
+        linewidth=7,
+        zorder=0.4,
+        solid_capstyle="round",
+    )
     ax.set(xlim=limits[0], ylim=limits[1])
+    return line
 
 
-def _point(ax: Axes, row: Any, metric: str, factor: float, color: str) -> None:
-    value, mark = factor * row.metrics[metric], MARKS.get(family(row.name), "o")
+def _point(ax: Axes, row: Any, metric: str, factor: float, color: str, mark: str) -> None:
+    value = factor * row.metrics[metric]
     if metric in row.intervals:
         low, high = (factor * v for v in row.intervals[metric])
         ax.plot([row.cost, row.cost], [low, high], color=color, linewidth=1, alpha=0.35, zorder=1)

@@ -31,9 +31,8 @@ CROWD = 24  # with more points, only those that no cheaper one equals have names
 def plot_pareto(rows: Sequence[Any], metric: str, *, title: str = "", subtitle: str = "") -> Figure:
     """Plots a figure of each setting against its share of the dense model's multiply-adds.
 
-    joins settings that no cheaper one equals. Of many settings only these, the dense model and smaller images have
-    names.
-    joins settings that no cheaper one equals. Of many settings only these, the dense model and smaller images are named.
+    Settings of one strategy share colour and mark; controls are grey and amber; whiskers are the rows' intervals; the
+    line joins settings that no cheaper one equals. Of many settings only these, dense and smaller images have names.
 
     Args:
         rows: With ``name``, ``reason``, ``metrics``, ``intervals`` and ``cost``, as a report has them. Rows that

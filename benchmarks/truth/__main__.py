@@ -7,7 +7,7 @@
     python benchmarks/truth frontier   run the best and published settings of every strategy on 800 images a task
     python benchmarks/truth report     write the tables again
     python benchmarks/truth all        run the commands above in turn
-    python benchmarks/truth curves     vary one parameter at a time, for defaults: photographs and 200 solar cells
+    python benchmarks/truth curves     vary one parameter at a time, for defaults: on three kinds of images
     python benchmarks/truth plan       make plans on photographs and solar cells; compare with fixed settings, paired
     python benchmarks/truth floors     measure the fidelity of the small ViT at fixed settings again, for tests/truth
 

@@ -126,3 +126,16 @@ def test_topk_by_score_keeps_the_order_of_an_image_behind_padding_in_front():
     mask = torch.tensor([[False, True, True], [True, True, True]])
     a = keep_best(score, [2, 2], mask, "score")
     assert a.cluster.tolist() == [0, 1, 3, 4, 2] and a.centers.tolist() == [0, 1, 4, 2]
+
+
+def test_topk_strategy_fuses_the_rest_to_a_sum_or_to_an_average():
+    tokens = make_tokens(torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0)), (2, 3))
+    rest = tokens.class_attention()[0].sort(descending=True).values[3:].sum()
+    rows = {fuse: TopK(fuse=fuse)(tokens, 4).reduce(tokens.x[0])[0] for fuse in (True, "average")}
+    torch.testing.assert_close(rows[True][:3], rows["average"][:3])
+    torch.testing.assert_close(rows[True][3], rest * rows["average"][3])
+
+
+def test_topk_strategy_refuses_another_word_for_fuse():
+    with pytest.raises(ValueError, match="Expected fuse to be False, True or 'average' .got 'sum'"):
+        TopK(fuse="sum")

@@ -1,5 +1,6 @@
 """Schedules at a wanted cost, and the tables of settings made from them."""
 
+import re
 from functools import cache
 
 import pytest
@@ -152,8 +153,8 @@ def test_curves_vary_what_a_default_hangs_on():
     found = {(c.strategy, c.shape) for c in curves(BODY)}
     assert {("expedite", "inv_temperature"), ("tome", "prop_attn"), ("ailurus", "reduce")} <= found
     assert {(strategy, parameter) for strategy, of in ONE.items() for parameter in of} <= found
-    with pytest.raises(ValueError, match="12 blocks .got 8"):
-        next(curves(SMALL))
+    layers = {int(layer) for c in curves(SMALL) for layer in re.findall(r"[{ ](\d+): ", c.setting)}
+    assert max(layers) == SMALL.anatomy.depth  # where Expedite reconstructs; no layer is outside of a smaller model
 
 
 def test_settled_gives_thresholds_the_share_that_they_cost():

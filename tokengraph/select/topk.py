@@ -75,15 +75,16 @@ class TopK(Select):
 
     Args:
         score: ``"class"``: the class token's attention, mean over heads; ``"norm"``: the L2 norm of the features.
-        fuse: Fuses the pruned tokens into one (EViT); see :func:`fuse_rest`. With ``"class"`` it is their sum weighted
-            by attention, as published; with ``"norm"`` it is their average weighted by norm.
+        fuse: Fuses the pruned tokens into one (EViT); see :func:`fuse_rest`. True: with ``"class"`` it is their sum
+            weighted by attention, as published; with ``"norm"`` it is their average weighted by norm. ``"average"``:
+            their weighted average, for both scores.
     """
 
     name: ClassVar[str] = "topk"
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"evit": {"fuse": True}, "top-k": {}}
     merges: ClassVar[bool] = False
     score: str = "class"
-    fuse: bool = False
+    fuse: bool | str = False
 
     @classmethod
     def published(cls) -> TopK:
@@ -96,6 +97,8 @@ class TopK(Select):
     def __post_init__(self) -> None:
         if self.score not in ("class", "norm"):
             raise ValueError(f"Expected score to be 'class' or 'norm' (got {self.score!r}).")
+        if self.fuse not in (False, True, "average"):
+            raise ValueError(f"Expected fuse to be False, True or 'average' (got {self.fuse!r}).")
 
     @property
     def reads(self) -> str:  # type: ignore[override]
@@ -109,7 +112,7 @@ class TopK(Select):
         else:
             score = feature_norm(tokens.x)
         if self.fuse:
-            return keep_and_fuse(score, budget, tokens.mask, average=self.score == "norm")
+            return keep_and_fuse(score, budget, tokens.mask, average=self.score == "norm" or self.fuse == "average")
         return keep_best(score, budget, tokens.mask)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.bags import bag_sums
-from tokengraph.flat.looks import may_look, transforming
+from tokengraph.flat.looks import may_differentiate, may_look, transforming
 
 CROWD = 256  # with more rows of one index, a running float32 sum loses visible digits
 BACKENDS = ("auto", "index_add", "segment")
@@ -26,7 +26,7 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
 
     Returns:
         ``[rows, ...]`` in float32, or float64 for float64 input. On eager CPU, sums of more than ``CROWD`` rows run in
-        float64 internally; on CUDA and compiled they do not.
+        float64; on CUDA and compiled they do not.
 
     Raises:
         ValueError: If ``backend`` is unknown.
@@ -121,12 +121,29 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = order if source is None else source[order]
     elif source is None:
         source = torch.arange(x.size(0), device=x.device)
-    count = torch.bincount(index, minlength=rows)
-    flat = x.reshape(x.size(0), -1)
-    if x.dtype == torch.float32 and index.numel() > CROWD and int(count.max()) > CROWD:
-        flat, weight = flat.double(), weight.double()
-    out = bag_sums(flat, weight, source, index, count.cumsum(0) - count)
+    out = _sums_of_runs(x.reshape(x.size(0), -1), weight, source, index, rows)
     return out.to(x.dtype).view(rows, *x.shape[1:])
+
+
+def _sums_of_runs(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Sums edges sorted by index; adds runs of more than ``CROWD`` edges in float64."""
+    count = torch.bincount(index, minlength=rows)
+    first = count.cumsum(0) - count
+    if x.dtype != torch.float32 or index.numel() <= CROWD or int(count.max()) <= CROWD:
+        return bag_sums(x, weight, source, index, first)
+    if may_differentiate(x) or may_differentiate(weight):
+        return bag_sums(x.double(), weight.double(), source, index, first)
+    out = bag_sums(x, weight, source, index, first)
+    for row in (count > CROWD).nonzero().flatten().tolist():
+        run = slice(int(first[row]), int(first[row] + count[row]))
+        out[row] = _wide_sum(x, weight[run], source[run])
+    return out
+
+
+def _wide_sum(x: Tensor, weight: Tensor, source: Tensor) -> Tensor:
+    """Sums edges of one row in float64, a few at a time: a wide copy of all rows costs four times as much."""
+    parts = zip(weight.split(CROWD), source.split(CROWD), strict=True)
+    return torch.stack([part.double() @ x.index_select(0, rows).double() for part, rows in parts]).sum(dim=0)
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

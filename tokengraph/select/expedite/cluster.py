@@ -222,7 +222,7 @@ def _pool(z: Tensor, grid: Grid, clusters: Grid) -> Tensor:
 def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor | None) -> Tensor:
     """Returns a temperature in the units of each image, ``[B, 1, 1]``: SHARPNESS over the median squared distance."""
     own = s.detach().index_select(1, label_map(grid, clusters, device=z.device))
-    squared = (z.detach() - own).square().sum(dim=2)
+    squared = torch.linalg.vector_norm(own - z.detach(), dim=2).square()  # a square of all numbers would be a copy
     if mask is None:  # a sort, because ONNX has no median
         median = squared.sort(dim=1).values[:, (squared.size(1) - 1) // 2]
     else:

@@ -46,6 +46,7 @@ class SoftAssignment:
             its size. Rows do not depend on it.
         steps: The maps that this one is composed of, if their weights or masses rule out a reduction in one pass.
             ``reduce`` then applies them one after another.
+        single: Promises that each cluster is its center alone, with weight 1; ``reduce`` is then a gather.
     """
 
     token: Tensor
@@ -63,6 +64,7 @@ class SoftAssignment:
     counts: tuple[int, ...] | None = None
     mass: Tensor | None = None
     steps: tuple[Assignment | SoftAssignment, ...] = ()
+    single: bool = False
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -169,6 +171,10 @@ class SoftAssignment:
             x, size = step.reduce(x, size, backend=backend)
         if self.steps:
             return x, size
+        if self.single:
+            assert self.centers is not None
+            own = size if self.mass is None else self.mass
+            return x.index_select(0, self.centers), own.index_select(0, self.centers)
         mass = self.weight * size.index_select(0, self.token)
         total = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
         new_size, weight = total, self.weight
@@ -195,9 +201,8 @@ class SoftAssignment:
         if edge_weight is None:
             edge_weight = self.weight.new_ones(edge_index.size(1))
         down = (self.token, self.cluster, self.weight)
-        left = product(
-            (self.cluster, self.token, self.weight), (edge_index[0], edge_index[1], edge_weight), self.num_tokens
-        )
+        back = self.cluster, self.token, self.weight
+        left = product(back, (edge_index[0], edge_index[1], edge_weight), self.num_tokens)
         source, target, weight = product(left, down, self.num_tokens)
         index = torch.stack([source, target])
         if not loops:
@@ -240,6 +245,7 @@ class SoftAssignment:
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         down = (self.token, self.cluster, self.weight), (other.token, other.cluster, other.weight)
+        centers = None if self.centers is None or other.centers is None else self.centers[other.centers]
         return SoftAssignment(
             *product(*down, self.num_clusters),
             self.num_tokens,
@@ -248,7 +254,7 @@ class SoftAssignment:
             product(self.way_back(), other.way_back(), self.num_clusters),
             self.ptr,
             other.cluster_ptr,
-            None if self.centers is None or other.centers is None else self.centers[other.centers],
+            centers,
             lossless=self.lossless and other.lossless,
             counts=other.counts,
             steps=self.in_turn + other.in_turn if self.counts_apart or other.counts_apart else (),

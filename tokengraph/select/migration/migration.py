@@ -146,9 +146,8 @@ class TokenMigration(Select):
         ones = tokens.x.new_ones(images * count, dtype=torch.float32)
         everyone = torch.arange(images * count, device=cluster.device)
         up = everyone, (cluster + ends[:-1, None]).flatten(), ones
-        return SoftAssignment(
-            kept, own, ones[: images * left], images * count, images * left, False, up, ptr, ends, centers=kept
-        )
+        flat = kept, own, ones[: images * left], images * count, images * left
+        return SoftAssignment(*flat, False, up, ptr, ends, centers=kept, single=True)
 
     def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor:
         """Returns the last features of dropped tokens; for ``"twin_delta"`` minus their twins' features then."""

@@ -22,8 +22,8 @@ __all__ = ["Edges", "SoftAssignment"]
 class SoftAssignment:
     r"""Weighted edges from M tokens to K clusters, flat over the whole batch, with their own way back.
 
-    The same four methods as :class:`~tokengraph.Assignment`. A token may feed several clusters (token clustering), or
-    none (it is dropped); weights need not sum to one.
+    The same four methods as :class:`~tokengraph.Assignment`. A token may feed several clusters, or none (it is
+    dropped); weights need not sum to one.
 
     Args:
         token: Token of each edge, ``[E]`` int64 in ``[0, M)``.
@@ -38,14 +38,11 @@ class SoftAssignment:
         ptr: First token of each image, ``[B+1]``.
         cluster_ptr: First cluster of each image, ``[B+1]``.
         centers: Token that stands for each cluster, ``[K]`` flat ids, where the method has one.
-        centroids: ``reduce`` of the features that the map was made from, ``[K, C]``, if the strategy has already
-            computed it.
+        centroids: ``reduce`` of the features that the map was made from, ``[K, C]``, if already computed.
         lossless: Promises that each token's weights sum to one, so that no mass is lost.
         counts: Clusters of each image, if they differ; ``None`` if all have the same number or it is unknown.
-        mass: Contribution of each token, times its edge weights, to the sizes of its clusters, ``[M]``; ``None`` means
-            its size. Rows do not depend on it.
-        steps: The maps that this one is composed of, if their weights or masses rule out a reduction in one pass.
-            ``reduce`` then applies them one after another.
+        mass: What each token, times its edge weights, adds to the sizes of its clusters, ``[M]``; ``None``: its size.
+        steps: The maps that it is composed of, if ``reduce`` must apply them one after another (weights, masses).
         single: Promises that each cluster is its center alone, with weight 1; ``reduce`` is then a gather.
     """
 

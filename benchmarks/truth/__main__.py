@@ -11,7 +11,7 @@
     python benchmarks/truth plan       make plans on photographs and solar cells; compare with fixed settings, paired
     python benchmarks/truth floors     measure the fidelity of the small ViT at fixed settings again, for tests/truth
 
---tasks chooses tasks, so that two processes can share the work; --limit and --costs make a smaller run.
+--tasks chooses tasks, so that two processes can share the work; --limit, --costs and --only make a smaller run.
 The ViT-S/14 has official weights if their hub is reachable, else those of a package; --weights chooses.
 """
 
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--results", type=Path, default=RESULTS)
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     add("--costs", nargs="+", type=float, help="shares of the dense cost; default: 0.35 0.5 0.65 0.8")
+    add("--only", default="", help="a regular expression: only settings in which it is found")
     add("--limit", type=int, help="largest number of images a task")
     add("--weights", choices=CHOICES, help="weights of the ViT-S/14; default: $TRUTH_WEIGHTS or auto")
     add("--time", action="store_true", help="measure time and memory too (headline); on an idle machine only")
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.weights:
         os.environ["TRUTH_WEIGHTS"] = args.weights
-    choice = Choice(args.data, args.results, args.tasks, args.costs, args.limit, args.time, args.fresh)
+    choice = Choice(args.data, args.results, args.tasks, args.costs, args.limit, args.time, args.fresh, args.only)
     return COMMANDS[args.command](choice)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Choice:
         limit: Largest number of images a task.
         time: Measures time too, in ``headline``; only meaningful on an idle machine.
         fresh: Measures rows again that come from other code of the library.
+        only: A regular expression: only settings in which it is found.
     """
 
     data: Path
@@ -50,6 +52,11 @@ class Choice:
     limit: int | None = None
     time: bool = False
     fresh: bool = False
+    only: str = ""
+
+    def wanted(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """The candidates whose setting matches ``only``."""
+        return [c for c in candidates if re.search(self.only, c.setting)]
 
     @property
     def place(self) -> Place:
@@ -103,7 +110,7 @@ def _measure(
         """Runs one task."""
         if kind in task.takes:
             limit = choice.limit if whole else choice.limit or task.limit
-            run(task, kind, settings(task), choice.place, limit=limit, options=options)
+            run(task, kind, choice.wanted(settings(task)), choice.place, limit=limit, options=options)
 
     return _each(choice, work)
 
@@ -133,7 +140,7 @@ def _curves(choice: Choice) -> int:
         """Runs one task."""
         if task.name in CURVES:
             limit = choice.limit or CURVES[task.name]
-            run(task, "curves", list(curves(task.body(choice.data))), choice.place, limit=limit)
+            run(task, "curves", choice.wanted(curves(task.body(choice.data))), choice.place, limit=limit)
 
     return _each(choice, work)
 

@@ -1,6 +1,7 @@
 """The command line: steps that cannot run say why and the others go on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,9 @@ def test_results_in_the_repository_name_model_commit_and_images():
         for text in file.read_text().splitlines():
             line = json.loads(text)
             assert line["model"] and line["commit"] and line["images"] > 0 and line["kind"] in ("dense", "setting")
+
+
+def test_only_measures_settings_that_match(choice):
+    assert COMMANDS["search"](replace(choice, only="^(random|grid)")) == 0
+    made = {line["setting"] for line in read(choice.results / "choose.jsonl")}
+    assert made == {"dense", "random:4", "grid-pool:4"}

@@ -140,7 +140,7 @@ def _curves(choice: Choice) -> int:
         """Runs one task."""
         if task.name in CURVES:
             limit = choice.limit or CURVES[task.name]
-            run(task, "curves", choice.wanted(curves(task.body(choice.data))), choice.place, limit=limit)
+            run(task, "curves", choice.wanted(curves(task.body(choice.data))), choice.place, limit=limit, probe=False)
 
     return _each(choice, work)
 

@@ -44,6 +44,7 @@ def run(
     *,
     limit: int | None = None,
     options: Options | None = None,
+    probe: bool = True,
 ) -> Path:
     """Measures settings on a task and writes their rows to ``results/TASK.jsonl``, sixteen at a time.
 
@@ -56,6 +57,7 @@ def run(
         place: Folders.
         limit: Images of each part; ``None``: all.
         options: How to run.
+        probe: Fits the probe of a task that has one; else the figures are fidelity alone.
 
     Returns:
         The file of results.
@@ -78,8 +80,8 @@ def run(
             data,
             out=place.packages / "runs" / slug(f"{task.folder or task.name} {len(data)} {digest()} {source.name}"),
             controls=False,  # they are settings of the table
-            probe=task.probe,
-            train=train,
+            probe=task.probe if probe else None,
+            train=train if probe else None,
             decode=decode,
             options=options or Options(time=False, memory=False),
         )

@@ -71,6 +71,7 @@ def run(
     same = {"model": source.name, "group": group, "images": len(data)}
     wanted = same | ({"code": digest()} if place.fresh else {})
     here = {line["setting"] for line in read(file) if wanted.items() <= line.items() and not line.get("reason")}
+    kept = (task.folder or task.name) + ("" if probe else " fidelity")  # a probe needs features, fidelity does not
     todo = [c for c in candidates if c.setting not in here]
     for start in range(0, len(todo), AT_ONCE):
         lot = todo[start : start + AT_ONCE]
@@ -78,7 +79,7 @@ def run(
             source,
             [c.setting for c in lot],
             data,
-            out=place.packages / "runs" / slug(f"{task.folder or task.name} {len(data)} {digest()} {source.name}"),
+            out=place.packages / "runs" / slug(f"{kept} {len(data)} {digest()} {source.name}"),
             controls=False,  # they are settings of the table
             probe=task.probe if probe else None,
             train=train if probe else None,

@@ -9,6 +9,7 @@ from tokengraph.models.gathering import make_windows
 from tokengraph.models.gathering_graph import gathering_edges
 from tokengraph.models.main_stage import main_stage
 
+STORED = {"similarity": "keys", "split": "rank"}  # the form of the stored arrays
 DROPS = {1: 0.75, 2: 0.75, 3: 0.75}
 GATHERINGS = {
     "window": TokenGathering(window=4, hubs=None),
@@ -39,7 +40,7 @@ def near(dtype: torch.dtype) -> dict[str, float]:
 def test_migration_gives_the_reference_table_record_and_logits(vectors, dtype):
     arrays, model = vectors("fast_itpn", "own_token_migration"), network(vectors)
     own = {k.removeprefix("migrate/"): v for k, v in arrays.items() if k.startswith("migrate/")}
-    out = run(model, arrays["x0"], dtype, migration=TokenMigration(DROPS, replenish="identity"))
+    out = run(model, arrays["x0"], dtype, migration=TokenMigration(DROPS, **STORED, replenish="identity"))
     assert_close(out.table[0], own["table"].to(dtype), **near(dtype))
     assert_close(out.tokens[0], own["kept_tokens"].to(dtype), **near(dtype))
     assert torch.equal(out.ids[0], own["kept_ids"])
@@ -58,13 +59,13 @@ def test_migration_gives_the_reference_table_record_and_logits(vectors, dtype):
 @pytest.mark.parametrize("rule", ["zero", "twin_copy", "twin_delta"])
 def test_each_way_of_replenishing_gives_the_reference_table(vectors, rule):
     arrays, model = vectors("fast_itpn", "own_token_migration"), network(vectors)
-    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration(DROPS, replenish=rule))
+    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration(DROPS, **STORED, replenish=rule))
     assert_close(out.table[0], arrays[f"migrate/table_{rule}"], **near(torch.float64))
 
 
 def test_nothing_left_is_the_reference_without_migration(vectors):
     arrays, model = vectors("fast_itpn", "own_token_migration"), network(vectors)
-    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration({}))
+    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration({}, **STORED))
     assert_close(out.table[0], arrays["plain/table"], **near(torch.float64))
     assert out.steps == () and out.twin.unique().tolist() == [-1]
 
@@ -90,7 +91,7 @@ def test_gathering_gives_the_reference_tokens(vectors, name, dtype):
 
 def test_edges_fall_with_the_tokens_that_leave(vectors):
     arrays, model = vectors("fast_itpn", "own_token_gathering"), network(vectors)
-    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration(DROPS, replenish="identity"),
+    out = run(model, arrays["x0"], torch.float64, migration=TokenMigration(DROPS, **STORED, replenish="identity"),
               gathering=TokenGathering(window=4),
               learned=torch.zeros(4, 48, dtype=torch.float64))  # fmt: skip
     ids = [step.ids for step in out.steps] + [out.ids]

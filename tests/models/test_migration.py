@@ -89,7 +89,9 @@ def test_a_layer_that_the_model_lacks_is_refused():
 
 def test_similarity_may_be_that_of_the_tokens():
     x = tokens()
-    steps = [run(x, migration=TokenMigration({2: 0.7}, similarity=s)).steps[0] for s in ("keys", "tokens")]
+    steps = [
+        run(x, migration=TokenMigration({2: 0.7}, similarity=s, split="rank")).steps[0] for s in ("keys", "tokens")
+    ]
     assert not torch.equal(steps[0].choice.dropped, steps[1].choice.dropped)
     by_hand = torch.nn.functional.normalize(steps[1].tokens, dim=-1)
     best = (by_hand[:, 0::2] @ by_hand[:, 1::2].transpose(1, 2)).amax(dim=2)
@@ -194,6 +196,11 @@ def test_migration_and_gathering_together_follow_the_definition_edge_by_edge(win
     gathering = TokenGathering(window=window, hubs=(1, 1) if hubs else None)
     learned = torch.zeros(1, 24, dtype=torch.float64) if hubs else None
     with torch.no_grad():
-        out = run(x, migration=TokenMigration(keep, replenish="identity"), gathering=gathering, learned=learned).table
+        out = run(
+            x,
+            migration=TokenMigration(keep, replenish="identity", similarity="keys", split="rank"),
+            gathering=gathering,
+            learned=learned,
+        ).table
         for image in range(2):
             assert_close(out[image], step_by_step(x[image], keep, window, hubs), atol=1e-10, rtol=0)

@@ -41,8 +41,10 @@ class TokenMigration(Select):
         replenish: ``"identity"``, ``"zero"``, ``"twin_copy"`` or ``"twin_delta"``; see
             :func:`~tokengraph.select.migration.redundancy.replenish`. The default, by measurement (``make truth``):
             a third of the tokens kept, returned patches have cosine 0.93 to the dense ones, and 0.44 by identity.
-        similarity: ``"keys"`` of the block's own attention, or the block's ``"tokens"``.
-        split: ``"rank"``: every other token may leave; ``"checkerboard"``: at the first step, the black cells.
+        similarity: Of the block's ``"tokens"``, or of the ``"keys"`` of its own attention. The default, by measurement:
+            tokens keep features as near to the dense ones or nearer, on three kinds of images and two models.
+        split: ``"checkerboard"``: at the first step, the black cells may leave; ``"rank"``: every other token. The
+            default, by measurement: equal or nearer (class token .963 against .951 with a third of the tokens kept).
         size_weight: Weighs kept tokens by the number of tokens they stand for (adds its log to attention logits).
             Fast-iTPN only.
         pool: Positions that a Fast-iTPN classifier averages: ``"all"`` or the ``"kept"`` ones.
@@ -58,8 +60,8 @@ class TokenMigration(Select):
     merges: ClassVar[bool] = False
     schedule: Mapping[int, float] | int | None = None
     replenish: str = "twin_delta"
-    similarity: str = "keys"
-    split: str = "rank"
+    similarity: str = "tokens"
+    split: str = "checkerboard"
     size_weight: bool = False
     pool: str = "all"
 

@@ -29,10 +29,12 @@ test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the tests, slow ones for a mi
 	  test -z "$(REQUIRE_CLUSTER)"; }
 	$(call pytest,$(VENV))
 
-# The oldest versions stand in pyproject.toml; the rest as tested, in an environment of its own.
-test-oldest:  ## these tests with the oldest timm and transformers that are supported
+# The oldest versions stand in pyproject.toml; the rest as tested, in an environment of its own. The oldest torch is not
+# among them: its wheels bring gigabytes of CUDA, and the tested torchvision, onnx and torch-cluster do not fit it.
+OLDEST := sed -nE 's/^(timm|transformers) = \["[a-z]+>=(.*)"\]$$/\1==\2/p; s/.*"(torch-geometric)>=([0-9.]+)".*/\1==\2/p'
+test-oldest:  ## these tests with the oldest timm, transformers and PyG that are supported
 	$(MAKE) VENV=$(VENV)-oldest $(VENV)-oldest/test.stamp $(VENV)-oldest/cluster.stamp
-	$(VENV)-oldest/bin/python -m pip install $$(sed -nE 's/^(timm|transformers) = \["[a-z]+>=(.*)"\]$$/\1==\2/p' pyproject.toml)
+	$(VENV)-oldest/bin/python -m pip install $$($(OLDEST) pyproject.toml)
 	$(call pytest,$(VENV)-oldest)
 
 lint: $(VENV)/test.stamp  ## ruff, formatting, types

@@ -1,5 +1,6 @@
 """What importing tokengraph needs and does, each in a fresh interpreter."""
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -96,3 +97,13 @@ def test_import_and_use_survive_broken_extensions(tmp_path):
         "[4, 4] [24, 8]",
     ]
     assert "torch-cluster" not in stderr  # PyG's advice to remove it, which is wrong here
+
+
+def test_custom_operators_give_their_schema():
+    """torch 2.4 cannot infer one from the postponed annotations of this package, and then its import fails."""
+    found = []
+    for path in Path(tokengraph.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "custom_op":
+                found.append((path.name, "schema" in {keyword.arg for keyword in node.keywords}))
+    assert len(found) >= 3 and all(given for _, given in found), found

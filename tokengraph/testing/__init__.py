@@ -1,4 +1,14 @@
-"""Laws and helpers for tests of strategies and adapters, shipped so that users can check their own."""
+"""Laws and helpers for tests of strategies and adapters, shipped so that users can check their own.
+
+| laws of | files |
+|---|---|
+| strategies: ``check_select`` | select_laws (their list), choice_laws, map_laws, padding_laws, device_laws |
+| models: ``check_model`` | model_laws (their list), anatomy_laws, meaning_laws, training_laws |
+| attaching: ``check_attach`` | attach_laws |
+
+``hold`` runs laws; ``model_case``, ``models`` and ``tokens`` make what they run over. ``ideal`` is the fastest that a
+strategy could be.
+"""
 
 from tokengraph.testing.attach_laws import ATTACH_LAWS, AttachCase, check_attach
 from tokengraph.testing.model_case import ModelCase

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.attach.attach import attach, detach
@@ -26,14 +25,13 @@ from tokengraph.testing.meaning_laws import (
     reads_the_attention_of_its_block,
 )
 from tokengraph.testing.model_case import ModelCase, anatomy, same
+from tokengraph.testing.training_laws import (
+    has_the_plain_gradients_under_checkpointing,
+    trains,
+    trains_after_inference_mode,
+)
 
 HALF = 0.1  # tolerance relative to the norm: half precision has three digits, and a few blocks lose some
-
-
-def _gradients(case: ModelCase, model: nn.Module) -> dict[str, Tensor]:
-    model.zero_grad()
-    _loss(case, model).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def is_bit_identical_while_nothing_is_removed(case: ModelCase) -> None:
@@ -133,59 +131,6 @@ def loads_its_state(case: ModelCase) -> None:
         other.load_state_dict(model.state_dict())
 
 
-def has_the_plain_gradients_under_checkpointing(case: ModelCase) -> None:
-    """Gradient checkpointing, by the model's own switch or by torch around blocks, does not change gradients."""
-    found = []
-    for checkpointed in (False, True):
-        model = case.make().train()
-        with case.attach(model):
-            if checkpointed:
-                _checkpoint(case, model)
-            found.append(_gradients(case, model))
-    assert found[0].keys() == found[1].keys() and len(found[0]) > 0
-    for name, gradient in found[0].items():
-        assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def _checkpoint(case: ModelCase, model: nn.Module) -> None:
-    if hasattr(model, "set_grad_checkpointing"):
-        model.set_grad_checkpointing()  # type: ignore[operator]
-    elif getattr(model, "supports_gradient_checkpointing", False):
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    else:
-        for block in case.blocks(model):
-            plain = block.forward
-            block.forward = lambda *args, plain=plain, **kw: checkpoint(plain, *args, use_reentrant=False, **kw)
-
-
-def trains(case: ModelCase) -> None:
-    """Each parameter that trains in the plain model gets a finite gradient, and a step along it lowers a loss.
-
-    The loss is compared in evaluation mode, which is not random.
-    """
-    model = case.make().train()
-    wanted = set(_gradients(case, model))
-    with case.attach(model):
-        got = _gradients(case, model)
-        assert set(got) == wanted, wanted ^ set(got)
-        assert all(gradient.isfinite().all() for gradient in got.values())
-    model.eval()
-    with attach(model, Groups(), {1: 0.7}, adapter=case.adapter):  # others may choose other tokens after a step
-        got = _gradients(case, model)
-        slope = sum(g.double().square().sum() for g in got.values())
-        before = _loss(case, model)
-        step = 1e-3 * before.detach().double() / slope  # 0.1 % of the loss, to first order
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in got:
-                    parameter -= (step * got[name].double()).to(parameter.dtype)
-            assert _loss(case, model) < before, "a step against the gradient does not lower the loss"
-
-
-def _loss(case: ModelCase, model: nn.Module) -> Tensor:
-    return sum(t.float().square().sum() for t in case.run(model))  # type: ignore[return-value]
-
-
 def runs_in_half_precision(case: ModelCase) -> None:
     """Under autocast and in bfloat16, outputs are near those of float32; sizes stay in float32.
 
@@ -217,22 +162,6 @@ def _halved(values: Any) -> Any:
     if isinstance(values, tuple):
         return tuple(map(_halved, values))
     return values.bfloat16() if isinstance(values, Tensor) and values.is_floating_point() else values
-
-
-def trains_after_inference_mode(case: ModelCase) -> None:
-    """A run under ``inference_mode`` does not break a later backward, unless it does so in the plain model."""
-    model = case.make()
-    with torch.inference_mode():
-        case.run(model)
-    try:
-        _gradients(case, model)
-    except RuntimeError:  # the plain model itself keeps inference tensors
-        return
-    with case.attach(model):
-        with torch.inference_mode():
-            served = case.run(model)
-        assert all(t.is_inference() for t in served)
-        assert all(g.isfinite().all() for g in _gradients(case, model).values())
 
 
 def compiles_in_one_graph(case: ModelCase) -> None:

@@ -4,11 +4,11 @@
 |---|---|---|
 | ``scores`` | how much does a token or edge matter? | attention, criteria, density, energy, merges, norm, random, |
 | | | received, windows |
-| ``graphs`` | who may merge with whom? | complete, components, halves, laplacian, linkage, mutual, pairs, |
-| | | propagation, window |
+| ``graphs`` | who may merge with whom? | complete, components, destinations, halves, laplacian, linkage, mutual, |
+| | | pairs, propagation, window |
 | ``choices`` | which become one? | agglomerate, best, both_ways, cells, contraction, contraction_sets, edges, |
-| | | farthest, independent, kmeans, lines, matching, medoids, peaks, receivers, roots, |
-| | | selection, to_centers |
+| | | facility, farthest, independent, kmeans, lines, matching, medoids, members, peaks, |
+| | | ranked, receivers, roots, selection, to_centers |
 | ``reductions`` | what do they become? | fuse, propagate; ``Assignment.reduce`` has means, MLERP and centers |
 
 A strategy's file combines parts, and sets its placement in the block and its defaults.

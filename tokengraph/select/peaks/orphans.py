@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6  # makes distance decide between equal features
+# Given, because torch 2.4 cannot read postponed annotations.
+SCHEMA = (
+    "(Tensor center, Tensor orphan, Tensor x, Tensor anchors, SymInt height, SymInt width, SymInt lam, float alpha, "
+    "SymInt frames=1) -> Tensor"
+)
 
 
 def grid_squared(first: Tensor, second: Tensor, height: int, width: int) -> Tensor:
@@ -22,7 +27,7 @@ def grid_squared(first: Tensor, second: Tensor, height: int, width: int) -> Tens
     return frame + row + column
 
 
-@torch.library.custom_op("tokengraph::adopt_orphans", mutates_args=())
+@torch.library.custom_op("tokengraph::adopt_orphans", mutates_args=(), schema=SCHEMA)
 def adopt_orphans(
     center: Tensor,
     orphan: Tensor,

@@ -8,6 +8,8 @@ from torch import Tensor
 from tokengraph.flat.looks import under_vmap
 from tokengraph.select.parts.graphs.linkage import linkage_of
 
+# Given, because torch 2.4 cannot read postponed annotations.
+SCHEMA = "(Tensor unit, Tensor lost, SymInt most, str linkage, Tensor? mask=None) -> Tensor"
 EVERY = 4  # rounds between two looks on a device that must be waited for
 
 
@@ -36,7 +38,7 @@ def agglomerate(unit: Tensor, lost: Tensor, most: int, linkage: str, mask: Tenso
     return _agglomerate(unit, lost, most, linkage, mask, not under_vmap())
 
 
-@torch.library.custom_op("tokengraph::agglomerate", mutates_args=())
+@torch.library.custom_op("tokengraph::agglomerate", mutates_args=(), schema=SCHEMA)
 def agglomerate_op(unit: Tensor, lost: Tensor, most: int, linkage: str, mask: Tensor | None = None) -> Tensor:
     """:func:`agglomerate` as one operator for compiled models: how many rounds there are depends on the data."""
     return _agglomerate(unit, lost, most, linkage, mask, True)

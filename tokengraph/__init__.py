@@ -41,10 +41,12 @@ from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
 from tokengraph.select.from_matrix import FromMatrix
 from tokengraph.select.from_pyg import FromPyG
+from tokengraph.select.gated import AdaViT, SViT, gate
 from tokengraph.select.g2tm import G2TM, connected_components
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.grid_tome import GridToMe, grid_destinations
 from tokengraph.select.gtp.gtp import GTP, gtp
+from tokengraph.select.idlevit import IdleViT
 from tokengraph.select.k_medoids import KMedoids, k_medoids
 from tokengraph.select.mctf import MCTF, mctf
 from tokengraph.select.migration.migration import TokenMigration
@@ -121,6 +123,10 @@ __all__ = [
     "TopK",
     "WindowCoarsening",
     "ZeroTPrune",
+    "AdaViT",
+    "IdleViT",
+    "SViT",
+    "gate",
     "ailurus",
     "algm_global",
     "algm_local",

@@ -18,6 +18,7 @@ from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import choose, see
 from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.select.tokens import Tokens
 
 
 class GivenOutput:
@@ -69,7 +70,7 @@ def run_around(
     request, prefix = site.request, site.trace.run.num_prefix
     adapter, span = request.adapter, request.select.around
     select = request.select
-    tokens = see(site, state, x, peek(site, block, x, state, mask, side) if select.peeks else None)
+    tokens = _seen(site, block, x, state, mask, side)
     if select.observes(site.index):
         tokens.seen = select.observe(tokens)
         state = replace(state, seen=tokens.seen)
@@ -108,6 +109,18 @@ def run_around(
         return adapter.feed(block, x), state, inner
     rows = down(norms[1](x))
     return x + held.up(_alone(adapter, block, rows, lambda zeros: adapter.feed(block, zeros))), state, inner
+
+
+def _seen(site: Site, block: Any, x: Tensor, state: State, mask: Tensor | None, side: dict[str, Any]) -> Tokens:
+    """The tokens that a strategy around a block reads, with what the block will make of them if the strategy peeks."""
+    select, adapter, prefix = site.request.select, site.request.adapter, site.trace.run.num_prefix
+    if not select.peeks:
+        return see(site, state, x, None)
+    if select.reads != "norm":
+        return see(site, state, x, peek(site, block, x, state, mask, side))
+    tokens = see(site, state, x, None)
+    tokens.normed = adapter.for_norm(block, adapter.norms(block)[0](x))[:, prefix:]
+    return tokens
 
 
 def run_gated(

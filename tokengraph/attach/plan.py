@@ -62,6 +62,8 @@ class PlanTable:
             ``"restore"`` if every patch is restored first (dropping tokens before that would change nothing), then
             ``"act"`` if the strategy acts on any image.
         """
+        if self.inner:  # around blocks nothing leaves between them
+            return ()
         if self.whole and finished + 1 == len(self.keep):
             return ("restore",) if lineage.coarse else ()
         keep, now = self.keep[finished], lineage.now

@@ -173,6 +173,19 @@ class AttentionStats:
             rows = k[:, :, self.num_prefix :].float() * q[:, :, :1].float()
             return rows.sum(dim=3).mean(dim=1)
 
+    def mean_logits(self) -> Tensor:
+        """Returns the scaled logits of all tokens, mean over heads, without the layer's bias: ``[B, P+N, P+N]``.
+
+        Padding counts ``-inf`` as key. Cost: one product of all queries and keys, heads together.
+        """
+        q, k = self._queries_keys()
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = (t.float().transpose(1, 2).flatten(2) for t in (q, k))
+            logits = torch.matmul(q, k.transpose(1, 2)) * (self.scale / self._queries_keys()[0].size(1))
+            if self._valid is not None:
+                logits = logits.masked_fill(~self._valid[:, None], -torch.inf)
+            return logits
+
     def column_sums(self) -> Tensor:
         """Returns the attention that each patch token receives from all tokens, ``[B, H, N]``.
 

@@ -27,6 +27,8 @@ from tokengraph.planning import Plan, plan
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.around import Around
+from tokengraph.select.avit import AViT, halt
+from tokengraph.select.evovit import EvoViT, slow_fast_stage
 from tokengraph.select.atc import ATC, atc
 from tokengraph.select.ats import ATS, ats
 from tokengraph.select.coarsening import FarthestPoints, HeavyEdges, LocalVariation, Modularity, SpectralClustering
@@ -127,6 +129,10 @@ __all__ = [
     "IdleViT",
     "SViT",
     "gate",
+    "AViT",
+    "EvoViT",
+    "halt",
+    "slow_fast_stage",
     "ailurus",
     "algm_global",
     "algm_local",

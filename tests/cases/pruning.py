@@ -2,7 +2,6 @@
 
 import json
 
-import torch
 from needs import library
 
 
@@ -36,5 +35,3 @@ def sets(rows):
 def checked(trace, v, images):
     """The number of tokens after each block is the stored one."""
     assert trace.counts[1:] == v["tokens"].tolist(), (trace.counts, v["tokens"].tolist())
-
-

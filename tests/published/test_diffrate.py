@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from pruning import checked, stored_model
+from pruning import stored_model
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -22,7 +22,12 @@ def test_steps_give_the_published_rows_and_sizes(vectors, p, m, official):
     rows, sizes = a.reduce(x.flatten(0, 1), size.flatten())
     order = v["score"].argsort(dim=1, descending=True)[:, : m - 1].argsort(dim=1)  # rows of the code come by score
     place = a.centers.view(2, m - 1) - 36 * torch.arange(2)[:, None]
-    back = torch.stack([torch.tensor([place[b].tolist().index(i) for i in v["score"][b].argsort(descending=True)[: m - 1].tolist()]) for b in range(2)])
+    back = torch.stack(
+        [
+            torch.tensor([place[b].tolist().index(i) for i in v["score"][b].argsort(descending=True)[: m - 1].tolist()])
+            for b in range(2)
+        ]
+    )
     assert order.shape == back.shape
     rows, sizes = rows.view(2, m - 1, -1), sizes.view(2, m - 1)
     assert_close(rows.gather(1, back[..., None].expand_as(rows)), v[f"p{p}_m{m}_x"][:, 1:], rtol=0, atol=2e-6)

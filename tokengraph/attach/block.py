@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import KEPT, SITE, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.ahead import act_ahead

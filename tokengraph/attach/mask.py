@@ -16,7 +16,6 @@ from tokengraph.flat.segment import segment_max, segment_sum
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
 
-
 HIDDEN = -1e4  # exp(-1e4) is 0 in every dtype
 
 

@@ -145,9 +145,7 @@ class KeepMask(MaskObject):
         [[[[1.0, 0.0], [0.5, 0.5]]]]
     """
 
-    def __init__(
-        self, keep: Tensor, *, official: bool = False, cap: float = CAP, bias: Tensor | None = None
-    ) -> None:
+    def __init__(self, keep: Tensor, *, official: bool = False, cap: float = CAP, bias: Tensor | None = None) -> None:
         if keep.dim() != 2:
             raise ValueError(f"Expected keep of shape [B, N] (got {list(keep.shape)}).")
         if not cap >= 1:

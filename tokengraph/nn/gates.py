@@ -66,9 +66,7 @@ class LinearGate(nn.Module):
         return out.to(wide(out))
 
 
-def gumbel_gate(
-    logits: Tensor, *, threshold: float = 0.5, tau: float = 1.0, noise: Tensor | None = None
-) -> Tensor:
+def gumbel_gate(logits: Tensor, *, threshold: float = 0.5, tau: float = 1.0, noise: Tensor | None = None) -> Tensor:
     r"""Draws which tokens a gate selects, 0 or 1, with the gradient of the soft sample.
 
     .. math:: y = \operatorname{sigmoid}((l + g_1 - g_2) / \tau), \quad d = [y > t] + y - \operatorname{stop}(y)

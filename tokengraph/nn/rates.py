@@ -144,5 +144,3 @@ def count_flops(
         n = least + (prune - prune.detach()) + (merge - merge.detach())
         total = total + 2 * mlp_ratio * n * channels**2
     return total
-
-

@@ -81,7 +81,11 @@ def _read(file: str | Path) -> tuple[list[int], list[int], int | None]:
         ValueError: If it has not both.
     """
     found = json.loads(Path(file).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or not isinstance(found.get("prune"), list) or not isinstance(found.get("merge"), list):
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("prune"), list)
+        or not isinstance(found.get("merge"), list)
+    ):
         raise ValueError(f'Expected {{"prune": [...], "merge": [...]}} in {Path(file).name} (got {str(found):.60}).')
     return found["prune"], found["merge"], found.get("patches")
 
@@ -146,7 +150,11 @@ class DiffRate(Select):
     def __repr__(self) -> str:
         if self.learn:
             return f"DiffRate(learn=True, granularity={self.granularity})"
-        return "DiffRate()" if self.prune is None else f"DiffRate(prune={list(self.prune)}, merge={list(self.merge or ())})"
+        return (
+            "DiffRate()"
+            if self.prune is None
+            else f"DiffRate(prune={list(self.prune)}, merge={list(self.merge or ())})"
+        )
 
     @property
     def learns(self) -> bool:  # type: ignore[override]
@@ -204,16 +212,22 @@ class DiffRate(Select):
         if self.prune is not None and len(self.prune) != depth:
             raise ValueError(f"Expected rates for each of {depth} blocks (got {len(self.prune)}).")
         if not self.learn:
-            return (self, Listed(self._lists, self.patches)) if self.prune is not None else super().bind(channels, depth)
+            return (
+                (self, Listed(self._lists, self.patches)) if self.prune is not None else super().bind(channels, depth)
+            )
         if self.patches is None:
-            raise ValueError("Expected patches for rates to learn (got None). For 224 pixels in patches of 16 it is 196.")
+            raise ValueError(
+                "Expected patches for rates to learn (got None). For 224 pixels in patches of 16 it is 196."
+            )
         bound = copy.copy(self)
         if bound.learned is None:
             bound.learned = Rates(depth, self.patches, self.granularity)
             if self.prune is not None and self.merge is not None:
                 bound.learned.start_at(list(self.prune), list(self.merge))
         elif len(bound.learned.prune) != depth:
-            raise ValueError(f"Expected rates of {depth} blocks (got {len(bound.learned.prune)}). Create a new DiffRate.")
+            raise ValueError(
+                f"Expected rates of {depth} blocks (got {len(bound.learned.prune)}). Create a new DiffRate."
+            )
         return bound, Listed(bound._lists, self.patches)
 
     def _lists(self) -> tuple[list[int], list[int]]:

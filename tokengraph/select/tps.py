@@ -138,7 +138,13 @@ class TPS(DynamicViT):
     name: ClassVar[str] = "tps"
 
     def __init__(
-        self, keep: float = 0.7, *, variant: str = "dtps", tau: float = 1.0, official_ties: bool = False, **options: object
+        self,
+        keep: float = 0.7,
+        *,
+        variant: str = "dtps",
+        tau: float = 1.0,
+        official_ties: bool = False,
+        **options: object,
     ) -> None:
         if variant not in ("dtps", "etps"):
             raise ValueError(f"Expected variant to be 'dtps' or 'etps' (got {variant!r}).")

@@ -59,9 +59,7 @@ def page_rank(
     return s
 
 
-def rank_importance(
-    rank: Tensor, num_prefix: int, variance: tuple[float, float], mask: Tensor | None = None
-) -> Tensor:
+def rank_importance(rank: Tensor, num_prefix: int, variance: tuple[float, float], mask: Tensor | None = None) -> Tensor:
     r"""Importance of patch tokens from the walks of all heads, :math:`(\sum_h s_h^2 \eta_h / \sum_h \eta_h)^{1/2}`.
 
     Args:

@@ -28,21 +28,28 @@ from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
 from tokengraph.select.around import Around
 from tokengraph.select.atc import ATC, atc
+from tokengraph.select.ats import ATS, ats
+from tokengraph.select.avit import AViT, halt
 from tokengraph.select.coarsening import FarthestPoints, HeavyEdges, LocalVariation, Modularity, SpectralClustering
 from tokengraph.select.coarsening.farthest_points import farthest_points
 from tokengraph.select.compose import compose
 from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
+from tokengraph.select.diffrate import DiffRate, diffrate
 from tokengraph.select.dtem import DTEM
 from tokengraph.select.dynamicvit import DynamicViT
+from tokengraph.select.evovit import EvoViT, slow_fast_stage
 from tokengraph.select.expedite.cluster import token_clustering
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.select.expedite.reconstruct import token_reconstruction
+from tokengraph.select.fastv import fastv
 from tokengraph.select.from_matrix import FromMatrix
 from tokengraph.select.from_pyg import FromPyG
 from tokengraph.select.g2tm import G2TM, connected_components
+from tokengraph.select.gated import AdaViT, SViT, gate
 from tokengraph.select.grid_pool import GridPool, grid_pool
 from tokengraph.select.grid_tome import GridToMe, grid_destinations
 from tokengraph.select.gtp.gtp import GTP, gtp
+from tokengraph.select.idlevit import IdleViT
 from tokengraph.select.k_medoids import KMedoids, k_medoids
 from tokengraph.select.mctf import MCTF, mctf
 from tokengraph.select.migration.migration import TokenMigration
@@ -51,6 +58,9 @@ from tokengraph.select.parts.graphs.propagation import PropagationGraph, gtp_gra
 from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn import DPCKNN, dpc_knn
 from tokengraph.select.pitome import PiToMe, pitome
+from tokengraph.select.ppt import PPT, ppt
+from tokengraph.select.prumerge import prumerge
+from tokengraph.select.prune_merge import prune_merge_matrices, segment_matrices
 from tokengraph.select.random import Random
 from tokengraph.select.staged import Staged
 from tokengraph.select.tofu import ToFu, tofu
@@ -58,6 +68,9 @@ from tokengraph.select.token_transforming import TokenTransforming, token_transf
 from tokengraph.select.toma import ToMA, facility_location, toma
 from tokengraph.select.tome import ToMe, tome
 from tokengraph.select.topk import TopK, topk
+from tokengraph.select.tps import TPS, tps
+from tokengraph.select.visionzip import visionzip
+from tokengraph.select.zero_tprune import ZeroTPrune, zero_tprune
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.windows import WindowCoarsening
 
@@ -68,6 +81,7 @@ _find_moved_modules()
 __all__ = [
     "ALGM",
     "ATC",
+    "ATS",
     "AiluRus",
     "Around",
     "Assignment",
@@ -75,6 +89,7 @@ __all__ = [
     "CubistMerge",
     "DPCKNN",
     "DTEM",
+    "DiffRate",
     "DynamicSpatial",
     "DynamicViT",
     "Expedite",
@@ -92,6 +107,7 @@ __all__ = [
     "MCTF",
     "MPM",
     "Modularity",
+    "PPT",
     "PiToMe",
     "Plan",
     "PropagationGraph",
@@ -101,6 +117,7 @@ __all__ = [
     "SoftAssignment",
     "SpectralClustering",
     "Staged",
+    "TPS",
     "ToFu",
     "ToMA",
     "ToMe",
@@ -111,10 +128,25 @@ __all__ = [
     "TokenTransforming",
     "TopK",
     "WindowCoarsening",
+    "ZeroTPrune",
+    "AdaViT",
+    "IdleViT",
+    "SViT",
+    "gate",
+    "AViT",
+    "EvoViT",
+    "halt",
+    "slow_fast_stage",
+    "fastv",
+    "prumerge",
+    "prune_merge_matrices",
+    "segment_matrices",
+    "visionzip",
     "ailurus",
     "algm_global",
     "algm_local",
     "atc",
+    "ats",
     "attach",
     "backends",
     "coarsen",
@@ -124,6 +156,7 @@ __all__ = [
     "contract",
     "cubist_merge",
     "detach",
+    "diffrate",
     "dpc_knn",
     "evaluate",
     "expedite",
@@ -145,6 +178,7 @@ __all__ = [
     "mpm",
     "pitome",
     "plan",
+    "ppt",
     "propagation_graph",
     "quality",
     "registry",
@@ -158,5 +192,7 @@ __all__ = [
     "toma",
     "tome",
     "topk",
+    "tps",
     "window_graph",
+    "zero_tprune",
 ]

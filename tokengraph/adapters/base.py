@@ -137,6 +137,19 @@ class Adapter(ABC):
             side: The block's other inputs.
         """
 
+    def class_logits(self, block: Any, x: Tensor) -> Callable[[], Tensor] | None:
+        """A cheap way to the class token's query times every token's key, mean over heads, before the block runs.
+
+        Args:
+            block: The block.
+            x: Tokens that enter it, ``[B, P+n, C]``.
+
+        Returns:
+            A function that returns ``[B, P+n]`` without projecting all keys; ``None`` where there is none, as for keys
+            that are normed or turned, or projected by another module than a plain linear layer.
+        """
+        return None
+
     def norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
         """The norms in front of attention and MLP, whose outputs these read; by default found by their usual names.
 

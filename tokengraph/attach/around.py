@@ -13,9 +13,12 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import GIVEN
 from tokengraph.attach.held import Held
 from tokengraph.attach.mask import attention_bias
+from tokengraph.attach.peek import peek
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import choose, see
+from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.select.tokens import Tokens
 
 
 class GivenOutput:
@@ -41,7 +44,7 @@ def give_outputs(block: nn.Module, norms: Iterable[nn.Module]) -> None:
 
 def run_around(
     site: Site, block: Any, x: Tensor, state: State, mask: Tensor | None, side: dict[str, Any], keep: int | list[int]
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State, State | None]:
     r"""Runs a block whose attention, MLP or both see clusters, while the sequence keeps every token.
 
     .. math:: x \leftarrow x + \operatorname{lift}(\operatorname{module}(\operatorname{reduce}(\operatorname{norm}(x))))
@@ -60,13 +63,22 @@ def run_around(
         keep: Patch tokens an image inside.
 
     Returns:
-        ``[B, P+n, C]``, and the state of the tokens inside.
+        ``[B, P+n, C]``, their state, and the state of the tokens inside; ``None``: all of them.
 
     Cost: the strategy's, a reduction and a lift for each module.
     """
     request, prefix = site.request, site.trace.run.num_prefix
     adapter, span = request.adapter, request.select.around
-    assignment = choose(site, state, see(site, state, x, None), keep, mask)
+    select = request.select
+    tokens = _seen(site, block, x, state, mask, side)
+    if select.observes(site.index):
+        tokens.seen = select.observe(tokens)
+        state = replace(state, seen=tokens.seen)
+    decision = select.decide(tokens)
+    if decision is not None:
+        assert isinstance(decision, KeepMask)
+        return *run_gated(site, block, x, state, decision, side), None
+    assignment = choose(site, state, tokens, keep, mask)
     held = Held.of(assignment, state.lineage.now, prefix)
     inner = replace(state, lineage=state.lineage.step(assignment, held.after))
 
@@ -82,7 +94,7 @@ def run_around(
     if span == "block":
         rows = down(x)
         bias, others = inputs(inner)
-        return held.up(adapter.whole(block, rows, bias, **others)) + (x - held.up(rows)), inner
+        return held.back(adapter.whole(block, rows, bias, **others), x, rows), state, inner
     norms = adapter.norms(block)
     if not torch.compiler.is_compiling():
         give_outputs(block, norms)
@@ -94,9 +106,39 @@ def run_around(
         bias, others = inputs(inner)
         x = x + held.up(_alone(adapter, block, rows, lambda zeros: adapter.attend(block, zeros, bias, **others)))
     if span == "attention":
-        return adapter.feed(block, x), inner
+        return adapter.feed(block, x), state, inner
     rows = down(norms[1](x))
-    return x + held.up(_alone(adapter, block, rows, lambda zeros: adapter.feed(block, zeros))), inner
+    return x + held.up(_alone(adapter, block, rows, lambda zeros: adapter.feed(block, zeros))), state, inner
+
+
+def _seen(site: Site, block: Any, x: Tensor, state: State, mask: Tensor | None, side: dict[str, Any]) -> Tokens:
+    """The tokens that a strategy around a block reads, with what the block will make of them if the strategy peeks."""
+    select, adapter, prefix = site.request.select, site.request.adapter, site.trace.run.num_prefix
+    if not select.peeks:
+        return see(site, state, x, None)
+    if select.reads != "norm":
+        return see(site, state, x, peek(site, block, x, state, mask, side))
+    tokens = see(site, state, x, None)
+    tokens.normed = adapter.for_norm(block, adapter.norms(block)[0](x))[:, prefix:]
+    return tokens
+
+
+def run_gated(
+    site: Site, block: Any, x: Tensor, state: State, decision: KeepMask, side: dict[str, Any]
+) -> tuple[Tensor, State]:
+    r"""Runs a block on all tokens, in training, of which a decision d keeps some: the others idle.
+
+    .. math:: x \leftarrow d \operatorname{block}(x) + (1 - d) x
+
+    Tokens with d = 0 are no keys for others. The gradient of d is that of the sum; none comes through attention.
+    """
+    adapter, keep, prefix = site.request.adapter, decision.keep, site.trace.run.num_prefix
+    whole = torch.cat([keep.new_ones(keep.size(0), prefix), keep], dim=1)
+    bias = KeepMask(whole.detach(), official=decision.official, cap=decision.cap)
+    others = adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
+    gate = whole[..., None].to(x.dtype)
+    x = gate * adapter.whole(block, x, bias, **others) + (1 - gate) * x
+    return x, replace(state, decisions=(*state.decisions, keep))
 
 
 def _alone(adapter: Adapter, block: Any, rows: Tensor, half: Callable[[Tensor], Tensor]) -> Tensor:

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import KEPT, SITE, ours
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.ahead import act_ahead
 from tokengraph.attach.around import run_around
-from tokengraph.attach.mask import attention_bias, check_shape
+from tokengraph.attach.kept import keep_outputs, parts_to_read
+from tokengraph.attach.mask import attention_bias, bar, check_shape
 from tokengraph.attach.plan import PlanTable
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
-from tokengraph.attach.step import act, begin, begins, map_edit, restore
+from tokengraph.attach.step import act, begin, begins, hand_out, look, map_edit, restore
 from tokengraph.attention.open_map import OpenMap
 
 
@@ -35,21 +35,28 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     table, finished, given = _table(state), site.index + 1, None
     keep = table.inside(site.index, state.lineage, select.acts) if select.placement == "around" else None
     if keep is not None and state.lineage.now.images:  # an empty batch has nothing to merge
-        x, inner = run_around(site, block, x, state, mask, side, keep)
+        x, state, inner = run_around(site, block, x, state, mask, side, keep)
         run.leave(site.index, x, state, inner)
         return x
     if select.placement == "ahead" and "act" in table.due(site.index, state.lineage, select.acts):
         x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)
+    bias = bar(bias, select.barred(state.seen), x)
     side = adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
     due = table.due(finished, state.lineage, select.acts)
     if select.placement == "ahead":  # the next block is where it acts again
         due = tuple(what for what in due if what == "restore")
     if given is not None:
         x = adapter.feed(block, adapter.attend(block, x, given, **side))  # type: ignore[arg-type]
-    elif "act" in due:
+    elif "act" in due or select.observes(site.index):
         x = _attend(site, block, x, _open_mask(site, block, state, bias), side)
-        x = x if select.placement == "inside" else adapter.feed(block, x)
+        inside = select.placement == "inside"
+        x = x if inside else adapter.feed(block, x)
+        if select.observes(site.index):
+            state = look(site, state, x, block, bias, side)
+        if "act" not in due:
+            block.__dict__.pop(KEPT, None)
+            x = adapter.feed(block, x) if inside else x
     else:
         x = adapter.whole(block, x, bias, **side)  # type: ignore[arg-type]
     if "restore" in due:
@@ -58,6 +65,8 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
         x, state = act(site, state, x, table.keep[finished], mask, block, bias, side)
         if select.placement == "inside":  # placement "before" the next block acts here, after this block's MLP
             x = adapter.feed(block, x)
+    if finished == run.depth:
+        x, state = hand_out(site, state, x)
     run.leave(site.index, x, state)
     return x
 
@@ -73,7 +82,7 @@ def _open_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
     if not (select.reads == "map" or torch.compiler.is_compiling()):
         keep_outputs(block, parts_to_read(block, site.request.adapter, select.reads))
     kept = block.__dict__[KEPT] = {}  # hooks and open masks write here
-    return OpenMap(kept, map_edit(site, state), bias) if select.reads == "map" else bias
+    return OpenMap(kept, map_edit(site, state), bias) if select.needs_map else bias
 
 
 def _attend(site: Site, block: Any, x: Tensor, mask: Any, side: dict[str, Any]) -> Tensor:
@@ -115,39 +124,6 @@ def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
         if state.lineage.coarse:
             run.write(0, state)
     return x, state
-
-
-class KeptOutput:
-    """Forward hook that keeps a module's output on its block, for the strategy to read.
-
-    The hook holds a reference to the block: quantization replaces modules and moves only their hooks.
-    """
-
-    of_tokengraph = True
-
-    def __init__(self, block: nn.Module, name: str) -> None:
-        self.block, self.name = block, name
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        """Stores the output if the block asked for it."""
-        kept = self.block.__dict__.get(KEPT)
-        if kept is not None:
-            kept[self.name] = output
-
-
-def parts_to_read(block: nn.Module, adapter: Adapter, reads: str) -> dict[str, nn.Module]:
-    """The parts of a block whose outputs a strategy reads, by name; none if it reads the map, or nothing."""
-    if reads == "norm":
-        return {"norm": adapter.norms(block)[0]}
-    return adapter.kept(block) if reads in ("keys", "class") else {}
-
-
-def keep_outputs(block: nn.Module, parts: dict[str, nn.Module]) -> None:
-    """Adds missing hooks to ``parts`` of a block that the strategy reads; they may be replaced between two runs."""
-    for name, module in parts.items():
-        hooks = module._forward_hooks.values()
-        if not any(isinstance(hook, KeptOutput) and hook.block is block for hook in hooks):
-            module.register_forward_hook(KeptOutput(block, name))
 
 
 @ours

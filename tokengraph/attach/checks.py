@@ -181,7 +181,7 @@ def check_plan(
             f"Expected a strategy that can reconstruct (got {type(select).__name__}, which discards dropped tokens). "
             "Leave 'reconstruct' out of the schedule."
         )
-    if again and select.reads != "nothing":
+    if again and select.reads != "nothing" and not any(select.observes(layer - 1) for layer in again):
         raise ValueError(
             f"Expected a strategy that does not read attention where tokens return before it chooses again (got "
             f"{type(select).__name__}, which reads {select.reads}). Returning tokens took no part in that attention. "
@@ -219,7 +219,9 @@ def _check_grid(select: Select, plan: list[int], changes: list[int], again: froz
 
 def _check_place(select: Select, schedule: Schedule, plan: list[int], changes: list[int]) -> None:
     """Raises if the schedule does not suit the strategy's place in a block."""
-    if select.placement == "around" and (select.reads != "nothing" or select.learns):
+    block = select.around == "block"
+    reads = select.reads != "nothing" and not (select.peeks and block)
+    if select.placement == "around" and (reads or (select.learns and not block)):
         raise ValueError(
             f"Expected a strategy around a module to read features alone (got {type(select).__name__}, which "
             f"{'learns' if select.learns else 'reads ' + select.reads}): the block has not run yet."

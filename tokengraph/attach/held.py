@@ -72,6 +72,17 @@ class Held:
         """Lifts rows ``[B, P+n', C]`` to ``[B, P+n, C]``; zeros for tokens that were dropped."""
         return self._behind(y, self.source.padded(self.whole.lift(self.target.flat(self._patches(y)))))
 
+    def back(self, y: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns ``x [B, P+n, C]`` with what ``rows``, its reduction, became: ``y [B, P+n', C]``.
+
+        Each token gets its cluster's change; one that was dropped stays as it is, bit for bit.
+        """
+        whole = self.whole
+        if isinstance(whole, Assignment) and whole.single and not self.ahead and self.source.valid is None:
+            assert whole.centers is not None
+            return x.flatten(0, 1).index_copy(0, whole.centers, y.flatten(0, 1).to(x.dtype)).view_as(x)
+        return self.up(y) + (x - self.up(rows))
+
     def _patches(self, x: Tensor) -> Tensor:
         return x[:, self.ahead :] if self.ahead else x
 

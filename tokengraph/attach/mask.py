@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.attach.state import State
@@ -12,6 +15,8 @@ from tokengraph.flat.layout import Layout
 from tokengraph.flat.segment import segment_max, segment_sum
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
+
+HIDDEN = -1e4  # exp(-1e4) is 0 in every dtype
 
 
 def attention_bias(
@@ -53,6 +58,20 @@ def attention_bias(
         return None if valid is None else _padding(valid, num_prefix, dtype)
     bias = rule.bias(state.size)[:, None, None]
     return SizeBias(bias, dtype) if rule.folds(bias.device) else bias.to(dtype)
+
+
+def bar(bias: Any, barred: Tensor | None, x: Tensor) -> Any:
+    """Adds to a bias that nobody reads the prefix tokens at ``barred [B, P]``; ``None``: they stay as they are.
+
+    A finite number, so that a row which may read nothing else stays finite: then it reads them after all.
+    """
+    if barred is None:
+        return bias
+    hidden = x.new_zeros(x.shape[:2]).masked_fill_(F.pad(barred, (0, x.size(1) - barred.size(1))), HIDDEN)
+    hidden = hidden[:, None, None]
+    if isinstance(bias, Tensor) and bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=x.dtype).masked_fill(~bias, -torch.inf)
+    return hidden if bias is None else bias + hidden
 
 
 def check_shape(mask: Tensor | None, lineage: Lineage, num_prefix: int) -> None:

@@ -11,10 +11,11 @@ from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter, InputShape
 from tokengraph.attach.answers import check_answers, check_kept
 from tokengraph.attach.around import GivenOutput
-from tokengraph.attach.block import KeptOutput, note_grid, parts_to_read, run_block
+from tokengraph.attach.block import note_grid, run_block
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.attach.checks import check_around_halves, check_halves, check_modules, check_plan, check_takes_mask
 from tokengraph.attach.handle import Handle
+from tokengraph.attach.kept import KeptOutput, parts_to_read
 from tokengraph.attach.plan import Plans
 from tokengraph.attach.planner import Found, Options, Plan, planner
 from tokengraph.attach.request import Request
@@ -78,7 +79,8 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
             check_around_halves(adapter, block, channels, chosen.around)
         if rule.power:
             check_takes_mask(adapter, block, channels)
-    start = 0 if around or begins(chosen) else _first_block(schedule)
+    watches = any(chosen.observes(index) for index in range(len(blocks)))
+    start = 0 if around or begins(chosen) or watches else _first_block(schedule)
     whole = options.lift or adapter.wants_whole(model, core)
     request = Request(adapter, chosen, schedule, rule, whole, run_block, again)
     plans = Plans(request, plan, patches, grid)

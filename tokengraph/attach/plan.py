@@ -62,6 +62,8 @@ class PlanTable:
             ``"restore"`` if every patch is restored first (dropping tokens before that would change nothing), then
             ``"act"`` if the strategy acts on any image.
         """
+        if self.inner:  # around blocks nothing leaves between them
+            return ()
         if self.whole and finished + 1 == len(self.keep):
             return ("restore",) if lineage.coarse else ()
         keep, now = self.keep[finished], lineage.now
@@ -115,9 +117,17 @@ class Plans:
             ValueError: If the schedule does not fit an image; the message says how many patches it has.
         """
         whole = (whole or self.request.lift) and self.request.select.stores
+        if self.request.select.replans:
+            self._renew()
         if shape.one_grid is not None:
             return self._own[whole] if patches == self.patches else self._table([patches], whole, shape)
         return self._table([height * width for height, width in shape.grids or ()], whole, shape)
+
+    def _renew(self) -> None:
+        """Plans again for the model's own image size, by the schedule as it is now."""
+        request, select = self.request, self.request.select
+        self.plan = tokens_per_layer(request.schedule, self.depth, self.patches, select.fewest)
+        self._own = [self._table([self.patches], whole) for whole in (False, True)]
 
     def _table(self, each: Sequence[int], whole: bool, shape: InputShape | None = None) -> PlanTable:
         """Makes the table for images with these numbers of patches."""

@@ -13,6 +13,7 @@ from tokengraph.attach.plan import PlanTable
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.edges.grid import grid_positions
 from tokengraph.flat.layout import Layout
+from tokengraph.flat.segment import TINY
 from tokengraph.maps.lineage import Lineage
 
 
@@ -44,6 +45,7 @@ class State:
         keep_mask: The last of them as an attention mask over the whole sequence.
         relaxed: The order of tokens by the last relaxed step of a strategy in training, ``[B, n]`` ids, and how many of
             them are still active.
+        seen: What the strategy's ``observe`` made of the blocks so far.
     """
 
     lineage: Lineage
@@ -52,6 +54,7 @@ class State:
     decisions: tuple[Tensor, ...] = ()
     keep_mask: KeepMask | None = field(default=None, repr=False)
     relaxed: tuple[Tensor, int | list[int]] | None = field(default=None, repr=False)
+    seen: Any = field(default=None, repr=False)
 
     @classmethod
     def at_input(cls, images: int, patches: int, asked: Asked) -> State:
@@ -65,14 +68,18 @@ class State:
 
     def restored(self) -> State:
         """Returns the state after reconstruction, with every input patch."""
-        return replace(self.at_start(), decisions=self.decisions, keep_mask=self.keep_mask)
+        return replace(self.at_start(), decisions=self.decisions, keep_mask=self.keep_mask, seen=self.seen)
 
-    def decided(self, decision: KeepMask, num_prefix: int) -> State:
-        """Returns the state with one more keep decision over ``[B, n]``; no token is removed."""
+    def decided(self, decision: KeepMask, num_prefix: int, size: Tensor | None = None) -> State:
+        """Returns the state with one more keep decision over ``[B, n]``, and new sizes; no token is removed."""
         keep = decision.keep
         whole = torch.cat([keep.new_ones(keep.size(0), num_prefix), keep], dim=1)
-        mask = KeepMask(whole, official=decision.official, cap=decision.cap)
-        return replace(self, decisions=(*self.decisions, keep), keep_mask=mask)
+        bias = None
+        if size is not None:
+            size = torch.cat([size.new_ones(size.size(0), num_prefix), size], dim=1)
+            bias = size.clamp_min(TINY).log()
+        mask = KeepMask(whole, official=decision.official, cap=decision.cap, bias=bias)
+        return replace(self, decisions=(*self.decisions, keep), keep_mask=mask, size=size)
 
     def locate(self, device: torch.device) -> Tensor:
         """Returns the tokens' centroids in patch units, ``[B, n, 2]``, as (y, x)."""

@@ -21,6 +21,7 @@ from tokengraph.maps.counts import with_counts
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
+from tokengraph.select.decided import Moved
 from tokengraph.select.one_image import select_alone, tokens_alone
 from tokengraph.select.tokens import Tokens
 
@@ -83,6 +84,8 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
         asked.memory,
         keep,
         relaxed=state.relaxed,
+        seen=state.seen,
+        ahead=x[:, :prefix],
     )
 
 
@@ -130,6 +133,9 @@ def take_step(
         size = torch.cat([ones, relaxed.size], dim=1)
         return rows, replace(state, size=size, relaxed=(relaxed.order, relaxed.active)), None
     decision = select.decide(tokens)
+    if isinstance(decision, Moved):
+        x = torch.cat([x[:, : run.num_prefix], decision.x], dim=1)
+        return x, state.decided(decision.mask, run.num_prefix, decision.size), None
     if decision is not None:
         return x, state.decided(decision, run.num_prefix), None
     if lineage.now.images == 0:
@@ -218,11 +224,27 @@ def _statistics(
     if not kept:
         return None
     prefix = site.trace.run.num_prefix
-    if "map" in kept:
+    if set(kept) == {"map"}:
         stats = AttentionStats.from_map(kept["map"], prefix)
     else:
         stats = site.request.adapter.statistics(block, kept, prefix, bias, side)
+        stats.attention = kept.get("map")
     return stats if layout.valid is None else stats.without_padding(layout.with_prefix(prefix).valid)
+
+
+def look(site: Site, state: State, x: Tensor, block: Any, bias: Any, side: dict[str, Any]) -> State:
+    """Shows the strategy the tokens ``x [B, P+n, C]`` and the attention of a block that has run; no token leaves."""
+    select, kept = site.request.select, block.__dict__.get(KEPT)
+    if state.lineage.now.images == 0:
+        return state
+    stats = _statistics(site, block, kept, bias, side, state.lineage.now)
+    return replace(state, seen=select.observe(see(site, state, x, stats)))
+
+
+def hand_out(site: Site, state: State, x: Tensor) -> tuple[Tensor, State]:
+    """Puts the strategy's own outputs, one a token of the input, in place of the last block's."""
+    rows = site.request.select.outputs(state.seen)
+    return (x, state) if rows is None else (rows.to(x.dtype), state.restored())
 
 
 def restore(state: State, num_prefix: int, x: Tensor) -> tuple[Tensor, State]:

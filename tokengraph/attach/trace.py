@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,7 +171,10 @@ class Trace(Lifting):
 
     @property
     def decisions(self) -> list[Tensor]:
-        """Cumulative keep masks ``[B, N]`` with gradients, one for each stage of a strategy in training."""
+        """Keep masks ``[B, N]`` with gradients, one for each stage of a strategy in training.
+
+        They are cumulative, but for strategies around blocks, whose tokens come back and may be chosen again.
+        """
         return list(self.state().decisions)
 
     @property
@@ -179,7 +183,12 @@ class Trace(Lifting):
         state = self.state()
         if state.relaxed is not None and state.size is not None:
             return [state.size[:, self.num_prefix :]]
-        return list(state.decisions)
+        return list(state.decisions) if state.keep_mask is not None else []
+
+    @property
+    def seen(self) -> Any:
+        """The strategy's memory after the last block, by its ``observe``; ``None`` for strategies without one."""
+        return self.state().seen
 
     def source(self, layer: int | None = None) -> Assignment | SoftAssignment:
         """Returns the map from the ``B*N`` input patches to the tokens after ``layer`` blocks (default: all)."""

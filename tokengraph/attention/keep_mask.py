@@ -55,12 +55,17 @@ def masked_softmax(
     p = scores.to(wide(scores))
     keep = keep.to(p.dtype)[:, None, None, :]
     edge = keep + (1 - keep) * torch.eye(tokens, dtype=p.dtype, device=p.device)
+    return edge_softmax(p, edge, official, eps, cap).to(scores.dtype)
+
+
+def edge_softmax(p: Tensor, edge: Tensor, official: bool, eps: float, cap: float) -> Tensor:
+    """The softmax of rows of scores ``p [B, H, r, N]`` by their edges' weights; see :func:`masked_softmax`."""
     if official:
         e = (p - p.amax(dim=-1, keepdim=True)).exp() * edge
-        return ((e + eps / tokens) / (e.sum(dim=-1, keepdim=True) + eps)).to(scores.dtype)
+        return (e + eps / p.size(-1)) / (e.sum(dim=-1, keepdim=True) + eps)
     top = p.detach().masked_fill(edge <= 0, -torch.inf).amax(dim=-1, keepdim=True)
     e = (p - top).clamp_max(math.log(cap)).exp() * edge
-    return (e / e.sum(dim=-1, keepdim=True)).to(scores.dtype)
+    return e / e.sum(dim=-1, keepdim=True)
 
 
 def additive_mask(keep: Tensor) -> Tensor:
@@ -129,6 +134,7 @@ class KeepMask(MaskObject):
         official: See :func:`masked_softmax`.
         cap: See :func:`masked_softmax`. If attention is sharp, the gradients of decisions grow up to this bound; a
             smaller one limits them, and changes no output.
+        bias: Added to the scores of each key, ``[B, N]``, such as the logarithm of its size.
 
     Raises:
         ValueError: If ``keep`` has another shape or ``cap < 1``.
@@ -139,7 +145,7 @@ class KeepMask(MaskObject):
         [[[[1.0, 0.0], [0.5, 0.5]]]]
     """
 
-    def __init__(self, keep: Tensor, *, official: bool = False, cap: float = CAP) -> None:
+    def __init__(self, keep: Tensor, *, official: bool = False, cap: float = CAP, bias: Tensor | None = None) -> None:
         if keep.dim() != 2:
             raise ValueError(f"Expected keep of shape [B, N] (got {list(keep.shape)}).")
         if not cap >= 1:
@@ -147,6 +153,7 @@ class KeepMask(MaskObject):
         self.cap = cap
         self.keep = keep
         self.official = official
+        self.bias = bias
         self.dtype = wide(keep) if keep.is_floating_point() else torch.float32
         self.device = keep.device
         self.shape = torch.Size((keep.size(0), 1, keep.size(1), keep.size(1)))
@@ -160,7 +167,15 @@ class KeepMask(MaskObject):
 
     def plus(self, scores: Tensor) -> _KeptScores:
         """Returns the scores as an object whose ``softmax`` is :func:`masked_softmax`."""
-        return _KeptScores(scores, self)
+        return _KeptScores(scores if self.bias is None else scores + self.bias[:, None, None].to(scores.dtype), self)
+
+    def rows(self, scores: Tensor, start: int) -> Tensor:
+        """Returns rows from ``start`` on of the softmax, for their scores ``[B, H, r, N]`` without this mask's bias."""
+        count, stop = scores.size(3), start + scores.size(2)
+        scores = scores if self.bias is None else scores + self.bias[:, None, None]
+        keep = self.keep.to(scores.dtype)[:, None, None]
+        own = torch.eye(count, dtype=scores.dtype, device=scores.device)[start:stop]
+        return edge_softmax(scores, keep + (1 - keep) * own, self.official, 1e-6, self.cap).to(scores.dtype)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
@@ -168,6 +183,9 @@ class KeepMask(MaskObject):
         """Computes :func:`masked_attention`."""
         self.check(q, k, v, enable_gqa)
         factor = q.size(-1) ** -0.5 if scale is None else scale
+        if self.bias is not None:  # one more channel, so that forward and both derivatives stay as they are
+            q = torch.cat([q, torch.full_like(q[..., :1], 1 / factor)], dim=-1)
+            k = torch.cat([k, self.bias[:, None, :, None].to(k.dtype).expand(-1, k.size(1), -1, -1)], dim=-1)
         return _attend(q, k, v, self.keep, self, factor, self.official, dropout_p)
 
     def check(self, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokengraph.attention.keep_mask import KeepMask
+
 CHUNK = 512  # rows of the map computed at a time
 
 
@@ -25,6 +27,7 @@ class AttentionStats:
         attention: The map that the layer used, ``[B, H, P+N, P+N]``: after softmax and edit.
         keys: A cheaper way to compute :meth:`heads_of_keys` than ``project``.
         values: Returns values ``[B, H, P+N, D]``; ``None``: unknown.
+        logits: A cheaper way to compute :meth:`class_logits` of all tokens, ``[B, P+N]``, than ``project``.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class AttentionStats:
         attention: Tensor | None = None,
         keys: Callable[[], Tensor] | None = None,
         values: Callable[[], Tensor] | None = None,
+        logits: Callable[[], Tensor] | None = None,
     ) -> None:
         self._project = project
         self._qk: tuple[Tensor, Tensor] | None = None
@@ -48,6 +52,7 @@ class AttentionStats:
         self.attention = attention
         self._keys = keys
         self._values = values
+        self._logits = logits
 
     @classmethod
     def from_map(cls, attention: Tensor, num_prefix: int = 0) -> AttentionStats:
@@ -125,6 +130,8 @@ class AttentionStats:
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
             logits = torch.matmul(q[:, :, start:stop].float() * self.scale, k.float().transpose(2, 3))
+            if isinstance(self.bias, KeepMask):
+                return self.bias.rows(logits, start)
             if self.bias is not None:
                 full = self.bias.size(-2) > 1
                 bias = self.bias[..., start:stop, :] if full else self.bias
@@ -132,6 +139,10 @@ class AttentionStats:
                     bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf)
                 logits = logits + bias.float()
             return logits.softmax(dim=-1)
+
+    def whole_map(self) -> Tensor:
+        """Returns the map, ``[B, H, P+N, P+N]`` float32. Cost: that of the map, unless the layer computed it."""
+        return self.rows(0, self.tokens)
 
     def class_row(self) -> Tensor:
         """Returns the attention that the class token pays to each patch token, ``[B, H, N]``.
@@ -149,6 +160,31 @@ class AttentionStats:
             query = (row[..., None] * heads[:, None]).flatten(1, 2)  # [B, H*D, H]
             logits = torch.matmul(k.float().transpose(1, 2).flatten(2), query)
             return logits.softmax(dim=1).transpose(1, 2)[..., self.num_prefix :]
+
+    def class_logits(self) -> Tensor:
+        """Returns the class token's query times each patch token's key, mean over heads, ``[B, N]``: no scale, no bias.
+
+        Cost: ``O(H N D)`` an image behind the projections.
+        """
+        if self._logits is not None:
+            return self._logits()[:, self.num_prefix :]
+        q, k = self._queries_keys()
+        with torch.autocast(q.device.type, enabled=False):
+            rows = k[:, :, self.num_prefix :].float() * q[:, :, :1].float()
+            return rows.sum(dim=3).mean(dim=1)
+
+    def mean_logits(self) -> Tensor:
+        """Returns the scaled logits of all tokens, mean over heads, without the layer's bias: ``[B, P+N, P+N]``.
+
+        Padding counts ``-inf`` as key. Cost: one product of all queries and keys, heads together.
+        """
+        q, k = self._queries_keys()
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = (t.float().transpose(1, 2).flatten(2) for t in (q, k))
+            logits = torch.matmul(q, k.transpose(1, 2)) * (self.scale / self._queries_keys()[0].size(1))
+            if self._valid is not None:
+                logits = logits.masked_fill(~self._valid[:, None], -torch.inf)
+            return logits
 
     def column_sums(self) -> Tensor:
         """Returns the attention that each patch token receives from all tokens, ``[B, H, N]``.

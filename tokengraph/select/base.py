@@ -15,20 +15,22 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.flags import FLAGS, reads_by_flags
 from tokengraph.select.tokens import Tokens
+from tokengraph.select.watch import Watching
 
 if TYPE_CHECKING:
     from tokengraph.attention.keep_mask import KeepMask
     from tokengraph.nn.relaxed_merge import Relaxed
     from tokengraph.schedule import Schedule
+    from tokengraph.select.decided import Moved
 
 PLACEMENTS = ("before", "inside", "after", "ahead", "around")
 SPANS = ("attention", "mlp", "both", "block")
-READS = ("nothing", "norm", "keys", "class", "map")
+READS = ("nothing", "norm", "keys", "class", "map", "map+keys")
 _REGISTRY: dict[str, type[Select]] = {}
 _ALIASES: dict[str, tuple[type[Select], Mapping[str, Any]]] = {}
 
 
-class Select(ABC):
+class Select(Watching, ABC):
     """Chooses which tokens become which clusters; depends on no model. A subclass registers under ``name``.
 
     Implement ``__call__``; class attributes describe the method.
@@ -46,7 +48,7 @@ class Select(ABC):
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
         reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that attention
             projects, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the class
-            token's attention; ``"map"``: the whole map, so blocks that reduce cannot use a fused kernel.
+            token's attention; ``"map"``, ``"map+keys"``: the whole map, so blocks that reduce use no fused kernel.
         learns: True if it has parameters to train.
         alone: True if it takes neither masks nor several grids: ragged batches reach it image by image.
         ragged: True if a threshold decides how many tokens each image keeps, and the budget is the fewest.
@@ -145,10 +147,9 @@ class Select(ABC):
         """Returns the strategy that acts in block ``index`` (from 0): itself, or a composition's part."""
         return self
 
-    def decide(self, tokens: Tokens) -> KeepMask | None:
-        """Returns a differentiable cumulative keep mask over ``[B, N]`` in training; ``None`` to make a map instead.
-
-        With a mask all tokens stay, and attention ignores dropped ones as keys.
+    def decide(self, tokens: Tokens) -> KeepMask | Moved | None:
+        """Returns a differentiable keep mask over ``[B, N]`` in training, cumulative unless the strategy acts around
+        blocks; ``None`` to make a map instead. Then all tokens stay, and attention ignores dropped ones as keys.
         """
         return None
 
@@ -205,7 +206,7 @@ class Select(ABC):
     @property
     def needs_map(self) -> bool:
         """True if it reads a whole attention map; blocks that reduce then cannot use a fused kernel. See ``reads``."""
-        return self.reads == "map"
+        return self.reads in ("map", "map+keys")
 
     @property
     def edits_attention(self) -> bool:

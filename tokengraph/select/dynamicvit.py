@@ -22,6 +22,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 if TYPE_CHECKING:
     from tokengraph.schedule import Schedule
+    from tokengraph.select.decided import Moved
 
 
 class DynamicViT(Select):
@@ -153,14 +154,14 @@ class DynamicViT(Select):
                 f"Expected predictors for {len(bound.layers)} stages of C={channels} (got {len(known)} of "
                 f"C={known[0].channels}). Create a new DynamicViT."
             )
-        return bound, _Floors(bound.layers, bound.ratios, self.min_keep)
+        return bound, Floors(bound.layers, bound.ratios, self.min_keep)
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
         """Returns whether a stage acts: always with sampled decisions or thresholds, else if it removes tokens."""
         assert self.layers is not None and self.predictors is not None
         return finished in self.layers and (self.predictors.training or self.threshold is not None or keep < count)
 
-    def decide(self, tokens: Tokens) -> KeepMask | None:
+    def decide(self, tokens: Tokens) -> KeepMask | Moved | None:
         """Samples a differentiable cumulative keep mask over ``[B, N]`` in train mode; ``None`` in eval mode."""
         assert self.predictors is not None
         if not self.predictors.training:
@@ -173,8 +174,18 @@ class DynamicViT(Select):
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Keeps the tokens with the highest scores; see :class:`tokengraph.Select`."""
+        score, budget = self.score(tokens, budget)
+        return keep_best(score, budget, tokens.mask, self.order)
+
+    def score(self, tokens: Tokens, budget: int | list[int]) -> tuple[Tensor, int | list[int]]:
+        """Returns the log-probability of each token to be kept, ``[B, N]``, and the budget, by threshold or as asked.
+
+        Raises:
+            ValueError: Before ``attach`` or ``bind``.
+        """
         if self.predictors is None:
-            raise ValueError("Expected a DynamicViT after attach or bind(channels, depth) (got an unbound one).")
+            name = type(self).__name__
+            raise ValueError(f"Expected a {name} after attach or bind(channels, depth) (got an unbound one).")
         budget = clamp_budget(budget, tokens.x, tokens.mask)
         predictor = self.predictors[self._stage(tokens)]
         logp = predictor(tokens.x, None if tokens.mask is None else tokens.mask.float())
@@ -184,7 +195,7 @@ class DynamicViT(Select):
             likely = likely if tokens.mask is None else likely & tokens.mask
             counts = zip(likely.sum(dim=1).tolist(), valid_counts(tokens.x, tokens.mask), strict=True)
             budget = [min(max(k, self.min_keep), n) for k, n in counts]
-        return keep_best(score, budget, tokens.mask, self.order)
+        return score, budget
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """One predictor."""
@@ -196,7 +207,7 @@ class DynamicViT(Select):
 
 
 @dataclass(frozen=True)
-class _Floors:
+class Floors:
     """A schedule that keeps ``int(N * ratio)`` tokens after each stage, as the published code rounds."""
 
     layers: tuple[int, ...]

@@ -38,6 +38,8 @@ class Tokens:
         keep: Cumulative keep decisions of a strategy in training, ``[B, N]``; ``None`` if all are kept.
         edges: ``(edge_index, edge_weight)`` of a graph's own edges, ``[2, E]`` ids in ``[0, B*N)`` and ``[E]`` or
             ``None``; ``None`` if there are none, as inside a model.
+        seen: What the strategy's ``observe`` made of the blocks before; ``None`` before the first, and outside a model.
+        ahead: The prefix tokens, ``[B, P, C]``; ``None`` outside a model.
     """
 
     x: Tensor
@@ -55,6 +57,8 @@ class Tokens:
     edges: tuple[Tensor, Tensor | None] | None = None
     normed: Tensor | None = None
     relaxed: tuple[Tensor, int | list[int]] | None = None
+    seen: Any = None
+    ahead: Tensor | None = None
 
     @property
     def pos(self) -> Tensor:
@@ -83,7 +87,11 @@ class Tokens:
         return keys
 
     def class_attention(self) -> Tensor:
-        """The class token's attention to each patch token, mean over heads, ``[B, N]``.
+        """The class token's attention to each patch token, mean over heads, ``[B, N]``; raises as :meth:`class_row`."""
+        return self.class_row().mean(dim=1)
+
+    def class_row(self) -> Tensor:
+        """The class token's attention to each patch token, ``[B, H, N]``.
 
         Raises:
             ValueError: Outside a model, before a block, or in a model without a class token.
@@ -94,7 +102,7 @@ class Tokens:
                 f"Expected tokens with class attention (got tokens {where}). Use a score of the features, such as "
                 "TopK(score='norm'); or attach the strategy to a model with a class token."
             )
-        return self.attention.class_row().mean(dim=1)
+        return self.attention.class_row()
 
 
 def valid_counts(tokens: Tensor, mask: Tensor | None) -> list[int]:

@@ -13,7 +13,7 @@ from tokengraph.select.tokens import Tokens
 def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask: Tensor | None = None) -> Tokens:
     """Makes tokens of a full grid with a class token before them, and attention from the features.
 
-    Queries are fixed, and keys are the features split into two heads, so images do not affect each other.
+    Queries are fixed, and keys and values are the features split into two heads, so images do not affect each other.
 
     Args:
         x: ``[B, H*W, C]``.
@@ -34,7 +34,7 @@ def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask
     if mask is not None:
         keys = torch.cat([mask.new_ones(images, 1), mask], dim=1)
         bias = x.new_zeros(keys.shape).masked_fill(~keys, -torch.inf)[:, None, None]
-    stats = AttentionStats(project, width**-0.5, 1, bias)
+    stats = AttentionStats(project, width**-0.5, 1, bias, values=lambda: project()[1])
     if grid is None:
         return Tokens(x, None, None, False, mask, layer, 1, stats)
     pos = grid_positions(grid, device=x.device).expand(images, -1, -1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.coarse import KEPT, SITE, Coarse, coarse_class
-from tokengraph.attach.block import KeptOutput
 from tokengraph.attach.changes import Hook
 from tokengraph.attach.checks import check_equal
+from tokengraph.attach.kept import KeptOutput
 from tokengraph.attach.site import Mark
 from tokengraph.attach.threads import raise_two_threads
 from tokengraph.nn.modes import in_eval, precise, untouched

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def split_heads(x: Tensor, *, heads: int = -1, width: int = -1) -> Tensor:
@@ -13,3 +18,26 @@ def split_heads(x: Tensor, *, heads: int = -1, width: int = -1) -> Tensor:
 def split_qkv(x: Tensor, heads: int) -> Tensor:
     """``[B, N, 3 * heads * width]`` of one projection as queries, keys and values, ``[3, B, heads, N, width]``."""
     return x.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def query_of_first(norm: nn.Module, qkv: Any, heads: int, x: Tensor) -> Callable[[], Tensor] | None:
+    """How the first token's query meets every token's key, mean over heads, by the weights of one fused projection.
+
+    Returns:
+        A function that returns ``[B, n]`` float32 for ``x [B, n, C]``; ``None`` unless the projection is a plain linear
+        layer. It multiplies the query by the weights of the keys, not the tokens: ``n C + 2 C^2``, not ``n C^2``.
+    """
+    if type(qkv) is not nn.Linear or type(qkv.weight) not in (Tensor, nn.Parameter):
+        return None
+
+    @torch.no_grad()
+    def logits() -> Tensor:
+        rows, weight = norm(x).float(), qkv.weight.float()
+        with torch.autocast(x.device.type, enabled=False):
+            width = weight.size(0) // 3
+            bias = weight.new_zeros(3 * width) if qkv.bias is None else qkv.bias.float()
+            query = F.linear(rows[:, 0], weight[:width], bias[:width])
+            turned = query @ weight[width : 2 * width]
+            return (torch.matmul(rows, turned[..., None])[..., 0] + query @ bias[width : 2 * width, None]) / heads
+
+    return logits

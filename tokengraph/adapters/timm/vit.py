@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, check_images, count_finished, is_a
 from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite
-from tokengraph.adapters.parts.heads import split_qkv
+from tokengraph.adapters.parts.heads import query_of_first, split_qkv
 from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.attention.keep_mask import KeepMask
@@ -165,6 +166,13 @@ class TimmViT(Adapter):
             return split_qkv(kept["qkv"], attn.num_heads)[2]
 
         return AttentionStats(project, float(attn.scale), num_prefix, bias, values=values)
+
+    def class_logits(self, block: Any, x: Tensor) -> Callable[[], Tensor] | None:
+        """From the weights of ``attn.qkv``, where it is a plain linear layer and queries and keys have no norms."""
+        attn = block.attn
+        if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
+            return None
+        return query_of_first(block.norm1, attn.qkv, attn.num_heads, x)
 
     def embedding(self, model: Any) -> nn.Module:
         """``model.patch_embed``."""

@@ -1,0 +1,218 @@
+"""A-ViT: each token halts when its halting scores add up, and its output is the mean of its layers by these."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.cost import Cost
+from tokengraph.losses.ponder import Pondered
+from tokengraph.maps.hard import Assignment
+from tokengraph.schedule import Schedule
+from tokengraph.select.base import Select
+from tokengraph.select.gated import select_marked
+from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
+
+
+@dataclass(frozen=True)
+class Halting:
+    """What the tokens of the input, prefix tokens in front, have done so far.
+
+    Args:
+        y: Their outputs, ``[B, P+N, C]`` float32: layers weighted by halting scores.
+        total: Sums of their halting scores, ``[B, P+N]``.
+        rest: What is left of 1 for each, ``[B, P+N]``.
+        ran: Blocks that each ran, ``[B, P+N]``.
+        scores: Halting scores of each block, each ``[B, P+N]``; 0 where a token had left.
+        valid: ``[B, P+N]`` bool, True where there is a token; ``None``: everywhere.
+        num_prefix: P.
+    """
+
+    y: Tensor
+    total: Tensor
+    rest: Tensor
+    ran: Tensor
+    scores: tuple[Tensor, ...]
+    valid: Tensor | None
+    num_prefix: int
+
+
+def halt(score: Tensor, total: Tensor, rest: Tensor, eps: float = 0.01) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of adaptive computation: how much a block's output counts for each token.
+
+    Args:
+        score: Halting scores of the block, ``[...]`` in [0, 1].
+        total: Sums of the scores so far.
+        rest: What is left of 1.
+        eps: A token halts once its sum reaches ``1 - eps``.
+
+    Returns:
+        The weight of the block's output, the new sum, the new rest, and True where a token halts now; a token that had
+        halted before has weight 0 and does not change.
+
+    Example:
+        >>> one = torch.tensor([0.5])
+        >>> w, total, rest, now = halt(one, torch.zeros(1), torch.ones(1))
+        >>> [t.item() for t in halt(torch.tensor([0.6]), total, rest)]
+        [0.5, 1.100000023841858, 0.5, True]
+
+    Source: Graves, *Adaptive Computation Time*, 2016; Yin et al., *A-ViT*, CVPR 2022.
+    """
+    runs = total < 1 - eps
+    summed = torch.where(runs, total + score, total)
+    now = runs & (summed >= 1 - eps)
+    weight = torch.where(now, rest, torch.where(runs, score, 0.0))
+    return weight, summed, torch.where(runs & ~now, rest - score, rest), now
+
+
+@dataclass(frozen=True)
+class AViT(Select):
+    r"""A-ViT as a strategy: behind each block tokens whose halting scores add up leave, image by image.
+
+    The score of a token is :math:`h = \operatorname{sigmoid}(\gamma x_0 - \beta)` of channel 0 of the block's output.
+    The model reads, for every input token, its layers weighted by their scores, what is left of one for the last; so
+    ``lift`` and feature maps have all tokens. It adds no parameters, but the model must be trained for it:
+    :class:`tokengraph.losses.PonderLoss` with ``handle.select.pondered(handle.trace.seen)``. Removing tokens is exact in
+    training too.
+
+    Args:
+        scale: :math:`\gamma`, published: 10.
+        center: :math:`\beta`, published: 30 (T), 75 (S).
+        eps: A token halts once its sum reaches ``1 - eps``.
+        halt_class: Whether the class token halts too, as published: its output then no longer changes, and the others
+            do not see it. Further prefix tokens never halt.
+
+    Raises:
+        ValueError: If ``eps`` is out of (0, 1).
+
+    Source: Yin et al., *A-ViT: Adaptive Tokens for Efficient Vision Transformer*, CVPR 2022, and its code (inference
+    and ponder cost).
+    """
+
+    name: ClassVar[str] = "avit"
+    placement: ClassVar[str] = "after"
+    merges: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
+    ragged: ClassVar[bool] = True
+    scale: float = 10.0
+    center: float = 30.0
+    eps: float = 0.01
+    halt_class: bool = True
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 1:
+            raise ValueError(f"Expected eps in (0, 1) (got {self.eps}).")
+
+    @classmethod
+    def published(cls, size: str = "tiny") -> AViT:
+        """Returns the released settings of the ``"tiny"`` or the ``"small"`` model.
+
+        Source: the code of Yin et al., CVPR 2022.
+        """
+        return cls(10.0, {"tiny": 30.0, "small": 75.0}[size])
+
+    @property
+    def restores(self) -> bool:
+        """Every token has an output."""
+        return True
+
+    def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
+        """Returns the strategy for a model of ``depth`` blocks; it acts behind all but the last."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "depth", depth)
+        return bound, dict.fromkeys(range(1, depth), 1) if schedule is None else schedule
+
+    def acts(self, finished: int, keep: int, count: int) -> bool:
+        """Behind each block but the last."""
+        return 0 < finished < self.depth and keep <= count and count > 0 and keep == 1
+
+    def observes(self, index: int) -> bool:
+        """True, inside a model."""
+        return self.depth > 0
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Halting scores ``[...]`` of rows ``[..., C]``, in float32."""
+        return (self.scale * x[..., 0].float() - self.center).sigmoid()
+
+    def observe(self, tokens: Tokens) -> Halting:
+        """Adds this block's output to those of the tokens that ran it."""
+        prefix = tokens.num_prefix
+        assert tokens.ahead is not None
+        x = torch.cat([tokens.ahead, tokens.x], dim=1)
+        seen: Halting | None = tokens.seen
+        if seen is None:
+            zeros = x.new_zeros(x.shape[:2], dtype=torch.float32)
+            valid = None if tokens.mask is None else F.pad(tokens.mask, (prefix, 0), value=True)
+            seen = Halting(x.new_zeros(x.shape, dtype=torch.float32), zeros, zeros + 1, zeros, (), valid, prefix)
+        place = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
+        if tokens.patch is not None:
+            place = torch.cat([place[:, :prefix], tokens.patch + prefix], dim=1)
+        there = torch.ones_like(place, dtype=torch.bool)
+        if tokens.mask is not None:
+            there = F.pad(tokens.mask, (prefix, 0), value=True)
+        h = self.scores(x)
+        if tokens.layer + 1 == self.depth:
+            h = torch.ones_like(h)
+        else:
+            stays = place < prefix if not self.halt_class else (place > 0) & (place < prefix)
+            h = torch.where(stays, 0.0, h)
+        total, rest = seen.total.gather(1, place), seen.rest.gather(1, place)
+        runs = there & (total < 1 - self.eps)
+        h = torch.where(runs, h, 0.0)
+        weight, summed, left, _ = halt(h, total, rest, self.eps)
+        weight = torch.where(runs, weight, 0.0)
+
+        def put(into: Tensor, change: Tensor) -> Tensor:
+            return into.scatter_add(1, place, torch.where(runs, change, 0.0))
+
+        index = place[..., None].expand(-1, -1, x.size(2))
+        rows = torch.where(runs[..., None], weight[..., None] * x.float(), 0.0)
+        return Halting(
+            seen.y.scatter_add(1, index, rows),
+            put(seen.total, summed - total),
+            put(seen.rest, left - rest),
+            put(seen.ran, torch.ones_like(h)),
+            (*seen.scores, put(torch.zeros_like(seen.total), h)),
+            seen.valid,
+            prefix,
+        )
+
+    def outputs(self, seen: Halting | None) -> Tensor | None:
+        """The tokens' own outputs."""
+        return None if seen is None else seen.y
+
+    def barred(self, seen: Halting | None) -> Tensor | None:
+        """The class token, where it has halted."""
+        if seen is None or not self.halt_class or seen.num_prefix == 0:
+            return None
+        return seen.total[:, : seen.num_prefix] >= 1 - self.eps
+
+    def pondered(self, seen: Halting) -> Pondered:
+        """What the last run spent, for :class:`tokengraph.losses.PonderLoss`; ``seen`` is ``handle.trace.seen``."""
+        return Pondered(seen.ran + seen.rest, torch.stack(seen.scores, dim=1), seen.valid, seen.num_prefix)
+
+    def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
+        """Maps the tokens to those that have not halted; outside a model at least the budget, by one block's scores."""
+        if isinstance(tokens.seen, Halting):
+            total = tokens.seen.total[:, tokens.num_prefix :]
+            total = total if tokens.patch is None else total.gather(1, tokens.patch)
+            return select_marked(total < 1 - self.eps, tokens.mask)
+        h = self.scores(tokens.x.detach())
+        runs = h < 1 - self.eps
+        runs = runs if tokens.mask is None else runs & tokens.mask
+        least = clamp_budget(budget, tokens.x, tokens.mask)
+        floors = least if isinstance(least, list) else [least] * tokens.x.size(0)
+        counts = valid_counts(tokens.x, tokens.mask)
+        made = [min(max(k, f), n) for k, f, n in zip(runs.sum(dim=1).tolist(), floors, counts, strict=True)]
+        return keep_best(-h, made, tokens.mask)
+
+    def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
+        """Counts the sum of outputs."""
+        return Cost(num_tokens * channels, 12 * num_tokens * channels)

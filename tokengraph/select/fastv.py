@@ -1,0 +1,38 @@
+"""FastV: keeps the image tokens that one query of a language model attends to most."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokengraph.maps.hard import Assignment
+from tokengraph.select.topk import topk
+
+
+def fastv(
+    attention: Tensor, keep: int | list[int], query: int | None = -1, *, mask: Tensor | None = None
+) -> Assignment:
+    """Keeps the tokens with the most attention from one query, mean over heads, each image by its own map.
+
+    Args:
+        attention: Attention of queries to image tokens, ``[B, H, Q, N]``: a language model's map with the columns of
+            the image, or a tower's.
+        keep: Tokens an image.
+        query: The row; published: the last one, of the second or third decoder layer. ``None``: the mean of all rows,
+            for a tower without a class token.
+        mask: ``[B, N]`` bool, True where there is a token.
+
+    Returns:
+        A lossy map over ``B*N`` tokens (the True ones of ``mask``); kept tokens stay in order.
+
+    Raises:
+        ValueError: If ``attention`` has another shape.
+
+    Cost: one row of the map and a sort.
+
+    Source: Chen et al., *An Image is Worth 1/2 Tokens After Layer 2* (FastV), ECCV 2024; its code was read, not run, and
+    takes the first image's choice for all of a batch. The mean of rows is our own.
+    """
+    if attention.dim() != 4:
+        raise ValueError(f"Expected attention of shape [B, H, Q, N] (got {list(attention.shape)}).")
+    row = attention.mean(dim=2) if query is None else attention[:, :, query]
+    return topk(row.float().mean(dim=1), keep, mask=mask)

@@ -1,0 +1,107 @@
+"""DiffRate's step: of tokens by rank, the last drop, and those in front of them merge into the first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengraph.flat.layout import take_rows
+from tokengraph.maps.hard import Assignment
+from tokengraph.select.parts.graphs.halves import cosines, unit_rows
+from tokengraph.select.tokens import below, clamp_budget, valid_counts
+
+
+def ranks(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens by falling score ``[B, N]``, ties by index and others than ``mask`` last, and the rank of each token."""
+    score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(score.size(1), device=score.device).expand_as(order)
+    return order, torch.empty_like(order).scatter_(1, order, place)
+
+
+def prune_and_merge(
+    score: Tensor,
+    x: Tensor,
+    prune: int | list[int],
+    merge: int | list[int],
+    size: Tensor | None,
+    mask: Tensor | None,
+    official: bool = False,
+) -> Assignment:
+    """Returns the map of one step; see :func:`tokengraph.diffrate`."""
+    merge, prune = clamp_budget(merge, x, mask), clamp_budget(prune, x, mask)
+    if isinstance(merge, list) or isinstance(prune, list):
+        counts = valid_counts(x, mask)
+        merge, prune = (k if isinstance(k, list) else [k] * len(counts) for k in (merge, prune))
+        prune = [max(p, m) for p, m in zip(prune, merge, strict=True)]
+        most_m, most_p, least_m = max(merge, default=0), max(prune, default=0), min(merge, default=0)
+        drops = any(p < n for p, n in zip(prune, counts, strict=True))
+        pure = prune == merge
+    else:
+        prune = max(prune, merge)
+        most_m, most_p, least_m = merge, prune, merge
+        drops, pure = prune < x.size(1), prune == merge
+    order, rank = ranks(score, mask)
+    kept = below(rank, merge)
+    number = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
+    centers = (~kept).argsort(dim=1, stable=True)[:, :most_m]
+    if pure:
+        return Assignment.from_dense(number, merge, mask=mask, drops=drops, centers=centers, single=True)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        targets, sources = order[:, :most_m], order[:, least_m:most_p]
+        unit, there = unit_rows(x), None
+        if isinstance(merge, list):
+            there = below(torch.arange(most_m, device=x.device).expand_as(targets), merge)
+        edges = cosines(take_rows(unit, sources), take_rows(unit, targets), there)
+        best, to = edges.max(dim=2)
+        to = edges.argmax(dim=2)  # the first of equals
+        joins = number.gather(1, targets.gather(1, to))
+        mass = torch.ones_like(score, dtype=torch.float32) if size is None else size.float()
+        adds = mass.gather(1, sources) * (best if official else best.clamp_min(0))
+        if isinstance(merge, list) and isinstance(prune, list):
+            place = torch.arange(least_m, most_p, device=x.device).expand_as(sources)
+            real = below(place, prune) & ~below(place, merge)
+            joins = torch.where(real, joins, number.gather(1, sources))
+            adds = torch.where(real, adds, mass.gather(1, sources))
+        number, mass = number.scatter(1, sources, joins), mass.scatter(1, sources, adds)
+    one = torch.ones_like(mass)
+    return Assignment.from_dense(number, merge, mask=mask, drops=drops, centers=centers, weight=one, mass=mass)
+
+
+def merge_in_place(
+    x: Tensor, size: Tensor, rank: Tensor, merge: Tensor, until: Tensor, official: bool
+) -> tuple[Tensor, Tensor]:
+    """The merging half of a step in training: targets take their sources in, and every token keeps its place.
+
+    Args:
+        x: ``[B, N, C]``.
+        size: ``[B, N]``.
+        rank: Place of each patch token, from 1, the best, on.
+        merge: Tokens that stay, the class token counted; ``[B, 1]`` or 0-dim.
+        until: Tokens that did not drop: places from ``merge`` to it are sources.
+        official: Sizes in front of ``until`` are at least 1, and negative similarities count.
+
+    Returns:
+        Rows and sizes; those of tokens other than targets are as they were.
+
+    Cost: ``O(B N^2 C)``, one ``[B, N, N]`` matrix.
+    """
+    target, source = rank < merge, (rank >= merge) & (rank < until)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        unit = unit_rows(x)
+        edges = cosines(unit, unit, target)
+        best, to = edges.max(dim=2)
+        own = rank.masked_fill(~target, rank.size(1) + 1)
+        tied = torch.where(edges == best[..., None], own[:, None], rank.size(1) + 2)
+        to = tied.argmin(dim=2)  # the best-ranked of equals
+        share = F.one_hot(to, x.size(1)).to(size.dtype) * (source & (best > -torch.inf)).to(size.dtype)[..., None]
+        share = share.transpose(1, 2)  # [B, target, source]
+        grown = size * torch.where(source, best if official else best.clamp_min(0), 1.0)
+        if official:
+            grown = torch.where(rank < until, grown.clamp_min(1), grown)
+        added = torch.matmul(share, grown[..., None])[..., 0]
+        new = torch.where(target, (grown if official else size) + added, size)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    mixed = (wide + torch.matmul(share.to(wide.dtype), wide)) / (1 + share.sum(dim=2, keepdim=True))
+    return torch.where(target[..., None], mixed, wide).to(x.dtype), new

@@ -1,0 +1,1 @@
+"""Strategies for visual tokens on their way into a language model."""

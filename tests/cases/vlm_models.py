@@ -173,6 +173,7 @@ def paligemma() -> Case:
     return Case(
         made("PaliGemmaForConditionalGeneration", config),
         lambda n: {"pixel_values": torch.randn(n, 3, 32, 32)}, 16, (4, 4),
+        more=lambda ids: {"token_type_ids": torch.zeros_like(ids)},  # all prefix; without it padding changes the mask
     )  # fmt: skip
 
 

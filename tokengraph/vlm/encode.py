@@ -18,16 +18,14 @@ PIXELS = {
 }
 
 
-def encode(
-    base: Any, family: Family, inputs: Mapping[str, Any], select: Select
-) -> tuple[list[Visual], Watched | None]:
+def encode(base: Any, family: Family, inputs: Mapping[str, Any], select: Select) -> tuple[list[Visual], Watched | None]:
     """Returns the features of each modality in the inputs, and the tower's attention if the strategy reads it.
 
     Raises:
         ValueError: If the inputs have no pixels, and no features either.
     """
     given = inputs.get("mm_encoder_outputs") or {}
-    found, watched = [], None
+    found, seen = [], []
     for modality in MODALITIES:
         if given.get(modality) is not None:
             found.append(Visual.of(modality, given[modality]))
@@ -35,7 +33,7 @@ def encode(
         function = getattr(base, f"get_{modality}_features", None)
         if function is None or not any(inputs.get(name) is not None for name in _pixels(function, modality)):
             continue
-        with watch(base, select) as watched:
+        with watch(base, select) as seen:
             found.append(Visual.of(modality, call_with(function, inputs, return_dict=True)))
     if not found:
         names = ", ".join(name for modality in MODALITIES for name in PIXELS[modality])
@@ -43,7 +41,7 @@ def encode(
             f"Expected inputs with pixels ({names}) or mm_encoder_outputs (got {', '.join(sorted(inputs))}). Prompts "
             "without images need no reduction."
         )
-    return found, watched
+    return found, seen[0] if seen else None
 
 
 def vision_inputs(base: Any) -> set[str]:

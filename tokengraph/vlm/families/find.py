@@ -9,7 +9,7 @@ from tokengraph.vlm.families.counted import Connected, Resampled, Sized
 from tokengraph.vlm.families.mrope import MRope, PackedGrids
 from tokengraph.vlm.families.newline import Newlines
 
-FAMILIES: tuple[Family, ...] = (MRope(), PackedGrids(), Newlines(), Connected(), Resampled(), Sized(), Family())
+FAMILIES: tuple[Family, ...] = (MRope(), PackedGrids(), Newlines(), Resampled(), Connected(), Sized(), Family())
 
 
 def find_base(model: Any) -> Any:

@@ -25,6 +25,7 @@ FLOORS = [
     ["graph"],
     ["attach"],
     ["spatial", "windows"],
+    ["vlm"],
     ["models"],
     ["io"],
     ["viz"],

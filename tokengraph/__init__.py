@@ -1,6 +1,7 @@
 """tokengraph: vision-transformer tokens as a graph, and token reduction as graph coarsening."""
 
 import warnings as _warnings
+from importlib import import_module as _import_module
 
 with _warnings.catch_warnings():
     # PyTorch Geometric warns at import that it ignores torch-cluster, but this package calls it directly.
@@ -64,6 +65,13 @@ from tokengraph.windows import WindowCoarsening
 __version__ = "0.1.0"
 
 _find_moved_modules()
+
+
+def __getattr__(name: str) -> object:
+    if name == "vlm":  # on first use: it is about models of transformers, which need not be installed
+        return _import_module("tokengraph.vlm")
+    raise AttributeError(f"module 'tokengraph' has no attribute {name!r}")
+
 
 __all__ = [
     "ALGM",
@@ -158,5 +166,6 @@ __all__ = [
     "toma",
     "tome",
     "topk",
+    "vlm",
     "window_graph",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Case:
 
     Args:
         model: The model.
-        pixels: ``pixels(n)`` makes the vision inputs of n images.
+        pixels: ``pixels(n)`` makes the vision inputs of n images; ``nested`` families get the images by prompt.
         tokens: Placeholders of one image.
         grid: Its tile's grid.
         more: Makes further inputs of ids ``[B, L]``.
@@ -41,7 +41,8 @@ class Case:
     more: Callable[[torch.Tensor], dict[str, Any]] = lambda ids: {}
     wrap: tuple[list[int], list[int]] = ([START], [END])
     image: int = IMAGE
-    dims: dict[str, Any] = field(default_factory=dict)
+    nested: bool = False
+    suffix_type: int = 0
 
     def prompt(self, images: int = 1, text: int = 3, seed: int = 0) -> list[int]:
         """A prompt with some text before, between and behind its images."""
@@ -59,7 +60,8 @@ class Case:
         ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
         torch.manual_seed(seed)
-        return {"input_ids": ids, "attention_mask": mask, **self.more(ids), **self.pixels(sum(images))}
+        pixels = self.pixels(images) if self.nested else self.pixels(sum(images))  # type: ignore[arg-type]
+        return {"input_ids": ids, "attention_mask": mask, **self.more(ids), **pixels}
 
 
 def builder(name: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
@@ -74,7 +76,11 @@ def made(kind: str, config: Any) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    return getattr(transformers, kind)(config).eval()
+    model = getattr(transformers, kind)(config).eval()
+    for weight in model.parameters():  # Gemma 3's projector starts at zero, which would make all images alike
+        if weight.dim() > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
 
 
 def llama(**more: Any) -> dict[str, Any]:
@@ -149,6 +155,14 @@ def idefics3() -> Case:
     return _connected("Idefics3")
 
 
+def by_prompt(images: tuple[int, ...]) -> dict[str, Any]:
+    """Images of each prompt, padded with black ones."""
+    pixels = torch.randn(len(images), max(images), 3, 32, 32)
+    for row, count in zip(pixels, images, strict=True):
+        row[count:] = 0
+    return {"pixel_values": pixels}
+
+
 def _connected(name: str) -> Case:
     import transformers
 
@@ -156,10 +170,7 @@ def _connected(name: str) -> Case:
     config = getattr(transformers, f"{name}Config")(
         vision_config=vision, text_config=llama(), image_token_id=IMAGE, scale_factor=2, pad_token_id=0
     )
-    return Case(
-        made(f"{name}ForConditionalGeneration", config),
-        lambda n: {"pixel_values": torch.randn(1, n, 3, 32, 32)}, 4, (2, 2),
-    )  # fmt: skip
+    return Case(made(f"{name}ForConditionalGeneration", config), by_prompt, 4, (2, 2), nested=True)
 
 
 @builder("paligemma")
@@ -174,6 +185,7 @@ def paligemma() -> Case:
         made("PaliGemmaForConditionalGeneration", config),
         lambda n: {"pixel_values": torch.randn(n, 3, 32, 32)}, 16, (4, 4),
         more=lambda ids: {"token_type_ids": torch.zeros_like(ids)},  # all prefix; without it padding changes the mask
+        suffix_type=1,
     )  # fmt: skip
 
 

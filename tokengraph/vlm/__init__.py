@@ -3,5 +3,6 @@
 from tokengraph.vlm.budget import retained_count
 from tokengraph.vlm.record import ImageRecord, Record
 from tokengraph.vlm.reduce import ReducedInputs, reduce
+from tokengraph.vlm.visual import Visual
 
-__all__ = ["ImageRecord", "Record", "ReducedInputs", "reduce", "retained_count"]
+__all__ = ["ImageRecord", "Record", "ReducedInputs", "Visual", "reduce", "retained_count"]

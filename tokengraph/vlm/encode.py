@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokengraph.select.base import Select
-from tokengraph.vlm.families.base import Family, call_with
-from tokengraph.vlm.tower import Watched, watch
+from tokengraph.vlm.families.base import call_with
+from tokengraph.vlm.tower import watch
 from tokengraph.vlm.visual import Visual
 
 MODALITIES = ("image", "video")
@@ -18,14 +18,14 @@ PIXELS = {
 }
 
 
-def encode(base: Any, family: Family, inputs: Mapping[str, Any], select: Select) -> tuple[list[Visual], Watched | None]:
-    """Returns the features of each modality in the inputs, and the tower's attention if the strategy reads it.
+def encode(base: Any, inputs: Mapping[str, Any], select: Select) -> list[Visual]:
+    """Returns the features of each modality in the inputs, with the tower's attention if the strategy reads it.
 
     Raises:
         ValueError: If the inputs have no pixels, and no features either.
     """
     given = inputs.get("mm_encoder_outputs") or {}
-    found, seen = [], []
+    found = []
     for modality in MODALITIES:
         if given.get(modality) is not None:
             found.append(Visual.of(modality, given[modality]))
@@ -34,14 +34,16 @@ def encode(base: Any, family: Family, inputs: Mapping[str, Any], select: Select)
         if function is None or not any(inputs.get(name) is not None for name in _pixels(function, modality)):
             continue
         with watch(base, select) as seen:
-            found.append(Visual.of(modality, call_with(function, inputs, return_dict=True)))
+            visual = Visual.of(modality, call_with(function, inputs, return_dict=True))
+        visual.watched = seen[0] if seen else None
+        found.append(visual)
     if not found:
         names = ", ".join(name for modality in MODALITIES for name in PIXELS[modality])
         raise ValueError(
             f"Expected inputs with pixels ({names}) or mm_encoder_outputs (got {', '.join(sorted(inputs))}). Prompts "
             "without images need no reduction."
         )
-    return found, seen[0] if seen else None
+    return found
 
 
 def vision_inputs(base: Any) -> set[str]:

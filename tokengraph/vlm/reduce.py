@@ -70,13 +70,13 @@ def reduce(
     base = find_base(model)
     family = find_family(base)
     ids, mask = check_prompt(inputs)
-    encoded, watched = encode(base, family, inputs, select)
+    encoded = encode(base, inputs, select)
     direct = takes_encoder_outputs(model, base, any(visual.deep for visual in encoded))
     prompt = Prompt(base, family, inputs, ids, mask)
     for visual in encoded:
         prompt.place(visual)
     done = [
-        reduce_visual(visual, family.tiles(base, inputs, visual), select, keep, across=across, watched=watched)
+        reduce_visual(visual, family.tiles(base, inputs, visual), select, keep, across=across)
         for visual in encoded
     ]
     shorter = prompt.without([each.stands for each in done])

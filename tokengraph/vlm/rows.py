@@ -15,7 +15,6 @@ from tokengraph.vlm.budget import split_budget
 from tokengraph.vlm.choose import choose, reduce_rows, representatives
 from tokengraph.vlm.families.base import Tile
 from tokengraph.vlm.record import Group, ImageRecord, Reduction
-from tokengraph.vlm.tower import Watched
 from tokengraph.vlm.visual import Visual
 
 
@@ -52,7 +51,6 @@ def reduce_visual(
     keep: int | float,
     *,
     across: bool,
-    watched: Watched | None,
 ) -> Reduced:
     """Reduces the features of one modality.
 
@@ -62,7 +60,6 @@ def reduce_visual(
         select: The strategy.
         keep: As for :func:`tokengraph.vlm.reduce`.
         across: Choose among all tiles of an image together.
-        watched: The tower's attention, for strategies that read it.
     """
     if isinstance(keep, Integral) and keep > (most := max(visual.counts)):
         raise ValueError(
@@ -83,7 +80,7 @@ def reduce_visual(
         flat = torch.cat(rows)
         x = visual.rows[flat]
         with torch.no_grad():
-            seen = None if watched is None else watched.attention(flat.view(-1, count), total)
+            seen = None if visual.watched is None else visual.watched.attention(flat.view(-1, count), total)
             step = choose(select, x.detach().view(-1, count, x.size(1)), budget, grid, seen)
         groups.append(Group(flat, step, step.cluster))  # the place follows when all clusters are known
         stands.append(flat[representatives(step)])

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.vlm.tower import Watched
+
 HEAVY = ("last_hidden_state", "hidden_states", "attentions")  # the language model reads none of these
 
 
@@ -23,6 +25,7 @@ class Visual:
         counts: Rows of each image, or of each tile where the model makes a tensor of tiles.
         deep: DeepStack features, one ``[M, C]`` for each language layer that adds them; empty in most models.
         output: The encoder's own output, of which :meth:`with_rows` makes a shorter one.
+        watched: The tower's attention, for strategies that read it; ``None``: not watched.
     """
 
     modality: str
@@ -30,6 +33,7 @@ class Visual:
     counts: list[int]
     deep: list[Tensor] = field(default_factory=list)
     output: Any = None
+    watched: Watched | None = None
 
     @classmethod
     def of(cls, modality: str, output: Any) -> Visual:

@@ -33,8 +33,8 @@ def find_base(model: Any) -> Any:
         raise TypeError(f"{hint} (got {type(model).__name__}). For a vision transformer use tokengraph.attach.")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"Expected a decoder-only model (got {type(model).__name__}, whose encoder reads the images). Reduce inside "
-            "its vision tower with tokengraph.attach."
+            f"Expected a decoder-only model (got {type(model).__name__}, whose encoder reads the images). Reduce "
+            "inside its vision tower with tokengraph.attach."
         )
     if all(FAMILIES[-1].token(base, modality) is None for modality in ("image", "video")):
         raise ValueError(

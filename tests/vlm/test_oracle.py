@@ -12,7 +12,6 @@ from vlm_oracle import generated_by_hand, kept_columns, masked_logits, real_logi
 
 import tokengraph as tg
 from tokengraph import vlm
-from tokengraph.vlm.families.find import find_base
 
 SPECIAL = [0, IMAGE, VIDEO, START, END]
 NORM = tg.TopK(score="norm")
@@ -52,9 +51,9 @@ def test_reduce_that_keeps_all_is_bit_identical(case):
 
 def test_generate_on_a_reduced_prompt_equals_a_run_without_cache(case):
     reduced = vlm.reduce(case.model, case.inputs((2, 1)), NORM, 0.5)
-    new = case.model.generate(
-        **reduced, max_new_tokens=3, do_sample=False, eos_token_id=None, suppress_tokens=SPECIAL
-    )[:, -3:]
+    new = case.model.generate(**reduced, max_new_tokens=3, do_sample=False, eos_token_id=None, suppress_tokens=SPECIAL)[
+        :, -3:
+    ]
     assert torch.equal(new, generated_by_hand(case, reduced, 3, SPECIAL))
 
 
@@ -71,20 +70,18 @@ def test_reduce_gives_a_prompt_the_same_logits_alone_and_in_a_batch(case):
 def test_merged_tokens_equal_a_prompt_made_by_hand(case):
     inputs = case.inputs()
     reduced = vlm.reduce(case.model, inputs, "tome", 0.5)
-    base = find_base(case.model)
+    whole = vlm.Visual.of("image", vlm.reduce(case.model, inputs, NORM, 1.0)["mm_encoder_outputs"]["image"])
     image = reduced.record.images[0]
-    whole = vlm.reduce(case.model, inputs, NORM, 1.0)["mm_encoder_outputs"]["image"]
-    features = whole.pooler_output
-    rows = features.flatten(0, -2) if torch.is_tensor(features) else torch.cat(list(features))
-    merged = rows.clone()
-    shares = image.lift(torch.eye(image.kept))  # which cluster each token belongs to
-    for cluster, stands in enumerate(image.stands.tolist()):
-        merged[stands] = rows[: image.count][shares[:, cluster] > 0].mean(dim=0)
-    if getattr(whole, "deepstack_features", None):
-        pytest.skip("DeepStack rows have their own test")
-    output = vlm.Visual.of("image", whole).with_rows(merged, [merged.size(0)], [])
+    belongs = image.lift(torch.eye(image.kept)) > 0  # which cluster each token is of
+
+    def merge(rows):
+        merged = rows.clone()
+        for cluster, stands in enumerate(image.stands.tolist()):
+            merged[stands] = rows[belongs[:, cluster]].mean(dim=0)
+        return merged
+
+    output = whole.with_rows(merge(whole.rows), whole.counts, [merge(layer) for layer in whole.deep])
     wanted = masked_logits_of(case, inputs, output, kept_columns(case, inputs, reduced.record))
-    assert base is find_base(case.model)
     torch.testing.assert_close(real_logits(case, reduced)[0], wanted, rtol=0, atol=1e-5)
 
 

@@ -74,10 +74,10 @@ def reduce(
     direct = takes_encoder_outputs(model, base, any(visual.deep for visual in encoded))
     prompt = Prompt(base, family, inputs, ids, mask)
     for visual in encoded:
+        family.prepare(base, visual)
         prompt.place(visual)
     done = [
-        reduce_visual(visual, family.tiles(base, inputs, visual), select, keep, across=across)
-        for visual in encoded
+        reduce_visual(visual, family.tiles(base, inputs, visual), select, keep, across=across) for visual in encoded
     ]
     shorter = prompt.without([each.stands for each in done])
     columns = shorter["input_ids"].size(1)

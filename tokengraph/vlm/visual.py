@@ -22,10 +22,11 @@ class Visual:
     Args:
         modality: ``"image"`` or ``"video"``.
         rows: All features, ``[M, C]``, in the order of the placeholders.
-        counts: Rows of each image, or of each tile where the model makes a tensor of tiles.
+        counts: Rows of each image, or of each tile where the model does not tell which tiles are an image's.
         deep: DeepStack features, one ``[M, C]`` for each language layer that adds them; empty in most models.
         output: The encoder's own output, of which :meth:`with_rows` makes a shorter one.
         watched: The tower's attention, for strategies that read it; ``None``: not watched.
+        entries: How many of ``counts`` each entry of the encoder's output has; empty: one each.
     """
 
     modality: str
@@ -34,6 +35,7 @@ class Visual:
     deep: list[Tensor] = field(default_factory=list)
     output: Any = None
     watched: Watched | None = None
+    entries: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, modality: str, output: Any) -> Visual:
@@ -60,6 +62,12 @@ class Visual:
             )
         return cls(modality, rows, counts, [_flat(layer, rows.size(0)) for layer in deep], output)
 
+    def split(self, each: int) -> None:
+        """Counts every ``each`` rows of an entry as an image of their own, in entries that this divides."""
+        entries = [[each] * (n // each) if each and n % each == 0 else [n] for n in self.counts]
+        self.counts = [n for entry in entries for n in entry]
+        self.entries = [len(entry) for entry in entries]
+
     def with_rows(self, rows: Tensor, counts: list[int], deep: list[Tensor]) -> Any:
         """Makes an encoder output of fewer rows, in the form of the model's own.
 
@@ -71,6 +79,9 @@ class Visual:
         Returns:
             A new object of the output's class, without the encoder's hidden states.
         """
+        if self.entries:
+            parts = iter(counts)
+            counts = [sum(next(parts) for _ in range(n)) for n in self.entries]
         output = copy.copy(self.output)
         for name in HEAVY:
             if output.get(name) is not None:

@@ -54,6 +54,9 @@ class Family:
         found = (getattr(base.config, name, None) for name in TOKEN_NAMES[modality])
         return next((int(i) for i in found if isinstance(i, int)), None)
 
+    def prepare(self, base: Any, visual: Visual) -> None:
+        """Tells the images of an entry of the encoder's output apart, where it holds several."""
+
     def tiles(self, base: Any, inputs: Inputs, visual: Visual) -> list[list[Tile]]:
         """The tiles of each image. Rows in no tile, such as line breaks, always remain."""
         return [[Tile(torch.arange(n, device=visual.rows.device), square(n))] for n in visual.counts]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokengraph.vlm.families.base import Family, Inputs, Tile, square
+from tokengraph.vlm.families.base import Family, Inputs, Tile
 from tokengraph.vlm.visual import Visual
 
 RESAMPLERS = ("qformer", "perceiver_resampler", "resampler")  # their queries lie on no grid
@@ -35,15 +35,9 @@ class Connected(Family):
         """Returns whether the model has a connector and says how many tokens a tile has."""
         return hasattr(base, "connector") and isinstance(getattr(base, "image_seq_len", None), int)
 
-    def tiles(self, base: Any, inputs: Inputs, visual: Visual) -> list[list[Tile]]:
-        """Squares of the model's tokens a tile; one tile on no grid if the count does not divide."""
-        each = base.image_seq_len
-        found = []
-        for count in visual.counts:
-            rows = torch.arange(count, device=visual.rows.device)
-            parts = rows.split(each) if each and count % each == 0 else [rows]
-            found.append([Tile(part, square(part.numel())) for part in parts if part.numel()])
-        return found
+    def prepare(self, base: Any, visual: Visual) -> None:
+        """Counts each tile by itself: the model does not tell which of a prompt's tiles are one image."""
+        visual.split(base.image_seq_len)
 
 
 class Sized(Family):

@@ -29,7 +29,7 @@ def without_gradients():
 
 def with_repeats(inputs: dict, units: list[int], of: int) -> dict:
     pixels = inputs["pixel_values"].clone().view(-1, 4, 96)
-    pixels[units] = pixels[of]
+    pixels[units] = pixels[of].clone()
     return {**inputs, "pixel_values": pixels.view(-1, 96)}
 
 
@@ -50,7 +50,7 @@ def test_dropped_units_are_as_if_masked_in_tower_and_language_model(name, monkey
     case = case_of(name)
     gone = [3, 6, 7, 16 + 5]
     inputs = with_repeats(case.inputs((2,)), gone, 2)
-    inputs["pixel_values"].view(-1, 4, 96)[16 + 5] = inputs["pixel_values"].view(-1, 4, 96)[16 + 4]
+    inputs["pixel_values"].view(-1, 4, 96)[16 + 5] = inputs["pixel_values"].view(-1, 4, 96)[16 + 4].clone()
     reduced = vlm.drop_duplicates(case.model, inputs)
     assert reduced.record.kept == [13, 15]
     rows = torch.ones(32, dtype=torch.bool)
@@ -121,9 +121,9 @@ def test_still_frames_of_a_video_are_left_out(name):
 
 
 def test_find_repeats_with_a_tolerance_looks_at_neighbours_and_does_not_drift():
-    units = torch.tensor([[0.0], [0.1], [0.2], [0.9], [0.0], [0.05]])
-    assert find_repeats(units, torch.tensor([[1, 2, 3]]), 0.1).tolist() == [0, 0, 2, 3, 4, 4]
-    assert find_repeats(units, torch.tensor([[1, 2, 3]]), 0.0).tolist() == [0, 1, 2, 3, 0, 5]
+    units = torch.tensor([[0.0], [0.1], [0.2], [0.9], [0.5], [0.55], [0.2]])
+    assert find_repeats(units, torch.tensor([[1, 2, 3], [1, 1, 1]]), 0.11).tolist() == [0, 0, 2, 3, 4, 4, 6]
+    assert find_repeats(units, torch.tensor([[1, 7, 1]]), 0.0).tolist() == [0, 1, 2, 3, 4, 5, 2]
 
 
 def test_drop_duplicates_refuses_other_towers_and_inputs():

@@ -13,7 +13,7 @@ def test_retained_count_is_known_before_features():
         vlm.retained_count(576, 1.25)
 
 
-@pytest.mark.parametrize("select", ["dpc-knn", "tome", "dpp", "dart", "farthest-points", "random", "k-medoids"])
+@pytest.mark.parametrize("select", ["dpc-knn", "tome", "dpp", "dart", "farthest-points", "random", "atc"])
 @pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize("keep", [0.3, 7, 1.0])
 def test_retention_mask_keeps_exactly_the_retained_count_of_each_image(select, across, keep):
@@ -41,4 +41,4 @@ def test_retention_mask_refuses_shapes_and_strategies_that_keep_no_fixed_number(
     with pytest.raises(ValueError, match="sides divisible by merge_size=2"):
         vlm.retention_mask(embeds, [(1, 7, 8)], 2, 0.5)
     with pytest.raises(ValueError, match="Expected a strategy that keeps"):
-        vlm.retention_mask(embeds, [(1, 8, 8)], 2, 5, select="grid-pool")
+        vlm.retention_mask(embeds, [(1, 8, 8)], 2, 5, select="lower-resolution")

@@ -16,6 +16,7 @@ from tokengraph.adapters.timm.naflex import TimmNaFlex
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers.beit import OlderTransformersBeit, TransformersBeit
+from tokengraph.adapters.transformers.internvl import TransformersInternVL
 from tokengraph.adapters.transformers.naflex import TransformersNaFlex
 from tokengraph.adapters.transformers.older import OlderTransformersViT
 from tokengraph.adapters.transformers.vit import TransformersViT
@@ -27,6 +28,7 @@ ADAPTERS: list[Adapter] = [
     TorchvisionViT(),
     OpenClipViT(),
     TransformersViT(),
+    TransformersInternVL(),
     TransformersBeit(),
     OlderTransformersBeit(),
     OlderTransformersViT(),

@@ -24,7 +24,7 @@ FLOORS = [
     ["adapters"],
     ["graph"],
     ["attach"],
-    ["spatial", "windows"],
+    ["spatial", "windows", "packed"],
     ["vlm"],
     ["models"],
     ["io"],

@@ -24,6 +24,7 @@ from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
+from tokengraph.packed.planner import PackedAttachment as _PackedAttachment  # noqa: F401  # registers its planner
 from tokengraph.planning import Plan, plan
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local

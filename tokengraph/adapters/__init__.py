@@ -13,6 +13,7 @@ from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
 from tokengraph.adapters.timm.eva import TimmEva
 from tokengraph.adapters.timm.naflex import TimmNaFlex
+from tokengraph.adapters.timm.qwen3 import TimmQwen3
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers.beit import OlderTransformersBeit, TransformersBeit
@@ -24,6 +25,7 @@ from tokengraph.adapters.transformers.vit import TransformersViT
 ADAPTERS: list[Adapter] = [
     TimmViT(),
     TimmEva(),
+    TimmQwen3(),
     TimmBeit(),
     TorchvisionViT(),
     OpenClipViT(),

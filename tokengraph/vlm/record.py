@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokengraph.vlm.choose import Map
+from tokengraph.select.rounds import Map
 from tokengraph.vlm.families.base import Tile
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
+from tokengraph.select.rounds import choose, reduce_rows, representatives
 from tokengraph.vlm.budget import split_budget
-from tokengraph.vlm.choose import choose, reduce_rows, representatives
 from tokengraph.vlm.families.base import Tile
 from tokengraph.vlm.record import Group, ImageRecord, Reduction
 from tokengraph.vlm.visual import Visual

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokengraph.errors import check_tokens
 from tokengraph.select.base import Select
+from tokengraph.select.rounds import choose, reduce_rows, representatives
 from tokengraph.vlm.budget import check_keep, retained_count, split_budget
-from tokengraph.vlm.choose import choose, reduce_rows, representatives
 from tokengraph.vlm.selectors.names import resolve
 
 Grids = Tensor | Sequence[Sequence[int]]

@@ -19,7 +19,13 @@ Map = Assignment | SoftAssignment
 
 
 def choose(
-    select: Select, x: Tensor, keep: int, grid: tuple[int, ...] | None, attention: AttentionStats | None = None
+    select: Select,
+    x: Tensor,
+    keep: int,
+    grid: tuple[int, ...] | None,
+    attention: AttentionStats | None = None,
+    *,
+    tokens: Tokens | None = None,
 ) -> Map:
     """Maps the tokens of tiles of one size to ``keep`` clusters a tile, in several rounds if one cannot reach that.
 
@@ -29,6 +35,7 @@ def choose(
         keep: Clusters a tile; ``n`` and more keep everything, and nothing is computed.
         grid: ``(H, W)`` of the tile, or ``(T, H, W)``; ``None`` if its tokens lie on no grid.
         attention: The tower's attention over these tokens, for strategies that read it.
+        tokens: The tokens as the strategy sees them, if they are not the full grid; ``x`` and ``grid`` are theirs.
 
     Raises:
         ValueError: If the strategy needs a grid or attention that is not there.
@@ -42,11 +49,7 @@ def choose(
             f"Expected tokens on a grid for {type(select).__name__} (got {count} tokens without one). Use a strategy "
             'that reads features alone, such as "dpc-knn".'
         )
-    size = x.new_ones(batch, count, dtype=torch.float32)
-    tokens = Tokens(x, size, grid, attention=attention, num_prefix=0 if attention is None else attention.num_prefix)
-    if grid is not None:
-        pos = grid_positions(grid, device=x.device)
-        tokens.locate = lambda: pos.expand(batch, -1, -1)
+    tokens = _full(x, grid, attention) if tokens is None else tokens
     whole, now = None, count
     while now > keep:
         step = with_ptr(select(tokens, max(keep, select.fewest(now))), batch)
@@ -57,6 +60,17 @@ def choose(
         tokens, now = _coarse(tokens, step, after, select), after
     assert whole is not None
     return with_ptr(whole, batch)
+
+
+def _full(x: Tensor, grid: tuple[int, ...] | None, attention: AttentionStats | None) -> Tokens:
+    """Tokens of the full grid."""
+    batch, count = x.shape[:2]
+    prefix = 0 if attention is None else attention.num_prefix
+    tokens = Tokens(x, x.new_ones(batch, count, dtype=torch.float32), grid, attention=attention, num_prefix=prefix)
+    if grid is not None:
+        pos = grid_positions(grid, device=x.device)
+        tokens.locate = lambda: pos.expand(batch, -1, -1)
+    return tokens
 
 
 def _coarse(tokens: Tokens, step: Map, count: int, select: Select) -> Tokens:

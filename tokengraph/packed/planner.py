@@ -49,12 +49,12 @@ def plan_packed(model: nn.Module, found: Found, select: Select, options: Options
     _check_options(options)
     chosen, schedule = select.bind(channels, depth, options.schedule)
     _check_strategy(chosen)
-    if returning(schedule, depth, 64):
+    plan = tokens_per_layer(schedule, depth, 4096)  # raises if the schedule does not fit the depth
+    if any(after > before for before, after in zip(plan[:-1], plan[1:], strict=True)) or returning(schedule, depth, 64):
         raise ValueError(
             "Expected a schedule without 'reconstruct' for a packed tower (got one with it). Mergers get every unit "
             "back by themselves."
         )
-    tokens_per_layer(schedule, depth, 4096)  # raises if it does not fit the depth
     for block in {type(b): b for b in found.blocks}.values():
         _check_halves(block, channels, int(tower.spatial_merge_size) ** 2)
     record = PackedRecord(depth, int(tower.spatial_merge_size), chosen, schedule)

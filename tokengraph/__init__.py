@@ -1,6 +1,7 @@
 """tokengraph: vision-transformer tokens as a graph, and token reduction as graph coarsening."""
 
 import warnings as _warnings
+from importlib import import_module as _import_module
 
 with _warnings.catch_warnings():
     # PyTorch Geometric warns at import that it ignores torch-cluster, but this package calls it directly.
@@ -23,6 +24,7 @@ from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.moved import find_moved_modules as _find_moved_modules
+from tokengraph.packed.planner import PackedAttachment as _PackedAttachment  # noqa: F401  # registers its planner
 from tokengraph.planning import Plan, plan
 from tokengraph.select import Select, registry, resolve
 from tokengraph.select.algm import ALGM, algm_global, algm_local
@@ -77,6 +79,13 @@ from tokengraph.windows import WindowCoarsening
 __version__ = "0.1.0"
 
 _find_moved_modules()
+
+
+def __getattr__(name: str) -> object:
+    if name == "vlm":  # on first use: it is about models of transformers, which need not be installed
+        return _import_module("tokengraph.vlm")
+    raise AttributeError(f"module 'tokengraph' has no attribute {name!r}")
+
 
 __all__ = [
     "ALGM",
@@ -193,6 +202,7 @@ __all__ = [
     "tome",
     "topk",
     "tps",
+    "vlm",
     "window_graph",
     "zero_tprune",
 ]

@@ -13,9 +13,11 @@ from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
 from tokengraph.adapters.timm.eva import TimmEva
 from tokengraph.adapters.timm.naflex import TimmNaFlex
+from tokengraph.adapters.timm.qwen3 import TimmQwen3
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers.beit import OlderTransformersBeit, TransformersBeit
+from tokengraph.adapters.transformers.internvl import TransformersInternVL
 from tokengraph.adapters.transformers.naflex import TransformersNaFlex
 from tokengraph.adapters.transformers.older import OlderTransformersViT
 from tokengraph.adapters.transformers.vit import TransformersViT
@@ -23,10 +25,12 @@ from tokengraph.adapters.transformers.vit import TransformersViT
 ADAPTERS: list[Adapter] = [
     TimmViT(),
     TimmEva(),
+    TimmQwen3(),
     TimmBeit(),
     TorchvisionViT(),
     OpenClipViT(),
     TransformersViT(),
+    TransformersInternVL(),
     TransformersBeit(),
     OlderTransformersBeit(),
     OlderTransformersViT(),

@@ -92,7 +92,7 @@ def attach(
     """
     options = Options(schedule, prop_attn, size_bias, lift, adapter)
     chosen = _made(select, options)
-    planner = planner_of(chosen)
+    planner = planner_of(chosen, model)
     found = planner.find(model, chosen, options)
     check_untouched(model, found)
     plan = planner.plan(model, found, chosen, options)

@@ -87,32 +87,43 @@ class Planner(NamedTuple):
 
 
 _PLANNERS: dict[type, Planner] = {}
+_SPECIAL: dict[type, list[tuple[Callable[[nn.Module], bool], Planner]]] = {}
 
 Planning = TypeVar("Planning", bound=Callable[[nn.Module, Found, Any, Options], Plan])
 
 
-def planner(kind: type, find: Callable[[nn.Module, Any, Options], Found]) -> Callable[[Planning], Planning]:
+def planner(
+    kind: type,
+    find: Callable[[nn.Module, Any, Options], Found],
+    *,
+    serves: Callable[[nn.Module], bool] | None = None,
+) -> Callable[[Planning], Planning]:
     """Registers a function that plans for strategies of class ``kind``.
 
     Args:
         kind: The strategy class. The nearest registered class in a strategy's MRO serves it.
         find: Finds the strategy's blocks in a model; raises ValueError if there are none.
+        serves: Returns whether a model is of the kind that this planner is for; ``None``: it is for all others.
     """
 
     def register(plan: Planning) -> Planning:
-        _PLANNERS[kind] = Planner(find, plan)
+        if serves is None:
+            _PLANNERS[kind] = Planner(find, plan)
+        else:
+            _SPECIAL.setdefault(kind, []).append((serves, Planner(find, plan)))
         return plan
 
     return register
 
 
-def planner_of(select: object) -> Planner:
-    """Returns the planner of a strategy.
+def planner_of(select: object, model: nn.Module) -> Planner:
+    """Returns the planner of a strategy for a model.
 
     Raises:
         TypeError: If none is registered for its class.
     """
     for kind in type(select).__mro__:
         if kind in _PLANNERS:
-            return _PLANNERS[kind]
+            special = (made for serves, made in _SPECIAL.get(kind, ()) if serves(model))
+            return next(special, _PLANNERS[kind])
     raise TypeError(f"Expected a strategy with a registered planner (got {type(select).__name__}).")

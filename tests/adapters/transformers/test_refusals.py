@@ -75,21 +75,35 @@ def older(model):
     return hasattr(inner, "query") or "causal_attention_mask" in inspect.signature(layer.forward).parameters
 
 
-def test_a_mask_of_patches_is_refused():
+def test_a_tower_with_a_mask_of_patches_is_served():
     idefics = pytest.importorskip("transformers.models.idefics3")
     config = idefics.configuration_idefics3.Idefics3VisionConfig(**SIZES)
     model = idefics.modeling_idefics3.Idefics3VisionTransformer(config).eval()
-    refuses(model, "images without padding .*Idefics3VisionTransformer, which takes a patch_attention_mask")
+    images, present = torch.randn(2, 3, 32, 32), torch.ones(2, 4, 4, dtype=torch.bool)
+    with torch.no_grad():
+        plain = model(images).last_hidden_state
+        with tg.attach(model, "tome", 0):
+            assert torch.equal(model(images, patch_attention_mask=present).last_hidden_state, plain)
+        with tg.attach(model, "tome", {1: 8}, lift=True) as handle:
+            assert model(images, patch_attention_mask=present).last_hidden_state.shape == plain.shape
+            assert handle.trace.counts[-1] == 8
+            present[0, -1] = False
+            with pytest.raises(ValueError, match="mask"):
+                model(images, patch_attention_mask=present)
 
 
-def test_a_language_model_that_counts_the_tokens_is_refused():
+def test_a_whole_language_model_gets_every_patch_back():
     text = {**TEXT, "model_type": "llama", "num_key_value_heads": 4}
     vision = {**SIZES, "model_type": "clip_vision_model"}
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
     model = transformers.LlavaForConditionalGeneration(config).eval()
-    refuses(model, "Llava")
-    refuses(model.model, "LlavaModel")
-    refuses(nn.Sequential(model), "Llava")  # in a module of the user's own, too
+    inputs = {"input_ids": torch.tensor([[1, *[5] * 16, 2]]), "pixel_values": torch.randn(1, 3, 32, 32)}
+    with torch.no_grad(), tg.attach(model.model.vision_tower, "tome", {1: 8}, lift=True):
+        wanted = model(**inputs).logits
+    for whole in (model, model.model, nn.Sequential(model)):
+        with torch.no_grad(), tg.attach(whole, "tome", {1: 8}) as handle:
+            assert torch.equal(model(**inputs).logits, wanted)
+            assert handle.trace.counts[-1] == 8
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])

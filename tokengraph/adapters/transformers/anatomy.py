@@ -50,6 +50,13 @@ def is_older(model: nn.Module) -> bool:
     return hasattr(getattr(getattr(layers[0], "attention", None), "attention", None), "query")
 
 
+def has_scales(model: nn.Module) -> bool:
+    """Returns whether layers hold their scales as the parameters ``lambda_1`` and ``lambda_2``, as InternVL's do."""
+    layers: Any = layers_of(model)
+    scales = (getattr(layers[0], name, None) for name in ("lambda_1", "lambda_2"))
+    return all(isinstance(scale, nn.Parameter) for scale in scales)
+
+
 def layers_of(model: nn.Module) -> nn.ModuleList | None:
     """The model's list of layers, under any of the paths in ``LAYERS``; ``None``: there is none."""
     for path in LAYERS:

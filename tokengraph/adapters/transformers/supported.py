@@ -9,7 +9,7 @@ from torch import nn
 
 from tokengraph.adapters.base import is_a
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, is_naflex, model_name
-from tokengraph.adapters.transformers.callers import LANGUAGE, needs_grid
+from tokengraph.adapters.transformers.callers import LANGUAGE, needs_grid, speaks
 
 CORES = ("Model", "Backbone", "VisionTransformer", "ModelWithProjection")
 AROUND = (
@@ -64,7 +64,7 @@ def check_around(model: nn.Module, core: nn.Module) -> None:
         return  # modules around a backbone get full feature maps
     for module in around:
         name = model_name(module)
-        if name is None or name in SERVED_WHOLE or _leaves_tokens_alone(module, name):
+        if name is None or name in SERVED_WHOLE or _leaves_tokens_alone(module, name) or reads_images(module):
             continue
         raise ValueError(
             f"Expected a vision model, its classifier, or a dual encoder such as CLIPModel (got {name}, whose head may "
@@ -80,9 +80,15 @@ def _leaves_tokens_alone(module: nn.Module, name: str) -> bool:
     return pairs or name.endswith(AROUND)
 
 
+def reads_images(module: nn.Module) -> bool:
+    """Returns whether it is a vision-language model, whose language part has a place for each of the tower's tokens."""
+    encodes = any(hasattr(module, f"get_{kind}_features") for kind in ("image", "video"))
+    return encodes and any(speaks(part) for part in module.modules())
+
+
 def wants_whole(model: nn.Module, core: nn.Module) -> bool:
-    """Returns whether a head around ``core`` in ``model`` needs every patch."""
-    around = (m for m in model.modules() if m is not core and needs_grid(m))
+    """Returns whether a head or a language model around ``core`` in ``model`` needs every patch."""
+    around = (m for m in model.modules() if m is not core and (needs_grid(m) or reads_images(m)))
     return any(part is core for m in around for part in m.modules())
 
 
@@ -93,8 +99,6 @@ def _check_core(core: nn.Module, name: str) -> None:
     if folding := [part for part in BEHIND if isinstance(getattr(core, part, None), nn.Module)]:
         raise ValueError(f"Expected a vision model that leaves tokens as they are (got {name} with a {folding[0]}).")
     takes = inspect.signature(core.forward).parameters
-    if "patch_attention_mask" in takes:
-        raise ValueError(f"Expected images without padding (got {name}, which takes a patch_attention_mask).")
     if "input_values" in takes or not (is_naflex(core) or getattr(core.config, "image_size", None)):
         raise ValueError(f"Expected a model of images (got {name}, which takes other input, or has no image_size).")
     if int(getattr(core.config, "num_windows", 1) or 1) > 1:

@@ -17,6 +17,7 @@ from tokengraph.adapters.parts.heads import split_heads
 from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.transformers.anatomy import (
     class_token_of,
+    has_scales,
     is_beit,
     is_naflex,
     is_older,
@@ -60,7 +61,8 @@ class TransformersViT(Adapter):
 
     def serves(self, model: Any) -> bool:
         """Returns whether the model has patch embeddings and layers whose attention takes a mask."""
-        return is_vision_model(model) and not any(kind(model) for kind in (is_older, is_naflex, is_beit))
+        others = (is_older, is_naflex, is_beit, has_scales)
+        return is_vision_model(model) and not any(kind(model) for kind in others)
 
     def blocks(self, model: Any) -> list[nn.Module]:
         """The layers, each of two norms, attention and MLP."""

@@ -1,0 +1,31 @@
+"""Fewer visual tokens for vision-language models of transformers."""
+
+from tokengraph.vlm import selectors
+from tokengraph.vlm.budget import retained_count
+from tokengraph.vlm.pixels import drop_duplicates
+from tokengraph.vlm.record import ImageRecord, Record
+from tokengraph.vlm.reduce import ReducedInputs, reduce
+from tokengraph.vlm.selectors import DPP, Duplicates, LowerResolution, PruMerge, Received, VisionZip
+from tokengraph.vlm.servers import retain, retained_counts, retained_positions, retention_mask
+from tokengraph.vlm.visual import Visual
+
+__all__ = [
+    "DPP",
+    "Duplicates",
+    "ImageRecord",
+    "LowerResolution",
+    "PruMerge",
+    "Received",
+    "Record",
+    "ReducedInputs",
+    "VisionZip",
+    "Visual",
+    "drop_duplicates",
+    "reduce",
+    "retain",
+    "retained_count",
+    "retained_counts",
+    "retained_positions",
+    "retention_mask",
+    "selectors",
+]

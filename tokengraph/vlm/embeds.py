@@ -1,0 +1,59 @@
+"""Embeddings of a shorter prompt, for transformers whose models take no encoder outputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tokengraph.vlm.families.base import Family
+
+
+def takes_encoder_outputs(model: Any, base: Any, deep: bool) -> bool:
+    """Returns whether the model's forward takes ``mm_encoder_outputs``.
+
+    Raises:
+        ValueError: If it does not and its language layers add DeepStack features, which then cannot reach them.
+    """
+    forward = getattr(model, "_orig_mod", model).forward
+    if "mm_encoder_outputs" in inspect.signature(forward).parameters or _inner_takes(model, base):
+        return True
+    if deep:
+        raise ValueError(
+            f"Expected transformers from 5.18 on for {type(base).__name__}, whose language layers add DeepStack "
+            "features (got a version whose models take no mm_encoder_outputs). Update transformers."
+        )
+    return False
+
+
+def _inner_takes(model: Any, base: Any) -> bool:
+    """Returns whether a wrapper such as PEFT's passes all arguments on to a model that takes them."""
+    names = inspect.signature(model.forward).parameters.values()
+    passes = any(p.kind is p.VAR_KEYWORD for p in names)
+    wrapped = not any(p.name == "input_ids" for p in names) or hasattr(model, "get_base_model")
+    return passes and wrapped and "mm_encoder_outputs" in inspect.signature(base.forward).parameters
+
+
+def with_embeddings(base: Any, family: Family, ids: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """Embeds a prompt and puts visual features at its placeholders.
+
+    Args:
+        base: The model without its language head.
+        family: Its family.
+        ids: The shorter prompt, ``[B, L]``.
+        rows: For each modality its features, ``[K, C]``.
+
+    Returns:
+        ``inputs_embeds``, ``[B, L, C]``.
+    """
+    tokens = {modality: family.token(base, modality) for modality in rows}
+    text = ids
+    for token in tokens.values():
+        text = text.masked_fill(text == token, 0)  # some placeholders are outside the vocabulary
+    embeds = base.get_input_embeddings()(text)
+    for modality, features in rows.items():
+        there = (ids == tokens[modality])[..., None].expand_as(embeds)
+        embeds = embeds.masked_scatter(there, features.to(embeds))
+    return embeds

@@ -14,7 +14,7 @@ from truth.chosen import best, frontier, headline, moved, settled
 from truth.curves import curves
 from truth.fetch import fetch
 from truth.floors import write_floors
-from truth.planned import ORIGINS, SETS, compare, make_plans, write_planned
+from truth.planned import HELD, ORIGINS, SETS, compare, make_plans, write_planned
 from truth.readme import write_readme
 from truth.report import scores, write_report
 from truth.results import read
@@ -177,7 +177,7 @@ def _plan(choice: Choice) -> int:
             print(f"{name}: no plans: {type(error).__name__}: {error}", file=sys.stderr)
     for name in SETS:
         try:
-            compare(name, choice.data, choice.results, costs, choice.limit or 64)
+            compare(name, choice.data, choice.results, costs, choice.limit or HELD)
         except (OSError, ImportError, ValueError, RuntimeError) as error:
             failed += 1
             print(f"{name}: not run: {type(error).__name__}: {error}", file=sys.stderr)

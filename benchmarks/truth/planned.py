@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import tokengraph as tg
@@ -25,49 +24,29 @@ from tokengraph.evaluate.transform import to_input
 from truth.chosen import nearest_resolution, published
 from truth.elpv import Elpv
 from truth.library_code import digest
-from truth.photographs import boxes, crops, photographs
+from truth.photographs import crops
+from truth.plans import constant, linear, thirds
 from truth.results import commit, read, write
 from truth.run import ROOT
 from truth.scenes import Scenes
-from truth.tables import Body, combinations
+from truth.tables import Body, combinations, made, shapes
 from truth.tasks import TASKS
+from truth.wallpapers import wallpapers
 
 MADE_ON = 24  # images a plan is made on
 PRESERVE = "features"
 SETS = ("photographs", "elpv", "scenes")
-ORIGINS = ("photographs", "pictures", "elpv")  # pictures: the photographs with textures, text, coins and stars
-OTHERS = {"motorcycle": "motorcycle_left.png", "retina": "retina.jpg"}  # further files of scikit-image's wheel
-PLAN_PHOTOS = ("rocket", "camera", "flower", "motorcycle")  # none of the four that the held-out crops come from
-PLAN_PICTURES = (*PLAN_PHOTOS, "coins", "hubble_deep_field", "retina", "brick", "grass", "gravel", "page", "text")
+ORIGINS = ("photographs", "elpv")
+HELD = 32  # solar cells and scenes that plans are measured on
+MORE = {"atc": "thirds", "mctf": "constant", "tofu": "constant"}  # published families beside those of truth.chosen
+BY_HAND = ("tome,reduce=mlerp", "dpc-knn", "atc,linkage=complete")  # in every family of many steps
 RESAMPLES = 2000
-
-
-def plan_pictures(names: Sequence[str]) -> Arrays:
-    """Returns 24 crops, equally many of each picture: the largest square, and two thirds of it in several places."""
-    import skimage
-
-    found = dict(photographs())
-    for name, file in OTHERS.items():
-        found[name] = Image.open(Path(skimage.__file__).parent / "data" / file).convert("RGB")
-    pictures = []
-    for name in names:
-        for box in _squares(*found[name].size)[: MADE_ON // len(names)]:
-            pictures.append(np.asarray(found[name].crop(box).resize((224, 224), Image.Resampling.BICUBIC)))
-    return Arrays(np.stack(pictures), name="pictures to plan on")
-
-
-def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    whole, *small = boxes(width, height)
-    side = small[0][2]
-    return [whole, small[2], small[0], small[1], (width - side, 0, width, side), (0, height - side, side, height)]
 
 
 def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:
     """Returns the images to plan on (``None``: no plan is made on these data) and at most ``limit`` held-out ones."""
     if name == "photographs":
-        return plan_pictures(PLAN_PHOTOS), crops()
-    if name == "pictures":
-        return plan_pictures(PLAN_PICTURES), crops()
+        return wallpapers(folder, MADE_ON), crops()
     if name == "elpv":
         cells = Elpv(folder)
         drawn = np.random.default_rng(0).permutation(len(cells)).tolist()
@@ -105,8 +84,15 @@ def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -
 def rivals(body: Body, cost: float) -> list[tuple[str, Setting]]:
     """Returns the fixed settings at a cost, with their kinds."""
     found = [("published", c.setting) for c in published(body, (cost,))]
+    for strategy, family in MORE.items():
+        shape = next(shape for shape in shapes(strategy, body.anatomy.depth) if shape.name == family)
+        found += [("published", c.setting) for c in made(body, strategy, shape, cost, "")]
     found += [("smaller image", nearest_resolution(body, cost).setting)]
-    found += [("smaller image with ToMe", c.setting) for c in combinations(body, cost)]
+    found += [("smaller image with ToMe", c.setting) for c in combinations(body, cost) if "mlerp" in c.options]
+    for text in BY_HAND:
+        strategy, comma, options = text.partition(",")
+        for shape in (constant(), linear(), thirds(body.anatomy.depth)):
+            found += [("chosen by hand", c.setting) for c in made(body, strategy, shape, cost, comma + options)]
     return [(kind, read_setting(text)) for text, kind in {text: kind for kind, text in reversed(found)}.items()]
 
 

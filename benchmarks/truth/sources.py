@@ -74,6 +74,15 @@ SOURCES = (
         "GPL-2",
         "cut-outs of composed scenes",
     ),
+    Source(
+        "lomiri-wallpapers-16.04",
+        "deb",
+        "20.04.0-2",
+        "lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+        "CC BY 4.0, CC BY-SA 4.0 or CC0, by picture",
+        "13 photographs to make plans on",
+    ),
     Source("scikit-image", "installed", "skimage", licence="see its data folder", use="photographs"),
     Source("scikit-learn", "installed", "sklearn", licence="CC BY 2.0", use="two photographs"),
 )

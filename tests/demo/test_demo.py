@@ -1,5 +1,7 @@
 """The command line: what it prints, writes and answers."""
 
+import json
+
 import pytest
 import torch
 from needs import library
@@ -182,6 +184,26 @@ def test_demo_keeps_its_pictures_where_timing_fails(monkeypatch, shallow, photo,
     assert main(["demo", "--image", str(photo), *TINY, "--out", str(tmp_path / "out")]) == 0
     assert "No times: no clock" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["clusters.png", "features.png", "graph.png"]
+
+
+def test_demo_prints_json_alone_to_standard_output(monkeypatch, shallow, photo, tmp_path, capsys):
+    from tokengraph.demo import run
+
+    monkeypatch.setattr(run, "registry", lambda: ["tome", "dynamicvit"])
+    monkeypatch.setattr(run, "draw", lambda folder, *_: [folder / "graph.png"])
+    monkeypatch.setattr(run, "draw_times", lambda folder, _: folder / "times.png")
+    assert main(["demo", "--json", "--image", str(photo), *TINY, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert "mine.png" in printed.err and found["photograph"].endswith("mine.png") and not found["pretrained"]
+    assert found["graph"] == {"nodes": 16, "edges": 64}
+    first, second = found["clusterings"]
+    assert (first["strategy"], first["tokens"], first["patches"]) == ("tome", 2, 16.0) and 0 < first["cosine"] <= 1
+    assert second == {"strategy": "dynamicvit", "skipped": "it has parameters to train first"}
+    plain, attached = found["runs"][0], found["runs"][1]
+    assert plain["tokens"] == [16, 16, 16, 16] and plain["cosine"] is None and plain["milliseconds"] > 0
+    assert attached["tokens"] == [16, 16, 4, 4] and attached["gflops"] < plain["gflops"] and attached["cosine"] < 1
+    assert [file.rsplit("/", 1)[-1] for file in found["pictures"]] == ["graph.png", "times.png"]
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "nul\0"])

@@ -1,6 +1,7 @@
 """Plans as files: they come back as they were, and anything else in them is a clear error."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ PLAN = Plan(
     3.2,
     False,
     "0.1.0",
+    (0.5, 0.75, 0.9),
 )
 
 
@@ -35,6 +37,13 @@ def file(tmp_path):
 
 def test_load_returns_what_save_wrote(file):
     assert Plan.load(file) == PLAN and str(Plan.load(file)) == str(PLAN)
+
+
+def test_load_reads_a_file_without_similarity(file):
+    made = json.loads(file.read_text())
+    del made["similarity"]
+    file.write_text(json.dumps(made))
+    assert Plan.load(file) == replace(PLAN, similarity=())
 
 
 def test_read_setting_takes_a_plan_its_file_and_its_content(file):
@@ -72,6 +81,8 @@ def test_loaded_plan_attaches(file):
         ({"predicted": {"beauty": 1.0}}, "figures: images"),
         ({"measured": {"cost": True}}, "cost as a finite number"),
         ({"sensitivity": {"tome": [0.1]}}, "3 losses for tome"),
+        ({"similarity": [0.5]}, "similarity as 3 cosines or none"),
+        ({"similarity": [0.5, "a", 0.5]}, "similarity as a finite number"),
         ({"notes": "none"}, "notes as texts"),
         ({"seconds": "3"}, "seconds as a finite number"),
         ({"lift": 1}, "lift as true or false"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters import find_adapter
 from tokengraph.demo.clusterings import cluster, share
+from tokengraph.demo.found import Found
 from tokengraph.demo.pictures import draw, draw_times
 from tokengraph.demo.runs import Run, check_attaches, make_runs, measure
 from tokengraph.demo.tables import print_clusterings, print_runs
@@ -27,7 +28,6 @@ LAYER = 2  # number of finished blocks when the graph is built, and when AiluRus
 NEIGHBORS = 4
 
 
-@torch.no_grad()
 def demo(
     image: str | Path | None = None,
     *,
@@ -56,6 +56,14 @@ def demo(
     """
     if console is None:
         console = cast("Console", optional("rich.console").Console())
+    return run_demo(image, model=model, size=size, out=out, pretrained=pretrained, console=console).files
+
+
+@torch.no_grad()
+def run_demo(
+    image: str | Path | None, *, model: str, size: int, out: str | Path, pretrained: bool, console: Console
+) -> Found:
+    """Runs the demo as :func:`demo` does, and returns what it found."""
     for module in ("matplotlib", "PIL"):  # fails before the work, not after it
         optional(module)
     photo = load_photo(image, size)
@@ -82,13 +90,16 @@ def demo(
     print_clusterings(console, clusterings, graph)
     runs, left_out = make_runs(core, images, layer)
     files = draw(folder, photo, graph, clusterings, runs, loaded.pretrained)  # before the timing, which can fail
-    if _timed(runs, core, images, console):
+    timed = _timed(runs, core, images, console)
+    if timed:
         print_runs(console, runs)
         files.append(draw_times(folder, runs))
     for line in left_out:
         console.print(line, highlight=False, markup=False)
     _print_facts(console, [("pictures" if i == 0 else "", str(file)) for i, file in enumerate(files)])
-    return files
+    facts = {"photograph": str(find_photo(image)), "size": size, "model": model, "blocks": depth}
+    facts |= {"weights": loaded.source, "pretrained": loaded.pretrained, "layer": layer}
+    return Found(facts, graph, clusterings, runs, timed, left_out, files)
 
 
 def _timed(runs: list[Run], model: nn.Module, images: Tensor, console: Console) -> bool:

@@ -13,6 +13,7 @@ from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.attach import attach
 from tokengraph.attach.handle import Handle
 from tokengraph.attach.pause import is_paused
+from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.compare import counted, joined, measures, summary
 from tokengraph.evaluate.costs import anatomy, multiply_adds
 from tokengraph.evaluate.read import Outputs, Reader
@@ -48,7 +49,9 @@ class Fidelity:
 
 
 def fidelity(
-    model: nn.Module, images: Tensor | Iterable[Tensor], plan: Handle | str | Mapping[str, Any] | Setting
+    model: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    plan: Handle | str | Mapping[str, Any] | Setting | Standalone[Any],
 ) -> Fidelity:
     """Compares a model with itself under a strategy.
 
@@ -56,8 +59,8 @@ def fidelity(
         model: A supported model; its mode does not change, so call ``model.eval()`` first.
         images: ``[B, 3, H, W]``, normalised for the model, or several such batches.
         plan: The handle of a strategy that is attached to ``model``, which stays attached; or a setting such as
-            ``"tome:13"``, which is attached for this call. For a model of your own give the handle of
-            ``attach(..., adapter=...)``. For another resolution or model use :func:`tokengraph.evaluate`.
+            ``"tome:13"``, or a :class:`tokengraph.Plan`, which is attached for this call. For a model of your own give
+            the handle of ``attach(..., adapter=...)``. For other models use :func:`tokengraph.evaluate`.
 
     Returns:
         The measures of :func:`tokengraph.evaluate` that need no labels.
@@ -85,10 +88,16 @@ def fidelity(
                 "Call fidelity outside of handle.paused(); it pauses by itself."
             )
         return _compare(model, images, plan)
+    if isinstance(plan, Standalone):
+        with attach(model, plan) as handle:
+            return _compare(model, images, handle)
     setting = read_setting(plan)
     select: Any = setting.select()
     if select is None or setting.resolution is not None or setting.model is not None:
-        raise ValueError(f"Expected a strategy alone (got {setting.name!r}). tg.evaluate takes resolutions and models.")
+        raise ValueError(
+            f"Expected a strategy alone (got {setting.name!r}). "
+            "tg.evaluate takes resolutions and models; of a file of tg.plan give tg.Plan.load(file)."
+        )
     options = {"prop_attn": setting.prop_attn, "size_bias": setting.size_bias}
     with attach(model, select, setting.schedule, **options) as handle:
         return _compare(model, images, handle)

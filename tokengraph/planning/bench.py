@@ -18,6 +18,8 @@ from tokengraph.planning.facts import Figures
 from tokengraph.planning.record import Plan
 
 Found = dict[str, np.ndarray]
+WORST = 0.1  # weight of the worst images in a score
+BEHIND = 1.03  # a plan that loses this much more than the best one on the first batches is given up
 
 
 def loss_of(found: Found, preserve: str) -> np.ndarray:
@@ -26,6 +28,12 @@ def loss_of(found: Found, preserve: str) -> np.ndarray:
         return found["kl"]
     kinds = {"class": ("class",), "patches": ("patch",), "features": ("class", "patch")}[preserve]
     return np.mean([1 - found[f"{kind}_cosine"] for kind in kinds], axis=0)
+
+
+def score_of(each: np.ndarray) -> float:
+    """Returns the mean loss plus ``WORST`` times that of the worst tenth of the images, at least one."""
+    count = max(1, round(0.1 * len(each)))
+    return float(each.mean() + WORST * np.sort(each)[-count:].mean())
 
 
 @dataclass
@@ -37,12 +45,19 @@ class Measured:
         counts: Mean patch tokens before the first block and after each.
         loss: Mean loss of what the bench preserves.
         cost: Multiply-adds as a share of the plain model's.
+        each: The loss of each image.
     """
 
     found: Found
     counts: list[float]
     loss: float
     cost: float
+    each: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def score(self) -> float:
+        """What a search minimises: the mean loss, and a tenth of that of the worst tenth of the images."""
+        return score_of(self.each) if len(self.each) else self.loss
 
 
 @dataclass
@@ -81,11 +96,30 @@ class Bench:
         """
         name = plan.setting.key
         if name not in self.memory:
-            self.memory[name] = self._run(plan)
-        known = self.memory[name]
-        return Measured(known.found, known.counts, float(loss_of(known.found, self.preserve).mean()), known.cost)
+            made = self._run(plan)
+            assert made is not None  # nothing to be given up for
+            self.memory[name] = made
+        return self._judged(self.memory[name])
 
-    def _run(self, plan: Plan) -> Measured:
+    def beats(self, plan: Plan, best: Measured) -> Measured | None:
+        """Runs a plan batch by batch, and gives it up once it loses more than the best one on the same images.
+
+        Returns:
+            Its outcome; ``None`` if it was given up.
+        """
+        name = plan.setting.key
+        if name not in self.memory:
+            made = self._run(plan, best)
+            if made is None:
+                return None
+            self.memory[name] = made
+        return self._judged(self.memory[name])
+
+    def _judged(self, known: Measured) -> Measured:
+        each = loss_of(known.found, self.preserve)
+        return Measured(known.found, known.counts, float(each.mean()), known.cost, each)
+
+    def _run(self, plan: Plan, best: Measured | None = None) -> Measured | None:
         parts, counts = [], []
         with attach(self.model, plan) as handle:
             reader = Reader(self.model, handle)
@@ -94,6 +128,10 @@ class Bench:
                 parts.append(measures(dense, outputs))
                 assert outputs.counts is not None
                 counts.append(outputs.counts)
+                if best is not None:
+                    so_far = loss_of(joined(parts), self.preserve)
+                    if score_of(so_far) > BEHIND * score_of(best.each[: len(so_far)]):
+                        return None
         found, tokens = joined(parts), counted(counts)
         return Measured(found, tokens, 0.0, self.cost(tokens, plan))
 

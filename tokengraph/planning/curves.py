@@ -83,17 +83,16 @@ class Curve:
         """Predicts the loss of a schedule, without that of its resolution."""
         return float(self._features(tokens) @ self.weights)
 
-    def steps(self, levels: np.ndarray, bend: np.ndarray | float = 0.0) -> np.ndarray:
+    def steps(self, levels: np.ndarray) -> np.ndarray:
         """Returns the loss of a step from ``levels[i]`` to ``levels[j]`` tokens in each block, ``[L, K, K]``.
 
         Args:
             levels: K token counts, falling.
-            bend: Logarithm of a trial factor on the loss of each block, ``[L]``.
         """
         before, after = levels[:, None].astype(float), levels[None, :].astype(float)
         share = np.clip((before - after) / before, 0, None)
         step = share**self.power * (before / self.patches) ** -self.density
-        return (self.weights * np.exp(bend))[:, None, None] * step
+        return self.weights[:, None, None] * step
 
     def add(self, row: Row) -> None:
         """Adds a measurement and fits again."""

@@ -13,13 +13,14 @@ from tokengraph.planning.bench import Bench, Measured
 from tokengraph.planning.curves import LEAST, Curve, Row
 from tokengraph.planning.family import Family
 from tokengraph.planning.record import Plan
+from tokengraph.planning.refine import refine
+from tokengraph.planning.shapes import published
 from tokengraph.planning.space import Space
 
 CUTS = 8  # blocks at most whose sensitivity is measured
 FIRST = 2  # input sizes at which each strategy is measured first
 PICKS = 8  # schedules proposed by the curves before and after the options
 CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes its strategy
-BENDS = ((1, 0.6), (1, -0.6), (2, 0.5), (2, -0.5), (3, 0.4), (3, -0.4))  # half waves over the depth, and their height
 GAIN = 0.99  # a proposal is worth measuring if its predicted loss is below this share of the best one
 
 
@@ -60,10 +61,9 @@ class Explorer:
     trials: list[Trial] = field(default_factory=list)
     sensitivity: dict[str, list[float | None]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    bends: dict[str, np.ndarray | float] = field(default_factory=dict)
     sides: list[int] = field(default_factory=list)
     _base: dict[int, float] = field(default_factory=dict)
-    _known: dict[tuple[str, int, tuple[int, ...]], Trial] = field(default_factory=dict)
+    _known: dict[tuple[str, int, tuple[int, ...]], Trial | None] = field(default_factory=dict)
 
     def run(self, families: Sequence[Family]) -> None:
         """Searches; :meth:`best` has the result."""
@@ -75,8 +75,8 @@ class Explorer:
         self._screen()
         self.descend(PICKS)
         self._vary()
-        self._bend()
         self.descend(PICKS)
+        refine(self)
 
     def plan(self, family: Family | None, side: int, tokens: Sequence[int]) -> Plan:
         """Returns a bare plan of a schedule, to attach."""
@@ -87,8 +87,9 @@ class Explorer:
     def measure(self, family: Family | None, side: int, tokens: Sequence[int], predicted: float | None = None) -> Trial:
         """Measures a schedule once, and fits the strategy's curve to it."""
         key = ("" if family is None else family.name, side, tuple(tokens))
-        if key in self._known:
-            return self._known[key]
+        found = self._known.get(key)
+        if found is not None:
+            return found
         plan = self.plan(family, side, tokens)
         trial = Trial(family, side, tuple(tokens), predicted, self.bench.run(plan))
         self._known[key] = trial
@@ -101,7 +102,33 @@ class Explorer:
     def best(self) -> Trial | None:
         """Returns the measured schedule of the least loss within the budget; ``None`` if none is."""
         fitting = [t for t in self.trials if self._fits(t)]
-        return min(fitting, key=lambda t: t.measured.loss, default=None)
+        return min(fitting, key=lambda t: t.measured.score, default=None)
+
+    def known(self, family: Family, side: int, tokens: Sequence[int]) -> bool:
+        """Returns whether a schedule was measured, or tried and given up."""
+        return (family.name, side, tuple(tokens)) in self._known
+
+    def challenge(self, family: Family, side: int, tokens: Sequence[int], best: Trial, enough: float) -> Trial | None:
+        """Measures a schedule until it falls behind the best one; returns it if it is better.
+
+        Args:
+            family: The strategy.
+            side: Patches along a side.
+            tokens: The schedule.
+            best: The best one.
+            enough: Share of the best one's score below which it is better.
+        """
+        key = (family.name, side, tuple(tokens))
+        measured = self.bench.beats(self.plan(family, side, tokens), best.measured)
+        self.progress.step(note=f"{family.name}, refined"[:60])
+        self._known[key] = None
+        if measured is None or measured.score > enough * best.measured.score:
+            return None
+        trial = self._known[key] = Trial(family, side, tuple(tokens), None, measured)
+        if not self._fits(trial):
+            return None
+        self.trials.append(trial)
+        return trial
 
     def descend(self, picks: int) -> None:
         """Measures what the curves propose, best first, until nothing better is predicted."""
@@ -149,13 +176,18 @@ class Explorer:
             self._anchor(family)
 
     def _anchor(self, family: Family) -> None:
-        """Measures equal removals in every block, which show how much less many small steps lose than one cut."""
-        if family.once:
-            return
-        for side in (self.sides[0], self.sides[len(self.sides) // 2]):
-            tokens = self.space.even(family, side)
-            if tokens is not None:
-                self.measure(family, side, tokens)
+        """Measures schedules as they are published, so that no plan is worse than these on the same images.
+
+        They also show how much less many small steps lose than one cut. The first strategy is tried on every input
+        size.
+        """
+        depth = self.space.target.depth
+        cheapest = next(iter(self.families)) == family.name
+        for side in self.sides if cheapest else self.sides[:1]:
+            for weights in published(depth, family.once)[: 2 if side != self.sides[0] else None]:
+                tokens = self.space.shaped(family, side, weights)
+                if tokens is not None and any(n < tokens[0] for n in tokens):
+                    self.measure(family, side, tokens)
 
     def _screen(self) -> None:
         """Measures each strategy at the input sizes that promise most, and keeps the two best strategies."""
@@ -166,7 +198,7 @@ class Explorer:
         for trial in self.trials:
             if trial.family is not None and self._fits(trial):
                 name = trial.family.name
-                reached[name] = min(reached.get(name, np.inf), trial.measured.loss)
+                reached[name] = min(reached.get(name, np.inf), trial.measured.score)
         kept = sorted(reached, key=lambda name: reached[name])[:2]
         self.families = {name: f for name, f in self.families.items() if name in kept}
 
@@ -177,9 +209,10 @@ class Explorer:
             if best is None or best.family is None:
                 return
             for family in self._others(best.family):
-                trial = self.measure(family, best.side, best.tokens)
-                if trial.measured.loss < best.measured.loss and self._fits(trial):
-                    self._adopt(family, trial, best)
+                if not self.known(family, best.side, best.tokens):
+                    trial = self.challenge(family, best.side, best.tokens, best, 1.0)
+                    if trial is not None:
+                        self._adopt(family, trial, best)
             if self.best() is best:
                 return
 
@@ -201,24 +234,6 @@ class Explorer:
                 self.curves[each.name] = self.curves[ours[min(place, len(ours) - 1)].name].copy(factor)
             self.families.setdefault(each.name, each)
 
-    def _bend(self) -> None:
-        """Tries to merge earlier, later, or less evenly than the curves propose, and keeps the bends that help.
-
-        Curves are smooth in the loss near their best schedule, so measuring along few directions suffices.
-        """
-        depth = self.space.target.depth
-        for waves, height in BENDS[: 2 * (depth - 1)]:
-            best = self.best()
-            if best is None or best.family is None:
-                return
-            wave = height * np.cos(np.pi * waves * (np.arange(depth) + 0.5) / depth)
-            tokens = self._propose(best.family, best.side, wave)
-            if tokens is None:
-                continue
-            trial = self.measure(best.family, best.side, tokens, self.predict(best.family, best.side, tokens))
-            if self.best() is trial and trial is not best:
-                self.bends[best.family.pair] = self.bends.get(best.family.pair, 0.0) + wave
-
     def _proposals(self, families: Sequence[Family] | None = None) -> list[tuple[float, Family, int, list[int]]]:
         """Returns unmeasured schedules with their predicted loss, best first: one a strategy and input size."""
         found = []
@@ -237,13 +252,13 @@ class Explorer:
         made = [a.until(layer, b) for a in kept for b in kept for layer in layers]
         return [family for family in made if family is not None]
 
-    def _propose(self, family: Family, side: int, bend: np.ndarray | float = 0.0) -> list[int] | None:
-        levels, bend = self.space.levels(side), self.bends.get(family.pair, 0.0) + bend
+    def _propose(self, family: Family, side: int) -> list[int] | None:
+        levels = self.space.levels(side)
         if family.parts is None:
-            losses = self.curves[family.name].steps(levels, bend)
+            losses = self.curves[family.name].steps(levels)
         else:
             first, layer, later = family.parts
-            early, late = (self.curves[each.name].steps(levels, bend) for each in (first, later))
+            early, late = (self.curves[each.name].steps(levels) for each in (first, later))
             losses = np.concatenate([early[:layer], late[layer:]])
         return self.space.best(losses, levels, family, side)
 

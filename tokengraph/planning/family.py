@@ -9,7 +9,7 @@ from typing import Any
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.select.base import Select, registry, resolve
 
-STRATEGIES = ("tome", "dpc-knn,reduce=mlerp")  # chosen by measurement; see docs/planning.md
+STRATEGIES = ("tome", "dpc-knn,reduce=mlerp", "atc,linkage=complete")  # chosen by measurement; see docs/planning.md
 REDUCTIONS = ("mean", "mlerp")
 ATTENTION = ("log", "half-log", "none")
 

@@ -19,7 +19,7 @@ PRESERVE = ("class", "patches", "logits", "features")
 BUDGETS = ("speedup", "cost", "time", "tokens")
 KEYS = (
     "kind", "format", "version", "target", "setting", "tokens", "preserve", "budget", "predicted", "measured",
-    "sensitivity", "notes", "seconds", "lift",
+    "sensitivity", "similarity", "notes", "seconds", "lift",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def json_of(plan: Mapping[str, Any]) -> dict[str, Any]:
         "predicted": _known(plan["predicted"]),
         "measured": _known(plan["measured"]),
         "sensitivity": {name: list(values) for name, values in plan["sensitivity"].items()},
+        "similarity": list(plan["similarity"]),
         "notes": list(plan["notes"]),
         "seconds": plan["seconds"],
         "lift": plan["lift"],
@@ -81,6 +82,7 @@ def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
         found.get("format"),
         "Make the plan again, or use the version of tokengraph that made it.",
     )
+    found = {"similarity": [], **found}  # the first plans had none
     _check_keys(found, KEYS, "a plan")
     target, tokens = _target(found["target"]), _tokens(found["tokens"], found["target"])
     return {
@@ -92,6 +94,7 @@ def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
         "predicted": _figures(found["predicted"], "predicted"),
         "measured": _figures(found["measured"], "measured"),
         "sensitivity": _sensitivity(found["sensitivity"], target.depth),
+        "similarity": _similarity(found["similarity"], target.depth),
         "notes": _texts(found["notes"]),
         "seconds": float(_number(found["seconds"], "seconds")),
         "lift": _bool(found["lift"]),
@@ -174,6 +177,11 @@ def _sensitivity(given: Any, depth: int) -> dict[str, Sequence[float | None]]:
     for name, values in given.items():
         _check(isinstance(values, list) and len(values) == depth, f"{depth} losses for {name}", values)
     return {str(k): [None if v is None else _number(v, "sensitivity") for v in values] for k, values in given.items()}
+
+
+def _similarity(given: Any, depth: int) -> tuple[float, ...]:
+    _check(isinstance(given, list) and len(given) in (0, depth), f"similarity as {depth} cosines or none", given)
+    return tuple(float(_number(v, "similarity")) for v in given)
 
 
 def _texts(given: Any) -> tuple[str, ...]:

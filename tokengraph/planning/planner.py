@@ -24,6 +24,7 @@ from tokengraph.planning.facts import Figures, Target
 from tokengraph.planning.family import Family, families
 from tokengraph.planning.files import PRESERVE
 from tokengraph.planning.record import Plan
+from tokengraph.planning.similarity import similarities
 from tokengraph.planning.space import Budget, Space
 from tokengraph.planning.timed import in_time, start_clock, times
 
@@ -111,11 +112,16 @@ def plan(
         with Progress(_steps(space, tried), "plan", progress) as shown:
             explorer = Explorer(bench, space, shown)
             chosen = _search(explorer, tried, _timing(ours, batch_size))
+        alike = similarities(model, ours)
         found = _measured(explorer, chosen, Bench(model, theirs, preserve, body), _timing(ours, batch_size))
     finally:
         model.train(was_training)
     return replace(
-        found, preserve=preserve, budget={budget.kind: budget.value}, seconds=round(perf_counter() - started, 1)
+        found,
+        preserve=preserve,
+        budget={budget.kind: budget.value},
+        similarity=alike,
+        seconds=round(perf_counter() - started, 1),
     )
 
 

@@ -36,6 +36,7 @@ class Plan(Standalone[Attachment]):
         seconds: How long planning took.
         lift: As for :func:`tokengraph.attach`.
         version: Version of tokengraph that made it.
+        similarity: After each block, the plain model's mean cosine of a patch token with the token most similar to it.
     """
 
     HINT: ClassVar[str] = "A plan has its own; for lifted outputs attach plan.lifting()."
@@ -52,6 +53,7 @@ class Plan(Standalone[Attachment]):
     seconds: float = 0.0
     lift: bool = False
     version: str = ""
+    similarity: tuple[float, ...] = ()
 
     @property
     def plain(self) -> bool:

@@ -16,7 +16,7 @@ from tokengraph.planning.search import allowed, filled, levels_of, solve, solve_
 
 SIDES = 9  # input sizes that are tried at most
 SMALLEST = 0.4  # of the model's own side
-POWERS = (1, 2, 3, 5)  # of schedules that fall evenly, and then faster at first
+HALVINGS = 40  # of the scale of a shape
 SLACK = 0.9  # a smaller image is tried down to this share of the budget's cost
 
 
@@ -167,19 +167,34 @@ class Space:
             return tokens
         return filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
 
-    def even(self, family: Family, side: int) -> list[int] | None:
-        """Returns a schedule of equal removals that spends the budget, faster at first if it must; or ``None``."""
-        patches, depth = self.patches(side), self.target.depth
-        least = 1 if self.budget.tokens is None else min(self.budget.tokens, patches)
-        for power in POWERS:
+    def shaped(self, family: Family, side: int, weights: Sequence[float] | np.ndarray) -> list[int] | None:
+        """Returns the schedule with removals as ``weights`` that just spends the budget; ``None`` if none does.
+
+        Args:
+            family: The strategy.
+            side: Patches along a side.
+            weights: Of the tokens that each block removes, ``[L]``, at least 0.
+        """
+        patches, total = self.patches(side), np.cumsum(np.asarray(weights, float))
+        if self.budget.tokens is None and self.fits(self.alone(side), None):
+            return self.alone(side)
+        if total[-1] <= 0:
+            return None
+
+        def scaled(factor: float) -> list[int]:
             tokens = [patches]
-            for i in range(1, depth + 1):
-                wanted = least + round((patches - least) * (1 - i / depth) ** power)
-                tokens.append(min(tokens[-1], max(wanted, family.fewest(i, tokens[-1]))))
-            if self.fits(tokens, family):
-                spent = self.budget.tokens is not None
-                return tokens if spent else filled(tokens, lambda t: self.spent(t, family), self.limit, family.fewest)
-        return None
+            for layer, gone in enumerate(np.rint(np.minimum(total * factor, patches)), 1):
+                wanted = max(1, patches - int(gone)) if weights[layer - 1] > 0 else patches
+                tokens.append(min(tokens[-1], max(wanted, family.fewest(layer, tokens[-1]))))
+            return tokens
+
+        low, high = 0.0, patches / total[-1] * 2**16  # later steps make up for one that cannot remove as many
+        if not self.fits(scaled(high), family):
+            return None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.fits(scaled(middle), family) else (middle, high)
+        return scaled(high)
 
     def levels(self, side: int) -> np.ndarray:
         """Returns the token counts to choose from."""

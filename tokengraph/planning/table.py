@@ -34,6 +34,9 @@ def table(plan: Mapping[str, Any]) -> str:
     for name, values in plan["sensitivity"].items():
         lines.append(f"  loss if half of the tokens merge there: {name}")
         lines.append("          " + "".join("    -" if v is None else f"{_short(v):>5}" for v in values))
+    if plan["similarity"]:
+        lines.append("  cosine of a patch token with the one most similar to it, in the plain model")
+        lines.append("          " + "".join(f"{_short(v):>5}" for v in plan["similarity"]))
     lines += ["", f"  {'':32}{'predicted':>10}{'held-out':>10}"]
     predicted, measured = plan["predicted"], plan["measured"]
     for key, (label, shape) in SHOWN.items():

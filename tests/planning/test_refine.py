@@ -1,0 +1,113 @@
+"""The local search: shapes that spend a budget, moves that are given up, and schedules that the plan may not lose to."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tokengraph as tg
+from tokengraph.evaluate.costs import anatomy
+from tokengraph.evaluate.progress import Progress
+from tokengraph.planning import refine as local
+from tokengraph.planning.bench import Bench, score_of
+from tokengraph.planning.explore import Explorer
+from tokengraph.planning.facts import Target
+from tokengraph.planning.family import families
+from tokengraph.planning.record import Plan
+from tokengraph.planning.shapes import published
+from tokengraph.planning.space import Budget, Space
+from tokengraph.testing import tiny_vit
+
+
+def images(count, seed):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def explorer():
+    model = tiny_vit()
+    depth = len(model.blocks)
+    target = Target("tiny", depth, model.embed_dim, 4, 16)
+    bench = Bench(model, list(images(6, 0).split(2)), "features", anatomy(model))
+    return Explorer(bench, Space(bench.body, target, Budget("cost", 0.7)), Progress(1, "plan", False))
+
+
+def test_shaped_spends_the_budget_in_the_given_shape(explorer):
+    family, depth = families("tome")[0], explorer.space.target.depth
+    tokens = explorer.space.shaped(family, 4, np.ones(depth))
+    removed = -np.diff(tokens)
+    assert explorer.space.fits(tokens, family) and removed.max() - removed.min() <= 1
+    last = np.zeros(depth)
+    last[0] = 1.0
+    once = explorer.space.shaped(family, 4, last)
+    assert once[0] > once[1] == once[-1] and explorer.space.fits(once, family)
+
+
+def test_shaped_returns_none_where_no_scale_fits(explorer):
+    family, depth = families("tome")[0], explorer.space.target.depth
+    explorer.space.budget = Budget("cost", 0.01)
+    assert explorer.space.shaped(family, 4, np.ones(depth)) is None
+    explorer.space.budget = Budget("cost", 0.7)
+    assert explorer.space.shaped(family, 4, np.zeros(depth)) is None
+
+
+def test_shaped_meets_a_number_of_tokens(explorer):
+    explorer.space.budget = Budget("tokens", 5, 5)
+    assert explorer.space.shaped(families("tome")[0], 4, np.ones(explorer.space.target.depth))[-1] == 5
+
+
+def test_score_counts_the_worst_images_too():
+    assert score_of(np.array([0.0, 0.0, 0.3])) == pytest.approx(0.1 + 0.1 * 0.3)
+
+
+def test_beats_gives_up_a_plan_that_falls_behind(explorer):
+    bench, target = explorer.bench, explorer.space.target
+    family, depth = families("tome")[0], target.depth
+    gentle, hard = [16] + [15] * depth, [16, *range(8, 8 - depth, -1)]
+    plans = [Plan(family.setting(tokens, None), tuple(tokens), target) for tokens in (gentle, hard)]
+    best = bench.run(plans[0])
+    assert bench.beats(plans[1], best) is None
+    assert plans[1].setting.key not in bench.memory
+    found = bench.beats(plans[0], replace(best, each=best.each))
+    assert found is not None and found.score == pytest.approx(best.score)
+
+
+@pytest.mark.parametrize("cost", [0.6, 0.8])
+def test_plan_is_no_worse_on_its_images_than_published_schedules(cost):
+    model, ours, held = tiny_vit(), images(6, 1), images(3, 2)
+    memory = {}
+    plan = tg.plan(model, ours, held_out=held, cost=cost, preserve="features", strategies=["tome", "dpc-knn"],
+                   resolution=False, memory=memory, progress=False)  # fmt: skip
+    target, body = plan.target, anatomy(model)
+    bench = Bench(model, [ours], "features", body)
+    space = Space(body, target, Budget("cost", cost))
+    mine = bench.run(plan).score
+    for family in families(["tome", "dpc-knn"]):
+        for weights in published(target.depth):
+            tokens = space.shaped(family, 4, weights)
+            if tokens is not None:
+                fixed = Plan(family.setting(tokens, None), tuple(tokens), target)
+                assert mine <= bench.run(fixed).score + 1e-6
+
+
+def test_refine_keeps_what_helps_and_stays_within_the_budget(explorer, monkeypatch):
+    family, depth = families("tome")[0], explorer.space.target.depth
+    late = np.zeros(depth)
+    late[-2:] = 1.0
+    start = explorer.measure(family, 4, explorer.space.shaped(family, 4, late + 0.1))
+    explorer.sides = [4]
+    local.refine(explorer)
+    best = explorer.best()
+    assert best.measured.score <= start.measured.score and best.measured.cost <= 0.702
+    monkeypatch.setattr(local, "MOVES", 0)
+    count = len(explorer.trials)
+    local.refine(explorer)
+    assert len(explorer.trials) == count
+
+
+def test_published_shapes_are_equal_falling_and_three_cuts():
+    equal, falling, cuts = published(12)
+    assert len(set(equal)) == 1 and np.all(np.diff(falling) < 0) and falling[-1] == 0
+    assert np.flatnonzero(cuts).tolist() == [3, 6, 9]
+    assert [int(np.flatnonzero(one)[0]) for one in published(12, once=True)] == [1, 2, 3, 4, 5]

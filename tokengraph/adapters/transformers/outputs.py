@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.coarse import SITE, CoarseSite, ours
+from tokengraph.adapters.coarse import SITE, CoarseSite, Reader, ours
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, model_name
 from tokengraph.adapters.transformers.callers import called_by_a_grid_head
@@ -72,7 +72,7 @@ def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
     site: CoarseSite = module.__dict__[SITE]
     if not (site.lift or site.trace.run.whole):
         return output
-    return with_tokens(with_whole_states(module, output), site.trace.lift_sequence)
+    return with_tokens(with_whole_states(module, output), lambda tokens: whole_sequence(site.trace, tokens))
 
 
 @ours
@@ -87,9 +87,12 @@ def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
 def average_output(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook below a classifier that averages patches: its mean counts every input patch once.
 
-    After merging every patch of ``last_hidden_state`` has its cluster's features, also with ``lift=True``.
+    After merging every patch of ``last_hidden_state`` has its cluster's features, also with ``lift=True``, which lifts
+    the hidden states too.
     """
     site: CoarseSite = module.__dict__[SITE]
+    if site.lift or site.trace.run.whole:
+        output = with_whole_states(module, output)
     return with_tokens(output, lambda tokens: for_mean(site.trace, tokens))
 
 
@@ -157,6 +160,11 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
     if getattr(output, "hidden_states", None) is not None:
         output.hidden_states = lifted(output.hidden_states, getattr(output, "last_hidden_state", None))
     return output
+
+
+def whole_sequence(trace: Reader, tokens: Tensor) -> Tensor:
+    """Lifts ``[B, P+n, C]`` after the last block to ``[B, P+N, C]``; tokens that were lifted before stay as they are."""
+    return trace.lift_sequence(tokens) if tokens.size(1) == trace.num_prefix + trace.lineage().now.width else tokens
 
 
 def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

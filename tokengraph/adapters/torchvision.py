@@ -62,7 +62,7 @@ class TorchvisionViT(MultiheadAdapter):
         """``model.conv_proj``."""
         return model.conv_proj
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch convolution makes."""
         return strided_grid(embedding, images)
 

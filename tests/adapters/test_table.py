@@ -48,13 +48,32 @@ FAMILIES = {  # rows of the table, and the models that stand for each
     "transformers DINOv3": [("transformers", "DINOv3ViTModel")],
     "transformers SigLIP": [("transformers", "SiglipVisionModel")],
     "NaFlex (SigLIP 2, timm)": [("transformers", "Siglip2VisionModel"), ("timm", "naflexvit_base_patch16_gap")],
+    "transformers EoMT, DPT, YOLOS, OWL-ViT, AST": [
+        ("transformers", name)
+        for name in (
+            "EomtForUniversalSegmentation",
+            "DPTForDepthEstimation",
+            "YolosModel",
+            "OwlViTVisionModel",
+            "ASTModel",
+        )
+    ],
+    "transformers ViTPose": [("transformers", "VitPoseForPoseEstimation")],
+    "video: transformers VideoMAE, ViViT, V-JEPA 2": [("transformers", "VideoMAEModel")],
     "torchvision, open_clip, your own": [
         ("torchvision", "VisionTransformer (vit_b_16, ...)"),
         ("open_clip", "VisionTransformer"),
         ("torch", "nn.TransformerEncoder, by adapter="),
     ],
 }
-NO_CLASS_TOKEN = {"timm GAP, SigLIP", "transformers SigLIP", "NaFlex (SigLIP 2, timm)"}
+VIDEO = "video: transformers VideoMAE, ViViT, V-JEPA 2"
+NO_CLASS_TOKEN = {"timm GAP, SigLIP", "transformers SigLIP", "NaFlex (SigLIP 2, timm)", "transformers ViTPose", VIDEO}
+OF_IMAGES = {"CubistMerge", "GridToMe"}  # they choose in the cells of an image's grid
+OF_VIDEO = {  # settings that a grid (T, H, W) needs
+    "Expedite": (tg.Expedite(clusters=(1, 2, 2)), {1: "cluster", 2: "reconstruct"}),
+    "GTP": (tg.GTP(graph="semantic"), 3),
+    "GTP, sparsity < 1": (tg.GTP(score="mixed-max", sparsity=0.7, graph="semantic"), 3),
+}
 # The first model of a family with every strategy, its others with two each.
 PAIRS = [
     pytest.param(setting, family, model, id="/".join((setting, *model)))
@@ -70,13 +89,17 @@ model_of = cache(lambda name: made(CASES[name]))
 def test_every_strategy_works_in_every_family(setting, family, name):
     """Scores of a class token are refused for models without one; all other pairs run."""
     case, model = CASES[name], model_of(name)
-    select, schedule = (SETTINGS | OF_THE_CLASS_TOKEN)[setting]
+    select, schedule = (SETTINGS | OF_THE_CLASS_TOKEN | (OF_VIDEO if family == VIDEO else {}))[setting]
     if family in NO_CLASS_TOKEN and setting in OF_THE_CLASS_TOKEN:
         with pytest.raises(ValueError, match="class token"):
             tg.attach(model, select, schedule)
         return
     with torch.no_grad():
         plain = case.run(model)
+        if family == VIDEO and setting in OF_IMAGES:
+            with tg.attach(model, select, schedule), pytest.raises(ValueError, match=r"the full grid \(H, W\)"):
+                case.run(model)
+            return
         with tg.attach(model, select, schedule, adapter=case.adapter) as handle:
             outputs = case.run(model)
             assert min(handle.trace.counts + handle.trace.counts_inside) < 16
@@ -88,7 +111,10 @@ def table():
     rows = [["", *FAMILIES], ["---"] * (len(FAMILIES) + 1)]
     for setting in SETTINGS:
         lacking = NO_CLASS_TOKEN if setting in OF_THE_CLASS_TOKEN else ()
-        rows.append([setting, *("no class token" if family in lacking else "yes" for family in FAMILIES)])
+        cells = ["no class token" if family in lacking else "yes" for family in FAMILIES]
+        if setting in OF_IMAGES:
+            cells[list(FAMILIES).index(VIDEO)] = "images only"
+        rows.append([setting, *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from dense_cases import SIZES, dense, spread
 from multihead_cases import KINDS
 from needs import library
 
@@ -23,14 +24,6 @@ vit_base_patch16_rope_224 vit_small_patch16_rope_mixed_ape_224 vit_medium_patch1
 vit_small_patch16_dinov3 vit_pe_core_tiny_patch16_384 beit_base_patch16_224 beitv2_base_patch16_224
 naflexvit_base_patch16_gap
 """.split()
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
 TRANSFORMERS = {
     "ViTModel": {},
     "ViTForImageClassification": {"num_labels": 5},
@@ -53,17 +46,6 @@ TRANSFORMERS = {
     "Data2VecVisionModel": {"use_relative_position_bias": True},
 }
 ENDINGS = ("Model", "ForImageClassification", "Backbone", "ModelWithProjection", "ForImageClassificationWithTeacher")
-
-
-def spread(make):
-    """A model with noise on every parameter: scales near zero and clones of one layer would hide mistakes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
 
 
 def from_timm(name):
@@ -112,6 +94,7 @@ def cases():
         make = partial(from_transformers, name, **options)
         found["transformers", name] = ModelCase(make, (IMAGES,), alone="MAE" not in name)  # it shuffles patches
     found["transformers", "Siglip2VisionModel"] = ModelCase(from_siglip2, (), two_images_in_patches(), one_graph=False)
+    found |= dense()
     found["torchvision", "VisionTransformer (vit_b_16, ...)"] = ModelCase(from_torchvision, (IMAGES,))
     found["open_clip", "VisionTransformer"] = ModelCase(from_open_clip, (IMAGES,))
     make, adapter = KINDS["own"]

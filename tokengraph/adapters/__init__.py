@@ -17,18 +17,31 @@ from tokengraph.adapters.timm.qwen3 import TimmQwen3
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.adapters.torchvision import TorchvisionViT
 from tokengraph.adapters.transformers.beit import OlderTransformersBeit, TransformersBeit
+from tokengraph.adapters.transformers.eomt import TransformersEomt
 from tokengraph.adapters.transformers.internvl import TransformersInternVL
 from tokengraph.adapters.transformers.naflex import TransformersNaFlex
 from tokengraph.adapters.transformers.older import OlderTransformersViT
+from tokengraph.adapters.transformers.pose import TransformersPose
+from tokengraph.adapters.transformers.spectrogram import TransformersSpectrogram
+from tokengraph.adapters.transformers.video import TransformersVideoMAE, TransformersVivit
 from tokengraph.adapters.transformers.vit import TransformersViT
+from tokengraph.adapters.transformers.vjepa import TransformersJepa
+from tokengraph.adapters.transformers.yolos import TransformersYolos
 
-ADAPTERS: list[Adapter] = [
+ADAPTERS: list[Adapter] = [  # the first that serves a model does; those of one model stand before general ones
     TimmViT(),
     TimmEva(),
     TimmQwen3(),
     TimmBeit(),
     TorchvisionViT(),
     OpenClipViT(),
+    TransformersEomt(),
+    TransformersYolos(),
+    TransformersPose(),
+    TransformersSpectrogram(),
+    TransformersVivit(),
+    TransformersVideoMAE(),
+    TransformersJepa(),
     TransformersViT(),
     TransformersInternVL(),
     TransformersBeit(),

@@ -21,19 +21,20 @@ class InputShape:
     """The patch grids of one batch, read from the call of the embedding.
 
     Args:
-        grid: ``(H, W)`` in patches, if all images share it; ``None``: images differ, see ``grids``.
+        grid: ``(H, W)`` in patches, or ``(T, H, W)`` of a video, if all images share it; ``None``: images differ, see
+            ``grids``.
         grids: ``(H, W)`` of each image, if images differ or are padded; ``None``: all have ``grid``.
         present: ``[B, N]`` bool, True at patches and False at padding; ``None``: no padding.
         ordered: Whether patches come row by row; ViTMAE shuffles them.
     """
 
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     grids: tuple[tuple[int, int], ...] | None = None
     present: Tensor | None = None
     ordered: bool = True
 
     @property
-    def one_grid(self) -> tuple[int, int] | None:
+    def one_grid(self) -> tuple[int, ...] | None:
         """``(H, W)`` of the patches of every image; ``None``: images differ, or are padded."""
         if self.grids is None:
             return self.grid
@@ -85,8 +86,8 @@ class Adapter(ABC):
         """C, the width of the tokens."""
 
     @abstractmethod
-    def grid(self, model: Any) -> tuple[int, int]:
-        """``(H, W)`` of the patches for the model's own image size."""
+    def grid(self, model: Any) -> tuple[int, ...]:
+        """``(H, W)`` of the patches for the model's own image size; ``(T, H, W)`` of a video's."""
 
     @abstractmethod
     def has_class_token(self, model: Any) -> bool:
@@ -187,6 +188,22 @@ class Adapter(ABC):
         """Makes the other inputs that the block needs in the attach-time check, for ``count`` tokens."""
         return {}
 
+    def rest(self, model: Any) -> list[nn.Module]:
+        """Blocks that run behind those of :meth:`blocks` and always see every patch; none by default."""
+        return []
+
+    def mixins(self, model: Any) -> list[tuple[nn.Module, type]]:
+        """Other modules of the model that need a mixin, each with its mixin; none by default."""
+        return []
+
+    def patches_last(self, block: Any, x: Tensor) -> Tensor:
+        """Orders the tokens of a plain block so that prefix tokens come first; as they are by default."""
+        return x
+
+    def stock_order(self, block: Any, x: Tensor) -> Tensor:
+        """Undoes :meth:`patches_last`."""
+        return x
+
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """Hooks that bring tokens back to full resolution on their way out of ``core``, which lies in ``model``.
 
@@ -201,8 +218,8 @@ class Adapter(ABC):
         """The module that turns images into patches; the model calls it once per forward, before the blocks."""
 
     @abstractmethod
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
-        """``(H, W)`` of the patches that the embedding makes of ``images``."""
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
+        """``(H, W)`` of the patches that the embedding makes of ``images``; ``(T, H, W)`` of a video's."""
 
     def input_shape(self, embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputShape:
         """Reads the patch grid from the arguments of a call of ``embedding``."""
@@ -212,7 +229,7 @@ class Adapter(ABC):
                 len(range(size))
         return InputShape(self.image_grid(embedding, images))
 
-    def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+    def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, ...]]:
         """Tokens ``[B, P+N, C]`` after ``layer`` blocks (negative: counted from the end), and the grid."""
         check_images(images)
         tokens = tokens_after(self.blocks(model), layer, lambda: model(images))
@@ -283,8 +300,8 @@ def check_images(images: Any) -> None:
         )
 
 
-def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
-    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``.
+def strided_grid(convolution: Any, images: Tensor) -> tuple[int, ...]:
+    """``(H, W)`` of the patches that a convolution makes of ``images [B, C, height, width]``; of videos in 3-D.
 
     Raises:
         TypeError: If it is no convolution.
@@ -295,16 +312,16 @@ def strided_grid(convolution: Any, images: Tensor) -> tuple[int, int]:
             f"Expected the patch embedding as a convolution (got {type(c).__name__}). Return another module from the "
             "adapter's embedding, or compute the grid in its image_grid."
         )
+    axes = len(c.kernel_size)
     if c.padding == "same":  # torch allows it for stride 1 only
-        return images.size(-2), images.size(-1)
-    padding = (0, 0) if c.padding == "valid" else c.padding
-    height, width = (
+        return tuple(images.shape[-axes:])
+    padding = (0,) * axes if c.padding == "valid" else c.padding
+    return tuple(
         (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
         for size, pad, dilation, kernel, stride in zip(
-            images.shape[-2:], padding, c.dilation, c.kernel_size, c.stride, strict=True
+            images.shape[-axes:], padding, c.dilation, c.kernel_size, c.stride, strict=True
         )
     )
-    return height, width
 
 
 def is_a(module: object, origin: str, name: str, *also: str) -> bool:

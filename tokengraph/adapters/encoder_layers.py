@@ -159,7 +159,7 @@ class EncoderLayers(MultiheadAdapter):
         """The module at the given path; without a path the model itself."""
         return model if self.path is None else model.get_submodule(self.path)
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the convolution makes; without one the given grid."""
         if not isinstance(embedding, nn.Conv2d) or images.dim() != 4:
             return self.patches

@@ -135,6 +135,6 @@ class OpenClipViT(MultiheadAdapter):
         """``model.conv1``."""
         return model.conv1
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch convolution makes."""
         return strided_grid(embedding, images)

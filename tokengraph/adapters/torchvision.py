@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a, strided_grid
-from tokengraph.adapters.coarse import CoarseBlock
+from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, ours
 from tokengraph.adapters.parts.multihead import MultiheadAdapter
 
 ORIGIN = "torchvision.models.vision_transformer"
@@ -61,6 +62,17 @@ class TorchvisionViT(MultiheadAdapter):
         """``model.conv_proj``."""
         return model.conv_proj
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch convolution makes."""
         return strided_grid(embedding, images)
+
+    def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """A hook with which ``model.encoder`` returns every patch, ``[B, P+N, C]``, for ``lift=True``."""
+        return [(core.encoder, "output", lift_tokens)]  # type: ignore[list-item]
+
+
+@ours
+def lift_tokens(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Forward hook of the encoder: lifts its tokens if the user asked for every patch."""
+    site: CoarseSite = module.__dict__[SITE]
+    return site.trace.lift_sequence(output) if site.lift else output

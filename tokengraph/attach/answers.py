@@ -25,7 +25,7 @@ def check_answers(adapter: Adapter, core: nn.Module) -> None:
     """
     _expect(adapter, "num_prefix", "an int, 0 or more", adapter.num_prefix(core), lambda n: _whole(n, 0))
     _expect(adapter, "channels", "an int above 0", adapter.channels(core), lambda n: _whole(n, 1))
-    _expect(adapter, "grid", "(H, W), rows and columns of the patches", adapter.grid(core), _pair)
+    _expect(adapter, "grid", "(H, W), rows and columns of the patches, or (T, H, W)", adapter.grid(core), _pair)
     _expect(adapter, "embedding", "the nn.Module that makes the patches", adapter.embedding(core), _module)
     _expect(adapter, "blocks", "the blocks in a list", adapter.blocks(core), _modules)
 
@@ -51,7 +51,7 @@ def _whole(n: Any, least: int) -> bool:
 
 
 def _pair(grid: Any) -> bool:
-    return isinstance(grid, Sequence) and len(grid) == 2 and all(_whole(side, 1) for side in grid)
+    return isinstance(grid, Sequence) and len(grid) in (2, 3) and all(_whole(side, 1) for side in grid)
 
 
 def _module(m: Any) -> bool:

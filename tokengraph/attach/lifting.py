@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 
 import torch
@@ -66,7 +67,7 @@ class Lifting(Record):
         return lifted.view(now.images, lineage.start.width, tokens.size(2))
 
     def as_map(self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False) -> Tensor:
-        """Returns a feature map at full resolution, ``[B, C, H, W]``.
+        """Returns a feature map at full resolution, ``[B, C, H, W]``; of videos ``[B, C, T, H, W]``.
 
         Args:
             tokens: As for :meth:`lift`; by default the last block's output (before the final norm, no gradient).
@@ -85,13 +86,13 @@ class Lifting(Record):
                 "Expected patches in row-major order (got a model that shuffles them, as ViTMAE does). Give it "
                 "noise=torch.arange(N).expand(B, N), or restore the order of trace.lift(...) by its ids_restore."
             )
-        height, width = shape.one_grid
-        if height * width != full.size(1):
+        grid = shape.one_grid
+        if math.prod(grid) != full.size(1):
             raise ValueError(
-                f"Expected {height} x {width} patches (got {full.size(1)}): the model dropped some before its blocks, "
-                "as patch dropout does in train mode. Call model.eval(), or create it with patch_drop_rate=0."
+                f"Expected {' x '.join(map(str, grid))} patches (got {full.size(1)}): the model dropped some before its "
+                "blocks, as patch dropout does in train mode. Call model.eval(), or create it with patch_drop_rate=0."
             )
-        return full.transpose(1, 2).reshape(full.size(0), full.size(2), height, width).contiguous()
+        return full.transpose(1, 2).reshape(full.size(0), full.size(2), *grid).contiguous()
 
     def as_maps(
         self, tokens: Tensor | None = None, *, layer: int | None = None, replenish: bool = False
@@ -118,7 +119,7 @@ class Lifting(Record):
             return self.state(layer)
         shape = self.run.shape
         assert shape.grid is not None
-        patches = shape.grid[0] * shape.grid[1] if shape.grids is None else tokens.size(1) - self.run.num_prefix
+        patches = math.prod(shape.grid) if shape.grids is None else tokens.size(1) - self.run.num_prefix
         return State.at_input(tokens.size(0), patches, Asked(shape))
 
     def lift_sequence(self, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -63,7 +64,7 @@ def plan_plain(model: nn.Module, found: Found, select: Select, options: Options)
     chosen, schedule = select.bind(channels, len(blocks), options.schedule)
     check_modules(chosen, core)
     rule = SizeRule.of(chosen.prop_attn if options.prop_attn is None else options.prop_attn, options.size_bias)
-    patches, around = grid[0] * grid[1], chosen.placement == "around"
+    patches, around = math.prod(grid), chosen.placement == "around"
     if around:
         plan, again = [patches] * (len(blocks) + 1), frozenset[int]()
     else:
@@ -119,6 +120,8 @@ def _changes(model: nn.Module, found: Found, request: Request, trace: Trace) -> 
     changes.append(
         Change(core, Site(trace, original=type(core), request=request), adapter.model_mixin, dict(select.modules))
     )
+    for module, mixin in adapter.mixins(core):
+        changes.append(Change(module, Site(trace, original=type(module), request=request), mixin))
     for module, end, call in adapter.outputs(model, core):
         hook = Hook(module, call, before=end == "input")
         changes.append(Change(module, Site(trace, request=request), hooks=[hook]))

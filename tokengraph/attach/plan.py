@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,13 +89,13 @@ class Plans:
         request: The arguments of ``attach``.
         plan: Patch tokens after each number of blocks, for the model's own image size, ``depth + 1`` ints.
         patches: Patch tokens an image at the input, for that size.
-        grid: ``(H, W)`` of these.
+        grid: ``(H, W)`` of these, or ``(T, H, W)``.
     """
 
     request: Request
     plan: list[int]
     patches: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
 
     def __post_init__(self) -> None:
         self.inner = self._inside(self.patches) if self.request.select.placement == "around" else []
@@ -153,7 +154,7 @@ class Plans:
         try:
             return tokens_per_layer(request.schedule, self.depth, patches, select.fewest, clusters=select.own_budget)
         except ValueError as error:
-            height, width = shape.grid or self.grid
-            dropped = shape.grids is None and patches < height * width
-            why = f", of {height} x {width} (the model drops patches in train mode)" if dropped else ""
+            grid = shape.grid or self.grid
+            dropped = shape.grids is None and patches < math.prod(grid)
+            why = f", of {' x '.join(map(str, grid))} (the model drops patches in train mode)" if dropped else ""
             raise ValueError(f"{error} The image has {patches} patches without padding{why}.") from error

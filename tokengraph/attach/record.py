@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ class Record:
         grid: ``(H, W)`` of the run's input map; ``None`` before the first run.
     """
 
-    grid: tuple[int, int] | None
+    grid: tuple[int, ...] | None
 
     @property
     def counts(self) -> Any:
@@ -36,6 +37,6 @@ class Record:
         grid = self.grid
         if grid is None:
             raise RuntimeError("Expected a run of the model before its maps are laid out (got none). Call it first.")
-        if tokens.dim() != 3 or tokens.size(1) != grid[0] * grid[1]:
-            raise ValueError(f"Expected rows [B, {grid[0]} * {grid[1]}, C] (got {list(tokens.shape)}).")
+        if tokens.dim() != 3 or tokens.size(1) != math.prod(grid):
+            raise ValueError(f"Expected rows [B, {' * '.join(map(str, grid))}, C] (got {list(tokens.shape)}).")
         return tokens.transpose(1, 2).unflatten(2, grid).contiguous()

@@ -48,8 +48,8 @@ class ScaleImages:
 
 def resizable(core: Any, adapter: Adapter) -> bool:
     """Returns whether :func:`resize_changes` can make a model take square images of another size."""
-    height, width = adapter.grid(core)
-    if height != width:
+    grid = adapter.grid(core)
+    if len(grid) != 2 or grid[0] != grid[1]:
         return False
     origin = _origin(core)
     if "timm" in origin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -97,9 +98,9 @@ class Run(OneThread):
         shape = self.recompute.shape() or self.shape
         images, count = x.size(0), x.size(1) - self.num_prefix
         assert shape.grid is not None
-        if shape.grids is None and count > shape.grid[0] * shape.grid[1]:
+        if shape.grids is None and count > math.prod(shape.grid):
             raise ValueError(
-                f"Expected at most {shape.grid[0]} x {shape.grid[1]} patch tokens an image after {self.num_prefix} "
+                f"Expected at most {' x '.join(map(str, shape.grid))} patch tokens an image after {self.num_prefix} "
                 f"prefix tokens (got {count}). Give the adapter the model's own grid and number of prefix tokens."
             )
         if not in_backward():

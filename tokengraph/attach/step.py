@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -66,7 +67,7 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
     """Builds the ``Tokens`` of ``x [B, P+n, C]`` that a strategy reads."""
     lineage, asked, prefix = state.lineage, state.asked, site.trace.run.num_prefix
     start, grid = lineage.start, asked.shape.one_grid
-    whole = grid is not None and grid[0] * grid[1] == start.width and asked.shape.ordered
+    whole = grid is not None and math.prod(grid) == start.width and asked.shape.ordered
     keep = state.decisions[-1] if state.decisions else None
     if keep is None and start.valid is not None and not lineage.coarse:
         keep = start.valid.float()  # padding counts as already removed

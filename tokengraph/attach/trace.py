@@ -56,8 +56,8 @@ class Trace(Lifting):
         return self.run.plans.plan
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """``(H, W)`` of the input patches of the last run; before one, for the model's own image size."""
+    def grid(self) -> tuple[int, ...]:
+        """``(H, W)``, or ``(T, H, W)``, of the input patches of the last run; before one, for the model's own image size."""
         assert self.run.shape.grid is not None
         return self.run.shape.grid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 from typing import Any
 
 from tokengraph.cli.table import table
@@ -64,14 +65,14 @@ def describe(name: str) -> dict[str, Any]:
 
     source = source_of(name, random_weights=True)
     core, adapter = find_adapter(source.build(None))
-    height, width = adapter.grid(core)
+    grid = adapter.grid(core)
     return {
         "model": name,
         "family": adapter.family,
         "blocks": len(adapter.blocks(core)),
         "channels": adapter.channels(core),
-        "patches": height * width,
-        "grid": [height, width],
+        "patches": math.prod(grid),
+        "grid": list(grid),
         "prefix tokens": adapter.num_prefix(core),
         "class token": bool(adapter.has_class_token(core)),
         "parameters": sum(p.numel() for p in core.parameters()),

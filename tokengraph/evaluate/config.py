@@ -130,4 +130,4 @@ def _size(model: nn.Module, own: Adapter | None) -> int | None:
         return None
     patch: Any = getattr(adapter.embedding(core), "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple | list) else patch
-    return grid[0] * patch if isinstance(patch, int) and grid[0] == grid[1] else None
+    return grid[0] * patch if isinstance(patch, int) and len(grid) == 2 and grid[0] == grid[1] else None

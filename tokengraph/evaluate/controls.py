@@ -90,7 +90,7 @@ def _smaller(cost: float, forms: Forms) -> Setting | None:
     body, size = forms.anatomy(), forms.config().size
     core, adapter = find_own(forms.model(), forms.source.adapter)
     grid = adapter.grid(core)
-    if body is None or size % grid[0] or grid[0] != grid[1]:
+    if body is None or len(grid) != 2 or size % grid[0] or grid[0] != grid[1]:
         return None
     patch = size // grid[0]
     whole = multiply_adds(body, [grid[0] ** 2] * (body.depth + 1))[0]

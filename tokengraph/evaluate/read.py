@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +78,10 @@ class Reader:
         has_class = adapter.has_class_token(self.core)
         token = normed[:, 0] if has_class else mean
         grid = adapter.image_grid(adapter.embedding(self.core), images)
-        if grid[0] * grid[1] != lifted.size(1) and self.handle is not None:  # a plan scales images in the model
+        if math.prod(grid) != lifted.size(1) and self.handle is not None:  # a plan scales images in the model
             grid = getattr(self.handle.trace, "grid", grid)
-        patches = (
-            lifted.transpose(1, 2).reshape(lifted.size(0), -1, *grid) if grid[0] * grid[1] == lifted.size(1) else None
-        )
+        whole = math.prod(grid) == lifted.size(1)
+        patches = lifted.transpose(1, 2).reshape(lifted.size(0), -1, *grid) if whole else None
         pooled = torch.cat([token, mean], dim=1) if has_class else mean
         return Outputs(logits, token, patches, pooled, self._counts(adapter, tokens, prefix))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,7 @@ def find_target(model: nn.Module, plan: Plan, options: Options) -> Found:
     core, adapter = find_adapter(model, options.adapter)
     found = Found(core, lambda: adapter.blocks(core), adapter)
     grid, target = adapter.grid(core), plan.target
-    theirs = {"blocks": len(found.blocks), "channels": adapter.channels(core), "patches": grid[0] * grid[1]}
+    theirs = {"blocks": len(found.blocks), "channels": adapter.channels(core), "patches": math.prod(grid)}
     ours = {"blocks": target.depth, "channels": target.channels, "patches": target.patches}
     if theirs != ours:
         told = "; ".join(f"{theirs[k]} {k} for {ours[k]}" for k in ours if ours[k] != theirs[k])

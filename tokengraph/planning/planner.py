@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -135,8 +136,8 @@ def _target(model: nn.Module, resolution: bool) -> tuple[Target, int]:
         raise ValueError("Expected a plain model (got one with a strategy attached). Call handle.remove() first.")
     core, adapter = find_adapter(model)
     grid = adapter.grid(core)
-    side = grid[0] if grid[0] == grid[1] else 0
-    target = Target(type(model).__name__, len(adapter.blocks(core)), adapter.channels(core), side, grid[0] * grid[1])
+    side = grid[0] if len(grid) == 2 and grid[0] == grid[1] else 0
+    target = Target(type(model).__name__, len(adapter.blocks(core)), adapter.channels(core), side, math.prod(grid))
     if not resolution or not side or not resizable(core, adapter):
         return target, 0
     embedding = adapter.embedding(core)

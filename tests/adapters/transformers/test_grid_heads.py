@@ -52,6 +52,13 @@ HEADS = {  # name: options, the path of the model inside, more inputs, the outpu
         "logits",
     ),
 }
+for owl in ("OwlViT", "Owlv2"):
+    HEADS[f"{owl}ForObjectDetection"] = (
+        {"projection_dim": 32},
+        f"{owl.lower()}.vision_model",
+        {"input_ids": torch.tensor([[1, 2, 3]] * 2)},
+        "pred_boxes",
+    )
 heads = pytest.mark.parametrize("name", HEADS)
 SETTINGS = {
     "tome": ("tome", 3),
@@ -68,7 +75,7 @@ def build(name):
     options = HEADS[name][0]
     stem = next(name.removesuffix(end) for end in (f"For{name.split('For')[1]}",))
     config = getattr(transformers, f"{stem}Config")
-    if stem == "CLIPSeg":
+    if stem in ("CLIPSeg", "OwlViT", "Owlv2"):
         return spread(lambda: getattr(transformers, name)(config(text_config=TEXT, vision_config=SIZES, **options)))
     return spread(lambda: getattr(transformers, name)(config(**SIZES | options)))
 

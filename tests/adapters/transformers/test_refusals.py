@@ -14,22 +14,13 @@ import tokengraph as tg
 transformers = library("transformers")
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 30}
-YOLOS = {"image_size": [32, 32], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
-AUDIO = {"num_mel_bins": 32, "max_length": 32, "frequency_stride": 8, "time_stride": 8}
 REFUSED = {
-    "YolosModel": ("YolosConfig", YOLOS),
-    "YolosForObjectDetection": ("YolosConfig", YOLOS),
-    "ASTModel": ("ASTConfig", AUDIO),
-    "ASTForAudioClassification": ("ASTConfig", AUDIO),
     "BlipVisionModel": ("BlipVisionConfig", {}),
     "GraniteDoclingVisionModel": ("GraniteDoclingVisionConfig", {"image_size": 64}),
-    "EomtForUniversalSegmentation": ("EomtConfig", {"num_blocks": 1, "num_queries": 4, "num_upscale_blocks": 1}),
+    "EomtForUniversalSegmentation": ("EomtConfig", {"num_blocks": 3, "num_queries": 4, "num_upscale_blocks": 1}),
 }
 NAMED = {  # where another name says more
-    "YolosModel": "detection tokens behind them in YolosModel",
-    "YolosForObjectDetection": "detection tokens behind them in YolosModel",
-    "ASTModel": "a model of images .*ASTModel",
-    "ASTForAudioClassification": "a model of images .*ASTModel",
+    "EomtForUniversalSegmentation": "in front of the queries of EomtForUniversalSegmentation .*num_blocks=3 of 3",
     "BlipVisionModel": "q_proj, k_proj and v_proj .*BlipAttention",
     "GraniteDoclingVisionModel": "leaves tokens as they are .*GraniteDoclingVisionModel with a connector",
 }

@@ -178,7 +178,7 @@ class TimmViT(Adapter):
         """``model.patch_embed``."""
         return model.patch_embed
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch embedding makes."""
         height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))
         return height, width

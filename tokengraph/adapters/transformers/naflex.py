@@ -52,7 +52,7 @@ class TransformersNaFlex(TransformersViT):
         """The model itself, as its embeddings do not receive the mask."""
         return model
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """Raises ValueError: patches do not tell their grid; see :meth:`input_shape`."""
         raise ValueError("Expected spatial_shapes with the patches (got patches alone).")
 

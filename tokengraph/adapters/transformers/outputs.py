@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.coarse import SITE, CoarseSite, ours
+from tokengraph.adapters.coarse import SITE, CoarseSite, Reader, ours
 from tokengraph.adapters.parts.pooling import for_mean, pooled_over
 from tokengraph.adapters.transformers.anatomy import BACKBONE, holder_of, model_name
 from tokengraph.adapters.transformers.callers import called_by_a_grid_head
@@ -23,12 +23,23 @@ POOLED_BEFORE = (  # classifiers that read the class token, or the pooled output
     "ViTMSNForImageClassification",
     "BeitForImageClassification",
     "Data2VecVisionForImageClassification",
+    "VivitForVideoClassification",
+    "ASTForAudioClassification",
 )
 HEADS_READ_STATES = ("DPTModel",)  # inner models whose hidden states go to a head that needs the grid
 
 
-def output_hooks(model: nn.Module, core: nn.Module, channels: int) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-    """Hooks: heads pool every patch, backbones return full feature maps, ``lift=True`` lifts other outputs."""
+def output_hooks(
+    model: nn.Module, core: nn.Module, channels: int, *, mean: bool = True
+) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Hooks: heads pool every patch, backbones return full feature maps, ``lift=True`` lifts other outputs.
+
+    Args:
+        model: The user's model.
+        core: The supported model inside it.
+        channels: C.
+        mean: False if no classifier averages patches.
+    """
     found: list[tuple[nn.Module, str, Callable[..., Any]]] = []
     holder = holder_of(core)
     if is_a(core, *BACKBONE) and holder is not None:
@@ -44,7 +55,7 @@ def output_hooks(model: nn.Module, core: nn.Module, channels: int) -> list[tuple
     if model_name(core) in HEADS_READ_STATES:
         found.append((core, "output", lift_hidden_states))
     found.append((core.embeddings, "input", look_for_a_grid_head))  # type: ignore[arg-type]
-    found.append((core, "output", average_output if averages(model, core, channels) else lift_output))
+    found.append((core, "output", average_output if mean and averages(model, core, channels) else lift_output))
     return found
 
 
@@ -72,7 +83,7 @@ def lift_output(module: nn.Module, args: Any, output: Any) -> Any:
     site: CoarseSite = module.__dict__[SITE]
     if not (site.lift or site.trace.run.whole):
         return output
-    return with_tokens(with_whole_states(module, output), site.trace.lift_sequence)
+    return with_tokens(with_whole_states(module, output), lambda tokens: whole_sequence(site.trace, tokens))
 
 
 @ours
@@ -87,9 +98,12 @@ def look_for_a_grid_head(module: nn.Module, args: Any) -> None:
 def average_output(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook below a classifier that averages patches: its mean counts every input patch once.
 
-    After merging every patch of ``last_hidden_state`` has its cluster's features, also with ``lift=True``.
+    After merging every patch of ``last_hidden_state`` has its cluster's features, also with ``lift=True``, which lifts
+    the hidden states too.
     """
     site: CoarseSite = module.__dict__[SITE]
+    if site.lift or site.trace.run.whole:
+        output = with_whole_states(module, output)
     return with_tokens(output, lambda tokens: for_mean(site.trace, tokens))
 
 
@@ -145,18 +159,23 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
 
     def lifted(states: tuple[Tensor | None, ...], last: Any) -> tuple[Tensor | None, ...]:
         whole = list(states)
-        for layer, h in enumerate(states):  # None: not asked for
+        for layer, h in enumerate(states[: trace.depth + 1]):  # None: not asked for
             if h is not None and h.dim() == 3 and trace.lineage(layer).now.width + trace.num_prefix == h.size(1):
                 rows = trace.lift(h, layer=layer, replenish=not (normed and h is last))
                 whole[layer] = torch.cat([h[:, : trace.num_prefix], rows], dim=1)
         return tuple(whole)
 
     if isinstance(output, tuple):
-        kinds = [isinstance(part, tuple) and len(part) == trace.depth + 1 for part in output]
+        kinds = [isinstance(part, tuple) and len(part) > trace.depth for part in output]
         return tuple(lifted(part, output[0]) if kind else part for part, kind in zip(output, kinds, strict=True))
     if getattr(output, "hidden_states", None) is not None:
         output.hidden_states = lifted(output.hidden_states, getattr(output, "last_hidden_state", None))
     return output
+
+
+def whole_sequence(trace: Reader, tokens: Tensor) -> Tensor:
+    """Lifts ``[B, P+n, C]`` after the last block to ``[B, P+N, C]``; tokens that were lifted before stay as they are."""
+    return trace.lift_sequence(tokens) if tokens.size(1) == trace.num_prefix + trace.lineage().now.width else tokens
 
 
 def with_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -39,6 +39,8 @@ SERVED_WHOLE = (  # heads on the grid that read only tokens and hidden states of
     "BeitForMaskedImageModeling",
     "ViTMAEForPreTraining",
     "CLIPSegForImageSegmentation",
+    "OwlViTForObjectDetection",
+    "Owlv2ForObjectDetection",
 )
 HINT = "Attach to the vision model inside it with lift=True, which returns every patch. The model was not changed."
 

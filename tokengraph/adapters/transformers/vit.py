@@ -191,7 +191,7 @@ class TransformersViT(Adapter):
             noise = None
         return replace(shape, ordered=noise is not None and not bool((noise.diff(dim=1) < 0).any()))
 
-    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, int]:
+    def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch convolution makes."""
         return strided_grid(patches_of(embedding), images)
 

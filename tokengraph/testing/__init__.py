@@ -1,6 +1,7 @@
 """Laws and helpers for tests of strategies and adapters, shipped so that users can check their own."""
 
 from tokengraph.testing.attach_laws import ATTACH_LAWS, AttachCase, check_attach
+from tokengraph.testing.launches import Launches, launches
 from tokengraph.testing.model_case import ModelCase
 from tokengraph.testing.model_laws import MODEL_LAWS, check_model
 from tokengraph.testing.models import tiny_vit
@@ -12,11 +13,13 @@ __all__ = [
     "MODEL_LAWS",
     "SELECT_LAWS",
     "AttachCase",
+    "Launches",
     "ModelCase",
     "check_attach",
     "check_model",
     "check_select",
     "corner_cases",
+    "launches",
     "make_tokens",
     "tiny_vit",
 ]

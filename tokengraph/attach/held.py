@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import Layout
 from tokengraph.maps.hard import Assignment
-from tokengraph.maps.prefix import with_prefix
+from tokengraph.maps.prefix import centers_behind, with_prefix
 from tokengraph.maps.soft import SoftAssignment
 
 
@@ -21,14 +22,18 @@ class Held:
     sequences without a copy. Otherwise it takes patch tokens only, and prefix tokens are put in front again.
 
     Args:
-        whole: The map over patch tokens, or over whole sequences.
+        given: The map over patch tokens.
+        images: B.
+        inside: Prefix tokens that are to be part of the map.
         ahead: Prefix tokens that it leaves out.
         source: How the rows that it takes lie.
         target: How the rows that it gives lie.
         after: How the clusters lie, without prefix tokens.
     """
 
-    whole: Assignment | SoftAssignment
+    given: Assignment | SoftAssignment
+    images: int
+    inside: int
     ahead: int
     source: Layout
     target: Layout
@@ -42,14 +47,21 @@ class Held:
         after = Layout.of(before.images, assignment.num_clusters, assignment.counts, assignment.cluster.device)
         equal = before.valid is None and after.valid is None and not apart
         inside = num_prefix if equal else 0
-        whole = with_prefix(assignment, before.images, inside)
-        return cls(whole, num_prefix - inside, before.with_prefix(inside), after.with_prefix(inside), after)
+        ends = before.with_prefix(inside), after.with_prefix(inside)
+        return cls(assignment, before.images, inside, num_prefix - inside, *ends, after)
+
+    @cached_property
+    def whole(self) -> Assignment | SoftAssignment:
+        """The map over patch tokens, or over whole sequences, made when it is first needed."""
+        return with_prefix(self.given, self.images, self.inside)
 
     def down(self, x: Tensor, size: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
         """Reduces ``x [B, P+n, C]`` by sizes ``[B, P+n]``: rows ``[B, P+n', C]`` and their sizes; size 0 is padding."""
         weights = None if size is None else self.source.flat(self._patches(size))
         rows = self.source.flat(self._patches(x))
-        if isinstance(self.whole, Assignment):
+        if self._picks:
+            rows, made = self._picked(rows, weights)
+        elif isinstance(self.whole, Assignment):
             rows, made = self.whole.reduce(rows, weights, reduce=reduction)
         elif reduction != "mean":
             raise ValueError(
@@ -58,6 +70,22 @@ class Held:
         else:
             rows, made = self.whole.reduce(rows, weights)
         return self.behind(x, rows), self.sizes(made)
+
+    @property
+    def _picks(self) -> bool:
+        """True if the map only picks rows, so that nothing but its centers is needed."""
+        return type(self.given) is Assignment and self.given.single and not self.given.counts_apart
+
+    def _picked(self, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Picks the rows ``[M, C]`` of centers, and their sizes."""
+        assert isinstance(self.given, Assignment) and self.given.centers is not None
+        index = self.given.centers
+        if self.inside:
+            tokens = self.given.num_tokens // self.images
+            index = centers_behind(index, self.images, self.inside, tokens)
+        if weights is None:
+            return rows.index_select(0, index), rows.new_ones(index.size(0), dtype=torch.float32)
+        return rows.index_select(0, index), weights.index_select(0, index)
 
     def behind(self, x: Tensor, rows: Tensor) -> Tensor:
         """Lays flat rows out behind the prefix tokens of ``x``."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokengraph.flat.looks import may_write
+from tokengraph.flat.tables import counting, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.graphs.halves import cosines, interleave, unit_rows
 from tokengraph.select.tokens import clamp_budget, valid_counts
@@ -65,6 +67,8 @@ def contract_halves(
     sources = order[:, :most]
     # argmax is slow, so it runs only for the tokens that may merge.
     partner = halves.score.gather(1, sources[..., None].expand(-1, -1, halves.score.size(2))).argmax(dim=2)
+    if isinstance(merged, int) and mask is None and may_write(order):
+        return _equal_merges(order, partner, merged, tokens, first, by_index)
     # Where images differ, columns with one row an image.
     removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
     in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
@@ -83,6 +87,37 @@ def contract_halves(
     if isinstance(removed, Tensor):  # an image without merges keeps its order
         cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
     return Assignment.from_dense(cluster, kept, mask=mask)
+
+
+def _equal_merges(
+    order: Tensor, partner: Tensor, merged: int, tokens: int, first: int, by_index: bool
+) -> Assignment:
+    """:func:`contract_halves` where all images lose as many tokens: numbers are written where they belong.
+
+    Args:
+        order: Tokens of A, heaviest edge first, ``[B, n_a]``.
+        partner: Token of B of the first ``merged``, ``[B, merged]``.
+        merged: Tokens that an image loses.
+        tokens: N.
+        first: Place of the first token of A.
+        by_index: As for :func:`contract_halves`.
+    """
+    images, left = order.size(0), order.size(1) - merged
+    rest = order[:, merged:]
+    rest = rest.sort(dim=1)[0] if by_index else rest
+    cluster = _numbers_of_b(tokens, left, first, str(order.device)).expand(images, -1).clone()
+    a = cluster[:, first::2]
+    a.scatter_(1, rest, counting(left, order.device).expand(images, -1))
+    a.scatter_(1, order[:, :merged], partner + left)
+    return Assignment.from_dense(cluster, tokens - merged, check=False)
+
+
+@table(256)
+def _numbers_of_b(tokens: int, left: int, first: int, device: str) -> Tensor:
+    """Returns ``[N]``: tokens of B are numbered behind the ``left`` unmerged tokens of A; those of A hold 0."""
+    number = torch.zeros(tokens, dtype=torch.long, device=device)
+    number[1 - first :: 2] = torch.arange(left, left + number[1 - first :: 2].numel(), device=device)
+    return number
 
 
 def count_merges(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import Layout
+from tokengraph.maps.extra import add_extra
 from tokengraph.maps.hard import Assignment
-from tokengraph.maps.prefix import centers_behind, with_prefix
+from tokengraph.maps.prefix import behind_prefix, centers_behind, with_prefix
 from tokengraph.maps.soft import SoftAssignment
 
 
@@ -38,6 +38,7 @@ class Held:
     source: Layout
     target: Layout
     after: Layout
+    _whole: Assignment | SoftAssignment | None = field(init=False, default=None, repr=False)
 
     @classmethod
     def of(
@@ -50,10 +51,12 @@ class Held:
         ends = before.with_prefix(inside), after.with_prefix(inside)
         return cls(assignment, before.images, inside, num_prefix - inside, *ends, after)
 
-    @cached_property
+    @property
     def whole(self) -> Assignment | SoftAssignment:
         """The map over patch tokens, or over whole sequences, made when it is first needed."""
-        return with_prefix(self.given, self.images, self.inside)
+        if self._whole is None:  # no cached_property, whose lock does not compile
+            self._whole = with_prefix(self.given, self.images, self.inside)
+        return self._whole
 
     def down(self, x: Tensor, size: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
         """Reduces ``x [B, P+n, C]`` by sizes ``[B, P+n]``: rows ``[B, P+n', C]`` and their sizes; size 0 is padding."""
@@ -61,6 +64,8 @@ class Held:
         rows = self.source.flat(self._patches(x))
         if self._picks:
             rows, made = self._picked(rows, weights)
+        elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self.given.adds(rows):
+            rows, made = self._added(self.given, rows, weights)
         elif isinstance(self.whole, Assignment):
             rows, made = self.whole.reduce(rows, weights, reduce=reduction)
         elif reduction != "mean":
@@ -78,14 +83,26 @@ class Held:
 
     def _picked(self, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Picks the rows ``[M, C]`` of centers, and their sizes."""
-        assert isinstance(self.given, Assignment) and self.given.centers is not None
-        index = self.given.centers
-        if self.inside:
-            tokens = self.given.num_tokens // self.images
-            index = centers_behind(index, self.images, self.inside, tokens)
+        index = self._centers()
         if weights is None:
             return rows.index_select(0, index), rows.new_ones(index.size(0), dtype=torch.float32)
         return rows.index_select(0, index), weights.index_select(0, index)
+
+    def _added(self, given: SoftAssignment, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Picks the rows ``[M, C]`` of centers, and adds those of the map's other edges."""
+        token, cluster, weight = (ends[given.num_clusters :] for ends in (given.token, given.cluster, given.weight))
+        if self.inside:
+            token = behind_prefix(token, self.images, given.num_tokens // self.images, self.inside)
+            cluster = behind_prefix(cluster, self.images, given.num_clusters // self.images, self.inside)
+        return add_extra(rows, weights, self._centers(), token, cluster, weight)
+
+    def _centers(self) -> Tensor:
+        """The rows of the map's centers, behind the prefix tokens' rows."""
+        assert self.given.centers is not None
+        if not self.inside:
+            return self.given.centers
+        tokens = self.given.num_tokens // self.images
+        return centers_behind(self.given.centers, self.images, self.inside, tokens)
 
     def behind(self, x: Tensor, rows: Tensor) -> Tensor:
         """Lays flat rows out behind the prefix tokens of ``x``."""

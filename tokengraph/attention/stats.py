@@ -177,9 +177,10 @@ class AttentionStats:
                 if self._valid is not None:
                     rows = rows.masked_fill(~self._valid[:, None, i : i + step, None], 0.0)
                 sums.append(rows.sum(dim=2, dtype=torch.float32))
-                own.append(rows.diagonal(offset=i, dim1=2, dim2=3).float())
+                own.append(as_type(rows.diagonal(offset=i, dim1=2, dim2=3), torch.float32))
             total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
-            self._sums = total[..., self.num_prefix :], torch.cat(own, dim=2)[..., self.num_prefix :]
+            diagonal = own[0] if len(own) == 1 else torch.cat(own, dim=2)
+            self._sums = total[..., self.num_prefix :], diagonal[..., self.num_prefix :]
         return self._sums
 
 

@@ -161,12 +161,15 @@ class Runs(NamedTuple):
         wide = values.double() if self.crowded and values.dtype == torch.float32 else values
         return as_type(torch.segment_reduce(wide, "sum", offsets=self.ends, axis=0, initial=0.0), values.dtype)
 
-    def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Sums rows ``x [M, ...]`` by sorted weights ``[E]`` over each index: ``[rows, ...]``; see ``takes_bags``."""
+    def weighted(self, x: Tensor, weight: Tensor, source: Tensor | None = None) -> Tensor:
+        """Sums rows ``x [M, ...]`` by sorted weights ``[E]`` over each index: ``[rows, ...]``; see ``takes_bags``.
+
+        ``source [E]``: the row of each sorted edge; ``None``: rows are what was sorted.
+        """
         flat = x.reshape(x.size(0), -1)
         if self.crowded and x.dtype == torch.float32:
             flat, weight = flat.double(), weight.double()
-        out = bag_sums(flat, weight, self.order, self.index, self.ends[:-1])
+        out = bag_sums(flat, weight, self.order if source is None else source, self.index, self.ends[:-1])
         return as_type(out, x.dtype).view(-1, *x.shape[1:])
 
 

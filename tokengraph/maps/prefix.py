@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.tables import equal_ptr, table
@@ -61,17 +62,13 @@ def _soft(assignment: SoftAssignment, images: int, num_prefix: int) -> SoftAssig
         prefix_ids(images, num_prefix + n, num_prefix, device).flatten() for n in (tokens, clusters)
     )
 
-    def moved(ids: Tensor, each: int) -> Tensor:
-        """Returns ids of tokens or clusters, ``each`` an image, behind the prefix tokens."""
-        return ids + (ids // each + 1) * num_prefix
-
     def ahead_of(edges: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns weighted edges with those of the prefix tokens in front."""
         own, theirs, weight = edges
         return (
-            torch.cat([token, moved(own, tokens)]),
-            torch.cat([cluster, moved(theirs, clusters)]),
-            torch.cat([weight.new_ones(token.numel()), weight]),
+            torch.cat([token, behind_prefix(own, images, tokens, num_prefix)]),
+            torch.cat([cluster, behind_prefix(theirs, images, clusters, num_prefix)]),
+            F.pad(weight, (token.numel(), 0), value=1.0),
         )
 
     up = assignment.up
@@ -80,7 +77,7 @@ def _soft(assignment: SoftAssignment, images: int, num_prefix: int) -> SoftAssig
         images * (num_prefix + tokens),
         images * (num_prefix + clusters),
         assignment.normalize,
-        None if up is None else (lambda: ahead_of(up())) if callable(up) else ahead_of(up),
+        None if up is None else lambda: ahead_of(up() if callable(up) else up),
         **_moreover(assignment, images, num_prefix),
     )
 
@@ -89,6 +86,19 @@ def centers_behind(centers: Tensor, images: int, num_prefix: int, tokens: int) -
     """Puts the prefix tokens in front of each image's ``centers [B*K]``, flat ids of ``tokens`` an image."""
     own = centers.view(images, -1) + _shift(images, num_prefix, centers.device)
     return torch.cat([prefix_ids(images, num_prefix + tokens, num_prefix, centers.device), own], dim=1).flatten()
+
+
+def behind_prefix(ids: Tensor, images: int, each: int, num_prefix: int) -> Tensor:
+    """Returns flat ids of tokens or clusters, ``each`` an image, behind the prefix tokens of the images."""
+    if torch.compiler.is_compiling() or type(ids) is not Tensor:
+        return ids + (ids // each + 1) * num_prefix
+    return _behind(images, each, num_prefix, str(ids.device)).index_select(0, ids)
+
+
+@table(512)
+def _behind(images: int, each: int, num_prefix: int, device: str) -> Tensor:
+    ids = torch.arange(images * each, device=device)
+    return ids + (ids // each + 1) * num_prefix
 
 
 def prefix_ids(images: int, each: int, num_prefix: int, device: torch.device) -> Tensor:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from tokengraph.flat.segment import segment_sum, weighted_sum
+from tokengraph.flat.looks import may_write
+from tokengraph.flat.segment import TINY, Runs, as_type, segment_sum, takes_bags, weighted_sum, wide
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.matrix import matrix_fields
+from tokengraph.maps.extra import add_extra
 from tokengraph.maps.product import Edges, product
 from tokengraph.maps.shown import shown
 
@@ -46,6 +48,7 @@ class SoftAssignment:
             its size. Rows do not depend on it.
         steps: The maps that this one is composed of, if their weights or masses rule out a reduction in one pass.
             ``reduce`` then applies them one after another.
+        own_first: Promises that edge m, for each cluster m, comes from its center with weight 1; other edges follow.
     """
 
     token: Tensor
@@ -63,6 +66,7 @@ class SoftAssignment:
     counts: tuple[int, ...] | None = None
     mass: Tensor | None = None
     steps: tuple[Assignment | SoftAssignment, ...] = ()
+    own_first: bool = False
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -161,23 +165,45 @@ class SoftAssignment:
                 "Expected a map that averages or one that sums (got a composition of both kinds). "
                 "Reduce by each map in turn."
             )
-        if size is None:
-            size = x.new_ones(self.num_tokens, dtype=torch.float32)
-        elif size.shape != (self.num_tokens,):
+        if size is not None and size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
-        for step in self.steps:
-            x, size = step.reduce(x, size, backend=backend)
         if self.steps:
+            size = x.new_ones(self.num_tokens, dtype=torch.float32) if size is None else size
+            for step in self.steps:
+                x, size = step.reduce(x, size, backend=backend)
             return x, size
-        mass = self.weight * size.index_select(0, self.token)
+        if self.adds(x, backend):
+            assert self.centers is not None
+            extra = (ends[self.num_clusters :] for ends in (self.token, self.cluster, self.weight))
+            return add_extra(x, size, self.centers, *extra)
+        mass = self.weight if size is None else self.weight * size.index_select(0, self.token)
+        if self.mass is None and takes_bags(x, self.weight, self.cluster, backend, copies=True):
+            return self._in_order(x, mass)
         total = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
         new_size, weight = total, self.weight
         if self.mass is not None:
             own = self.weight * self.mass.index_select(0, self.token)
             new_size = segment_sum(own, self.cluster, self.num_clusters, backend=backend)
         if self.normalize:
-            weight = mass / total.clamp_min(torch.finfo(torch.float32).tiny).index_select(0, self.cluster)
+            weight = mass / total.clamp_min(TINY).index_select(0, self.cluster)
         return self._propagate(x, self.token, self.cluster, weight, self.num_clusters, backend), new_size
+
+    def adds(self, x: Tensor, backend: str = "auto") -> bool:
+        """True if ``reduce`` picks the centers' rows and adds those of other edges to them."""
+        if not self.own_first or self.normalize or self.counts_apart or backend != "auto" or not may_write(x):
+            return False
+        return not (x.is_cuda and torch.are_deterministic_algorithms_enabled())
+
+    def _in_order(self, x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`reduce` by edges that are sorted once for rows and sizes; ``mass [E]`` is weight times size."""
+        rows, runs = as_type(x, wide(x)), Runs.of(self.cluster, self.num_clusters)
+        weight = self.weight.index_select(0, runs.order)
+        mass = weight if mass is self.weight else mass.index_select(0, runs.order)
+        total = runs.sum(as_type(mass, wide(mass)))
+        if self.normalize:
+            weight = mass / total.clamp_min(TINY).index_select(0, runs.index)
+        made = runs.weighted(rows, as_type(weight, rows.dtype), self.token.index_select(0, runs.order))
+        return as_type(made, x.dtype), total
 
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
@@ -295,4 +321,4 @@ class SoftAssignment:
 
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:
-        return weighted_sum(x, weight, target, rows, source=source, backend=backend).to(x.dtype)
+        return as_type(weighted_sum(x, weight, target, rows, source=source, backend=backend), x.dtype)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import Layout
+from tokengraph.flat.tables import ones
 from tokengraph.maps.extra import add_extra
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.prefix import behind_prefix, centers_behind, with_prefix
 from tokengraph.maps.soft import SoftAssignment
+
+CENTERED = ("center", "released-mlerp")  # reductions that read the rows of centers
 
 
 @dataclass(eq=False)
@@ -55,7 +58,7 @@ class Held:
     def whole(self) -> Assignment | SoftAssignment:
         """The map over patch tokens, or over whole sequences, made when it is first needed."""
         if self._whole is None:  # no cached_property, whose lock does not compile
-            self._whole = with_prefix(self.given, self.images, self.inside)
+            self._whole = with_prefix(self.given, self.images, self.inside, centers=False)
         return self._whole
 
     def down(self, x: Tensor, size: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
@@ -66,8 +69,12 @@ class Held:
             rows, made = self._picked(rows, weights)
         elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self.given.adds(rows):
             rows, made = self._added(self.given, rows, weights)
-        elif isinstance(self.whole, Assignment):
-            rows, made = self.whole.reduce(rows, weights, reduce=reduction)
+        elif isinstance(self.given, Assignment):
+            whole = self.whole
+            if reduction in CENTERED:
+                whole = with_prefix(self.given, self.images, self.inside)
+            assert isinstance(whole, Assignment)
+            rows, made = whole.reduce(rows, weights, reduce=reduction)
         elif reduction != "mean":
             raise ValueError(
                 f"Expected reduction 'mean' for a weighted map, whose weights say how it pools (got {reduction!r})."
@@ -85,7 +92,7 @@ class Held:
         """Picks the rows ``[M, C]`` of centers, and their sizes."""
         index = self._centers()
         if weights is None:
-            return rows.index_select(0, index), rows.new_ones(index.size(0), dtype=torch.float32)
+            return rows.index_select(0, index), ones(index.size(0), rows.device)
         return rows.index_select(0, index), weights.index_select(0, index)
 
     def _added(self, given: SoftAssignment, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -113,4 +113,8 @@ def flat_ids(index: Tensor, tokens: int, mask: Tensor | None, counts: Tensor | N
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``x[b, index[b]]``: ``[B, n, C]`` and ``[B, k]`` to ``[B, k, C]``; on flat rows, much faster than gather."""
     images, count = x.shape[:2]
-    return x.flatten(0, 1).index_select(0, (index + starts(images, count, x.device)).flatten()).view(images, index.size(1), *x.shape[2:])
+    return (
+        x.flatten(0, 1)
+        .index_select(0, (index + starts(images, count, x.device)).flatten())
+        .view(images, index.size(1), *x.shape[2:])
+    )

@@ -16,9 +16,7 @@ BACKENDS = ("auto", "index_add", "segment")
 TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: bounds divisors and arguments of log away from 0
 
 
-def segment_sum(
-    x: Tensor, index: Tensor, rows: int, *, backend: str = "auto", most: int | None = None
-) -> Tensor:
+def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto", most: int | None = None) -> Tensor:
     """Sums the rows of ``x`` that share an index, in float32 or wider.
 
     Args:
@@ -60,7 +58,9 @@ def _add(x: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
 
 
 def crowded(x: Tensor, index: Tensor, most: int | None = None) -> bool:
-    """True if a sum of ``x`` (float32, eager CPU) may add more than ``CROWD`` rows to one index; ``most``: an upper bound.
+    """True if a sum of ``x`` (float32, eager CPU) may add more than ``CROWD`` rows to one index.
+
+    ``most`` is an upper bound of their number, if the caller knows one.
 
     One-dimensional ``x [M]`` always counts as crowded above ``CROWD`` rows: counting would cost more than the sum.
     """
@@ -204,5 +204,6 @@ def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:
 
 def segment_max(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """Takes the maximum over rows that share an index: ``[rows, ...]``, zeros where no row has that index."""
-    expanded = index.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
-    return x.new_zeros(rows, *x.shape[1:]).scatter_reduce(0, expanded, x, "amax", include_self=False)
+    expanded = index.view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    zeros = x.new_zeros(rows, *x.shape[1:])
+    return zeros.scatter_reduce(0, expanded, x, "amax", include_self=False)

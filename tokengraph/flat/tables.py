@@ -82,6 +82,18 @@ def _counting(count: int, device: str) -> Tensor:
     return torch.arange(count, device=device)
 
 
+def ones(count: int, device: torch.device | str) -> Tensor:
+    """Returns ``[count]`` float32 ones, from a cache. Callers must not write into it."""
+    if torch.compiler.is_compiling():
+        return torch.ones(count, dtype=torch.float32, device=device)
+    return _ones(count, str(device))
+
+
+@table(256)
+def _ones(count: int, device: str) -> Tensor:
+    return torch.ones(count, dtype=torch.float32, device=device)
+
+
 def starts(images: int, each: int, device: torch.device | str) -> Tensor:
     """Returns the first row of each of B images of ``each`` rows, ``[B, 1]`` int64. Callers must not write into it."""
     return equal_ptr(images, each, device)[:-1, None]

@@ -24,7 +24,12 @@ class Flat(NamedTuple):
 
 
 def flatten_clusters(
-    cluster: Tensor, num_clusters: int | list[int], mask: Tensor | None, drops: bool, centers: Tensor | None, check: bool = True
+    cluster: Tensor,
+    num_clusters: int | list[int],
+    mask: Tensor | None,
+    drops: bool,
+    centers: Tensor | None,
+    check: bool = True,
 ) -> tuple[Flat, tuple[int, ...] | None]:
     """Returns the fields of the flat map, and its ``counts`` if images differ; see ``Assignment.from_dense``."""
     if cluster.dim() != 2:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.segment import as_type, takes_bags, wide
-from tokengraph.flat.tables import equal_ptr
+from tokengraph.flat.tables import equal_ptr, ones
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
@@ -175,7 +175,7 @@ class Assignment:
                 f"Expected a map with centers to reduce by {reduce!r} (got none). Set them, or use 'mean'."
             )
         if size is None:
-            size = x.new_ones(self.num_tokens, dtype=torch.float32)
+            size = ones(self.num_tokens, x.device)
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
         size = as_type(size, wide(size))

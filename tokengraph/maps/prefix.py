@@ -14,13 +14,16 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 
 
-def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> Assignment | SoftAssignment:
+def with_prefix(
+    assignment: Assignment | SoftAssignment, images: int, num_prefix: int, *, centers: bool = True
+) -> Assignment | SoftAssignment:
     """Adds ``num_prefix`` tokens, each its own cluster, in front of every image; images have equal lengths.
 
     Args:
         assignment: A map over ``B*N`` patch tokens to ``B*K`` clusters.
         images: B.
         num_prefix: P.
+        centers: Whether the new hard map needs centers, where the old one has them.
 
     Returns:
         A map over ``B*(P+N)`` tokens to ``B*(P+K)`` clusters, so that a sequence ``[B, P+N, C]`` is reduced as it lies
@@ -33,13 +36,13 @@ def with_prefix(assignment: Assignment | SoftAssignment, images: int, num_prefix
         assert isinstance(ahead, Assignment)
         return assignment.behind(images, ahead)
     return (
-        _hard(assignment, images, num_prefix)
+        _hard(assignment, images, num_prefix, centers)
         if isinstance(assignment, Assignment)
         else _soft(assignment, images, num_prefix)
     )
 
 
-def _hard(assignment: Assignment, images: int, num_prefix: int) -> Assignment:
+def _hard(assignment: Assignment, images: int, num_prefix: int, keep: bool) -> Assignment:
     tokens, clusters = assignment.num_tokens // images, assignment.num_clusters // images
     device, total = assignment.cluster.device, images * (num_prefix + clusters)
     shift = _shift(images, num_prefix, device)
@@ -49,7 +52,7 @@ def _hard(assignment: Assignment, images: int, num_prefix: int) -> Assignment:
     cluster = torch.cat([prefix_ids(images, num_prefix + clusters, num_prefix, device), rows], dim=1).flatten()
     moreover = _moreover(assignment, images, num_prefix)
     moreover["weight"] = _ahead(assignment.weight, images, num_prefix)
-    if assignment.centers is None:
+    if assignment.centers is None or not keep:
         return Assignment(cluster, total, assignment.drops, **moreover)
     centers = centers_behind(assignment.centers, images, num_prefix, tokens)
     return Assignment(cluster, total, assignment.drops, centers=centers, single=assignment.single, **moreover)
@@ -58,9 +61,7 @@ def _hard(assignment: Assignment, images: int, num_prefix: int) -> Assignment:
 def _soft(assignment: SoftAssignment, images: int, num_prefix: int) -> SoftAssignment:
     tokens, clusters = assignment.num_tokens // images, assignment.num_clusters // images
     device = assignment.cluster.device
-    token, cluster = (
-        prefix_ids(images, num_prefix + n, num_prefix, device).flatten() for n in (tokens, clusters)
-    )
+    token, cluster = (prefix_ids(images, num_prefix + n, num_prefix, device).flatten() for n in (tokens, clusters))
 
     def ahead_of(edges: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns weighted edges with those of the prefix tokens in front."""

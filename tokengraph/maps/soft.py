@@ -11,9 +11,9 @@ from torch import Tensor
 from tokengraph.flat.looks import may_write
 from tokengraph.flat.segment import TINY, Runs, as_type, segment_sum, takes_bags, weighted_sum, wide
 from tokengraph.maps.check import check_each, check_rows
+from tokengraph.maps.extra import add_extra
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.matrix import matrix_fields
-from tokengraph.maps.extra import add_extra
 from tokengraph.maps.product import Edges, product
 from tokengraph.maps.shown import shown
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokengraph.flat.looks import may_write
 from tokengraph.flat.segment import TINY, as_type
-from tokengraph.flat.tables import counting, equal_ptr, table
+from tokengraph.flat.tables import counting, equal_ptr, ones, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.parts.choices.best import among_best
@@ -60,7 +60,7 @@ def _fuse_equal(score: Tensor, keep: int, average: bool) -> SoftAssignment:
     share = as_type(score, torch.float32)
     share = _shares(share.scatter(1, kept, 0.0)) if average else share
     weight, token = share.scatter(1, kept, 1.0).flatten(), counting(images * tokens, device)
-    up = token, cluster, _ones(images * tokens, str(device))
+    up = token, cluster, ones(images * tokens, device)
     return SoftAssignment(token, cluster, weight, token.numel(), images * keep, False, up, ptr, cluster_ptr)
 
 
@@ -74,8 +74,3 @@ def _shares(others: Tensor) -> Tensor:
 def _first_of_each(images: int, keep: int, device: str) -> Tensor:
     """Returns all clusters of each image but the last, ``[B, keep - 1]``."""
     return torch.arange(images * keep, device=device).view(images, keep)[:, :-1].contiguous()
-
-
-@table(256)
-def _ones(count: int, device: str) -> Tensor:
-    return torch.ones(count, dtype=torch.float32, device=device)

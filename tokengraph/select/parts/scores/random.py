@@ -9,8 +9,9 @@ from tokengraph.flat.tables import table
 
 
 def random_score(num_tokens: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Returns pseudo-random numbers in [0, 1), ``[N]`` float32: a hash of (seed, index). Callers must not write into it.
+    """Returns pseudo-random numbers in [0, 1), ``[N]`` float32: a hash of (seed, index).
 
+    They come from a cache, so callers must not write into them.
     They are equal on every device, for any batch and any N, under compilation and export; no random generator changes.
     """
     if not torch.compiler.is_compiling():

@@ -26,7 +26,7 @@ def choose_centers(score: Tensor, order: Tensor, keep: int) -> Tensor:
 
 
 def assign_to_centers(
-    center: Tensor, centers: Tensor, keep: int | list[int], *, mask: Tensor | None, order: str
+    center: Tensor, centers: Tensor, keep: int | list[int], *, mask: Tensor | None, order: str, spare: bool = False
 ) -> Assignment:
     """Numbers the clusters and builds the map.
 
@@ -37,8 +37,9 @@ def assign_to_centers(
         mask: ``[B, N]`` bool of real tokens, or ``None``.
         order: ``"index"``: clusters in the sequence order of their centres; ``"score"``: best centre first (an image
             that keeps all its tokens stays in order); ``"raster"``: in the order of their first tokens.
+        spare: Whether ``centers`` may hold N, for a place without a centre.
     """
-    tokens = center.size(1)
+    tokens, spare = center.size(1), spare or isinstance(keep, list)
     place = counting(centers.size(1), centers.device).expand(centers.shape)
     if isinstance(keep, list):  # columns past an image's budget go to a spare column after the tokens
         centers = centers.masked_fill(place >= torch.tensor(keep, device=centers.device)[:, None], tokens)
@@ -49,7 +50,7 @@ def assign_to_centers(
         whole = torch.tensor(keep, device=centers.device) >= counts
         centers = torch.where(whole[:, None], centers.sort(dim=1).values, centers)
     number = center.new_zeros(center.size(0), tokens + 1).scatter_(1, centers, place)
-    centers = centers.clamp_max(max(tokens - 1, 0))
+    centers = centers.clamp_max(max(tokens - 1, 0)) if spare else centers
     assignment = Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers, check=False)
     return in_raster_order(assignment) if order == "raster" else assignment
 

@@ -3,9 +3,9 @@
 Run: ``python benchmarks/methods.py [--quick] [--only pitome mpm] [--batch 8] [--threads 1] [--no-memory]``
 
 The model is timm's deit_small_patch16_224 with random weights and images. An ideal is the same model run on the same
-numbers of tokens without any choice (:func:`tokengraph.testing.ideal`); ratios are taken in each interleaved round. A
-launch is a dispatched operation that is no view; a step's launches are those of the attached model beyond its ideal's,
-divided by the number of blocks that act, so choice, reduction and size bias count. Random images decide how many tokens
+numbers of tokens without any choice (:func:`tokengraph.testing.ideal`); ratios are taken in each interleaved round.
+Launches are counted as :func:`tokengraph.testing.launches` does; a step's are those of the attached model beyond its
+ideal's, divided by the number of blocks that act, so choice, reduction and size bias count. Random images decide how many tokens
 methods by thresholds keep.
 """
 
@@ -25,17 +25,16 @@ from command import Benchmark, Result, Run
 from harness import Effort, interleave, peak_memory
 from report import markdown, progress, ratio_fields, timing_fields, with_quartiles
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokengraph as tg
 from tokengraph.compat import timm
 from tokengraph.select.parts.choices.agglomerate import agglomerate
 from tokengraph.select.parts.scores.energy import energy
 from tokengraph.testing.ideal import ideal
+from tokengraph.testing.launches import operations
 
 COLUMNS = ("method", "tokens worked on", "attached ms", "attached / ideal [quartiles]", "goal", "launches a step")
 MEMORY_COLUMNS = ("method", "features", "peak MiB", "goal")
-NO_LAUNCH = {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view", "aten::empty", "aten::arange"}
 POWERS = tg.schedule.powers(0.9, (3, 6, 9))
 
 
@@ -77,25 +76,6 @@ METHODS = (
 )
 
 
-class Launches(TorchDispatchMode):
-    """Counts the dispatched operations that are no views."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Counts an operation and runs it."""
-        view = getattr(func, "is_view", False) or func._schema.name in NO_LAUNCH
-        self.count += not view
-        return func(*args, **(kwargs or {}))
-
-
-def launches(call: Callable[[], object]) -> int:
-    """Returns the number of dispatched operations of a call that are no views."""
-    with Launches() as seen:
-        call()
-    return seen.count
-
-
 def results(run: Run) -> Iterator[Result]:
     """Rows for each method, and for memory."""
     args = run.args
@@ -127,7 +107,7 @@ def measure(method: Method, model: nn.Module, images: Tensor, effort: Effort) ->
         how: dict[str, Any] = {"open_maps": select.needs_map, "span": select.around}
         stack.enter_context(ideal(theirs, counts, select.placement, **how))
         calls = {"attached": lambda: ours(images), "ideal": lambda: theirs(images)}
-        more = launches(calls["attached"]) - launches(calls["ideal"])
+        more = operations(calls["attached"]).total() - operations(calls["ideal"]).total()
         timings = interleave(calls, effort)
     before = [counts[0]] * len(counts) if select.placement == "around" else counts
     steps = sum(n < m for m, n in zip(before[:-1], counts[1:], strict=True))

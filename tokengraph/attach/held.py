@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import Layout
+from tokengraph.flat.tables import ones
+from tokengraph.maps.extra import add_extra
 from tokengraph.maps.hard import Assignment
-from tokengraph.maps.prefix import with_prefix
+from tokengraph.maps.prefix import behind_prefix, centers_behind, with_prefix
 from tokengraph.maps.soft import SoftAssignment
+
+CENTERED = ("center", "released-mlerp")  # reductions that read the rows of centers
 
 
 @dataclass(eq=False)
@@ -21,18 +25,23 @@ class Held:
     sequences without a copy. Otherwise it takes patch tokens only, and prefix tokens are put in front again.
 
     Args:
-        whole: The map over patch tokens, or over whole sequences.
+        given: The map over patch tokens.
+        images: B.
+        inside: Prefix tokens that are to be part of the map.
         ahead: Prefix tokens that it leaves out.
         source: How the rows that it takes lie.
         target: How the rows that it gives lie.
         after: How the clusters lie, without prefix tokens.
     """
 
-    whole: Assignment | SoftAssignment
+    given: Assignment | SoftAssignment
+    images: int
+    inside: int
     ahead: int
     source: Layout
     target: Layout
     after: Layout
+    _whole: Assignment | SoftAssignment | None = field(init=False, default=None, repr=False)
 
     @classmethod
     def of(
@@ -42,15 +51,30 @@ class Held:
         after = Layout.of(before.images, assignment.num_clusters, assignment.counts, assignment.cluster.device)
         equal = before.valid is None and after.valid is None and not apart
         inside = num_prefix if equal else 0
-        whole = with_prefix(assignment, before.images, inside)
-        return cls(whole, num_prefix - inside, before.with_prefix(inside), after.with_prefix(inside), after)
+        ends = before.with_prefix(inside), after.with_prefix(inside)
+        return cls(assignment, before.images, inside, num_prefix - inside, *ends, after)
+
+    @property
+    def whole(self) -> Assignment | SoftAssignment:
+        """The map over patch tokens, or over whole sequences, made when it is first needed."""
+        if self._whole is None:  # no cached_property, whose lock does not compile
+            self._whole = with_prefix(self.given, self.images, self.inside, centers=False)
+        return self._whole
 
     def down(self, x: Tensor, size: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
         """Reduces ``x [B, P+n, C]`` by sizes ``[B, P+n]``: rows ``[B, P+n', C]`` and their sizes; size 0 is padding."""
         weights = None if size is None else self.source.flat(self._patches(size))
         rows = self.source.flat(self._patches(x))
-        if isinstance(self.whole, Assignment):
-            rows, made = self.whole.reduce(rows, weights, reduce=reduction)
+        if self._picks:
+            rows, made = self._picked(rows, weights)
+        elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self.given.adds(rows):
+            rows, made = self._added(self.given, rows, weights)
+        elif isinstance(self.given, Assignment):
+            whole = self.whole
+            if reduction in CENTERED:
+                whole = with_prefix(self.given, self.images, self.inside)
+            assert isinstance(whole, Assignment)
+            rows, made = whole.reduce(rows, weights, reduce=reduction)
         elif reduction != "mean":
             raise ValueError(
                 f"Expected reduction 'mean' for a weighted map, whose weights say how it pools (got {reduction!r})."
@@ -58,6 +82,34 @@ class Held:
         else:
             rows, made = self.whole.reduce(rows, weights)
         return self.behind(x, rows), self.sizes(made)
+
+    @property
+    def _picks(self) -> bool:
+        """True if the map only picks rows, so that nothing but its centers is needed."""
+        return type(self.given) is Assignment and self.given.single and not self.given.counts_apart
+
+    def _picked(self, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Picks the rows ``[M, C]`` of centers, and their sizes."""
+        index = self._centers()
+        if weights is None:
+            return rows.index_select(0, index), ones(index.size(0), rows.device)
+        return rows.index_select(0, index), weights.index_select(0, index)
+
+    def _added(self, given: SoftAssignment, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Picks the rows ``[M, C]`` of centers, and adds those of the map's other edges."""
+        token, cluster, weight = (ends[given.num_clusters :] for ends in (given.token, given.cluster, given.weight))
+        if self.inside:
+            token = behind_prefix(token, self.images, given.num_tokens // self.images, self.inside)
+            cluster = behind_prefix(cluster, self.images, given.num_clusters // self.images, self.inside)
+        return add_extra(rows, weights, self._centers(), token, cluster, weight)
+
+    def _centers(self) -> Tensor:
+        """The rows of the map's centers, behind the prefix tokens' rows."""
+        assert self.given.centers is not None
+        if not self.inside:
+            return self.given.centers
+        tokens = self.given.num_tokens // self.images
+        return centers_behind(self.given.centers, self.images, self.inside, tokens)
 
     def behind(self, x: Tensor, rows: Tensor) -> Tensor:
         """Lays flat rows out behind the prefix tokens of ``x``."""

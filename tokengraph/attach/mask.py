@@ -12,7 +12,7 @@ from tokengraph.attach.state import State
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.size_bias import SizeBias, SizeRule
 from tokengraph.flat.layout import Layout
-from tokengraph.flat.segment import segment_max, segment_sum
+from tokengraph.flat.segment import as_type, segment_max, segment_sum
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
 
@@ -56,8 +56,23 @@ def attention_bias(
         return coarse_mask(mask, lineage, num_prefix, power=rule.power).to(dtype)
     if not rule.power or state.size is None:
         return None if valid is None else _padding(valid, num_prefix, dtype)
-    bias = rule.bias(state.size)[:, None, None]
-    return SizeBias(bias, dtype) if rule.folds(bias.device) else bias.to(dtype)
+    return _size_bias(state, rule, dtype)
+
+
+def _size_bias(state: State, rule: SizeRule, dtype: torch.dtype) -> Tensor | SizeBias:
+    """Returns the bias by the sizes of ``state``, made once for all blocks that the same tokens pass.
+
+    With gradients, and compiled, each block makes its own, as checkpointing must see the same operations again.
+    """
+    assert state.size is not None
+    shared = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if shared and (rule, dtype) in state.biases:
+        return state.biases[rule, dtype]
+    log = rule.bias(state.size)[:, None, None]
+    bias = SizeBias(log, dtype) if rule.folds(log.device) else as_type(log, dtype)
+    if shared:
+        state.biases[rule, dtype] = bias
+    return bias
 
 
 def bar(bias: Any, barred: Tensor | None, x: Tensor) -> Any:

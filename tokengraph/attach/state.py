@@ -43,6 +43,7 @@ class State:
             strategies it is the number of input patches that the token stands for.
         decisions: Cumulative keep masks ``[B, n]`` of a strategy in training, stage by stage.
         keep_mask: The last of them as an attention mask over the whole sequence.
+        biases: Biases on the logits by ``size``, made so far, by rule and dtype; see :mod:`tokengraph.attach.mask`.
         relaxed: The order of tokens by the last relaxed step of a strategy in training, ``[B, n]`` ids, and how many of
             them are still active.
         seen: What the strategy's ``observe`` made of the blocks so far.
@@ -55,6 +56,7 @@ class State:
     keep_mask: KeepMask | None = field(default=None, repr=False)
     relaxed: tuple[Tensor, int | list[int]] | None = field(default=None, repr=False)
     seen: Any = field(default=None, repr=False)
+    biases: dict[Any, Any] = field(init=False, default_factory=dict, repr=False)  # init=False: replace() starts anew
 
     @classmethod
     def at_input(cls, images: int, patches: int, asked: Asked) -> State:

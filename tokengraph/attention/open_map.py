@@ -12,6 +12,7 @@ from torch import Tensor
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.mask_object import MaskObject
 from tokengraph.attention.size_bias import SizeBias
+from tokengraph.flat.segment import as_type
 
 
 class OpenMap(MaskObject):
@@ -78,7 +79,8 @@ class OpenMap(MaskObject):
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
         q = q * (q.size(-1) ** -0.5 if scale is None else scale)
         attention = self.plus(torch.matmul(q, k.transpose(-2, -1))).softmax(dim=-1)  # frees the scores
-        return torch.matmul(F.dropout(attention, dropout_p).to(v.dtype), v)
+        attention = F.dropout(attention, dropout_p) if dropout_p else attention
+        return torch.matmul(as_type(attention, v.dtype), v)
 
 
 class MapSeen(Exception):  # noqa: N818  # no error

@@ -53,7 +53,7 @@ class SizeRule:
 
     def bias(self, size: Tensor) -> Tensor:
         """Returns the bias for the logits of keys of ``size``, same shape, float32; always ``-inf`` at size 0."""
-        log = self.power * size.log()
+        log = size.log() if self.power == 1 else self.power * size.log()
         return log if self.power > 0 else torch.where(size > 0, log, -torch.inf)
 
     def folds(self, device: torch.device) -> bool:

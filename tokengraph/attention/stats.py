@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from tokengraph.attention.keep_mask import KeepMask
+from tokengraph.flat.segment import as_type
+from tokengraph.flat.tables import table
 
 CHUNK = 512  # rows of the map computed at a time
 
@@ -98,7 +100,8 @@ class AttentionStats:
     def keys(self) -> Tensor:
         """Returns the keys of the patch tokens, averaged over heads: ``[B, N, D]`` in float32 or wider."""
         keys = self.heads_of_keys()[:, :, self.num_prefix :]
-        return keys.mean(dim=1, dtype=torch.promote_types(keys.dtype, torch.float32))
+        wide = torch.promote_types(keys.dtype, torch.float32)
+        return as_type(keys[:, 0], wide) if keys.size(1) == 1 else keys.mean(dim=1, dtype=wide)
 
     def values(self) -> Tensor:
         """Values of all tokens, prefix tokens in front, as the attention has mixed them, ``[B, H, P+N, D]``.
@@ -155,10 +158,10 @@ class AttentionStats:
         with torch.autocast(q.device.type, enabled=False):
             # One product of the keys, in their memory order, with a block-diagonal query for all heads: three times as
             # fast as one product for each head.
-            row = q[:, :, 0].float() * self.scale
-            heads = torch.eye(row.size(1), dtype=row.dtype, device=row.device)
+            row = as_type(q[:, :, 0], torch.float32)
+            heads = _eye(row.size(1), self.scale, row.device)
             query = (row[..., None] * heads[:, None]).flatten(1, 2)  # [B, H*D, H]
-            logits = torch.matmul(k.float().transpose(1, 2).flatten(2), query)
+            logits = torch.matmul(as_type(k, torch.float32).transpose(1, 2).flatten(2), query)
             return logits.softmax(dim=1).transpose(1, 2)[..., self.num_prefix :]
 
     def class_logits(self) -> Tensor:
@@ -209,7 +212,20 @@ class AttentionStats:
                 if self._valid is not None:
                     rows = rows.masked_fill(~self._valid[:, None, i : i + step, None], 0.0)
                 sums.append(rows.sum(dim=2, dtype=torch.float32))
-                own.append(rows.diagonal(offset=i, dim1=2, dim2=3).float())
+                own.append(as_type(rows.diagonal(offset=i, dim1=2, dim2=3), torch.float32))
             total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
-            self._sums = total[..., self.num_prefix :], torch.cat(own, dim=2)[..., self.num_prefix :]
+            diagonal = own[0] if len(own) == 1 else torch.cat(own, dim=2)
+            self._sums = total[..., self.num_prefix :], diagonal[..., self.num_prefix :]
         return self._sums
+
+
+def _eye(heads: int, scale: float, device: torch.device) -> Tensor:
+    """Returns ``scale`` times the identity, ``[H, H]`` float32; callers must not write into it."""
+    if torch.compiler.is_compiling():
+        return torch.eye(heads, device=device, dtype=torch.float32) * scale
+    return _scaled_eye(heads, float(scale).hex(), str(device))
+
+
+@table(64)
+def _scaled_eye(heads: int, scale: str, device: str) -> Tensor:
+    return torch.eye(heads, device=device, dtype=torch.float32) * float.fromhex(scale)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.looks import may_look
+from tokengraph.flat.segment import as_type
+from tokengraph.flat.tables import counting, starts
 
 PIECE = 2**20  # elements gathered at a time
 LOST = 1e-4  # relative rounding error from which a squared distance by products is recomputed by differences
@@ -47,7 +49,7 @@ def near_origin(x: Tensor) -> Tensor:
 
 def recentre(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Subtracts its :func:`origin` from ``x [B, N, C]``; in float32 or wider, zero where ``mask [B, N]`` is False."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = as_type(x, torch.promote_types(x.dtype, torch.float32))
     if x.size(1) == 0:
         return x
     if mask is None:
@@ -103,10 +105,10 @@ def pair_distance(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     wide = x.dtype if x.device.type == "mps" else torch.float64
     step = max(1, PIECE // max(1, x.size(1)))
     parts = [
-        (x.index_select(0, i).to(wide) - x.index_select(0, j).to(wide)).square_().sum(dim=1)
+        (as_type(x.index_select(0, i), wide) - as_type(x.index_select(0, j), wide)).square_().sum(dim=1)
         for i, j in zip(first.split(step), second.split(step), strict=True)
     ]
-    return torch.cat(parts) if parts else x.new_zeros(0, dtype=wide)
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.new_zeros(0, dtype=wide)
 
 
 def mend_close(
@@ -135,28 +137,34 @@ def mend_close(
 
     Cost: one pass over ``squared``, a host synchronisation on CUDA, and differences for the pairs that lost digits.
     """
-    token = (
-        torch.arange(start, start + squared.size(1), device=x.device).expand(squared.shape[:2])
-        if rows is None
-        else rows
-    )
-    own = norm.gather(1, token)
+    if rows is None:
+        token = counting(norm.size(1), x.device)[start : start + squared.size(1)].expand(squared.shape[:2])
+        own = norm[:, start : start + squared.size(1)]
+    else:
+        token, own = rows, norm.gather(1, rows)
     # (|x_i| + |x_j|)^2 <= 8 |x_i|^2 + 2 d^2; for close pairs it is about 4 |x_i|^2.
     limit = own * (4.0 * product_rounding(x) / LOST)
-    limit = torch.where(norm.amax(dim=1, keepdim=True) < LARGE, limit, torch.inf)
+    small = may_look(norm) and norm.numel() > 0 and float(norm.amax()) < LARGE
+    if not small:
+        limit = torch.where(norm.amax(dim=1, keepdim=True) < LARGE, limit, torch.inf)
     if columns is None:
         squared.scatter_(2, token[..., None], torch.inf)
-    doubt = (squared.amin(dim=2) < limit).logical_or_(limit == torch.inf) if squared.size(2) else limit < 0
-    image, row = doubt.nonzero(as_tuple=True)
+    doubt = squared.amin(dim=2) < limit if squared.size(2) else limit < 0
+    if not small and squared.size(2):
+        doubt = doubt.logical_or_(limit == torch.inf)
+    doubted = doubt.flatten().nonzero().squeeze(1)
     piece = max(1, PIECE // max(1, squared.size(2)))
-    for b, r in zip(image.split(piece), row.split(piece), strict=True):
-        values = squared[b, r]
-        at, column = (~(values >= limit[b, r, None])).nonzero(as_tuple=True)
-        other = column if columns is None else columns[r[at], column]
-        first = b[at] * x.size(1)
-        found = pair_distance(x.flatten(0, 1), first + token[b, r][at], first + other)
-        values[at, column] = found.to(values.dtype)
-        squared[b, r] = values
+    parts = doubted.split(piece) if doubted.numel() else ()
+    first = (token + starts(x.size(0), x.size(1), x.device)).flatten() if parts else doubted
+    for row in parts:
+        values = squared.flatten(0, 1).index_select(0, row)
+        at, column = (~(values >= limit.flatten().index_select(0, row)[:, None])).nonzero().unbind(1)
+        row_of = row.index_select(0, at)
+        other = column if columns is None else columns[row_of % squared.size(1), column]
+        ahead = row_of.div(squared.size(1), rounding_mode="floor") * x.size(1)
+        found = pair_distance(x.flatten(0, 1), first.index_select(0, row_of), ahead + other)
+        values[at, column] = as_type(found, values.dtype)
+        squared.view(-1, squared.size(2)).index_copy_(0, row, values)
     if columns is None:
         squared.scatter_(2, token[..., None], 0.0)
     return squared

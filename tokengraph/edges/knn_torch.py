@@ -149,7 +149,7 @@ def _topk(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return score.topk(k, dim=-1, largest=False, sorted=True)
     members = 4 if width < 512 else 8
     groups = width // members  # column j is in group j % groups; the last few columns are in none
-    low = score[..., : groups * members].unflatten(-1, (members, groups)).amin(dim=-2)
+    low = score[..., : groups * members].reshape(*score.shape[:-1], members, groups).amin(dim=-2)
     place = low.topk(k, dim=-1, largest=False, sorted=False).indices
     place = (place[..., None] + torch.arange(0, groups * members, groups)).flatten(-2)
     if groups * members < width:

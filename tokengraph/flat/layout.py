@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting, starts
+
 
 @dataclass(eq=False)
 class Layout:
@@ -52,7 +54,9 @@ class Layout:
 
     def padded(self, rows: Tensor) -> Tensor:
         """Flat tokens ``[M, ...]`` as rows ``[B, n, ...]``, zeros at padding: the inverse of :meth:`flat`."""
-        return rows.unflatten(0, (self.images, self.width)) if self.valid is None else spread(rows, self.valid)
+        if self.valid is not None:
+            return spread(rows, self.valid)
+        return rows.reshape(self.images, self.width, *rows.shape[1:])
 
     def with_prefix(self, num_prefix: int) -> Layout:
         """The layout of whole sequences, with ``num_prefix`` tokens in front of each image."""
@@ -99,7 +103,7 @@ def flat_ids(index: Tensor, tokens: int, mask: Tensor | None, counts: Tensor | N
     ``counts [B]`` says how many of the K numbers of each row to use; ``None``: all.
     """
     images, width = index.shape
-    ids = torch.arange(images * tokens, device=index.device) if mask is None else mask.flatten().cumsum(0) - 1
+    ids = counting(images * tokens, index.device) if mask is None else mask.flatten().cumsum(0) - 1
     flat = ids.view(images, tokens).gather(1, index)
     if counts is not None:
         flat = flat[torch.arange(width, device=index.device) < counts[:, None]]
@@ -109,5 +113,8 @@ def flat_ids(index: Tensor, tokens: int, mask: Tensor | None, counts: Tensor | N
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``x[b, index[b]]``: ``[B, n, C]`` and ``[B, k]`` to ``[B, k, C]``; on flat rows, much faster than gather."""
     images, count = x.shape[:2]
-    shift = torch.arange(images, device=x.device)[:, None] * count
-    return x.flatten(0, 1).index_select(0, (index + shift).flatten()).view(images, index.size(1), *x.shape[2:])
+    return (
+        x.flatten(0, 1)
+        .index_select(0, (index + starts(images, count, x.device)).flatten())
+        .view(images, index.size(1), *x.shape[2:])
+    )

@@ -19,6 +19,11 @@ def may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not under_vmap()
 
 
+def may_write(x: Tensor) -> bool:
+    """True if code may write into new tensors in place: eagerly, without tracing or transforms of ``torch.func``."""
+    return type(x) is Tensor and not torch.compiler.is_compiling() and not transforming()
+
+
 def under_vmap() -> bool:
     """True if a ``torch.func.vmap`` is active, at any depth of transforms."""
     if not transforming():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tokengraph.flat.bags import bag_sums
 from tokengraph.flat.looks import may_differentiate, may_look, transforming
+from tokengraph.flat.tables import counting
 
 CROWD = 256  # with more rows of one index, a running float32 sum loses visible digits
 BACKENDS = ("auto", "index_add", "segment")
 TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: bounds divisors and arguments of log away from 0
 
 
-def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -> Tensor:
+def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto", most: int | None = None) -> Tensor:
     """Sums the rows of ``x`` that share an index, in float32 or wider.
 
     Args:
@@ -23,10 +26,11 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
         backend: ``"index_add"``; ``"segment"`` (sorts, then adds in index order by torch-scatter's ``segment_csr``, or
             by PyTorch's ``segment_reduce`` if torch-scatter is missing); ``"auto"`` takes ``"segment"`` on CUDA under
             ``torch.use_deterministic_algorithms(True)``, else ``"index_add"``.
+        most: Rows of one index at most, if the caller knows it.
 
     Returns:
         ``[rows, ...]`` in float32, or float64 for float64 input. On eager CPU, sums of more than ``CROWD`` rows run in
-        float64; on CUDA and compiled they do not.
+        float64 internally; on CUDA and compiled they do not.
 
     Raises:
         ValueError: If ``backend`` is unknown.
@@ -35,8 +39,8 @@ def segment_sum(x: Tensor, index: Tensor, rows: int, *, backend: str = "auto") -
     """
     if backend not in BACKENDS:
         raise ValueError(f"Expected backend to be one of {', '.join(BACKENDS)} (got {backend!r}).")
-    x = x.to(wide(x))
-    if crowded(x, index):
+    x = as_type(x, wide(x))
+    if crowded(x, index, most):
         return _add(x.double(), index, rows, backend).to(x.dtype)
     return _add(x, index, rows, backend)
 
@@ -53,14 +57,26 @@ def _add(x: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
     return zeros.index_add_(0, index, x)
 
 
-def crowded(x: Tensor, index: Tensor) -> bool:
+def crowded(x: Tensor, index: Tensor, most: int | None = None) -> bool:
     """True if a sum of ``x`` (float32, eager CPU) may add more than ``CROWD`` rows to one index.
+
+    ``most`` is an upper bound of their number, if the caller knows one.
 
     One-dimensional ``x [M]`` always counts as crowded above ``CROWD`` rows: counting would cost more than the sum.
     """
-    if not may_look(index) or x.dtype != torch.float32 or index.numel() <= CROWD:
+    if not may_look(index) or x.dtype != torch.float32 or few(index, most):
         return False
     return x.dim() == 1 or int(torch.bincount(index).max()) > CROWD
+
+
+def few(index: Tensor, most: int | None) -> bool:
+    """True if no index can occur more than ``CROWD`` times."""
+    return index.numel() <= CROWD or (most is not None and most <= CROWD)
+
+
+def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns ``x`` in ``dtype``, without a call where nothing changes."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -70,14 +86,14 @@ def wide(x: Tensor) -> torch.dtype:
 
 def row_norm(x: Tensor) -> Tensor:
     """Returns the norm of each row of ``[M, ...]``: ``[M]``, in float32 or wider."""
-    return torch.linalg.vector_norm(x[..., None].flatten(1).to(wide(x)), dim=1)
+    return torch.linalg.vector_norm(as_type(x[..., None].flatten(1), wide(x)), dim=1)
 
 
 def with_norm(x: Tensor, norm: Tensor) -> Tensor:
     """Scales rows ``[M, ...]`` to the norms ``[M]``; zero rows stay zero. Returns the dtype of ``x``."""
     own = row_norm(x)
     scale = torch.where(own > 0, norm / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-    return (x * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
+    return as_type(x * scale.view(-1, *[1] * (x.dim() - 1)), x.dtype)
 
 
 def weighted_sum(
@@ -100,17 +116,59 @@ def weighted_sum(
 
     Cost: one pass over ``x``, or over ``[E, C]`` with ``source``; the copy ``[E, C]`` except on eager CPU.
     """
-    x, weight = x.to(wide(x)), weight.to(wide(x))
-    if backend == "auto" and may_look(x) and not transforming():
-        needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        if x.numel() and index.numel() and (source is not None or not needs_grad):
-            return _bags(x, weight, index, rows, source)
+    x, weight = as_type(x, wide(x)), as_type(weight, wide(x))
+    if takes_bags(x, weight, index, backend, copies=source is not None):
+        return _bags(x, weight, index, rows, source)
     if source is not None:
         x = x.index_select(0, source)
     narrow = x.dtype
     if crowded(x, index):
         x, weight = x.double(), weight.double()
-    return _add(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend).to(narrow)
+    return as_type(_add(x * weight.view(-1, *[1] * (x.dim() - 1)), index, rows, backend), narrow)
+
+
+def takes_bags(x: Tensor, weight: Tensor, index: Tensor, backend: str, *, copies: bool = False) -> bool:
+    """True if a weighted sum runs by ``embedding_bag``; ``copies``: other ways make a copy much larger than ``x``."""
+    if backend != "auto" or not may_look(x) or transforming() or not (x.numel() and index.numel()):
+        return False
+    return copies or not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+
+
+class Runs(NamedTuple):
+    """Rows sorted by index.
+
+    Args:
+        index: The sorted indices, ``[E]``.
+        order: The row that each comes from, ``[E]``.
+        ends: The first place of each index, and the number of rows, ``[rows + 1]``.
+        crowded: True if a float32 sum over one index would lose digits.
+    """
+
+    index: Tensor
+    order: Tensor
+    ends: Tensor
+    crowded: bool
+
+    @classmethod
+    def of(cls, index: Tensor, rows: int, most: int | None = None) -> Runs:
+        """Sorts ``index [E]``, which has values in ``[0, rows)``; ``most``: as for :func:`segment_sum`."""
+        index, order = index.sort(stable=True)
+        ends = torch.searchsorted(index, counting(rows + 1, index.device))
+        return cls(index, order, ends, not few(index, most) and int(ends.diff().max()) > CROWD)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums sorted numbers ``[E]`` over each index: ``[rows]``."""
+        wide = values.double() if self.crowded and values.dtype == torch.float32 else values
+        return as_type(torch.segment_reduce(wide, "sum", offsets=self.ends, axis=0, initial=0.0), values.dtype)
+
+    def weighted(self, x: Tensor, weight: Tensor, source: Tensor | None = None) -> Tensor:
+        """Sums rows ``x [M, ...]`` by sorted weights ``[E]`` over each index: ``[rows, ...]``; see ``takes_bags``.
+
+        ``source [E]``: the row of each sorted edge; ``None``: rows are what was sorted.
+        """
+        source = self.order if source is None else source
+        out = _sums_of_runs(x.reshape(x.size(0), -1), weight, source, self.index, self.ends, self.crowded)
+        return as_type(out, x.dtype).view(-1, *x.shape[1:])
 
 
 def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | None) -> Tensor:
@@ -121,21 +179,21 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
         source = order if source is None else source[order]
     elif source is None:
         source = torch.arange(x.size(0), device=x.device)
-    out = _sums_of_runs(x.reshape(x.size(0), -1), weight, source, index, rows)
-    return out.to(x.dtype).view(rows, *x.shape[1:])
+    ends = torch.searchsorted(index, counting(rows + 1, index.device))
+    most = index.numel() > CROWD and int(ends.diff().max()) > CROWD
+    out = _sums_of_runs(x.reshape(x.size(0), -1), weight, source, index, ends, most)
+    return as_type(out, x.dtype).view(rows, *x.shape[1:])
 
 
-def _sums_of_runs(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Sums edges sorted by index; adds runs of more than ``CROWD`` edges in float64."""
-    count = torch.bincount(index, minlength=rows)
-    first = count.cumsum(0) - count
-    if x.dtype != torch.float32 or index.numel() <= CROWD or int(count.max()) <= CROWD:
-        return bag_sums(x, weight, source, index, first)
+def _sums_of_runs(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, ends: Tensor, crowded: bool) -> Tensor:
+    """Sums edges sorted by index; adds runs of more than ``CROWD`` edges in float64 if some are ``crowded``."""
+    if not crowded or x.dtype != torch.float32:
+        return bag_sums(x, weight, source, index, ends[:-1])
     if may_differentiate(x) or may_differentiate(weight):
-        return bag_sums(x.double(), weight.double(), source, index, first)
-    out = bag_sums(x, weight, source, index, first)
-    for row in (count > CROWD).nonzero().flatten().tolist():
-        run = slice(int(first[row]), int(first[row] + count[row]))
+        return bag_sums(x.double(), weight.double(), source, index, ends[:-1])
+    out, bounds = bag_sums(x, weight, source, index, ends[:-1]), ends.tolist()
+    for row in (ends.diff() > CROWD).nonzero().flatten().tolist():
+        run = slice(bounds[row], bounds[row + 1])
         out[row] = _wide_sum(x, weight[run], source[run])
     return out
 
@@ -161,5 +219,6 @@ def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:
 
 def segment_max(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """Takes the maximum over rows that share an index: ``[rows, ...]``, zeros where no row has that index."""
-    expanded = index.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
-    return x.new_zeros(rows, *x.shape[1:]).scatter_reduce(0, expanded, x, "amax", include_self=False)
+    expanded = index.view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    zeros = x.new_zeros(rows, *x.shape[1:])
+    return zeros.scatter_reduce(0, expanded, x, "amax", include_self=False)

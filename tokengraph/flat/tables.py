@@ -65,6 +65,35 @@ def equal_ptr(images: int, each: int, device: torch.device | str) -> Tensor:
     return _equal_ptr(images, each, str(device))
 
 
-@table(256)
+@table(512)
 def _equal_ptr(images: int, each: int, device: str) -> Tensor:
     return torch.arange(images + 1, device=device) * each
+
+
+def counting(count: int, device: torch.device | str) -> Tensor:
+    """Returns ``0, 1, ..., count - 1``, ``[count]`` int64, from a cache. Callers must not write into it."""
+    if torch.compiler.is_compiling():
+        return torch.arange(count, device=device)
+    return _counting(count, str(device))
+
+
+@table(512)
+def _counting(count: int, device: str) -> Tensor:
+    return torch.arange(count, device=device)
+
+
+def ones(count: int, device: torch.device | str) -> Tensor:
+    """Returns ``[count]`` float32 ones, from a cache. Callers must not write into it."""
+    if torch.compiler.is_compiling():
+        return torch.ones(count, dtype=torch.float32, device=device)
+    return _ones(count, str(device))
+
+
+@table(256)
+def _ones(count: int, device: str) -> Tensor:
+    return torch.ones(count, dtype=torch.float32, device=device)
+
+
+def starts(images: int, each: int, device: torch.device | str) -> Tensor:
+    """Returns the first row of each of B images of ``each`` rows, ``[B, 1]`` int64. Callers must not write into it."""
+    return equal_ptr(images, each, device)[:-1, None]

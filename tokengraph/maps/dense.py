@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import flat_ids
-from tokengraph.flat.tables import equal_ptr
+from tokengraph.flat.tables import equal_ptr, starts
 from tokengraph.maps.check import check_clusters
 
 
@@ -24,7 +24,12 @@ class Flat(NamedTuple):
 
 
 def flatten_clusters(
-    cluster: Tensor, num_clusters: int | list[int], mask: Tensor | None, drops: bool, centers: Tensor | None
+    cluster: Tensor,
+    num_clusters: int | list[int],
+    mask: Tensor | None,
+    drops: bool,
+    centers: Tensor | None,
+    check: bool = True,
 ) -> tuple[Flat, tuple[int, ...] | None]:
     """Returns the fields of the flat map, and its ``counts`` if images differ; see ``Assignment.from_dense``."""
     if cluster.dim() != 2:
@@ -43,15 +48,18 @@ def flatten_clusters(
     else:
         counts = equal_ptr(images, num_clusters, device)
         start, total = counts[:-1], images * num_clusters
-    check_clusters(cluster, num_clusters, mask, drops)
+    if check:
+        check_clusters(cluster, num_clusters, mask, drops)
     flat = cluster + start[:, None]
     if drops:
-        flat = torch.where(cluster < 0, total, flat)
+        flat = flat.masked_fill(cluster < 0, total)
     ptr = equal_ptr(images, tokens, device)
     if mask is not None:
         flat = flat[mask]
         ptr = torch.cat([ptr.new_zeros(1), mask.sum(1).cumsum(0)])
-    if centers is not None:
+    if centers is not None and not check and mask is None and not isinstance(num_clusters, list):
+        centers = (centers + starts(images, tokens, device)).flatten()
+    elif centers is not None:
         centers = flat_ids(centers, tokens, mask, counts.diff() if isinstance(num_clusters, list) else None)
     each = tuple(num_clusters) if isinstance(num_clusters, list) and len(set(num_clusters)) > 1 else None
     return Flat(flat.flatten(), total, drops, ptr, counts, centers), each

@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.flat.segment import wide
+from tokengraph.flat.segment import as_type, takes_bags, wide
+from tokengraph.flat.tables import equal_ptr, ones
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
-from tokengraph.maps.pool import Bins, check_reduction, counted, pool
+from tokengraph.maps.pool import MEANS, Bins, check_reduction, counted, pool, pool_by_size
 from tokengraph.maps.pyg import clusters_of, select_output
 from tokengraph.maps.shown import shown
 
@@ -103,6 +105,7 @@ class Assignment:
         single: bool = False,
         weight: Tensor | None = None,
         mass: Tensor | None = None,
+        check: bool = True,
     ) -> Assignment:
         """Builds the flat map from cluster numbers within each image.
 
@@ -115,6 +118,7 @@ class Assignment:
             single: Promises that each cluster is its center alone.
             weight: Weight of each token's row in a mean, ``[B, N]``.
             mass: Contribution of each token to its cluster's size, ``[B, N]``.
+            check: Reads the numbers on CPU and raises if they do not fit; ``False`` for numbers that cannot be wrong.
 
         Returns:
             A map over the ``B*N`` tokens, or over the True ones of ``mask`` in order.
@@ -124,7 +128,7 @@ class Assignment:
 
         Cost: a few passes over ``[B, N]`` ints; with a ragged count one host synchronisation on CUDA.
         """
-        fields, each = flatten_clusters(cluster, num_clusters, mask, drops, centers)
+        fields, each = flatten_clusters(cluster, num_clusters, mask, drops, centers, check)
         if weight is not None or mass is not None:
             check_each(cluster.shape, weight=weight, mass=mass)
             weight, mass = (t if t is None else t.flatten() if mask is None else t[mask] for t in (weight, mass))
@@ -164,27 +168,30 @@ class Assignment:
         """
         check_rows(x, self.num_tokens, "x")
         check_reduction(reduce)
-        if reduce in ("mean", "mlerp", "released-mlerp") and not (x.is_floating_point() or x.is_complex()):
+        if reduce in MEANS and not (x.is_floating_point() or x.is_complex()):
             raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
         if reduce in ("center", "released-mlerp") and self.centers is None:
             raise ValueError(
                 f"Expected a map with centers to reduce by {reduce!r} (got none). Set them, or use 'mean'."
             )
         if size is None:
-            size = x.new_ones(self.num_tokens, dtype=torch.float32)
+            size = ones(self.num_tokens, x.device)
         elif size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
-        size = size.to(wide(size))
+        size = as_type(size, wide(size))
         for step in self.steps:
             x, size = step.reduce(x, size, reduce=reduce, backend=backend)
         return (x, size) if self.steps else self._reduce(x, size, reduce, backend)
 
     def _reduce(self, x: Tensor, size: Tensor, reduce: str, backend: str) -> tuple[Tensor, Tensor]:
-        mass = size if self.mass is None else self.mass.to(wide(self.mass))
+        mass = size if self.mass is None else as_type(self.mass, wide(self.mass))
         if self.single:
             assert self.centers is not None
             return x.index_select(0, self.centers), mass.index_select(0, self.centers)
-        bins = Bins(self.cluster, self.num_clusters, self.drops)
+        bins = Bins(self.cluster, self.num_clusters, self.drops, self._most())
+        own = self.weight is not None or self.mass is not None
+        if reduce in MEANS and not own and takes_bags(x, size, self.cluster, backend):
+            return pool_by_size(x, bins, size, reduce, self.centers)
         new_size = bins.sum(mass, backend)
         if reduce == "center":
             assert self.centers is not None
@@ -194,6 +201,12 @@ class Assignment:
         else:
             weight, total = size, new_size if self.mass is None else bins.sum(size, backend)
         return pool(x, bins, weight, total, reduce, backend, self.centers), new_size
+
+    def _most(self) -> int:
+        """Returns how many tokens a cluster has at most, as far as metadata tell."""
+        images = 1 if self.ptr is None else self.ptr.numel() - 1
+        each = self.num_tokens // max(images, 1)
+        return each if images > 1 and self.ptr is equal_ptr(images, each, self.cluster.device) else self.num_tokens
 
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
@@ -249,8 +262,8 @@ class Assignment:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         table = other.cluster
         if self.drops:
-            table = torch.cat([table, table.new_full((1,), other.num_clusters)])
-        centers = None if self.centers is None or other.centers is None else self.centers[other.centers]
+            table = F.pad(table, (0, 1), value=other.num_clusters)
+        centers = None if self.centers is None or other.centers is None else self.centers.index_select(0, other.centers)
         return Assignment(
             table.index_select(0, self.cluster),
             other.num_clusters,

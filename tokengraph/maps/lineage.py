@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import Layout, spread
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 
@@ -72,7 +73,7 @@ class Lineage:
         if assignment.centers is not None and (self.ancestor is not None or not self.coarse):
             before = self.ancestor
             if before is None:
-                before = torch.arange(self.start.width, device=assignment.centers.device).expand(self.start.images, -1)
+                before = counting(self.start.width, assignment.centers.device).expand(self.start.images, -1)
             ancestor = after.padded(self.now.flat(before).index_select(0, assignment.centers))
         return Lineage(self.start, after, maps, residues, ancestor)
 

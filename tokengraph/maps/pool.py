@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.flat.segment import TINY, row_norm, segment_max, segment_sum, weighted_sum, wide, with_norm
+from tokengraph.flat.segment import (
+    TINY,
+    Runs,
+    as_type,
+    row_norm,
+    segment_max,
+    segment_sum,
+    weighted_sum,
+    wide,
+    with_norm,
+)
 
+MEANS = ("mean", "mlerp", "released-mlerp")
 REDUCTIONS = ("mean", "sum", "max", "absmax", "mlerp", "center", "released-mlerp")
 
 
@@ -24,6 +36,7 @@ class Bins(NamedTuple):
     cluster: Tensor
     count: int
     drops: bool
+    most: int | None = None  # tokens of one cluster at most, where that is known
 
     @property
     def rows(self) -> int:
@@ -36,15 +49,31 @@ class Bins(NamedTuple):
 
     def padded(self, rows: Tensor, bin_row: float = 0.0) -> Tensor:
         """Appends a row for the bin."""
-        return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), bin_row)]) if self.drops else rows
+        return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, 1), value=bin_row) if self.drops else rows
 
     def sum(self, x: Tensor, backend: str) -> Tensor:
         """Sums rows ``[M, ...]`` by cluster: ``[K, ...]``, in the dtype of ``x``."""
-        return self.trim(segment_sum(x, self.cluster, self.rows, backend=backend)).to(x.dtype)
+        return as_type(self.trim(segment_sum(x, self.cluster, self.rows, backend=backend, most=self.most)), x.dtype)
 
     def lift(self, y: Tensor) -> Tensor:
         """Copies cluster rows ``[K, ...]`` to their tokens, ``[M, ...]``; zeros for tokens in the bin."""
         return self.padded(y).index_select(0, self.cluster)
+
+
+def pool_by_size(
+    x: Tensor, bins: Bins, size: Tensor, reduce: str, centers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`pool` weighted by ``size``, and the sums of sizes ``[K]``: rows are sorted once for both.
+
+    For means and mlerp on tensors for which ``takes_bags`` holds.
+    """
+    rows = as_type(x, wide(x))
+    runs = Runs.of(bins.cluster, bins.rows, bins.most)
+    size = size.index_select(0, runs.order)
+    total = runs.sum(size)
+    share = size / total.clamp_min(TINY).index_select(0, runs.index)
+    mean = as_type(bins.trim(runs.weighted(rows, as_type(share, rows.dtype))), x.dtype)
+    return _long(x, bins, mean, reduce, centers), bins.trim(total)
 
 
 def pool(
@@ -70,7 +99,12 @@ def pool(
         return torch.where(high >= low, high, -low)
     # Normalising the weights first makes lone tokens exact copies (weight s/s = 1) and spares a pass over [K, C].
     share = weight / bins.padded(total, 1.0).clamp_min(TINY).index_select(0, bins.cluster)
-    mean = bins.trim(weighted_sum(x, share, bins.cluster, bins.rows, backend=backend)).to(x.dtype)
+    mean = as_type(bins.trim(weighted_sum(x, share, bins.cluster, bins.rows, backend=backend)), x.dtype)
+    return _long(x, bins, mean, reduce, centers)
+
+
+def _long(x: Tensor, bins: Bins, mean: Tensor, reduce: str, centers: Tensor | None) -> Tensor:
+    """Gives means ``[K, C]`` the norms that ``reduce`` asks for."""
     if reduce not in ("mlerp", "released-mlerp"):
         return mean
     longest = bins.trim(segment_max(row_norm(x), bins.cluster, bins.rows))
@@ -79,12 +113,12 @@ def pool(
     assert centers is not None
     own = row_norm(x.index_select(0, centers))
     scale = torch.where(own > 0, longest / own.clamp_min(TINY), 1.0)  # published: NaN for a center of zeros
-    return (mean * scale.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
+    return as_type(mean * scale.view(-1, *[1] * (x.dim() - 1)), x.dtype)
 
 
 def counted(weight: Tensor, bins: Bins, backend: str) -> tuple[Tensor, Tensor]:
     """Returns a map's own weights ``[M]`` and their sums ``[K]``; tokens of a cluster with total weight 0 count 1."""
-    weight = weight.to(wide(weight))
+    weight = as_type(weight, wide(weight))
     total = bins.sum(weight, backend)
     weight = torch.where(bins.padded(total, 1.0).index_select(0, bins.cluster) > 0, weight, 1.0)
     return weight, bins.sum(weight, backend)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from tokengraph.flat.segment import segment_sum, weighted_sum
+from tokengraph.flat.looks import may_write
+from tokengraph.flat.segment import TINY, crowded, segment_sum, takes_bags, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
+from tokengraph.maps.edge_sums import add_extra, sorted_sums
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.matrix import matrix_fields
 from tokengraph.maps.product import Edges, product
@@ -43,7 +45,7 @@ class SoftAssignment:
         counts: Clusters of each image, if they differ; ``None`` if all have the same number or it is unknown.
         mass: What each token, times its edge weights, adds to the sizes of its clusters, ``[M]``; ``None``: its size.
         steps: The maps that it is composed of, if ``reduce`` must apply them one after another (weights, masses).
-        single: Promises that each cluster is its center alone, with weight 1; ``reduce`` is then a gather.
+        own_first: Promises that edge m, for each cluster m, comes from its center with weight 1; other edges follow.
     """
 
     token: Tensor
@@ -61,7 +63,7 @@ class SoftAssignment:
     counts: tuple[int, ...] | None = None
     mass: Tensor | None = None
     steps: tuple[Assignment | SoftAssignment, ...] = ()
-    single: bool = False
+    own_first: bool = False
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -160,27 +162,36 @@ class SoftAssignment:
                 "Expected a map that averages or one that sums (got a composition of both kinds). "
                 "Reduce by each map in turn."
             )
-        if size is None:
-            size = x.new_ones(self.num_tokens, dtype=torch.float32)
-        elif size.shape != (self.num_tokens,):
+        if size is not None and size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
-        for step in self.steps:
-            x, size = step.reduce(x, size, backend=backend)
         if self.steps:
+            size = x.new_ones(self.num_tokens, dtype=torch.float32) if size is None else size
+            for step in self.steps:
+                x, size = step.reduce(x, size, backend=backend)
             return x, size
-        if self.single:
+        if self.adds(x, backend):
             assert self.centers is not None
-            own = size if self.mass is None else self.mass
-            return x.index_select(0, self.centers), own.index_select(0, self.centers)
-        mass = self.weight * size.index_select(0, self.token)
+            extra = (ends[self.num_clusters :] for ends in (self.token, self.cluster, self.weight))
+            return add_extra(x, size, self.centers, *extra)
+        mass = self.weight if size is None else self.weight * size.index_select(0, self.token)
+        if self.mass is None and takes_bags(x, self.weight, self.cluster, backend, copies=True):
+            return sorted_sums(x, self.weight, mass, self.token, self.cluster, self.num_clusters, bool(self.normalize))
         total = segment_sum(mass, self.cluster, self.num_clusters, backend=backend)
         new_size, weight = total, self.weight
         if self.mass is not None:
             own = self.weight * self.mass.index_select(0, self.token)
             new_size = segment_sum(own, self.cluster, self.num_clusters, backend=backend)
         if self.normalize:
-            weight = mass / total.clamp_min(torch.finfo(torch.float32).tiny).index_select(0, self.cluster)
+            weight = mass / total.clamp_min(TINY).index_select(0, self.cluster)
         return self._propagate(x, self.token, self.cluster, weight, self.num_clusters, backend), new_size
+
+    def adds(self, x: Tensor, backend: str = "auto") -> bool:
+        """True if ``reduce`` picks the centers' rows and adds those of other edges to them."""
+        if not self.own_first or self.normalize or self.counts_apart or backend != "auto" or not may_write(x):
+            return False
+        if crowded(x, self.cluster[self.num_clusters :]):
+            return False
+        return not (x.is_cuda and torch.are_deterministic_algorithms_enabled())
 
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
@@ -198,8 +209,9 @@ class SoftAssignment:
         if edge_weight is None:
             edge_weight = self.weight.new_ones(edge_index.size(1))
         down = (self.token, self.cluster, self.weight)
-        back = self.cluster, self.token, self.weight
-        left = product(back, (edge_index[0], edge_index[1], edge_weight), self.num_tokens)
+        left = product(
+            (self.cluster, self.token, self.weight), (edge_index[0], edge_index[1], edge_weight), self.num_tokens
+        )
         source, target, weight = product(left, down, self.num_tokens)
         index = torch.stack([source, target])
         if not loops:
@@ -242,7 +254,6 @@ class SoftAssignment:
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         down = (self.token, self.cluster, self.weight), (other.token, other.cluster, other.weight)
-        centers = None if self.centers is None or other.centers is None else self.centers[other.centers]
         return SoftAssignment(
             *product(*down, self.num_clusters),
             self.num_tokens,
@@ -251,7 +262,7 @@ class SoftAssignment:
             product(self.way_back(), other.way_back(), self.num_clusters),
             self.ptr,
             other.cluster_ptr,
-            centers,
+            None if self.centers is None or other.centers is None else self.centers[other.centers],
             lossless=self.lossless and other.lossless,
             counts=other.counts,
             steps=self.in_turn + other.in_turn if self.counts_apart or other.counts_apart else (),
@@ -298,4 +309,4 @@ class SoftAssignment:
 
     @staticmethod
     def _propagate(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, rows: int, backend: str) -> Tensor:
-        return weighted_sum(x, weight, target, rows, source=source, backend=backend).to(x.dtype)
+        return as_type(weighted_sum(x, weight, target, rows, source=source, backend=backend), x.dtype)

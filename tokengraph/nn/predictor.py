@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.errors import check_tokens
-from tokengraph.flat.segment import segment_sum, wide
+from tokengraph.flat.segment import as_type, segment_sum, wide
 
 POOLINGS = ("masked", "mean")
 
@@ -102,20 +102,23 @@ class TokenPredictor(nn.Module):
         of_local, of_global = first.weight.chunk(2, dim=1)
         hidden = F.linear(local, of_local)
         if ptr is None:
-            summary = _mean(pooled, keep).to(pooled.dtype)
+            summary = as_type(_mean(pooled, keep), pooled.dtype)
             hidden = hidden + F.linear(summary, of_global, first.bias)
         else:
             image = torch.repeat_interleave(ptr.diff(), output_size=x.size(0))
             summary = _segment_mean(pooled, keep, image, ptr).to(pooled.dtype)
             hidden = hidden + F.linear(summary, of_global, first.bias).index_select(0, image)
         logits = self.out_conv[1:](hidden)
-        return logits.to(wide(logits)).log_softmax(dim=-1)
+        return as_type(logits, wide(logits)).log_softmax(dim=-1)
 
 
 def _mean(h: Tensor, keep: Tensor | None) -> Tensor:
     """Averages the kept tokens of ``h [..., N, C]`` to ``[..., 1, C]``, by a product without a weighted copy."""
-    h = h.to(wide(h))
-    weight = h.new_ones(h.shape[:-1]) if keep is None else keep.to(h.dtype)
+    h = as_type(h, wide(h))
+    if keep is None:
+        with torch.autocast(h.device.type, enabled=False):
+            return h.mean(dim=-2, keepdim=True)
+    weight = as_type(keep, h.dtype)
     with torch.autocast(h.device.type, enabled=False):
         total = torch.matmul(weight.unsqueeze(-2), h)
     return total / weight.sum(dim=-1).clamp_min(1.0)[..., None, None]

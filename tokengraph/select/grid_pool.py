@@ -12,7 +12,7 @@ from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
-from tokengraph.select.parts.choices.cells import pack_cells
+from tokengraph.select.parts.choices.cells import grid_cells, pack_cells
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
@@ -61,6 +61,11 @@ class GridPool(Select):
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        if tokens.full and tokens.layer >= 0 and tokens.grid is not None and tokens.mask is None:
+            keep = clamp_budget(budget, tokens.x, None)
+            if isinstance(keep, int):  # inside a model the whole grid has its own positions, so cells are constant
+                cells = grid_cells(keep, tokens.grid, tokens.x.device).expand(tokens.x.size(0), -1)
+                return Assignment.from_dense(cells, keep, check=False)
         pos = tokens.pos
         assert tokens.grid is not None  # positions depend on it
         return _grid_pool(pos, budget, tokens.grid, tokens.mask)

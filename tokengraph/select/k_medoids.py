@@ -183,4 +183,4 @@ def _k_medoids(
             centers = centers.masked_fill(spare, tokens)
         centers, label = refine_medoids(pairs, centers, weight, iterations, objective=objective)
         own = torch.cat([centers, centers.new_zeros(images, 1)], dim=1).gather(1, label).clamp_max(tokens - 1)
-        return assign_to_centers(own, centers, budget, mask=mask, order="index")
+        return assign_to_centers(own, centers, budget, mask=mask, order="index", spare=True)

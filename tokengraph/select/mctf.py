@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, attention_cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule, sparing_last
 from tokengraph.select.base import Select
@@ -176,7 +177,7 @@ def _mctf(
     lost, kept = count_merges(x, keep, first, mask)
     received = received.to(torch.promote_types(received.dtype, torch.float32))
     weight = received if size is None else received * size
-    same = torch.arange(tokens, device=x.device).expand(images, -1)
+    same = counting(tokens, x.device).expand(images, -1)
     if images == 0 or not (max(lost, default=0) if isinstance(lost, list) else lost):
         return Assignment.from_dense(same, kept, mask=mask, weight=weight)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.choices.best import among_best
 from tokengraph.select.parts.choices.roots import all_single, map_of_roots
@@ -108,7 +109,7 @@ def _mpm(x: Tensor, keep: int | list[int], mask: Tensor | None) -> Assignment:
         if any(p > most for p, most in zip(pairs, room, strict=True)):
             pairs = [min(p, most) for p, most in zip(pairs, room, strict=True)]
             first = among_best(best.masked_fill(~first, -torch.inf), pairs, None) & first
-        place = torch.arange(x.size(1), device=x.device).expand_as(to)
+        place = counting(x.size(1), x.device).expand_as(to)
         second = first.gather(1, to) & (to < place) & (to.gather(1, to) == place)
         kept = [n - p for n, p in zip(counts, pairs, strict=True)]
         return map_of_roots(torch.where(second, to, place), kept, mask)

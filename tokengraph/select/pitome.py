@@ -12,11 +12,13 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.edges import count_merges
-from tokengraph.select.parts.choices.ranked import merge_ranked
-from tokengraph.select.parts.scores.energy import energy
+from tokengraph.select.parts.choices.ranked import merge_ranked_units
+from tokengraph.select.parts.graphs.halves import unit_rows
+from tokengraph.select.parts.scores.energy import energy_of
 from tokengraph.select.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -166,13 +168,14 @@ def _pitome(
 ) -> Assignment:
     images, tokens = metric.shape[:2]
     lost, kept = count_merges(metric, keep, 0, mask)
-    same = torch.arange(tokens, device=metric.device) if mask is None else mask.long().cumsum(dim=1) - 1
+    same = counting(tokens, metric.device) if mask is None else mask.long().cumsum(dim=1) - 1
     if images == 0 or not (max(lost, default=0) if isinstance(lost, list) else lost):
         return Assignment.from_dense(same.expand(images, -1), kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        score = energy(metric, margin=margin, alpha=alpha, mask=mask)
+        unit = unit_rows(metric)
+        score = energy_of(unit, margin, alpha, mask)
         order = score.argsort(dim=1, descending=True, stable=True)  # padding, at -inf, comes last
-        number = merge_ranked(metric, order, lost, mask, mode)
+        number = merge_ranked_units(unit, order, lost, mask, mode)
         if isinstance(lost, list):  # an image without merges keeps its order
             number = torch.where(torch.tensor(lost, device=number.device)[:, None] == 0, same, number)
-        return Assignment.from_dense(number, kept, mask=mask)
+        return Assignment.from_dense(number, kept, mask=mask, check=isinstance(lost, list))

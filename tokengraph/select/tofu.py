@@ -128,4 +128,5 @@ class ToFu(Select):
 
 
 def _tofu(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
-    return with_receivers(merge_halves(metric, keep, num_prefix, mask), num_prefix % 2, mask)
+    assignment = merge_halves(metric, keep, num_prefix, mask, receivers=True)
+    return assignment if assignment.centers is not None else with_receivers(assignment, num_prefix % 2, mask)

@@ -11,6 +11,7 @@ strategy could be.
 """
 
 from tokengraph.testing.attach_laws import ATTACH_LAWS, AttachCase, check_attach
+from tokengraph.testing.launches import Launches, launches
 from tokengraph.testing.model_case import ModelCase
 from tokengraph.testing.model_laws import MODEL_LAWS, check_model
 from tokengraph.testing.models import tiny_vit
@@ -22,11 +23,13 @@ __all__ = [
     "MODEL_LAWS",
     "SELECT_LAWS",
     "AttachCase",
+    "Launches",
     "ModelCase",
     "check_attach",
     "check_model",
     "check_select",
     "corner_cases",
+    "launches",
     "make_tokens",
     "tiny_vit",
 ]

@@ -21,7 +21,7 @@ from tokengraph.edges.distance import origin, products_blur
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
-from tokengraph.flat.segment import wide
+from tokengraph.flat.segment import as_type, wide
 from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, LEAST_MASS, Case, Dense, EdgeList, Tiles
 
 EMPTY = ("keep", "zero")
@@ -156,7 +156,7 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
     grid = check_grid(grid, x.size(1), video=True)
     clusters = check_cells(grid, clusters)[len(grid) :]
     with torch.autocast(x.device.type, enabled=False):
-        z = x.to(wide(x))
+        z = as_type(x, wide(x))
         real = None if mask is None else mask[..., None].to(z.dtype)
         z = z if real is None else z * real
         # Any token can be the origin; the one nearest to the mean of a sample is a good choice.
@@ -180,7 +180,8 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
                 s = _settle(mean, mass, s, zero, how.empty)
         if how.detach and may_differentiate(z):
             form = kind(case)  # gradients reach the last average only
-        weight, mean, mass = form(s, detach=how.detach)
+        q, mean, mass = form(s, detach=how.detach)
+        weight = form.weights(q)
         s = _settle(mean, mass, s, zero, how.empty)
         token, cluster, _ = case.candidates()
         return Clustering(s, zero, weight, token, cluster, t)
@@ -235,9 +236,9 @@ def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor 
 
 def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:
     """Returns the next centres ``[B, M, C]``: means, or the value of ``empty`` where ``mass [B, M]`` is 0."""
-    none = mass < LEAST_MASS
-    if may_look(mean) and not bool(none.any()):
+    if may_look(mean) and mass.numel() and float(mass.detach().min()) >= LEAST_MASS:
         return mean  # the usual case; where a check would wait for the device, the pass below is cheaper
+    none = mass < LEAST_MASS
     if empty == "keep":
         return torch.where(none[..., None], before, mean)
     # "zero" means zero before the origin moved, so mean + zero must equal sum(q (z + zero)) / max(mass, LEAST_MASS).

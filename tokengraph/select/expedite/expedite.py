@@ -13,7 +13,7 @@ from tokengraph.cost import Cost
 from tokengraph.edges.cells import tile_pairs
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
-from tokengraph.flat.segment import wide
+from tokengraph.flat.segment import as_type, wide
 from tokengraph.flat.tables import equal_ptr
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
@@ -276,7 +276,7 @@ def _expedite(
         up=_Reconstruction(x, made, how),
         ptr=ptr,
         cluster_ptr=cluster_ptr,
-        centroids=(made.centers + made.origin).to(x.dtype).flatten(0, 1),
+        centroids=as_type(made.centers + made.origin, x.dtype).flatten(0, 1),
         lossless=how.iterations > 0 and mask is None,
     )
 

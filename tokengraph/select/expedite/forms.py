@@ -64,13 +64,21 @@ class Dense:
     def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Steps once; with ``detach`` no gradient passes through q."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-            product = torch.bmm(self.z, s.transpose(1, 2))
-            q = _softmax(product, _half_norm(s)[:, None], self.t, self.barred)
+            # 2 z s - |s|^2, which is |z|^2 - |z - s|^2
+            near = torch.baddbmm(_squared(s)[:, None], self.z, s.transpose(1, 2), beta=-1.0, alpha=2.0)
+            if isinstance(self.t, Tensor):
+                q = torch.addcmul(self.barred, near, self.t.view(-1, 1, 1)).softmax(dim=-1)
+            else:
+                q = torch.add(self.barred, near, alpha=self.t).softmax(dim=-1)
             q = q if self.real is None else q * self.real
         q = q.detach() if detach else q  # detaches forward-mode tangents too, which no_grad does not stop
         mass = q.sum(dim=1)
         mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(LEAST_MASS)[..., None]
-        return q.flatten(1).index_select(1, self.slot), mean, mass
+        return q, mean, mass
+
+    def weights(self, q: Tensor) -> Tensor:
+        """Returns the weights of the edges ``[B, E]`` from a step's first result."""
+        return q.flatten(1).index_select(1, self.slot)
 
 
 class EdgeList:
@@ -99,6 +107,10 @@ class EdgeList:
         total = weighted_sum(tokens, weight, into, rows.size(0), source=self.token[:, self.order].flatten())
         mean = total / mass.clamp_min(LEAST_MASS)[:, None]
         return q, mean.view_as(s), mass.view(s.shape[:2])
+
+    def weights(self, q: Tensor) -> Tensor:
+        """Returns the weights of the edges ``[B, E]`` from a step's first result."""
+        return q
 
     def _by_token(self, score: Tensor) -> Tensor:
         """Softmax over the edges of each token, which is the source; message passing usually groups by target."""
@@ -146,12 +158,19 @@ class Tiles:
         part = torch.bmm(q.flatten(0, 1).transpose(1, 2), self.z).flatten(0, 1)
         share = 1.0 / mass.clamp_min(LEAST_MASS).index_select(0, self.into)
         mean = weighted_sum(part, share, self.into, rows.size(0), source=self.source)
-        weight = q.transpose(0, 1).flatten(1).index_select(1, self.tiles.slot)
-        return weight, mean.view_as(s), mass.view(s.shape[:2])
+        return q, mean.view_as(s), mass.view(s.shape[:2])
+
+    def weights(self, q: Tensor) -> Tensor:
+        """Returns the weights of the edges ``[B, E]`` from a step's first result."""
+        return q.transpose(0, 1).flatten(1).index_select(1, self.tiles.slot)
 
 
 def _half_norm(s: Tensor) -> Tensor:
-    return 0.5 * row_norm(s.flatten(0, -2)).square().view(s.shape[:-1])
+    return 0.5 * _squared(s)
+
+
+def _squared(s: Tensor) -> Tensor:
+    return row_norm(s.flatten(0, -2)).square().view(s.shape[:-1])
 
 
 def _softmax(product: Tensor, half_norm: Tensor, t: float | Tensor, barred: Tensor) -> Tensor:

@@ -283,7 +283,8 @@ def _gtp(
     if keep >= tokens:
         return kept_as_they_are(torch.arange(tokens, device=score.device).expand(score.size(0), -1), tokens)
     ranked = score.detach().argsort(dim=1, descending=True, stable=True)
-    kept, removed = ranked.split([keep - (mode == "mean"), tokens - keep + (mode == "mean")], dim=1)
+    single = keep - (mode == "mean")
+    kept, removed = ranked[:, :single], ranked[:, single:]
     if order == "index":
         kept = kept.sort(dim=1).values
     return propagation(kept, removed, tokens, graph, alpha, patch, mode)

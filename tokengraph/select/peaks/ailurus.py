@@ -11,6 +11,7 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.edges.window import window_graph, window_tiles
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
+from tokengraph.flat.tables import counting, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.pool import check_reduction
 from tokengraph.select.base import Select
@@ -157,8 +158,7 @@ def _ailurus(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach()
         window = window_graph(grid, lam, device=x.device)
-        rank = torch.arange(1, window.size(1) + 1, device=x.device, dtype=torch.float32)
-        factor = alpha + (1 - alpha) * rank / lam
+        factor = _factor(window.size(1), lam, float(alpha).hex(), str(x.device))
         sigma = window_distances(x, grid, lam).add_(EPS).mul_(factor)
         score, by_density = window_peaks(sigma, window, k, include_self)
         anchors = choose_centers(score, by_density, keep)
@@ -168,8 +168,14 @@ def _ailurus(
         best = reachable.argmin(dim=2)
         orphan = reachable.gather(2, best[..., None]).squeeze(2) == torch.inf
         center = window.expand(images, -1, -1).gather(2, best[..., None]).squeeze(2)
-        own = torch.arange(tokens, device=x.device)
-        center = torch.where(anchored, own, center)
+        center = torch.where(anchored, counting(tokens, x.device), center)
         frames = grid[:1] if len(grid) == 3 else ()
-        center = adopt_orphans(center, orphan & ~anchored, x, anchors, grid[-2], grid[-1], lam, alpha, *frames)
+        center = adopt_orphans(center, orphan > anchored, x, anchors, grid[-2], grid[-1], lam, alpha, *frames)
         return assign_to_centers(center, anchors, keep, mask=None, order=order)
+
+
+@table(64)
+def _factor(width: int, lam: int, alpha: str, device: str) -> Tensor:
+    """Returns the spatial factor of each rank in a window, ``[L]``."""
+    near = float.fromhex(alpha)
+    return near + (1 - near) * torch.arange(1, width + 1, device=device, dtype=torch.float32) / lam

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.looks import may_write
+from tokengraph.flat.tables import counting, equal_ptr, starts
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.tokens import below, clamp_budget, valid_counts
 
@@ -17,6 +19,19 @@ def among_best(score: Tensor, keep: int | list[int], mask: Tensor | None) -> Ten
     return below(torch.empty_like(order).scatter_(1, order, place), keep)
 
 
+def _keep_equal(score: Tensor, keep: int, by_index: bool) -> Assignment:
+    """:func:`keep_best` where all images keep as many tokens: the map is made from the kept ones."""
+    images, tokens, total = *score.shape, score.size(0) * keep
+    kept = score.detach().argsort(dim=1, descending=True, stable=True)[:, :keep]
+    kept = kept.sort(dim=1)[0] if by_index else kept
+    centers = (kept + starts(images, tokens, score.device)).flatten()
+    number, drops = counting(total, score.device), keep < tokens
+    cluster = torch.full((images * tokens,), total, dtype=torch.long, device=score.device)
+    cluster.scatter_(0, centers, number)
+    ptr, cluster_ptr = (equal_ptr(images, n, score.device) for n in (tokens, keep))
+    return Assignment(cluster, total, drops, ptr, cluster_ptr, centers, single=True)
+
+
 def keep_best(score: Tensor, keep: int | list[int], mask: Tensor | None, order: str = "index") -> Assignment:
     """Returns the map that keeps the ``keep`` best tokens by ``score [B, N]`` and drops the others.
 
@@ -27,6 +42,8 @@ def keep_best(score: Tensor, keep: int | list[int], mask: Tensor | None, order: 
         order: ``"index"``, or ``"score"``: the best token first; an image that keeps all its tokens stays in order.
     """
     budget = clamp_budget(keep, score, mask)
+    if isinstance(budget, int) and mask is None and may_write(score):
+        return _keep_equal(score, budget, order == "index" or budget == score.size(1))
     most = max(budget, default=0) if isinstance(budget, list) else budget
     if order == "score" and (isinstance(budget, list) or budget < score.size(1)):
         score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)

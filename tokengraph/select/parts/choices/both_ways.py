@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting
 from tokengraph.select.parts.graphs.halves import interleave
 
 
@@ -43,7 +44,7 @@ def merge_both_ways(
     number = stays.cumsum(dim=1) - 1 if by_index else place - leave_a
     behind = stays.sum(dim=1, keepdim=True)
     if leave_b is None:
-        other = behind + torch.arange(weight.size(2), device=to.device)
+        other = behind + counting(weight.size(2), to.device)
         return interleave(torch.where(gone, other.gather(1, to), number), other, first)
     back, home = weight.masked_fill(~stays[..., None], -torch.inf).max(dim=1)
     rank = _places(back, in_b)
@@ -55,4 +56,4 @@ def _places(score: Tensor, mask: Tensor | None) -> Tensor:
     """The place of each token by falling score ``[B, n]``; tokens that are not there come last."""
     score = score if mask is None else score.masked_fill(~mask, -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
+    return torch.empty_like(order).scatter_(1, order, counting(order.size(1), order.device).expand_as(order))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.edges.grid import grid_positions
 from tokengraph.flat.tables import table
 
 
@@ -22,6 +23,16 @@ def pack_cells(pos: Tensor, keep: int, grid: tuple[int, ...]) -> Tensor:
     in_band = band[by_x].argsort(dim=1, stable=True)
     order = order.gather(1, by_x.gather(1, in_band))
     return torch.empty_like(order).scatter_(1, order, number.expand_as(order))
+
+
+def grid_cells(keep: int, grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns the cell of each patch of a whole grid, ``[1, N]``, from a cache; callers must not write into it."""
+    return _grid_cells(keep, str(device), *grid)
+
+
+@table(256)
+def _grid_cells(keep: int, device: str, *grid: int) -> Tensor:
+    return pack_cells(grid_positions(grid)[None], keep, grid).to(device)
 
 
 def _video_cells(pos: Tensor, keep: int, grid: tuple[int, ...]) -> Tensor:

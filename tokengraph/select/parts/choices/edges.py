@@ -7,20 +7,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokengraph.flat.looks import may_write
+from tokengraph.flat.tables import counting, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.graphs.halves import cosines, interleave, unit_rows
 from tokengraph.select.tokens import clamp_budget, valid_counts
 
 
-def merge_halves(metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None) -> Assignment:
-    """Returns the map of one merging round between alternating halves; see :func:`tokengraph.tome`."""
+def merge_halves(
+    metric: Tensor, keep: int | list[int], num_prefix: int, mask: Tensor | None, *, receivers: bool = False
+) -> Assignment:
+    """Returns the map of one merging round between alternating halves; see :func:`tokengraph.tome`.
+
+    ``receivers``: with ``centers``, where images are alike; see :func:`~.receivers.with_receivers` for others.
+    """
     first = num_prefix % 2  # patch 0 has index P, so it is in A if P is even
     merged, kept = count_merges(metric, keep, first, mask)
     if merged == 0 or metric.size(1) < 2 or metric.size(0) == 0:
         place = torch.arange(metric.size(1), device=metric.device).expand(metric.size(0), -1)
         return Assignment.from_dense(place, kept, mask=mask)
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        return contract_halves(Halves.of(metric, first, mask), merged, kept, mask, by_index=num_prefix > 0)
+        halves = Halves.of(metric, first, mask)
+        return contract_halves(halves, merged, kept, mask, by_index=num_prefix > 0, receivers=receivers)
 
 
 class Halves(NamedTuple):
@@ -44,7 +52,13 @@ class Halves(NamedTuple):
 
 
 def contract_halves(
-    halves: Halves, merged: int | list[int], kept: int | list[int], mask: Tensor | None, *, by_index: bool
+    halves: Halves,
+    merged: int | list[int],
+    kept: int | list[int],
+    mask: Tensor | None,
+    *,
+    by_index: bool,
+    receivers: bool = False,
 ) -> Assignment:
     """Returns the map in which each image's ``merged`` heaviest edges are contracted.
 
@@ -54,6 +68,7 @@ def contract_halves(
         kept: Its clusters afterwards.
         mask: ``[B, N]`` bool, True where there is a token; real tokens first.
         by_index: True: unmerged tokens of A come by index; False: by falling similarity.
+        receivers: Adds ``centers``, each cluster's token of B or the unmerged one, if images are alike.
 
     Returns:
         Clusters in the published order: unmerged tokens of A, then B. An image without merges keeps its order.
@@ -65,6 +80,8 @@ def contract_halves(
     sources = order[:, :most]
     # argmax is slow, so it runs only for the tokens that may merge.
     partner = halves.score.gather(1, sources[..., None].expand(-1, -1, halves.score.size(2))).argmax(dim=2)
+    if isinstance(merged, int) and mask is None and may_write(order):
+        return _equal_merges(order, partner, merged, tokens, first, by_index, receivers)
     # Where images differ, columns with one row an image.
     removed = merged if isinstance(merged, int) else torch.tensor(merged, device=order.device)[:, None]
     in_a = order.size(1) if mask is None else mask[:, first::2].sum(dim=1, keepdim=True)
@@ -83,6 +100,42 @@ def contract_halves(
     if isinstance(removed, Tensor):  # an image without merges keeps its order
         cluster = torch.where(removed == 0, torch.arange(tokens, device=order.device), cluster)
     return Assignment.from_dense(cluster, kept, mask=mask)
+
+
+def _equal_merges(
+    order: Tensor, partner: Tensor, merged: int, tokens: int, first: int, by_index: bool, receivers: bool
+) -> Assignment:
+    """:func:`contract_halves` where all images lose as many tokens: numbers are written where they belong.
+
+    Args:
+        order: Tokens of A, heaviest edge first, ``[B, n_a]``.
+        partner: Token of B of the first ``merged``, ``[B, merged]``.
+        merged: Tokens that an image loses.
+        tokens: N.
+        first: Place of the first token of A.
+        by_index: As for :func:`contract_halves`, and likewise ``receivers``.
+        receivers: See there.
+    """
+    images, left = order.size(0), order.size(1) - merged
+    rest = order[:, merged:]
+    rest = rest.sort(dim=1)[0] if by_index else rest
+    cluster = _numbers_of_b(tokens, left, first, str(order.device)).expand(images, -1).clone()
+    a = cluster[:, first::2]
+    a.scatter_(1, rest, counting(left, order.device).expand(images, -1))
+    a.scatter_(1, order[:, :merged], partner + left)
+    centers = None
+    if receivers:
+        of_b = counting(tokens, order.device)[1 - first :: 2].expand(images, -1)
+        centers = torch.cat([rest * 2 + first, of_b], dim=1)
+    return Assignment.from_dense(cluster, tokens - merged, centers=centers, check=False)
+
+
+@table(256)
+def _numbers_of_b(tokens: int, left: int, first: int, device: str) -> Tensor:
+    """Returns ``[N]``: tokens of B are numbered behind the ``left`` unmerged tokens of A; those of A hold 0."""
+    number = torch.zeros(tokens, dtype=torch.long, device=device)
+    number[1 - first :: 2] = torch.arange(left, left + number[1 - first :: 2].numel(), device=device)
+    return number
 
 
 def count_merges(

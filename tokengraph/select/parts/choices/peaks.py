@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.raster import in_raster_order
 from tokengraph.select.parts.graphs.complete import Distances
@@ -25,7 +26,7 @@ def choose_centers(score: Tensor, order: Tensor, keep: int) -> Tensor:
 
 
 def assign_to_centers(
-    center: Tensor, centers: Tensor, keep: int | list[int], *, mask: Tensor | None, order: str
+    center: Tensor, centers: Tensor, keep: int | list[int], *, mask: Tensor | None, order: str, spare: bool = False
 ) -> Assignment:
     """Numbers the clusters and builds the map.
 
@@ -36,20 +37,21 @@ def assign_to_centers(
         mask: ``[B, N]`` bool of real tokens, or ``None``.
         order: ``"index"``: clusters in the sequence order of their centres; ``"score"``: best centre first (an image
             that keeps all its tokens stays in order); ``"raster"``: in the order of their first tokens.
+        spare: Whether ``centers`` may hold N, for a place without a centre.
     """
-    tokens = center.size(1)
-    place = torch.arange(centers.size(1), device=centers.device).expand_as(centers)
+    tokens, spare = center.size(1), spare or isinstance(keep, list)
+    place = counting(centers.size(1), centers.device).expand(centers.shape)
     if isinstance(keep, list):  # columns past an image's budget go to a spare column after the tokens
         centers = centers.masked_fill(place >= torch.tensor(keep, device=centers.device)[:, None], tokens)
     if order != "score":
-        centers = centers.sort(dim=1).values
+        centers = centers.sort(dim=1)[0]
     elif isinstance(keep, list):
         counts = tokens if mask is None else mask.sum(dim=1)
         whole = torch.tensor(keep, device=centers.device) >= counts
         centers = torch.where(whole[:, None], centers.sort(dim=1).values, centers)
     number = center.new_zeros(center.size(0), tokens + 1).scatter_(1, centers, place)
-    centers = centers.clamp_max(max(tokens - 1, 0))
-    assignment = Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers)
+    centers = centers.clamp_max(max(tokens - 1, 0)) if spare else centers
+    assignment = Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers, check=False)
     return in_raster_order(assignment) if order == "raster" else assignment
 
 
@@ -62,5 +64,7 @@ def nearest_center(pairs: Distances, centers: Tensor, budget: int | list[int], m
         distance = distance.masked_fill(spare[..., None], torch.inf)
         centers = centers.masked_fill(spare, x.size(1))
     nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
+    if not isinstance(budget, list):
+        return nearest.scatter(1, centers, centers)
     own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
     return own if mask is None else own.clamp_max(x.size(1) - 1)

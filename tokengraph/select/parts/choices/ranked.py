@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.layout import take_rows
+from tokengraph.flat.looks import may_write
+from tokengraph.flat.tables import counting, table
 from tokengraph.select.parts.graphs.halves import cosines, unit_rows
 
 
@@ -20,6 +22,13 @@ def merge_ranked(metric: Tensor, order: Tensor, lost: int | list[int], mask: Ten
         mode: ``"energy"``: A and B are the first ``2 * lost`` ranks, and all of A merges; ``"bsm"``: all tokens,
             and the heaviest edges.
     """
+    return merge_ranked_units(unit_rows(metric), order, lost, mask, mode)
+
+
+def merge_ranked_units(unit: Tensor, order: Tensor, lost: int | list[int], mask: Tensor | None, mode: str) -> Tensor:
+    """:func:`merge_ranked` by unit rows ``[B, N, D]``."""
+    if isinstance(lost, int) and mask is None and may_write(order):
+        return _equal(unit, order, lost, mode)
     tokens, device = order.size(1), order.device
     most, r = max(lost) if isinstance(lost, list) else lost, _column(lost, device)
     n = tokens if mask is None else mask.sum(dim=1, keepdim=True)
@@ -27,7 +36,6 @@ def merge_ranked(metric: Tensor, order: Tensor, lost: int | list[int], mask: Ten
     a, b = order[:, 0:taking:2], order[:, 1:taking:2]
     rank_a, rank_b = torch.arange(a.size(1), device=device), torch.arange(b.size(1), device=device)
     in_a, in_b = 2 * rank_a < part, 2 * rank_b + 1 < part
-    unit = unit_rows(metric)
     edges = cosines(take_rows(unit, a), take_rows(unit, b), in_b.expand_as(b) if isinstance(lost, list) else None)
     best, to = edges.max(dim=2)
     if mode == "energy":
@@ -40,6 +48,34 @@ def merge_ranked(metric: Tensor, order: Tensor, lost: int | list[int], mask: Ten
     number = torch.empty_like(order).scatter_(1, order, number)  # protected tokens, by falling energy
     number = number.scatter(1, a, torch.where(gone, first + to, stays))
     return number.scatter(1, b, torch.where(in_b, first + rank_b, number.gather(1, b)))
+
+
+def _equal(unit: Tensor, order: Tensor, lost: int, mode: str) -> Tensor:
+    """:func:`merge_ranked_units` where all images lose as many tokens: numbers are written where they belong."""
+    images, tokens = order.shape
+    taking = 2 * lost if mode == "energy" else tokens
+    ranked = take_rows(unit, order[:, :taking])
+    best, to = cosines(ranked[:, 0::2], ranked[:, 1::2]).max(dim=2)
+    first = tokens - 2 * lost if mode == "energy" else (tokens + 1) // 2 - lost
+    number = _numbers(tokens, taking, lost, first, str(order.device)).expand(images, -1).clone()  # by rank
+    a = number[:, 0:taking:2]
+    if mode == "energy":
+        torch.add(to, first, out=a)
+    else:
+        falling = best.argsort(dim=1, descending=True, stable=True)
+        gone, rest = falling[:, :lost], falling[:, lost:]
+        a.scatter_(1, rest, counting(rest.size(1), order.device).expand(images, -1))
+        a.scatter_(1, gone, to.gather(1, gone) + first)
+    return order.scatter(1, order, number)
+
+
+@table(256)
+def _numbers(tokens: int, taking: int, lost: int, first: int, device: str) -> Tensor:
+    """Returns the numbers of ranks ``[N]`` that no edge decides: of B, and of the protected tokens behind."""
+    number = torch.arange(tokens, device=device) - 2 * lost
+    of_b = number[1:taking:2]
+    number[1:taking:2] = torch.arange(first, first + of_b.numel(), device=device)
+    return number
 
 
 def _column(value: int | list[int], device: torch.device) -> int | Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 
 
@@ -26,9 +27,9 @@ def with_receivers(assignment: Assignment, first: int, mask: Tensor | None) -> A
     assert assignment.ptr is not None
     images = assignment.ptr.numel() - 1
     width = total // max(images, 1) if mask is None else mask.size(1)
-    in_b = ((torch.arange(width, device=cluster.device) - first) % 2).expand(images, -1)
+    in_b = ((counting(width, cluster.device) - first) % 2).expand(images, -1)
     in_b = in_b.flatten() if mask is None else in_b[mask]
-    place = torch.arange(total, device=cluster.device)
+    place = counting(total, cluster.device)
     rank = torch.where(in_b == 1, place, -1 - place)  # tokens of B win over those of A
     best = rank.new_zeros(assignment.num_clusters).scatter_reduce(0, cluster, rank, "amax", include_self=False)
     return replace(assignment, centers=torch.where(best < 0, -1 - best, best))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 
 
@@ -18,7 +18,7 @@ def map_of_roots(root: Tensor, kept: int | list[int] | None = None, mask: Tensor
 
     Cost: a few passes over ``[B, N]``; one host synchronisation where ``kept`` is ``None``.
     """
-    first = root == torch.arange(root.size(1), device=root.device)
+    first = root == counting(root.size(1), root.device)
     first = first if mask is None else first & mask
     number = (first.cumsum(dim=1) - 1).gather(1, root)
     return Assignment.from_dense(number, first.sum(dim=1).tolist() if kept is None else kept, mask=mask)
@@ -26,5 +26,5 @@ def map_of_roots(root: Tensor, kept: int | list[int] | None = None, mask: Tensor
 
 def all_single(x: Tensor, kept: int | list[int], mask: Tensor | None) -> Assignment:
     """The map of images ``[B, N, ...]`` in which every token stays by itself, in its order."""
-    place = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
+    place = counting(x.size(1), x.device).expand(x.size(0), -1)
     return Assignment.from_dense(place if mask is None else mask.long().cumsum(dim=1) - 1, kept, mask=mask)

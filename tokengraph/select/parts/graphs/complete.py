@@ -10,6 +10,7 @@ from torch import Tensor
 from tokengraph.edges.distance import mend_close, recentre, squared_distance, squared_norm
 from tokengraph.edges.knn_torch import BUDGET
 from tokengraph.flat.looks import may_look
+from tokengraph.flat.segment import as_type, wide
 
 
 class Distances:
@@ -20,7 +21,7 @@ class Distances:
     """
 
     def __init__(self, x: Tensor, mask: Tensor | None) -> None:
-        self.source = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.source = as_type(x, wide(x))
         self.x = recentre(x, mask)
         self.mask, self.norm = mask, squared_norm(self.x)
         self.mend = may_look(x)
@@ -40,9 +41,10 @@ class Distances:
             rows = slice(start, start + self.step)
             block = squared_distance(self.x[:, rows], self.x, self.norm[:, rows], self.norm)
             if self.mend:
-                mend_close(block, self.source, self.norm, start)
-            own = torch.arange(block.size(1), device=block.device)
-            block[:, own, own + start] = 0.0
+                mend_close(block, self.source, self.norm, start)  # also sets the diagonal to 0
+            else:
+                own = torch.arange(block.size(1), device=block.device)
+                block[:, own, own + start] = 0.0
             if self.mask is not None:
                 block = block.masked_fill(~self.mask[:, None, :], torch.inf)
             if self.step >= self.tokens:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting
+
 
 @torch.no_grad()
 def components(ends: tuple[Tensor, Tensor], edge: Tensor, tokens: int) -> Tensor:
@@ -22,7 +24,7 @@ def components(ends: tuple[Tensor, Tensor], edge: Tensor, tokens: int) -> Tensor
     the result, which on CUDA is a host synchronisation.
     """
     a, b = ends
-    root = torch.arange(tokens, device=edge.device).repeat(edge.size(0), 1)
+    root = counting(tokens, edge.device).repeat(edge.size(0), 1)
     while edge.numel():
         before, at_a, at_b = root, root[:, a], root[:, b]
         low = torch.minimum(at_a, at_b)
@@ -50,11 +52,11 @@ def components_left(ends: tuple[Tensor, Tensor], weight: Tensor, above: float, l
     """
     edge = weight > above
     root = components(ends, edge, tokens)
-    place = torch.arange(tokens, device=root.device)
+    place = counting(tokens, root.device)
     if bool(((root == place).sum(dim=1) >= least).all()):
         return root
     order = weight.masked_fill(~edge, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(1, order, counting(order.size(1), order.device).expand_as(order))
     low, high = torch.zeros_like(least), edge.sum(dim=1)  # of the heaviest edges: so many leave enough, so many may not
     enough = (root == place).sum(dim=1) >= least
     low = torch.where(enough, high, low)

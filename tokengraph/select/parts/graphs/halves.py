@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.flat.segment import as_type
+
+EPS = 1e-12  # as in torch.nn.functional.normalize
 SAME = 1.0 - 2.0**-20  # a cosine of at least this is 1 up to rounding: such tokens tie, and the index decides
 
 
@@ -14,7 +17,8 @@ def unit_rows(metric: Tensor) -> Tensor:
 
     Pads odd widths with a zero: products of odd widths round differently by a row's memory address.
     """
-    unit = F.normalize(metric.detach().float(), dim=-1)
+    metric = as_type(metric.detach(), torch.float32)
+    unit = metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min(EPS)
     return F.pad(unit, (0, -unit.size(2) % 16)) if unit.size(2) % 16 else unit
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.tables import counting
 from tokengraph.select.parts.graphs.halves import cosines
 
 COSINES = 2**20  # at a time
@@ -30,19 +31,19 @@ def nearest(unit: Tensor, mask: Tensor | None = None, group: Tensor | None = Non
     found = []
     for start in range(0, tokens, step):
         block = cosines(unit[:, start : start + step], unit, mask)
-        own = torch.arange(block.size(1), device=unit.device) + start  # by place: a duplicate may round above it
+        own = counting(block.size(1), unit.device) + start  # by place: a duplicate may round above it
         if group is not None:
             block = block.masked_fill(group[:, start : start + step, None] == group[:, None], -torch.inf)
         elif type(block) is Tensor:
             block[:, own - start, own] = -torch.inf
         else:  # traced into a program, for which translations write nothing in place
-            block = block.masked_fill(own[:, None] == torch.arange(tokens, device=unit.device), -torch.inf)
+            block = block.masked_fill(own[:, None] == counting(tokens, unit.device), -torch.inf)
         found.append(block.max(dim=2))
     return torch.cat([f.values for f in found], dim=1), torch.cat([f.indices for f in found], dim=1)
 
 
 def first_of_mutual(best: Tensor, to: Tensor, mask: Tensor | None = None) -> Tensor:
     """Whether a token is the first of a pair that are each other's nearest, ``[B, N]`` bool; arguments of `nearest`."""
-    place = torch.arange(to.size(1), device=to.device)
+    place = counting(to.size(1), to.device)
     first = (to.gather(1, to) == place) & (to > place) & (best > -torch.inf)
     return first if mask is None else first & mask & mask.gather(1, to)

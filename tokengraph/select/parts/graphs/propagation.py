@@ -14,7 +14,7 @@ from tokengraph.edges.knn_torch import BUDGET, lowest
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.finite import zero_where_not_finite
 from tokengraph.flat.segment import wide
-from tokengraph.flat.tables import table
+from tokengraph.flat.tables import counting, equal_ptr, starts, table
 
 GRAPHS = ("spatial", "semantic", "mixed")
 Slots = tuple[Tensor, Tensor, Tensor]  # sender, receiver, weight: sorted by sender
@@ -54,6 +54,14 @@ class PropagationGraph:
     def patches(self) -> int:
         """n, the patches an image."""
         return self.x.size(0) // max(self.images, 1)
+
+    @property
+    def used(self) -> Slots:
+        """Sender, receiver and weight of the slots in use; found once. Reads values."""
+        if "_used" not in self.__dict__:
+            live = self.weight.nonzero().squeeze(1)
+            self.__dict__["_used"] = tuple(t.index_select(0, live) for t in (self.sender, self.receiver, self.weight))
+        return self.__dict__["_used"]
 
     @classmethod
     def from_edges(
@@ -228,7 +236,7 @@ def _repeat(tables: tuple[Tensor, ...], images: int, patches: int) -> tuple[Tens
     ahead = _first_patch(images, patches, start.device)
     edges = sender.numel()
     begin = start[:-1] + _first_patch(images, edges, start.device)
-    start = torch.cat([begin.flatten(), start.new_full((1,), images * edges)])
+    start = torch.cat([begin.flatten(), equal_ptr(images, edges, start.device)[-1:]])
     return start, ((sender + ahead).flatten(), (receiver + ahead).flatten(), weight.repeat(images))
 
 
@@ -290,9 +298,9 @@ def _starts(sender: Tensor, rows: int) -> Tensor:
 
 
 def _count(like: Tensor) -> Tensor:
-    return torch.arange(like.numel(), device=like.device)
+    return counting(like.numel(), like.device)
 
 
 def _first_patch(images: int, each: int, device: torch.device) -> Tensor:
     """Returns the first patch of each of B images, ``[B, 1]``."""
-    return (torch.arange(images, device=device) * each)[:, None]
+    return starts(images, each, device)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tokengraph.edges.distance import mend_close, origin, squared_norm
 from tokengraph.edges.window import Tiles, window_graph, window_tiles
 from tokengraph.flat.looks import may_look
+from tokengraph.flat.segment import as_type
 
 BLOCK = 2**20  # bytes of one image's gathered candidates at a time: about the size of a core's cache
 
@@ -22,24 +23,30 @@ def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     images, _, channels = x.shape
     count, queries = tiles.queries.shape
     wide = torch.promote_types(x.dtype, torch.float32)
-    zero = origin(x.to(wide)).unsqueeze(1) if x.size(1) else x.new_zeros(images, 1, 1, channels)
+    zero = origin(as_type(x, wide)).unsqueeze(1) if x.size(1) else x.new_zeros(images, 1, 1, channels)
     step = max(1, BLOCK // max(1, tiles.candidates.size(1) * channels * 4))
     if x.is_cuda or torch.compiler.is_compiling():
         step = max(count, 1)
     dots, norms = [], []
     for start in range(0, count, step):
         query, candidate, local = (t[start : start + step] for t in tiles[:3])
-        a = x.index_select(1, query.flatten()).to(wide).view(images, -1, queries, channels).sub_(zero)
-        b = x.index_select(1, candidate.flatten()).to(wide).view(images, -1, candidate.size(1), channels).sub_(zero)
+        a = as_type(x.index_select(1, query.flatten()), wide).view(images, -1, queries, channels).sub_(zero)
+        b = (
+            as_type(x.index_select(1, candidate.flatten()), wide)
+            .view(images, -1, candidate.size(1), channels)
+            .sub_(zero)
+        )
         product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(images, -1, queries, b.size(2))
         dots.append(product.gather(3, local.expand(images, -1, -1, -1)))
         norms.append(squared_norm(a))
-    norm = torch.cat(norms, dim=1).flatten(1, 2).index_select(1, tiles.slot)
-    dot = torch.cat(dots, dim=1).flatten(1, 2).index_select(1, tiles.slot)
+    norm, dot = (
+        (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(1, 2).index_select(1, tiles.slot)
+        for parts in (norms, dots)
+    )
     window = window_graph(grid, lam, device=x.device)
     squared = (look_up(norm, window) + norm[..., None]).sub_(dot, alpha=2.0)
     if may_look(x):
-        mend_close(squared, x.to(wide), norm, columns=window)
+        mend_close(squared, as_type(x, wide), norm, columns=window)
     return squared.clamp_min_(0.0).mul_(1.0 / channels).sqrt_()
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.looks import may_look
-from tokengraph.flat.tables import equal_ptr
+from tokengraph.flat.tables import counting, equal_ptr, starts, table
+from tokengraph.maps.prefix import prefix_ids
 from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
+PASS = 2**17  # edges of a graph that one pass over all of them is as fast for as lists of the senders
 MODES = ("propagate", "none", "mean")
 
 
@@ -37,29 +40,34 @@ def propagation(
     clusters = singles + (mode == "mean")
     stays = kept + _first(images, tokens, kept)
     leaves = removed + _first(images, tokens, kept)
-    number = torch.arange(singles, device=kept.device) + _first(images, clusters, kept)
-    ones = torch.ones(stays.numel(), dtype=torch.float32, device=kept.device)
-    edges: Edges = stays.flatten()[:0], number.flatten()[:0], ones[:0]
+    number = prefix_ids(images, clusters, singles, kept.device)
+    edges: Edges = stays.flatten()[:0], number.flatten()[:0], _no_weights(str(kept.device))
     centers = stays
     if mode == "mean":
         last = (singles + _first(images, clusters, kept)).expand_as(leaves)
         share = 1.0 / max(removed.size(1), 1)
-        edges = leaves.flatten(), last.flatten(), ones.new_full((leaves.numel(),), share)
+        edges = leaves.flatten(), last.flatten(), edges[2].new_full((leaves.numel(),), share)
         centers = torch.cat([stays, leaves[:, :1]], dim=1)
     elif mode == "propagate":
         assert graph is not None  # see check_patch
-        edges = _handed_on(stays, leaves.sort(dim=1).values, graph, alpha, patch)
+        edges = _handed_on(stays, leaves, graph, alpha, patch)
     return SoftAssignment(
         torch.cat([stays.flatten(), edges[0]]),
         torch.cat([number.flatten(), edges[1]]),
-        torch.cat([ones, edges[2]]),
+        F.pad(edges[2], (stays.numel(), 0), value=1.0),
         images * tokens,
         images * clusters,
         normalize=False,
         ptr=equal_ptr(images, tokens, kept.device),
         cluster_ptr=equal_ptr(images, clusters, kept.device),
         centers=centers.flatten(),
+        own_first=mode != "mean",
     )
+
+
+@table(4)
+def _no_weights(device: str) -> Tensor:
+    return torch.empty(0, dtype=torch.float32, device=device)
 
 
 def kept_as_they_are(kept: Tensor, tokens: int) -> SoftAssignment:
@@ -96,10 +104,14 @@ def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: fl
     senders, here = leaves, stays
     if patch is not None:
         flat = (patch + _first(images, graph.patches, patch)).flatten()
-        senders, here = flat[leaves], flat[stays]
+        senders, here = (flat.index_select(0, t.flatten()).view(t.shape) for t in (leaves, stays))
     cluster_at = here.new_full((graph.x.size(0),), -1)
-    cluster_at.scatter_(0, here.flatten(), torch.arange(images * keep, device=here.device))
+    cluster_at.scatter_(0, here.flatten(), counting(images * keep, here.device))
     if may_look(leaves):
+        if graph.sender.numel() <= PASS:
+            return _live_of_all(leaves, senders, cluster_at, graph, alpha)
+        leaves, order = leaves.sort(dim=1)
+        senders = senders.gather(1, order)
         return _live_edges(leaves.flatten(), senders.flatten(), cluster_at, graph, alpha)
     if graph.near is not None:
         token, cluster, weight = _near_slots(leaves, senders, cluster_at, graph)
@@ -113,6 +125,15 @@ def _handed_on(stays: Tensor, leaves: Tensor, graph: PropagationGraph, alpha: fl
     token = torch.where(live, token, stays[:, 0][image])
     cluster = torch.where(live, cluster, image * keep)
     return token.flatten(), cluster.flatten(), torch.where(live, weight * alpha, 0.0).flatten()
+
+
+def _live_of_all(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: PropagationGraph, alpha: float) -> Edges:
+    """Returns only the edges in use, by one pass over the whole graph: for small graphs fewer and faster operations."""
+    sender, receiver, weight = graph.used
+    token_at = torch.full_like(cluster_at, -1).scatter_(0, senders.flatten(), leaves.flatten())
+    token, cluster = token_at.index_select(0, sender), cluster_at.index_select(0, receiver)
+    live = ((token | cluster) >= 0).nonzero().squeeze(1)  # -1 | n is -1
+    return token[live], cluster[live], weight[live] * alpha
 
 
 def _live_edges(token: Tensor, sender: Tensor, cluster_at: Tensor, graph: PropagationGraph, alpha: float) -> Edges:
@@ -143,4 +164,4 @@ def _all_slots(leaves: Tensor, senders: Tensor, cluster_at: Tensor, graph: Propa
 
 def _first(images: int, each: int, like: Tensor) -> Tensor:
     """Returns the first token of each of B images, ``[B, 1]``."""
-    return (torch.arange(images, device=like.device) * each)[:, None]
+    return starts(images, each, like.device)

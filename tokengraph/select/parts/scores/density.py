@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.segment import TINY
+from tokengraph.flat.tables import counting
 from tokengraph.select.parts.graphs.complete import Distances
 from tokengraph.select.parts.graphs.window import look_up
 
@@ -17,20 +18,26 @@ def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:
         ``order [B, N]``, the tokens from the densest on, and ``rank [B, N]``, each token's rank in that order.
     """
     order = log_density.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.size(1), device=order.device).expand_as(order))
-    return order, rank
+    return order, order.scatter(1, order, counting(order.size(1), order.device).expand(order.shape))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Joins blocks of rows ``[B, R, ...]``."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def density_peaks(pairs: Distances, k: int, mask: Tensor | None, include_self: bool) -> tuple[Tensor, Tensor]:
     """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
     tokens = pairs.tokens
     near = min(k + (not include_self), tokens)
-    lowest = torch.cat([b.topk(near, dim=2, largest=False).values for _, b in pairs], dim=1)
+    lowest = _joined([b.topk(near, dim=2, largest=False)[0] for _, b in pairs])
     if not include_self:
         lowest = lowest[..., 1:]  # the token itself is first, at distance 0
     there = lowest < torch.inf
-    mean = torch.where(there, lowest, 0.0).sum(dim=2) / (there.sum(dim=2).clamp_min(1) * max(pairs.x.size(2), 1))
-    log_density = -mean if mask is None else (-mean).masked_fill(~mask, -torch.inf)
+    count = there.sum(dim=2).clamp_min(1) * -max(pairs.x.size(2), 1)
+    log_density = torch.where(there, lowest, 0.0).sum(dim=2) / count
+    if mask is not None:
+        log_density = log_density.masked_fill(~mask, -torch.inf)
     order, rank = density_order(log_density)
     deltas, farthest = [], []
     for start, block in pairs:
@@ -38,20 +45,20 @@ def density_peaks(pairs: Distances, k: int, mask: Tensor | None, include_self: b
         deltas.append(torch.where(denser, block, torch.inf).amin(dim=2))
         row = block if mask is None else torch.where(block < torch.inf, block, 0.0)
         farthest.append(row.amax(dim=2))
-    delta, far = torch.cat(deltas, dim=1), torch.cat(farthest, dim=1)
+    delta, far = _joined(deltas), _joined(farthest)
     if mask is not None:
         far = far.masked_fill(~mask, 0.0)
     delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
-    score = log_density + 0.5 * (delta / max(pairs.x.size(2), 1)).clamp_min(TINY).log()
-    return score, order
+    log_delta = (delta / max(pairs.x.size(2), 1)).clamp_min(TINY).log()
+    return torch.add(log_density, log_delta, alpha=0.5), order
 
 
 def window_peaks(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> tuple[Tensor, Tensor]:
     """``log rho + log delta`` ``[B, N]``, and the tokens by falling density ``[B, N]``."""
     near = min(k - include_self, sigma.size(2))
-    lowest = sigma.topk(near, dim=2, largest=False).values if near else sigma[..., :0]
+    lowest = sigma.topk(near, dim=2, largest=False)[0] if near else sigma[..., :0]
     used = max(near + include_self, 1)
-    order, rank = density_order(log_density := -lowest.square().sum(dim=2) / used)
+    order, rank = density_order(log_density := lowest.square().sum(dim=2) / -used)
     denser = look_up(rank, window) < rank[..., None]
     delta = (
         torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.select.parts.graphs.halves import unit_rows
+
 ROWS = 2**24  # cosines at a time
 
 
@@ -30,15 +32,19 @@ def energy(metric: Tensor, *, margin: float, alpha: float = 1.0, mask: Tensor | 
     Source: Tran et al., *PiToMe*, NeurIPS 2024, and its code.
     """
     with torch.autocast(metric.device.type, enabled=False):
-        unit = F.normalize(metric.detach().float(), dim=2)
-        if mask is not None:
-            unit = unit.masked_fill(~mask[..., None], 0.0)
-        images = 1 if torch.compiler.is_compiling() else max(unit.size(0), 1)
-        rows = []
-        for block in unit.split(max(1, ROWS // max(1, images * unit.size(1))), dim=1):
-            above = F.elu(torch.bmm(block, unit.transpose(1, 2)).sub_(margin), alpha)
-            rows.append(above.sum(dim=2) if mask is None else (above * mask[:, None]).sum(dim=2))
-        total = torch.cat(rows, dim=1)
-        if mask is None:
-            return total / max(unit.size(1), 1)
-        return (total / mask.sum(dim=1, keepdim=True).clamp_min(1)).masked_fill(~mask, -torch.inf)
+        return energy_of(unit_rows(metric), margin, alpha, mask)
+
+
+def energy_of(unit: Tensor, margin: float, alpha: float, mask: Tensor | None) -> Tensor:
+    """:func:`energy` of unit rows ``[B, N, D]``."""
+    if mask is not None:
+        unit = unit.masked_fill(~mask[..., None], 0.0)
+    images = 1 if torch.compiler.is_compiling() else max(unit.size(0), 1)
+    step, rows = max(1, ROWS // max(1, images * unit.size(1))), []
+    for block in (unit,) if step >= unit.size(1) else unit.split(step, dim=1):
+        above = F.elu(torch.bmm(block, unit.transpose(1, 2)).sub_(margin), alpha)
+        rows.append(above.sum(dim=2) if mask is None else (above * mask[:, None]).sum(dim=2))
+    total = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+    if mask is None:
+        return total / max(unit.size(1), 1)
+    return (total / mask.sum(dim=1, keepdim=True).clamp_min(1)).masked_fill(~mask, -torch.inf)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengraph.flat.layout import Layout
 from tokengraph.flat.tables import ones
-from tokengraph.maps.extra import add_extra
+from tokengraph.maps.edge_sums import add_extra
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.prefix import behind_prefix, centers_behind, with_prefix
 from tokengraph.maps.soft import SoftAssignment

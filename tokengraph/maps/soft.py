@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.looks import may_write
-from tokengraph.flat.segment import TINY, crowded, segment_sum, takes_bags, weighted_sum
+from tokengraph.flat.segment import TINY, as_type, crowded, segment_sum, takes_bags, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.edge_sums import add_extra, sorted_sums
 from tokengraph.maps.hard import Assignment

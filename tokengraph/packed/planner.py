@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokengraph.attach.block import KeptOutput
+from tokengraph.attach.kept import KeptOutput
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.attach.handle import Handle
 from tokengraph.attach.planner import Found, Options, Plan, planner

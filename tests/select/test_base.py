@@ -82,7 +82,7 @@ def test_tokens_to_keep_takes_numpy_numbers_and_gives_ints():
     [
         ("evit", tg.TopK(fuse=True)),
         ("EViT", tg.TopK(fuse=True)),
-        ("tcformer", tg.DPCKNN()),
+        ("tcformer", tg.DPCKNN(5)),
         ("GTP-ViT", tg.GTP()),
         ("token merging", tg.ToMe()),
         ("fast-itpn", tg.TokenMigration()),

@@ -1,5 +1,6 @@
 """Budgets, prompts, videos, records and errors of ``vlm.reduce``."""
 
+import sys
 from functools import cache
 
 import pytest
@@ -244,7 +245,7 @@ def test_models_that_take_no_encoder_outputs_get_embeddings(name, monkeypatch): 
     case = case_of(name)
     inputs = case.inputs((1, 2))
     direct = vlm.reduce(case.model, inputs, NORM, 0.5)
-    monkeypatch.setattr("tokengraph.vlm.reduce.takes_encoder_outputs", lambda *args: False)
+    monkeypatch.setattr(sys.modules["tokengraph.vlm.reduce"], "takes_encoder_outputs", lambda *args: False)
     older = vlm.reduce(case.model, inputs, NORM, 0.5)
     assert "inputs_embeds" in older and not {"input_ids", "mm_encoder_outputs"} & older.keys()
     for got, want in zip(real_logits(case, older), real_logits(case, direct), strict=True):

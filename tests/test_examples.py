@@ -1,5 +1,6 @@
 """Each example runs as a user would run it, and prints what it promises."""
 
+import json
 import re
 import subprocess
 import sys
@@ -54,6 +55,23 @@ def test_new_strategy_works_by_name_on_graphs_and_in_models():
     rows = re.findall(r"([\w-]+): tokens 49, cosine on the graph ([\d.]+), in the model ([\d.]+)", printed)
     graph, model = ({name: float(row[i]) for name, *row in rows} for i in (0, 1))
     assert graph["k-means"] > graph["grid-pool"] and model["k-means"] > model["grid-pool"]
+
+
+def test_vlm_draws_the_kept_tokens_and_shortens_the_prompt(tmp_path):
+    printed = run("vlm", "transformers", "PIL", "skimage", "matplotlib", options=("--out", str(tmp_path / "vlm.png")))
+    assert "144 of 576 visual tokens" in printed
+    assert "all tokens: prompt of 582 tokens" in printed and "fewer: prompt of 150 tokens" in printed
+    assert (tmp_path / "vlm.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_notebook_of_visual_tokens_runs(tmp_path):
+    cells = json.loads((FOLDER / "vlm.ipynb").read_text(encoding="utf-8"))["cells"]
+    script = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    (tmp_path / "notebook.py").write_text(script, encoding="utf-8")
+    done = subprocess.run([sys.executable, tmp_path / "notebook.py"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "all 582" in done.stdout and "fewer 150" in done.stdout
 
 
 @pytest.mark.slow

@@ -51,7 +51,23 @@ STRATEGIES = {
     "modularity": (tg.Modularity(neighbors=4), {1: 0.5}),
     "spectral": (tg.SpectralClustering(neighbors=4), {1: 0.5}),
 }
-CLASS = {"topk-class": (tg.TopK(), {1: 10, 2: 5})}  # for models with a class token
+STRATEGIES |= {  # pruning and hybrids that need no class token
+    "tps": (tg.TPS(layers=[1, 2]), None),
+    "zero-tprune": (tg.ZeroTPrune(), {1: 10, 2: 6}),
+    "svit": (tg.SViT(0.5, layers=[1, 2]), None),
+    "adavit": (tg.AdaViT(layers=[1, 2]), None),
+    "avit": (tg.AViT(scale=2.0, center=0.5), None),
+}
+CLASS = {  # for models with a class token
+    "topk-class": (tg.TopK(), {1: 10, 2: 5}),
+    "etps": (tg.TPS(variant="etps"), {1: 10, 2: 5}),
+    "ppt": (tg.PPT(threshold=1e-3), {1: 10, 2: 6}),
+    "ats": (tg.ATS(8, layers=[1, 2]), None),
+    "diffrate": (tg.DiffRate(), {1: 10, 2: 5}),
+    "idlevit": (tg.IdleViT(0.5), None),
+    "evovit": (tg.EvoViT([(1, 2, 0.5), (2, 3, 0.5)]), None),
+    "evovit-summary": (tg.EvoViT([(1, 3, 0.5)], summary=True), None),
+}
 
 
 def paired(kinds, strategies, each=2):

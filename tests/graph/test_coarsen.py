@@ -8,6 +8,7 @@ import tokengraph as tg
 from tokengraph import Assignment, SoftAssignment, TokenGraph, coarsen, hierarchy
 from tokengraph.testing import tiny_vit
 
+INSIDE = (tg.PPT, tg.ATS, tg.DiffRate, tg.EvoViT, tg.IdleViT, tg.ZeroTPrune)  # they read attention
 OPTIONS = {  # of strategies whose defaults read attention, or more patches or likeness than these graphs have
     tg.ALGM: [tg.ALGM(0.1)],
     tg.AiluRus: [tg.AiluRus(lam=8)],
@@ -18,8 +19,8 @@ OPTIONS = {  # of strategies whose defaults read attention, or more patches or l
     tg.ToFu: [tg.ToFu(reduce="mean")],
     tg.TokenTransforming: [tg.TokenTransforming(importance="norm")],
     tg.TopK: [tg.TopK(score="norm"), tg.TopK(score="norm", fuse=True)],
-}
-WITHOUT_A_MODEL = [each for cls in tg.registry().values() if not cls.learns for each in OPTIONS.get(cls) or [cls()]]
+} | dict.fromkeys(INSIDE, [])
+WITHOUT_A_MODEL = [each for cls in tg.registry().values() if not cls.learns for each in OPTIONS.get(cls, [cls()])]
 STRATEGIES = [select for select in WITHOUT_A_MODEL if not select.ragged]
 RAGGED = [select for select in WITHOUT_A_MODEL if select.ragged]  # by thresholds
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)

@@ -1,5 +1,6 @@
 """Budgets, prompts, videos, records and errors of ``vlm.reduce``."""
 
+import sys
 from functools import cache
 
 import pytest
@@ -237,3 +238,26 @@ def test_reduce_leaves_the_rope_state_of_the_model_alone():
     vlm.reduce(case.model, case.inputs(), NORM, 0.5)
     assert case.model.model.rope_deltas is marker
     case.model.model.rope_deltas = None
+
+
+@pytest.mark.parametrize("name", [n for n in BUILDERS if n != "qwen3_vl"])
+def test_models_that_take_no_encoder_outputs_get_embeddings(name, monkeypatch):  # transformers before 5.18
+    case = case_of(name)
+    inputs = case.inputs((1, 2))
+    direct = vlm.reduce(case.model, inputs, NORM, 0.5)
+    monkeypatch.setattr(sys.modules["tokengraph.vlm.reduce"], "takes_encoder_outputs", lambda *args: False)
+    older = vlm.reduce(case.model, inputs, NORM, 0.5)
+    assert "inputs_embeds" in older and not {"input_ids", "mm_encoder_outputs"} & older.keys()
+    for got, want in zip(real_logits(case, older), real_logits(case, direct), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    whole = vlm.reduce(case.model, inputs, NORM, 1.0)
+    assert torch.equal(case.model(**whole).logits, case.model(**inputs).logits)
+
+
+def test_deepstack_needs_models_that_take_encoder_outputs(monkeypatch):
+    case = case_of("qwen3_vl")
+    from tokengraph.vlm import embeds
+
+    monkeypatch.setattr(embeds.inspect, "signature", lambda function: type("S", (), {"parameters": {}})())
+    with pytest.raises(ValueError, match=r"Expected transformers from 5.18 on for Qwen3VLModel.*DeepStack"):
+        embeds.takes_encoder_outputs(case.model, case.model.model, deep=True)

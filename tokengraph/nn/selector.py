@@ -41,11 +41,21 @@ class MultiheadSelector(nn.Module):
             x: ``[B, N, C]``.
             keep: Tokens that are still there, ``[B, N]``.
         """
+        each, weight = self._heads(x, keep)
+        return (each * weight).sum(dim=2)
+
+    def probability(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The mean over heads of their probabilities, ``[B, N, 2]``, by which a package is weighted."""
+        each, weight = self._heads(x, keep)
+        return (each.exp() * weight).sum(dim=2)
+
+    def _heads(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of each head ``[B, N, H, 2]``, and the heads' weights ``[B, N, H, 1]``."""
         parts = x.unflatten(2, (self.count, -1))
         weight = self.senet(parts.mean(dim=3))
         weight = weight.to(wide(weight))
         each = [self.heads[h % len(self.heads)](parts[:, :, h], keep) for h in range(self.count)]
-        return (torch.stack(each, dim=2) * weight[..., None]).sum(dim=2) / weight.sum(dim=2)[..., None]
+        return torch.stack(each, dim=2), (weight / weight.sum(dim=2, keepdim=True))[..., None]
 
 
 def package(x: Tensor, probability: Tensor, dropped: Tensor, *, official: bool = False) -> Tensor:

@@ -25,10 +25,9 @@ def ats(
     score: Tensor, samples: int | list[int], *, least: int | list[int] = 1, mask: Tensor | None = None,
     official: bool = False,
 ) -> Assignment:  # fmt: skip
-    r"""Keeps the tokens that inverse transform sampling of a score hits: a token of half of the score is hit half the
-    times, and kept once.
+    r"""Keeps the tokens that inverse transform sampling of a score hits.
 
-    With :math:`u_k = (2k - 1) / 2K` of the K samples, each takes the first token i, in index order, at which the sum of
+    A token that has half of an image's score is hit by half of the samples, and kept once. With :math:`u_k = (2k - 1) / 2K` of the K samples, each takes the first token i, in index order, at which the sum of
     the scores so far reaches :math:`u_k` of the whole.
 
     Args:

@@ -78,8 +78,8 @@ class AViT(Select):
     The score of a token is :math:`h = \operatorname{sigmoid}(\gamma x_0 - \beta)` of channel 0 of the block's output.
     The model reads, for every input token, its layers weighted by their scores, what is left of one for the last; so
     ``lift`` and feature maps have all tokens. It adds no parameters, but the model must be trained for it:
-    :class:`tokengraph.losses.PonderLoss` with ``handle.select.pondered(handle.trace.seen)``. Removing tokens is exact in
-    training too.
+    :class:`tokengraph.losses.PonderLoss` with ``handle.select.pondered(handle.trace.seen)``. Removing tokens is
+    exact in training too.
 
     Args:
         scale: :math:`\gamma`, published: 10.

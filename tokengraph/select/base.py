@@ -148,8 +148,10 @@ class Select(Watching, ABC):
         return self
 
     def decide(self, tokens: Tokens) -> KeepMask | Moved | None:
-        """Returns a differentiable keep mask over ``[B, N]`` in training, cumulative unless the strategy acts around
-        blocks; ``None`` to make a map instead. Then all tokens stay, and attention ignores dropped ones as keys.
+        """Returns a differentiable keep mask over ``[B, N]`` in training; ``None`` to make a map instead.
+
+        With a mask all tokens stay, and attention ignores dropped ones as keys. It is cumulative, unless the strategy
+        acts around blocks.
         """
         return None
 

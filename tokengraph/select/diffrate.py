@@ -81,11 +81,7 @@ def _read(file: str | Path) -> tuple[list[int], list[int], int | None]:
         ValueError: If it has not both.
     """
     found = json.loads(Path(file).read_text(encoding="utf-8"))
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("prune"), list)
-        or not isinstance(found.get("merge"), list)
-    ):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in ("prune", "merge")):
         raise ValueError(f'Expected {{"prune": [...], "merge": [...]}} in {Path(file).name} (got {str(found):.60}).')
     return found["prune"], found["merge"], found.get("patches")
 
@@ -216,9 +212,7 @@ class DiffRate(Select):
                 (self, Listed(self._lists, self.patches)) if self.prune is not None else super().bind(channels, depth)
             )
         if self.patches is None:
-            raise ValueError(
-                "Expected patches for rates to learn (got None). For 224 pixels in patches of 16 it is 196."
-            )
+            raise ValueError("Expected patches for rates to learn (got None). For 224 pixels, patches of 16: 196.")
         bound = copy.copy(self)
         if bound.learned is None:
             bound.learned = Rates(depth, self.patches, self.granularity)

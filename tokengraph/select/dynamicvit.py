@@ -215,6 +215,7 @@ class Floors:
     least: int
 
     def __call__(self, depth: int, num_tokens: int) -> list[int]:
+        """Returns the number of tokens removed in each block."""
         removed, left = [0] * depth, num_tokens
         for layer, ratio in zip(self.layers, self.ratios, strict=True):
             keep = min(max(int(num_tokens * ratio), self.least), left)

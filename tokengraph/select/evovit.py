@@ -173,7 +173,7 @@ class EvoViT(Select):
         return True
 
     def observe(self, tokens: Tokens) -> tuple[Tensor, int]:
-        """The running class attention of all input tokens, ``[B, N]``, and the number of finished blocks seen coarse."""
+        """The running class attention of all input tokens, ``[B, N]``, and 1 once tokens have waited."""
         row = tokens.class_row().detach().float().sum(dim=1)
         if tokens.seen is None:
             return row if tokens.mask is None else row.masked_fill(~tokens.mask, 0.0), 0

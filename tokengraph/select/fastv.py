@@ -29,8 +29,8 @@ def fastv(
 
     Cost: one row of the map and a sort.
 
-    Source: Chen et al., *An Image is Worth 1/2 Tokens After Layer 2* (FastV), ECCV 2024; its code was read, not run, and
-    takes the first image's choice for all of a batch. The mean of rows is our own.
+    Source: Chen et al., *An Image is Worth 1/2 Tokens After Layer 2* (FastV), ECCV 2024; its code was read, not run,
+    and takes the first image's choice for all of a batch. The mean of rows is our own.
     """
     if attention.dim() != 4:
         raise ValueError(f"Expected attention of shape [B, H, Q, N] (got {list(attention.shape)}).")

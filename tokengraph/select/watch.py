@@ -1,4 +1,4 @@
-"""What a strategy may follow through a run besides the tokens that it chooses from: attention, and outputs of its own."""
+"""What a strategy may follow through a run besides the tokens that it chooses from."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class ZeroTPrune(Select):
     depth: int = 12
 
     def bind(self, channels: int, depth: int, schedule: Schedule | None = None) -> tuple[Select, Schedule]:
-        """Returns the strategy for a model of ``depth`` blocks, and its schedule; see :meth:`tokengraph.Select.bind`."""
+        """Returns the strategy for a model of ``depth`` blocks, and its schedule."""
         if schedule is None and self.plan is not None:
             schedule = {layer: keep for layer, (keep, _) in self.plan.items()}
         bound = ZeroTPrune(self.plan, self.rounds, self.similar, self.uniform, depth)

@@ -11,6 +11,21 @@ from torch import Tensor
 from tokengraph.vlm.families.base import Family
 
 
+def check_runs_on_features(model: Any) -> None:
+    """Raises ValueError if the model cannot be called without pixels."""
+    forward = getattr(model, "_orig_mod", model).forward
+    needed = [
+        name
+        for name, p in inspect.signature(forward).parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in ("input_ids", "self")
+    ]
+    if needed and not hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"Expected a model that runs on encoded images (got {type(model).__name__}, whose forward needs "
+            f"{', '.join(needed)}). Reduce inside its vision tower with tokengraph.attach."
+        )
+
+
 def takes_encoder_outputs(model: Any, base: Any, deep: bool) -> bool:
     """Returns whether the model's forward takes ``mm_encoder_outputs``.
 

@@ -87,3 +87,8 @@ class Prompt:
             positions = self.family.positions(self.base, self.inputs, self.ids, self.mask, self.marks)
         result["position_ids"] = columns.take_positions(positions)
         return result
+
+    def number(self, result: dict[str, Any]) -> None:
+        """Adds positions that a model cannot find without ids, if none are there."""
+        if "position_ids" not in result and self.family.needs_ids:
+            result["position_ids"] = self.family.positions(self.base, self.inputs, self.ids, self.mask, self.marks)

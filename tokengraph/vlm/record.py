@@ -98,6 +98,16 @@ class ImageRecord:
         there[self.stands] = True
         return [there[t.rows].view(t.grid) for t in self.tiles if t.grid is not None]
 
+    def clusters(self) -> list[Tensor]:
+        """For each tile on a grid, the remaining token that each place belongs to, ``[H, W]`` int64; -1: dropped.
+
+        A place that feeds several tokens has the one with the largest share. For pictures, see
+        :func:`tokengraph.viz.plot_clusters`.
+        """
+        share, number = self.lift(torch.eye(self.kept, device=self.stands.device)).max(dim=1)
+        number = torch.where(share > 0, number, -1)
+        return [number[t.rows].view(t.grid) for t in self.tiles if t.grid is not None]
+
     def __repr__(self) -> str:
         grids = [t.grid for t in self.tiles]
         return f"ImageRecord({self.modality} of prompt {self.prompt}: {self.kept} of {self.count} tokens, {grids})"

@@ -8,7 +8,7 @@ from typing import Any
 from tokengraph.select.base import Select
 from tokengraph.vlm.budget import check_keep
 from tokengraph.vlm.columns import check_prompt
-from tokengraph.vlm.embeds import takes_encoder_outputs, with_embeddings
+from tokengraph.vlm.embeds import check_runs_on_features, takes_encoder_outputs, with_embeddings
 from tokengraph.vlm.encode import encode
 from tokengraph.vlm.families.find import find_base, find_family
 from tokengraph.vlm.prompt import Prompt
@@ -69,6 +69,7 @@ def reduce(
     select = resolve(select)
     base = find_base(model)
     family = find_family(base)
+    check_runs_on_features(model)
     ids, mask = check_prompt(inputs)
     encoded = encode(base, inputs, select)
     direct = takes_encoder_outputs(model, base, any(visual.deep for visual in encoded))
@@ -89,6 +90,7 @@ def reduce(
         }
     else:
         rows = {visual.modality: each.rows for visual, each in zip(encoded, done, strict=True)}
+        prompt.number(result)
         result["inputs_embeds"] = with_embeddings(base, family, result.pop("input_ids"), rows)
     images = [image for i, each in enumerate(done) for image in each.images(prompt.rows_of(i))]
     result.record = Record(images, (ids.size(1), columns), family.name)

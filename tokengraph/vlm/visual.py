@@ -44,8 +44,9 @@ class Visual:
         Raises:
             ValueError: If the features have no form that this module knows.
         """
-        features = getattr(output, "pooler_output", output)
         deep = getattr(output, "deepstack_features", None) or ()
+        name = _field(output, deep)
+        features = output if name is None else getattr(output, name)
         if features is output and isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):
             features, deep = output  # Qwen3-VL before the features had a class
         if isinstance(features, Tensor) and features.dim() in (2, 3):
@@ -83,15 +84,33 @@ class Visual:
             parts = iter(counts)
             counts = [sum(next(parts) for _ in range(n)) for n in self.entries]
         output = copy.copy(self.output)
-        for name in HEAVY:
-            if output.get(name) is not None:
-                output[name] = None
-        output["pooler_output"] = _shaped(rows, counts, self.output.pooler_output)
+        name = _field(output, deep)
+        assert name is not None
+        for heavy in HEAVY:
+            if getattr(output, heavy, None) is not None:
+                setattr(output, heavy, None)
+        setattr(output, name, _shaped(rows, counts, getattr(self.output, name)))
         if deep:
-            output["deepstack_features"] = [
+            output.deepstack_features = [
                 _shaped(layer, counts, old) for layer, old in zip(deep, self.output.deepstack_features, strict=True)
             ]
         return output
+
+
+def _field(output: Any, deep: Sequence[Any]) -> str | None:
+    """The part of an encoder's output that the language model reads; ``None``: the output is the features.
+
+    Raises:
+        ValueError: If it reads DeepStack features alone.
+    """
+    if not hasattr(output, "pooler_output"):
+        return None
+    if output.pooler_output is None and deep:
+        raise ValueError(
+            "Expected features at the placeholders themselves (got DeepStack features for language layers alone, as "
+            "in Granite 4 Vision). Reduce inside the vision tower with tokengraph.attach."
+        )
+    return "last_hidden_state" if output.pooler_output is None else "pooler_output"
 
 
 def _flat(layer: Any, rows: int) -> Tensor:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-qwen3 = pytest.importorskip("timm.models.qwen3_vit")
+pytest.importorskip("timm.models.qwen3_vit")
+
+from timm.models import qwen3_vit as qwen3
 
 import tokengraph as tg
 

@@ -41,9 +41,14 @@ class Family:
     """Models whose image tokens are counted one after another. The base of all families.
 
     A family is found by what a model has; see :func:`tokengraph.vlm.families.find.find_family`.
+
+    Attributes:
+        name: For the record.
+        needs_ids: True if the model finds positions by the ids of the prompt.
     """
 
     name: ClassVar[str] = "placeholders"
+    needs_ids: ClassVar[bool] = False
 
     def serves(self, base: Any) -> bool:
         """Returns whether the model, without its language head, is of this family."""

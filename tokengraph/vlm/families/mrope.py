@@ -45,6 +45,7 @@ class MRope(PackedGrids):
     """Models with ``get_rope_index``: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4V and their kin."""
 
     name: ClassVar[str] = "M-RoPE"
+    needs_ids: ClassVar[bool] = True
 
     def serves(self, base: Any) -> bool:
         """Returns whether the model computes positions of several axes."""

@@ -28,7 +28,7 @@ def sampled(score: Tensor, samples: list[int]) -> Tensor:
 
 
 def nearest_sampled(score: Tensor, samples: list[int], counts: list[int], mask: Tensor | None) -> Tensor:
-    """Marks the tokens that ATS's code takes: of tokens by rising score, those whose running sum is nearest to a sample.
+    """Marks the tokens that ATS's code takes: by rising score, those whose running sum is nearest to a sample.
 
     Args:
         score: ``[B, N]`` in float32 or wider.

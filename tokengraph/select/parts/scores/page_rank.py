@@ -65,7 +65,7 @@ def rank_importance(rank: Tensor, num_prefix: int, variance: tuple[float, float]
     Args:
         rank: ``[B, H, P+N]``, of :func:`page_rank`.
         num_prefix: P.
-        variance: A head counts if the variance of :math:`n s_h` over the n patches lies within; if none does, all count.
+        variance: A head counts if the variance of :math:`n s_h` over the patches lies within; if none, all do.
         mask: ``[B, N]`` bool: patch tokens that take part; others get 0.
 
     Returns:

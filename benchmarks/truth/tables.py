@@ -13,9 +13,9 @@ from tokengraph.evaluate.settings import read_setting
 from tokengraph.graph.coarsen import coarsen
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
-from tokengraph.select.base import registry
+from tokengraph.select.base import Select, registry
 from truth.plans import FAR, Shape, after, at_cost, clusters, constant, linear, thirds
-from truth.thresholds import SHAPE, own_settings
+from truth.thresholds import COUNTS, LAYERS, SHAPE, own_settings
 
 COSTS = (0.35, 0.5, 0.65, 0.8)
 REDUCTIONS = ("", ",reduce=mlerp")
@@ -78,8 +78,13 @@ class Candidate:
 
 def strategies() -> list[str]:
     """All that need no training, by name; EViT beside the TopK that it is."""
-    names = [name for name, kind in registry().items() if not kind.learns and kind.__module__.startswith("tokengraph.")]
+    names = [name for name, kind in registry().items() if not learns(kind) and kind.__module__.startswith("tokengraph.")]
     return sorted({*(n for n in names if "testing" not in registry()[n].__module__), "evit"})
+
+
+def learns(kind: type[Select]) -> bool:
+    """Whether a strategy must be trained first, by its class or, if options decide, by its defaults."""
+    return kind.learns if isinstance(kind.learns, bool) else kind().learns
 
 
 def shapes(strategy: str, depth: int) -> list[Shape]:
@@ -140,7 +145,7 @@ def search(body: Body, costs: Sequence[float] = COSTS) -> Iterator[Candidate]:
 
 def thresholds(body: Body) -> Iterator[Candidate]:
     """Every strategy with a threshold of its own, at its own layers."""
-    for strategy in filter(ragged, strategies()):
+    for strategy in (name for name in strategies() if name in COUNTS or name in LAYERS):
         for setting in own_settings(strategy, body.anatomy.depth):
             yield Candidate(setting, strategy, SHAPE, 0.0, setting.partition(",")[2])
 

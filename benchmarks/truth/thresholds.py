@@ -8,6 +8,7 @@ LAYERS = {  # of 12 blocks; the published ones first
     "g2tm": ((2,), (1,), (4,)),
     "algm": ((1, 5), (1, 7), (1,), (1, 3, 5, 7)),
 }
+COUNTS = {"ats": ("", ",samples=192", ",samples=128", ",samples=96", ",samples=64")}  # settings without layers
 TAU = {"g2tm": (0.88, 0.94, 0.8, 0.7, 0.5), "algm": (0.88, 0.94, 0.95, 0.8, 0.7)}
 
 
@@ -19,8 +20,10 @@ def own_settings(strategy: str, depth: int) -> list[str]:
         depth: Blocks of the model; layers keep their place in a model of another depth.
 
     Raises:
-        KeyError: For a strategy that no row of ``LAYERS`` names.
+        KeyError: For a strategy that no row of ``LAYERS`` or ``COUNTS`` names.
     """
+    if strategy in COUNTS:
+        return [strategy + options for options in COUNTS[strategy]]
     found = []
     for of_twelve in LAYERS[strategy]:
         layers = tuple(sorted({max(1, round(depth * layer / 12)) for layer in of_twelve}))

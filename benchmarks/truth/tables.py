@@ -34,6 +34,7 @@ OWN = {  # options of single strategies, tried in place of REDUCTIONS
     "token-transforming": ("", ",keep_self=True"),  # its map is a weighted one, which has no other reduction
     "toma": ("", ",scale=1000"),  # likewise
 }
+TRAINED = ("avit",)  # reads scores that only a model trained for it has
 TEMPERATURES = ("", ",inv_temperature=0.02", ",inv_temperature=20", ",inv_temperature=100")
 
 
@@ -78,13 +79,13 @@ class Candidate:
 
 def strategies() -> list[str]:
     """All that need no training, by name; EViT beside the TopK that it is."""
-    names = [name for name, kind in registry().items() if not learns(kind) and kind.__module__.startswith("tokengraph.")]
-    return sorted({*(n for n in names if "testing" not in registry()[n].__module__), "evit"})
+    known = [(name, kind) for name, kind in registry().items() if kind.__module__.startswith("tokengraph.select")]
+    return sorted({*(name for name, kind in known if not learns(kind)), "evit"})
 
 
 def learns(kind: type[Select]) -> bool:
-    """Whether a strategy must be trained first, by its class or, if options decide, by its defaults."""
-    return kind.learns if isinstance(kind.learns, bool) else kind().learns
+    """Whether a strategy must be trained first, or the model for it; where options decide, by the defaults."""
+    return kind.name in TRAINED or (kind.learns if isinstance(kind.learns, bool) else kind().learns)
 
 
 def shapes(strategy: str, depth: int) -> list[Shape]:

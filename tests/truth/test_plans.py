@@ -7,8 +7,8 @@ import pytest
 from truth.chosen import best, frontier, headline, moved, nearest_resolution, published, settled
 from truth.curves import ONE, curves
 from truth.plans import FAR, after, at_cost, clusters, constant, cost_of, linear, thirds
-from truth.tables import COSTS, Body, Candidate, has_centers, search, strategies, variants
-from truth.thresholds import LAYERS, SHAPE
+from truth.tables import COSTS, Body, Candidate, has_centers, learns, search, strategies, variants
+from truth.thresholds import COUNTS, LAYERS, SHAPE
 
 from tokengraph.evaluate.costs import Anatomy
 from tokengraph.evaluate.settings import read_setting
@@ -60,7 +60,7 @@ def test_search_tries_every_strategy_that_needs_no_training_at_every_cost(body):
     assert len({c.setting for c in found}) == len(found)
     tried = {(c.strategy, c.cost) for c in found}
     for name, kind in registry().items():
-        if kind.learns or not kind.__module__.startswith("tokengraph.select"):
+        if learns(kind) or not kind.__module__.startswith("tokengraph.select"):
             continue
         assert any(strategy == name for strategy, _ in tried), name
     assert {(name, cost) for name in ("tome", "random", "grid-pool") for cost in (0.5, 0.8)} <= tried
@@ -71,8 +71,9 @@ def test_search_tries_every_strategy_that_needs_no_training_at_every_cost(body):
 def test_search_and_frontier_have_strategies_by_threshold_with_their_own_layers(body):
     depth = body.anatomy.depth
     found = [c for c in search(body, [0.5]) if c.shape == "own"]
-    assert {c.strategy for c in found} == {name for name, kind in registry().items() if kind.ragged} == set(LAYERS)
-    assert {c.strategy for c in frontier(body, []) if c.shape == SHAPE} == set(LAYERS)  # the published one of each
+    own = {name for name, kind in registry().items() if kind.ragged and not learns(kind)}
+    assert {c.strategy for c in found} == own <= {*LAYERS, *COUNTS}
+    assert {c.strategy for c in frontier(body, []) if c.shape == SHAPE} == own  # the published one of each
     for candidate in found:
         setting = read_setting(candidate.setting)
         assert setting.schedule is None and setting.select().bind(64, depth)[1]  # layers that the model has

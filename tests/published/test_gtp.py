@@ -290,6 +290,7 @@ def test_a_schedule_that_leaves_no_token_is_refused():
         tg.attach(tiny_vit(), tg.GTP(), {1: 0})
 
 
+@pytest.mark.slow  # tests/published/test_expedite.py has it for another method
 def test_exports_with_a_batch_that_changes(images):
     model = tiny_vit()
     batch = torch.export.Dim("batch", min=2, max=64)

@@ -206,6 +206,7 @@ def test_compiles_in_one_graph_with_the_eager_result(kind, strategy, images):
         assert_close(tensors(compiled(images))[0], eager)
 
 
+@pytest.mark.slow  # tests/adapters/timm/test_compile.py has it for timm
 def test_other_image_sizes_compile_in_a_graph_each(images):
     """Budgets of symbolic sizes would take minutes to simplify."""
     model = make("dinov2")

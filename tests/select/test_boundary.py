@@ -124,18 +124,7 @@ class Apply(torch.nn.Module):
         return self.method(x, 4, None).reduce(x.flatten(0, 1))[0]
 
 
-EXPORTED = [
-    "dpc_knn",
-    "k_medoids",
-    "mctf",
-    "token_transforming",
-    "tome",
-    "tofu",
-    "topk",
-    "fuse_rest",
-    "random_prune",
-    "grid_pool",
-]
+EXPORTED = "dpc_knn k_medoids mctf token_transforming tome tofu topk fuse_rest random_prune grid_pool".split()
 
 
 @pytest.mark.parametrize("name", quick_only(["dpc_knn", "tome", "token_transforming", "topk"], EXPORTED))

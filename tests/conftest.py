@@ -52,9 +52,13 @@ def pytest_runtest_setup(item):
         pytest.skip(f"slow tests of this process had their {limit:g} seconds; make test SLOW_SECONDS=inf runs all")
 
 
+# Without a device the CPU's generator alone: torch.manual_seed also notes a stack trace for each kind of device.
+seed_all = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
+
 @pytest.fixture(autouse=True)
 def seed():
-    torch.manual_seed(0)
+    seed_all(0)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import IMAGES, SIZES, cases, from_open_clip, spread
 from needs import library, made
+from strategies import paired
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -44,6 +45,7 @@ SETTINGS = {
     "a strategy of one's own": (Lossless(), 3),
 }
 settings = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+PAIRS = paired(TIMM, SETTINGS)
 model_of = cache(lambda name: made(CASES[name]))
 
 
@@ -72,8 +74,7 @@ def check_map(got, rows):
     assert_close(got.flatten(2).transpose(1, 2), rows, rtol=1e-4, atol=1e-4)
 
 
-@settings
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize(("name", "setting"), [(name, SETTINGS[s]) for name, s in PAIRS], ids=map("/".join, PAIRS))
 def test_intermediates_of_timm_are_whole_before_and_behind_the_norm(name, setting):
     model = model_of(("timm", name))
     with tg.attach(model, *setting) as handle, torch.no_grad():
@@ -152,8 +153,7 @@ def test_lift_gives_whole_tokens_and_hidden_states(name, setting):
         assert got.last_hidden_state.size(1) == prefix + 16
 
 
-@settings
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize(("name", "setting"), [(name, SETTINGS[s]) for name, s in PAIRS], ids=map("/".join, PAIRS))
 def test_lift_gives_whole_features_behind_the_norm(name, setting):
     model = model_of(("timm", name))
     with tg.attach(model, *setting, lift=True) as handle, torch.no_grad():

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from needs import library
+from quick import quick_only
 from strategies import CLASS, STRATEGIES
 from torch import nn
 
@@ -21,6 +22,9 @@ from tokengraph.testing import tiny_vit
 timm = library("timm")
 
 SETTINGS = {name: each for name, each in (STRATEGIES | CLASS).items() if not each[0].ragged}
+# Hard and soft maps, scores of keys, of the class token and of the map, learned parts, stored tokens, an operator.
+QUICK = ("tome", "token-transforming", "topk-class", "gtp-sparse", "expedite", "dynamicvit", "migration", "around-both",
+         "ailurus", "heavy-edges")  # fmt: skip
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -69,7 +73,7 @@ def test_every_strategy_is_exported():
     assert {select.name for select, _ in SETTINGS.values()} == {n for n, cls in tg.registry().items() if not cls.ragged}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", quick_only(QUICK, SETTINGS))
 def test_exported_program_gives_what_the_model_gives_for_other_images(name):
     model = tiny_vit()
     with tg.attach(model, *SETTINGS[name]), torch.no_grad():

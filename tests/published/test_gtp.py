@@ -3,6 +3,7 @@
 import pytest
 import torch
 from needs import library
+from quick import quick_only
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -248,7 +249,10 @@ def test_gradients_are_the_same_under_checkpointing(images, dropout):
         assert_close(plain, again)
 
 
-@pytest.mark.parametrize("select", [tg.GTP(), tg.GTP(graph="spatial", sparsity=0.7), tg.GTP(score="cls-max")], ids=repr)
+ALL = tg.GTP(), tg.GTP(graph="spatial", sparsity=0.7), tg.GTP(score="cls-max")
+
+
+@pytest.mark.parametrize("select", quick_only([ALL[1]], ALL), ids=repr)
 def test_compiles_in_one_graph_with_the_eager_result(images, select):
     model = tiny_vit()
     with tg.attach(model, select, 3), torch.no_grad():
@@ -286,6 +290,7 @@ def test_a_schedule_that_leaves_no_token_is_refused():
         tg.attach(tiny_vit(), tg.GTP(), {1: 0})
 
 
+@pytest.mark.slow  # tests/published/test_expedite.py has it for another method
 def test_exports_with_a_batch_that_changes(images):
     model = tiny_vit()
     batch = torch.export.Dim("batch", min=2, max=64)

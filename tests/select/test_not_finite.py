@@ -20,8 +20,10 @@ def test_every_strategy_of_the_registry_is_tried_on_images_that_are_not_finite()
     assert {n for n, cls in registry().items() if cls.__module__.startswith("tokengraph.")} <= tried
 
 
-@pytest.mark.parametrize("where", [(), (0, slice(8), slice(8))], ids=["whole", "patch"])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+PATCH = 0, slice(8), slice(8)
+
+
+@pytest.mark.parametrize(("bad", "where"), [(torch.nan, ()), (torch.inf, PATCH)], ids=["nan image", "infinite patch"])
 @pytest.mark.parametrize("name", ALL)
 def test_attach_leaves_batch_mates_alone_where_one_image_is_not_finite(name, bad, where):
     torch.manual_seed(0)

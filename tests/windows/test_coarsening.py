@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from quick import quick_only
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -259,6 +260,10 @@ def test_float64_models_stay_in_float64(tiny, images, kind):
         assert handle(images(model).double()).dtype == torch.float64
 
 
+COMPILED = quick_only([KINDS["expedite"], KINDS["tome"]], KINDS.values())
+
+
+@pytest.mark.parametrize("kind", COMPILED, indirect=True, ids=KINDS)
 def test_evaluation_compiles_as_one_graph(tiny, images, kind):
     torch._dynamo.reset()
     model = tiny().double()  # see above

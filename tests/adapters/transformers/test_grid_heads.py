@@ -9,6 +9,7 @@ import torch
 from architectures import SIZES, spread
 from fours import Fours, fours_made_equal
 from needs import library
+from quick import quick_only
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -137,7 +138,10 @@ def test_a_subclass_of_ones_own_is_served_like_its_parent():
             assert model(IMAGES).reconstruction.shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["DPTForSemanticSegmentation", "DPTForDepthEstimation"])
+DPT = ["DPTForSemanticSegmentation", "DPTForDepthEstimation"]
+
+
+@pytest.mark.parametrize("name", quick_only(DPT[1:], DPT))
 def test_a_compiled_head_on_the_model_inside_gets_every_patch(name):
     torch.compiler.reset()
     model = build(name)

@@ -50,8 +50,16 @@ def by_hand(x, size, kept, patch, graph, alpha):
 # ---- laws -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", SELECT_LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("select", VARIANTS, ids=repr)
+def laws():
+    """Compiling takes seconds: the quick run compiles the published form, and tests/test_laws.py others."""
+    for select in VARIANTS:
+        for law in SELECT_LAWS:
+            slow = law.__name__ == "compiles_whole" and select != GTP.published(8)
+            marks = pytest.mark.slow if slow else ()
+            yield pytest.param(select, law, id=f"{law.__name__}-{select!r}", marks=marks)
+
+
+@pytest.mark.parametrize(("select", "law"), list(laws()))
 def test_law_holds(select, law):
     law(select)
 

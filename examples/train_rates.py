@@ -1,0 +1,182 @@
+"""Learns how many tokens each block of a trained ViT keeps (DiffRate), for a given cost; its weights stay frozen.
+
+The model is the small Fashion-MNIST ViT of train_fashion_vit.py. The cost is that of ToMe with a constant number of
+merges in each block, and both are compared on test images, image by image. Minutes on one core. Resuming, several
+processes and bfloat16 are as in train_dynamicvit.py, whose options this script takes.
+
+    python examples/train_rates.py --data /usr/share/datasets/fashion-mnist
+    python examples/train_rates.py --images 2048 --test 2000 --epochs 0 2    (rougher)
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import train_dynamicvit
+from torch import Tensor, nn
+from train_dynamicvit import Outcome, fit
+from train_fashion_vit import FOLDER, load
+from training.run import Run
+
+import tokengraph as tg
+from tokengraph.compat import timm
+from tokengraph.losses import DiffRateLoss
+from tokengraph.nn.rates import count_flops
+
+WEIGHTS = Path(__file__).parents[1] / "benchmarks" / "truth" / "fashion_vit.pt"
+UNIT = 1e6  # multiply-adds are told in millions
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=FOLDER, help="folder of the four .gz files of Fashion-MNIST")
+    add("--weights", type=Path, default=WEIGHTS, help="file of train_fashion_vit.py")
+    add("--removed", type=int, default=5, help="tokens that ToMe merges in each block; its cost is the target")
+    add("--test", type=int, default=10_000, help="test images")
+    add("--cost-weight", type=float, default=5.0, help="of the squared distance from the target, in millions")
+    own, others = parser.parse_known_args(argv)
+    short = ["--out", "outputs/rates", "--images", "8192", "--batch", "64", "--epochs", "0", "3", "--lr", "0", "0.05"]
+    args = train_dynamicvit.options([*short, *others])
+    for name, value in vars(own).items():
+        setattr(args, name, value)
+    return args
+
+
+def load_model(file: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the trained ViT, frozen, and its shape."""
+    saved = torch.load(file, weights_only=True)
+    model = timm.models.VisionTransformer(**saved["shape"])
+    model.load_state_dict({name: value.float() for name, value in saved["weights"].items()})
+    return model.requires_grad_(False).eval(), saved["shape"]
+
+
+def cost(counts: list[int], shape: dict[str, Any]) -> float:
+    """Multiply-adds of one image in millions, by the patch tokens behind each block."""
+    whole = [(torch.tensor(n + 1.0),) * 2 for n in counts[1:]]
+    return count_flops(whole, counts[0], **_terms(shape)).item() / UNIT
+
+
+def _terms(shape: dict[str, Any]) -> dict[str, Any]:
+    names = {"channels": "embed_dim", "classes": "num_classes", "patch": "patch_size", "mlp_ratio": "mlp_ratio"}
+    return {ours: shape[theirs] for ours, theirs in names.items()}
+
+
+class Student(nn.Module):
+    """Returns everything that the loss needs from one forward, as DistributedDataParallel requires."""
+
+    def __init__(self, handle: tg.Attachment, criterion: DiffRateLoss) -> None:
+        super().__init__()
+        self.model, self.handle, self.criterion = handle.model, handle, criterion
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        select: Any = self.handle.select
+        return self.criterion(self.model(images), labels, select.learned)
+
+
+class RatesTask:
+    """Trains the rates alone."""
+
+    name = "rates"
+
+    def __init__(self, model: nn.Module, shape: dict[str, Any], target: float, args: argparse.Namespace) -> None:
+        self.model, self.epochs, self.target = model, args.epochs[1], target
+        patches = (shape["img_size"] // shape["patch_size"]) ** 2
+        self.handle = tg.attach(model, tg.DiffRate(learn=True, patches=patches, granularity=1))
+        self.select: Any = self.handle.select
+        self.module = Student(
+            self.handle, DiffRateLoss(target, weight=args.cost_weight, unit=UNIT, **_terms(shape))
+        )
+        learned = [p for p in self.select.learned.parameters() if p.requires_grad]
+        self.groups: list[dict[str, Any]] = [{"params": learned, "lr": args.lr[1], "weight_decay": 0.0}]
+        self.factors: list[Callable[[float], float]] = [lambda epoch: max(1 - epoch / self.epochs, 0.02)]
+
+    def draw(self, run: Run) -> None:
+        """Draws nothing: rates have no noise."""
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        loss, parts = module(images, labels)
+        return loss, parts, []
+
+
+def fit_to(select: Any, target: float, shape: dict[str, Any]) -> None:
+    """Takes single tokens off the block that keeps most of its own, until the learned rates cost at most the target.
+
+    The loss lets the cost end a little above its target; a comparison at equal cost may not.
+    """
+    patches = select.patches
+    prune, merge = select.rates
+
+    def left() -> list[int]:
+        out = [patches]
+        for p, m in zip(prune, merge, strict=True):
+            out.append(min(out[-1], p - 1, m - 1))
+        return out
+
+    while cost(left(), shape) > target:
+        counts = left()
+        block = max(range(1, len(prune)), key=lambda i: (counts[i + 1] - (counts[i + 2] if i + 2 < len(counts) else 0)))
+        merge[block] = max(counts[block + 1], 2)
+    select.prune, select.merge = tuple(prune), tuple(merge)
+
+
+@torch.no_grad()
+def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is classified right, ``[N]`` float."""
+    model.eval()
+    return torch.cat(
+        [(model(x).argmax(1) == y).float() for x, y in zip(images.split(500), labels.split(500), strict=True)]
+    )
+
+
+def compare(models: dict[str, nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Accuracy of each, and the paired difference of the learned rates from ToMe with its 95 % interval."""
+    hits = {name: right(model, images, labels) for name, model in models.items()}
+    gain = hits["learned rates"] - hits["ToMe"]
+    half = 1.96 * gain.std().item() / math.sqrt(len(gain))
+    accuracy = {name: hit.mean().item() for name, hit in hits.items()}
+    return {"accuracy": accuracy, "gain": gain.mean().item(), "interval": [gain.mean().item() - half, gain.mean().item() + half]}
+
+
+def report(run: Run, task: RatesTask, shape: dict[str, Any], dense: nn.Module, images: Tensor, labels: Tensor) -> None:
+    args = run.args
+    fit_to(task.select, task.target, shape)
+    fixed = tg.DiffRate(task.select.prune, task.select.merge, patches=task.select.patches)
+    tome = tg.attach(copy.deepcopy(dense), "tome", args.removed)
+    ours = tg.attach(copy.deepcopy(dense), fixed)
+    found = compare({"dense": dense, "ToMe": tome.model, "learned rates": ours.model}, images, labels)
+    found["tokens"] = {"ToMe": tome.trace.counts, "learned rates": ours.trace.counts}
+    found["cost"] = {name: cost(counts, shape) for name, counts in found["tokens"].items()}
+    fixed.save(args.out / "rates.json")
+    (args.out / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    for name, accuracy in found["accuracy"].items():
+        print(f"{name:14} {100 * accuracy:.2f} %  {found['cost'].get(name, cost([task.select.patches] * 9, shape)):.2f} M")
+    low, high = found["interval"]
+    print(f"learned rates against ToMe: {100 * found['gain']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})")
+    print(f"tokens: {found['tokens']}. Rates and log: {args.out}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run = Run(options(sys.argv[1:] if argv is None else argv))
+    args = run.args
+    dense, shape = load_model(args.weights)
+    images, labels = (t[: args.images] for t in load(args.data, "train"))
+    patches = (shape["img_size"] // shape["patch_size"]) ** 2
+    plan = tg.schedule.tokens_per_layer(args.removed, shape["depth"], patches, tg.ToMe().fewest)
+    task = RatesTask(copy.deepcopy(dense), shape, cost(plan, shape), args)
+    done = fit(run, task, images, labels)
+    if done and run.first:
+        report(run, task, shape, dense, *(t[: args.test] for t in load(args.data, "t10k")))
+    elif run.first:
+        print(f"To go on: --resume {args.out / 'checkpoint.pt'}")
+    run.processes.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from tokengraph.adapters.encoder_layers import EncoderLayers
 from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
 from tokengraph.adapters.timm.eva import TimmEva
+from tokengraph.adapters.timm.hiera import TimmHiera
 from tokengraph.adapters.timm.naflex import TimmNaFlex
 from tokengraph.adapters.timm.vit import TimmViT
 from tokengraph.adapters.torchvision import TorchvisionViT
@@ -30,6 +31,7 @@ ADAPTERS: list[Adapter] = [  # the first that serves a model does; those of one 
     TimmViT(),
     TimmEva(),
     TimmBeit(),
+    TimmHiera(),
     TorchvisionViT(),
     OpenClipViT(),
     TransformersEomt(),
@@ -92,8 +94,8 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
     raise ValueError(
         f"Expected a supported model (got {type(model).__name__}{seen}). Supported: {supported}. "
-        "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) need the whole "
-        "grid of tokens. Use tg.WindowCoarsening(...) for timm's Swin and SAM, tg.DynamicSpatial() for Swin and "
+        "Windowed and hierarchical models (Swin, ConvNeXt, MViT) and cross-covariance attention (XCiT) need the whole "
+        "grid of tokens. Use tg.WindowCoarsening(...) for Swin, SAM and ViTDet, tg.DynamicSpatial() for Swin and "
         "ConvNeXt, attach(..., adapter=tg.adapters.EncoderLayers(...)) for your own model with nn.TransformerEncoder, "
         "and an Adapter of your own for another plain ViT (docs/adding_a_family.md). To cluster the features of any "
         "model use tg.TokenGraph.from_tokens."

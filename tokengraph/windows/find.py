@@ -17,15 +17,16 @@ from tokengraph.windows.plan import WindowPlan
 from tokengraph.windows.record import WindowRecord
 from tokengraph.windows.sam import check_sam, sam_changes, sam_window
 from tokengraph.windows.swin import check_swin, swin_changes, swin_stage
+from tokengraph.windows.swin2 import check_swin2, swin2_changes
 
 SUPPORTED = (
-    "timm's VisionTransformerSAM or SwinTransformer (version 1), or SAM, SAM-HQ, SAM 2 or ViTDet of transformers"
+    "timm's VisionTransformerSAM, SwinTransformer or SwinTransformerV2, or SAM, SAM-HQ, SAM 2 or ViTDet of transformers"
 )
 SAM_OF_TIMM = ("timm.models.vision_transformer_sam", "VisionTransformerSAM")
 SWIN = ("timm.models.swin_transformer", "SwinTransformer")
+SWIN2 = ("timm.models.swin_transformer_v2", "SwinTransformerV2")
 HINTS = {
-    "SwinTransformerV2": "Its positions come from a network for one size of windows. Use version 1.",
-    "SwinTransformerV2Cr": "Its positions come from a network for one size of windows. Use version 1.",
+    "SwinTransformerV2Cr": "Its positions come from a network for one size of windows. Use SwinTransformerV2.",
     "Sam3ViTModel": "Its positions are rotary, made for one size of windows.",
     "ConvNeXt": "It has no windows. Use tg.DynamicSpatial().",
     "VisionTransformer": "It has no windows. Attach the strategy by itself: attach(model, 'tome', 8).",
@@ -56,7 +57,7 @@ def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Window
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a model as nn.Module (got {type(model).__name__}).")
-    known = (SAM_OF_TIMM, SWIN, *SAM, SAM2, *VITDET)
+    known = (SAM_OF_TIMM, SWIN, SWIN2, *SAM, SAM2, *VITDET)
     found = [m for m in model.modules() if any(is_a(m, *origin) for origin in known)]
     if len(found) > 1:
         raise ValueError(f"Expected one supported model (got {len(found)} inside). Attach to each by itself.")
@@ -65,10 +66,11 @@ def find_windows(model: nn.Module, stage: int | None) -> tuple[nn.Module, Window
         hint = HINTS.get(other, "For ConvNeXt use DynamicSpatial; for plain ViTs attach(model, 'tome', 8).")
         raise ValueError(f"Expected {SUPPORTED} for WindowCoarsening (got {other}). {hint}")
     core = found[0]
-    if is_a(core, *SWIN):
+    if is_a(core, *SWIN) or is_a(core, *SWIN2):
         layer: Any = swin_stage(core, 2 if stage is None else stage)
         window: Pair = layer.blocks[0].window_size
-        return layer, Windowed(window, partial(check_swin, layer), partial(swin_changes, layer), list(layer.blocks))
+        check, changes = (check_swin2, swin2_changes) if is_a(core, *SWIN2) else (check_swin, swin_changes)
+        return layer, Windowed(window, partial(check, layer), partial(changes, layer), list(layer.blocks))
     if not is_a(core, *SAM_OF_TIMM):
         layers = Layers.of(core, stage)
         return core, Windowed(layers.window, layers.check, layers.changes, layers.blocks)

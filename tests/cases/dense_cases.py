@@ -100,6 +100,12 @@ def hiera():
     return spread(lambda: timm.models.Hiera(**sizes, **patches))
 
 
+def qwen3():
+    timm = library("timm")
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
+    return spread(lambda: timm.create_model("qwen3_vit_88m", **sizes, mlp_ratio=2.0, pos_embed_grid_size=4))
+
+
 def dense():
     """``{(library, name): ModelCase}``."""
     found = {}
@@ -115,4 +121,5 @@ def dense():
     found["VitPoseForPoseEstimation, experts"] = ModelCase(partial(pose, 2), (TALL, torch.tensor([1, 0])))
     known = {("transformers", name): case for name, case in found.items()}
     known["timm", "Hiera (hiera_base_224, ...)"] = ModelCase(hiera, (noise(2, 3, 64, 64),))
+    known["timm", "qwen3_vit_88m"] = ModelCase(qwen3, (IMAGES,))
     return known

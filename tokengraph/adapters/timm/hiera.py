@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, InputShape, is_a
-from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite, ours
+from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.parts.heads import split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone
+from tokengraph.adapters.timm.qwen3 import lift_block
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 
@@ -141,10 +142,3 @@ class TimmHiera(Adapter):
     def wants_whole(self, model: Any, core: nn.Module) -> bool:
         """Returns True: the blocks behind pool units of tokens."""
         return True
-
-
-@ours
-def lift_block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Forward hook of the last block: gives every token to the blocks behind it."""
-    site: CoarseSite = module.__dict__[SITE]
-    return site.trace.lift_sequence(output)

@@ -18,6 +18,7 @@ from tokengraph.adapters.parts.rotary import coarse_tables
 from tokengraph.adapters.transformers.anatomy import (
     class_token_of,
     is_beit,
+    is_hybrid,
     is_naflex,
     is_older,
     is_vision_model,
@@ -191,6 +192,8 @@ class TransformersViT(Adapter):
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch convolution makes."""
+        if is_hybrid(embedding):
+            return images.size(-2) // embedding.patch_size, images.size(-1) // embedding.patch_size
         return strided_grid(patches_of(embedding), images)
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:

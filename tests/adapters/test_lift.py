@@ -69,6 +69,7 @@ def test_intermediate_maps_of_encoders_that_need_their_grid_are_whole(name):
             maps = core.forward_intermediates(images, intermediates_only=True)
             assert [m.shape for m in maps] == [m.shape for m in wanted]
             assert model(images).shape == plain.shape
+            assert handle.trace.output is not None
             last = handle.trace.lift(handle.trace.output)
     assert handle.trace.counts == [16, 8, 4, 4]
     if "Hiera" not in name:  # whose last stage comes behind these blocks

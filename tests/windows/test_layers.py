@@ -156,7 +156,7 @@ def test_training_reaches_every_parameter_also_under_checkpointing(make):
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             output = model(images(make), output_hidden_states=False)
             tensors = [t for v in output.values() for t in ((v,) if isinstance(v, torch.Tensor) else v)]
-            sum(t.square().mean() for t in tensors).backward()
+            torch.stack([t.square().mean() for t in tensors]).sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert all(g.isfinite().all() for g in found[0].values())
     for other in found[1:]:

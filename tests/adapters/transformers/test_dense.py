@@ -143,6 +143,7 @@ def test_strategies_see_the_grid_of_tubes(name, select):
         frames, height, width = handle.trace.grid
         assert (frames, height * 8, width * 8) == (2, *videos.shape[-2:])
         assert handle.trace.counts[1:] == [8 if isinstance(select, tg.Expedite) else frames * height * width // 2] * 3
+        assert handle.trace.output is not None
         assert handle.trace.as_map().shape == (2, handle.trace.output.size(2), frames, height, width)
 
 
@@ -199,6 +200,7 @@ def test_positions_of_v_jepa_2_are_those_of_kept_tubes():
     with torch.no_grad(), tg.attach(encoder, tg.TopK(score="norm"), {1: 8}) as handle:
         coarse = encoder(CLIPS).last_hidden_state
         ancestor = handle.trace.lineage(1).ancestor
+        assert ancestor is not None
     with torch.no_grad():
         x = encoder.layer[0](encoder.embeddings(CLIPS))[0]
         x = x.gather(1, ancestor[..., None].expand(-1, -1, x.size(2)))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import IMAGES, TRANSFORMERS, from_torchvision, from_transformers
+from architectures import IMAGES, TRANSFORMERS, from_timm, from_torchvision, from_transformers
 from dense_cases import dense
 from needs import library
 from strategies import paired
@@ -74,3 +74,14 @@ def test_intermediate_maps_of_encoders_that_need_their_grid_are_whole(name):
     assert handle.trace.counts == [16, 8, 4, 4]
     if "Hiera" not in name:  # whose last stage comes behind these blocks
         assert_close(maps[-1], last.transpose(1, 2).unflatten(2, (4, 4)))
+
+
+@pytest.mark.parametrize("name", ["vit_medium_patch16_gap_240", "vit_base_patch16_siglip_224"])
+def test_heads_that_pool_patches_leave_dropped_ones_out_with_lift_too(name):
+    """Zeros stand for dropped patches in ``forward_features``; a mean must not count them."""
+    model, outs = from_timm(name), []
+    with torch.no_grad():
+        for lift in (False, True):
+            with tg.attach(model, tg.TopK(score="norm"), {1: 0.5}, lift=lift):
+                outs.append(model(IMAGES))
+    assert_close(*outs)

@@ -1,9 +1,9 @@
-"""Dense prediction with fewer tokens: trains a small segmenter, then runs it plain, with migration and with AiluRus.
+"""Dense prediction with fewer tokens: trains a small segmenter, then runs it plain and with four strategies.
 
 Scenes are shapes of one material on a ground of another, both from images that scikit-image ships. The left half of
 each image is for training, the right half for the test. Needs the extras timm and viz, and minutes on a CPU.
 
-    python examples/segmentation.py        (--steps 40: a rougher run)
+    python examples/segmentation.py        (--steps 40: a rougher run; --head masks: a mask transformer on top)
 """
 
 import argparse
@@ -64,14 +64,31 @@ def scenes(materials: list[Tensor], count: int, generator: torch.Generator, *, t
     return torch.stack(images), torch.stack(labels)
 
 
-class Segmenter(nn.Module):
-    """A plain vision transformer with one linear layer for each patch."""
+class MaskTransformer(nn.Module):
+    """Class tokens that attend to all patches with them; masks are the products of both, as in Segmenter."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 3, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.kinds = nn.Parameter(torch.randn(1, classes, width) * 0.02)
+        self.norm = nn.LayerNorm(classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        kinds = self.kinds.expand(tokens.size(0), -1, -1)
+        patches, kinds = self.layers(torch.cat([tokens, kinds], dim=1)).split([tokens.size(1), kinds.size(1)], dim=1)
+        return self.norm(F.normalize(patches, dim=2) @ F.normalize(kinds, dim=2).transpose(1, 2))
+
+
+class Segmenter(nn.Module):
+    """A plain vision transformer with one linear layer for each patch, or with a mask transformer."""
+
+    def __init__(self, head: str = "linear") -> None:
         super().__init__()
         sizes: dict[str, Any] = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 96, "depth": 8, "num_heads": 3}
         self.backbone = timm.models.VisionTransformer(**sizes, class_token=False, global_pool="", num_classes=0)
-        self.head = nn.Linear(96, len(MATERIALS))
+        kinds = len(MATERIALS)
+        self.head = nn.Linear(96, kinds) if head == "linear" else MaskTransformer(96, kinds)
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.backbone.forward_features(images * 2 - 1)
@@ -106,26 +123,29 @@ def mean_iou(predicted: Tensor, labels: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=320)
+    parser.add_argument("--head", choices=["linear", "masks"], default="linear")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--out", type=Path, default=Path("outputs/segmentation"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    materials, model = load_materials(), Segmenter()
+    materials, model = load_materials(), Segmenter(args.head)
     train(model, materials, args.steps)
     model.eval()
     images, labels = scenes(materials, 32, torch.Generator().manual_seed(1), test=True)
 
-    # Both restore every patch after the last block, so the head gets a full map, as in training.
+    # Every patch comes back after the last block (lift=True), so the head gets a full map, as in training.
     ways: dict[str, Any] = {
         "plain": None,
         "token migration": (tg.TokenMigration(),),
         "AiluRus": (tg.AiluRus(), {2: 0.5, 8: "reconstruct"}),
+        "Expedite": (tg.Expedite(clusters=(11, 11), inv_temperature="auto"), {2: "cluster", 8: "reconstruct"}),
+        "MPM": (tg.MPM(layers=(2, 4)),),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     predicted, counts, clusters = {}, {}, None
     for _ in range(args.rounds):  # interleaved, so that a busy machine affects all alike
         for name, way in ways.items():
-            with tg.attach(model, *way) if way else nullcontext() as handle, torch.no_grad():
+            with tg.attach(model, *way, lift=True) if way else nullcontext() as handle, torch.no_grad():
                 start = time.perf_counter()
                 predicted[name] = torch.cat([model(batch) for batch in images.split(8)]).argmax(dim=1)
                 times[name].append(time.perf_counter() - start)
@@ -150,7 +170,7 @@ def main() -> None:
 def draw(images: Tensor, labels: Tensor, predicted: dict[str, Tensor], clusters: Any, path: Path) -> None:
     """Draws scenes, labels, every prediction, and the clusters of AiluRus, side by side."""
     count = 3
-    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    figure = Figure(figsize=(17, 6.6), layout="constrained")
     axes = figure.subplots(count, 3 + len(predicted))
     mine = [clusters.cluster[int(clusters.ptr[b]) : int(clusters.ptr[b + 1])] for b in range(count)]
     for row in range(count):  # the clusters are those of the last batch

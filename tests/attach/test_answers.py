@@ -22,7 +22,7 @@ def wrong(method: str, value: object) -> TimmViT:
 @pytest.mark.parametrize(
     ("method", "value", "message"),
     [
-        ("grid", 4, r"Wrong.grid\(\) to return \(H, W\), rows and columns of the patches \(got 4\)"),
+        ("grid", 4, r"Wrong.grid\(\) to return \(H, W\), rows and columns of the patches, or \(T, H, W\) \(got 4\)"),
         ("grid", (4, 0), r"Wrong.grid\(\) to return .*\(got \(4, 0\)\)"),
         ("grid", None, r"Wrong.grid\(\) to return .*\(got None\)"),
         ("num_prefix", None, r"Wrong.num_prefix\(\) to return an int, 0 or more \(got None\)"),

@@ -93,6 +93,19 @@ def pose(experts=1):
     return spread(lambda: transformers.VitPoseForPoseEstimation(config))
 
 
+def hiera():
+    timm = library("timm")
+    sizes = {"img_size": (64, 64), "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 4, 1), "num_classes": 5}
+    patches = {"patch_kernel": (4, 4), "patch_stride": (4, 4), "patch_padding": (0, 0), "mask_unit_size": (4, 4)}
+    return spread(lambda: timm.models.Hiera(**sizes, **patches))
+
+
+def qwen3():
+    timm = library("timm")
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
+    return spread(lambda: timm.create_model("qwen3_vit_88m", **sizes, mlp_ratio=2.0, pos_embed_grid_size=4))
+
+
 def dense():
     """``{(library, name): ModelCase}``."""
     found = {}
@@ -106,4 +119,7 @@ def dense():
         found[name] = ModelCase(partial(made_of, name, "ASTConfig", audio), (SOUND,))
     found["VitPoseForPoseEstimation"] = ModelCase(pose, (TALL,))
     found["VitPoseForPoseEstimation, experts"] = ModelCase(partial(pose, 2), (TALL, torch.tensor([1, 0])))
-    return {("transformers", name): case for name, case in found.items()}
+    known = {("transformers", name): case for name, case in found.items()}
+    known["timm", "Hiera (hiera_base_224, ...)"] = ModelCase(hiera, (noise(2, 3, 64, 64),))
+    known["timm", "qwen3_vit_88m"] = ModelCase(qwen3, (IMAGES,))
+    return known

@@ -26,10 +26,10 @@ def fours_made_equal(model):
     prefix = adapter.num_prefix(core)
 
     def equal(module, args):
-        x = args[0].clone()
+        x = adapter.patches_last(module, args[0]).clone()
         groups = x[:, prefix:].unflatten(1, (-1, 4))
         x[:, prefix:] = groups.mean(dim=2, keepdim=True).expand_as(groups).flatten(1, 2)
-        return x, *args[1:]
+        return adapter.stock_order(module, x), *args[1:]
 
     hook = adapter.blocks(core)[0].register_forward_pre_hook(equal)
     yield

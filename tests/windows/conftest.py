@@ -17,6 +17,12 @@ def tiny_swin(**options):
     return _spread(library("timm").models.SwinTransformer(**sizes | rest | options))
 
 
+def tiny_swin2(**options):
+    sizes = {"img_size": 64, "patch_size": 2, "embed_dim": 12, "depths": (1, 1, 4, 1), "num_heads": (1, 2, 3, 3)}
+    rest = {"window_size": 4, "num_classes": 5, "drop_path_rate": 0.0}
+    return _spread(library("timm").models.SwinTransformerV2(**sizes | rest | options))
+
+
 def _spread(model):
     torch.manual_seed(0)
     for parameter in model.parameters():
@@ -36,7 +42,7 @@ def swin():
     return tiny_swin
 
 
-@pytest.fixture(params=[tiny_sam, tiny_swin], ids=["sam", "swin"])
+@pytest.fixture(params=[tiny_sam, tiny_swin, tiny_swin2], ids=["sam", "swin", "swin2"])
 def tiny(request):
     """Makes a tiny model of each family."""
     return request.param

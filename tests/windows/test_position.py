@@ -5,6 +5,7 @@ import torch
 from needs import library
 
 from tokengraph.windows.position import relative_index, resized_bias, shift_mask
+from tokengraph.windows.swin2 import small_positions
 
 
 def block(size=4, **options):
@@ -53,3 +54,13 @@ def test_a_small_window_masks_by_its_own_shift():
 
 def test_shift_mask_has_the_dtype_that_is_asked_for():
     assert shift_mask((4, 4), (2, 2), (1, 1), torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_positions_of_swin_v2_are_its_own_for_whole_windows_and_as_far_apart_as_patches_for_clusters():
+    attention = library("timm").models.swin_transformer_v2.WindowAttention(12, (4, 4), 3)
+    own = small_positions(attention, (4, 4), (4, 4))
+    assert torch.equal(own["relative_coords_table"], attention.relative_coords_table)
+    assert torch.equal(own["relative_position_index"], attention.relative_position_index)
+    half = small_positions(attention, (4, 4), (2, 2))["relative_coords_table"]
+    assert torch.equal(half[0, 1, 2], attention.relative_coords_table[0, 3, 5])  # one cluster is two patches
+    assert half.shape == (1, 3, 3, 2)

@@ -21,14 +21,17 @@ KINDS = {"expedite": WindowCoarsening(SMALL, before=1), "tome": WindowCoarsening
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), tiny_vit()])
 def test_models_without_windows_are_refused(model):
     with pytest.raises(
-        ValueError, match=r"Expected timm's VisionTransformerSAM or SwinTransformer .*attach\(model, 'tome', 8\)"
+        ValueError, match=r"Expected timm's VisionTransformerSAM, SwinTransformer .*attach\(model, 'tome', 8\)"
     ):
         tg.attach(model, KINDS["tome"])
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("swinv2_tiny_window8_256", r"SwinTransformerV2.*Use version 1"), ("convnext_tiny", r"ConvNeXt.*DynamicSpatial")],
+    [
+        ("swinv2_cr_tiny_224", r"SwinTransformerV2Cr.*Use SwinTransformerV2"),
+        ("convnext_tiny", r"ConvNeXt.*DynamicSpatial"),
+    ],
 )
 def test_other_hierarchies_are_refused_by_name(name, hint, weightless):
     with pytest.raises(ValueError, match=hint):

@@ -12,6 +12,7 @@ from tokengraph.adapters.encoder_layers import EncoderLayers
 from tokengraph.adapters.open_clip import OpenClipViT
 from tokengraph.adapters.timm.beit import TimmBeit
 from tokengraph.adapters.timm.eva import TimmEva
+from tokengraph.adapters.timm.hiera import TimmHiera
 from tokengraph.adapters.timm.naflex import TimmNaFlex
 from tokengraph.adapters.timm.qwen3 import TimmQwen3
 from tokengraph.adapters.timm.vit import TimmViT
@@ -33,6 +34,8 @@ ADAPTERS: list[Adapter] = [  # the first that serves a model does; those of one 
     TimmEva(),
     TimmQwen3(),
     TimmBeit(),
+    TimmHiera(),
+    TimmQwen3(),
     TorchvisionViT(),
     OpenClipViT(),
     TransformersEomt(),
@@ -83,7 +86,8 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
                 "serves() is False). Give it a model of its family, or the paths of this model's parts."
             )
         return model, adapter
-    found = [(module, first) for module in model.modules() if (first := _first_to_serve(module)) is not None]
+    fits = [module for module in model.modules() if type(module).__name__ not in UNFIT]
+    found = [(module, first) for module in fits if (first := _first_to_serve(module)) is not None]
     if found and (len(found) == 1 or found[0][0] is model):
         return found[0]
     if found:
@@ -91,18 +95,34 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
         raise ValueError(f"Expected one supported model (got {len(found)} inside: {names}). Attach to each by itself.")
     if (elsewhere := _same_weights(model)) is not None:
         raise ValueError(elsewhere)
+    if (why := next((UNFIT[n] for m in model.modules() if (n := type(m).__name__) in UNFIT), None)) is not None:
+        raise ValueError(f"Expected a supported model (got {type(model).__name__}). {why}")
     supported = ", ".join(a.family for a in ADAPTERS)
     blocks = sorted({type(m).__name__ for m in model.modules() if "block" in type(m).__name__.lower()})
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
     raise ValueError(
         f"Expected a supported model (got {type(model).__name__}{seen}). Supported: {supported}. "
-        "Windowed and hierarchical models (Swin, ConvNeXt, Hiera) and cross-covariance attention (XCiT) need the whole "
-        "grid of tokens. Use tg.WindowCoarsening(...) for timm's Swin and SAM, tg.DynamicSpatial() for Swin and "
+        "Windowed and hierarchical models (Swin, ConvNeXt, MViT) and cross-covariance attention (XCiT) need the whole "
+        "grid of tokens. Use tg.WindowCoarsening(...) for Swin, SAM and ViTDet, tg.DynamicSpatial() for Swin and "
         "ConvNeXt, attach(..., adapter=tg.adapters.EncoderLayers(...)) for your own model with nn.TransformerEncoder, "
         "and an Adapter of your own for another plain ViT (docs/adding_a_family.md). To cluster the features of any "
         "model use tg.TokenGraph.from_tokens."
     )
 
+
+UNFIT = {  # models that no adapter can serve, by class: why, and what to use
+    "TimesformerModel": (
+        "Its layers attend along time and space in turn, on the whole grid of every frame. Use VideoMAE, ViViT or "
+        "V-JEPA 2, whose layers see all tubes at once."
+    ),
+    "MultiScaleVit": (
+        "MViTv2 pools keys and values by convolutions on the grid in every block. Use timm's Hiera, or a plain ViT."
+    ),
+    "Sam3ViTModel": (
+        "Its rotary positions are tables for one size of windows and one grid. Use SAM or SAM 2 with "
+        "tg.WindowCoarsening(...)."
+    ),
+}
 
 ELSEWHERE = {  # original code of papers, by module: its name, and libraries that load the same weights
     "dinov2.models": (

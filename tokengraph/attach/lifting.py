@@ -89,8 +89,8 @@ class Lifting(Record):
         grid = shape.one_grid
         if math.prod(grid) != full.size(1):
             raise ValueError(
-                f"Expected {' x '.join(map(str, grid))} patches (got {full.size(1)}): the model dropped some before its "
-                "blocks, as patch dropout does in train mode. Call model.eval(), or create it with patch_drop_rate=0."
+                f"Expected {' x '.join(map(str, grid))} patches (got {full.size(1)}): the model dropped some before "
+                "its blocks, as patch dropout does in train mode. Call model.eval(), or make it with patch_drop_rate=0."
             )
         return full.transpose(1, 2).reshape(full.size(0), full.size(2), *grid).contiguous()
 

@@ -57,7 +57,7 @@ class Trace(Lifting):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """``(H, W)``, or ``(T, H, W)``, of the input patches of the last run; before one, for the model's own image size."""
+        """``(H, W)`` or ``(T, H, W)`` of the input patches of the last run; before one, for the model's own size."""
         assert self.run.shape.grid is not None
         return self.run.shape.grid
 

@@ -16,12 +16,12 @@ from tokengraph.windows.record import WindowRecord
 def _find(model: nn.Module, select: WindowCoarsening, options: Options) -> Found:
     core, family = find_windows(model, select.stage)
     by_stage = hasattr(core, "downsample") and isinstance(select.select, Expedite)  # its forward makes the clusters
-    return Found(core, lambda: core.blocks, family, decides=by_stage)  # type: ignore[arg-type,return-value]
+    return Found(core, lambda: family.blocks, family, decides=by_stage)
 
 
 @planner(WindowCoarsening, _find)
 def plan_windows(model: nn.Module, found: Found, select: WindowCoarsening, options: Options) -> Plan:
-    """Plans for timm's ``VisionTransformerSAM`` or ``SwinTransformer``, or a wrapper around one.
+    """Plans for SAM-style ViTs of timm and transformers, one stage of Swin or SAM 2, or a wrapper around one.
 
     Raises:
         ValueError: If the model has no such blocks, or its windows have too few tokens.

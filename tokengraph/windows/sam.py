@@ -7,25 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokengraph.adapters.coarse import SITE, Coarse, ours
-from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.changes import Change, Hook
-from tokengraph.windows.clusters import cluster_windows
-from tokengraph.windows.grid import Pair, cut_of, split, stitch
-from tokengraph.windows.merge import mean_keys, merged_update
-from tokengraph.windows.plan import (
-    WindowPlan,
-    WindowSite,
-    check_window_halves,
-    example,
-    here,
-    kept_output,
-    run_and_keep,
-)
+from tokengraph.windows.block import ClusteredBlock, MapBlock, MergedBlock
+from tokengraph.windows.grid import Pair, split, stitch
+from tokengraph.windows.plan import WindowPlan, WindowSite, check_window_halves, example, here, kept_output
 from tokengraph.windows.record import WindowRecord
 
 
-class SamBlock(Coarse):
-    """The halves of a block, by its own submodules; maps are ``[B, H, W, C]``."""
+class SamBlock(MapBlock):
+    """The halves of a block of timm's SAM, by its own submodules."""
 
     norm1: Any
     norm2: Any
@@ -35,7 +25,6 @@ class SamBlock(Coarse):
     ls2: Any
     drop_path1: Any
     drop_path2: Any
-    window_size: int
 
     def attend(self, x: Tensor, window: Pair | None) -> Tensor:
         """Runs the attention half in windows of this size; ``None``: over the whole map."""
@@ -51,45 +40,25 @@ class SamBlock(Coarse):
         rows = x.flatten(1, 2)
         return (rows + self.drop_path2(self.ls2(self.mlp(self.norm2(rows))))).view_as(x)
 
+    def update(self, rows: Tensor) -> Tensor:
+        """The MLP half without its residual."""
+        return self.ls2(self.mlp(self.norm2(rows)))
 
-class ClusteredSamBlock(SamBlock):
-    """A block on clusters: windowed attention runs in small windows, global attention over all clusters."""
+    def dropped(self, update: Tensor) -> Tensor:
+        """Stochastic depth on the update of the MLP."""
+        return self.drop_path2(update)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The first such block takes a full map, the last returns one; between them maps hold clusters."""
-        refuse_tracing(x)
-        plan, site = here(self)
-        if plan.nothing:
-            return super().forward(x)  # type: ignore[misc]
-        if site.index == plan.before:
-            clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
-            x = clusters.map
-        else:
-            clusters = site.trace.find(site.index, x)
-        x = self.feed(self.attend(x, plan.small if self.window_size else None))
-        last = site.index + 1 == plan.until
-        if last:
-            x = clusters.restore(x)
-        site.trace.leave(site.index, x, clusters, coarse=not last)
-        return x
+    def heads(self) -> tuple[int, Any]:
+        """Heads, and the norm of keys."""
+        return self.attn.num_heads, self.attn.k_norm
 
 
-class MergedSamBlock(SamBlock):
-    """A windowed block whose MLP runs on merged tokens."""
+class ClusteredSamBlock(ClusteredBlock, SamBlock):
+    """A block of timm's SAM on clusters."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Full maps in and out."""
-        refuse_tracing(x)
-        plan, _ = here(self)
-        if plan.nothing:
-            return super().forward(x)  # type: ignore[misc]
-        x, qkv = run_and_keep(self, lambda: self.attend(x, plan.window), "attn.qkv")
-        cut = cut_of(x, plan.window)
-        keys = stitch(mean_keys(qkv, self.attn.num_heads, self.attn.k_norm), cut)
-        update = merged_update(
-            lambda rows: self.ls2(self.mlp(self.norm2(rows))), x, keys, plan.select, plan.window, plan.keep
-        )
-        return x + self.drop_path2(update)
+
+class MergedSamBlock(MergedBlock, SamBlock):
+    """A windowed block of timm's SAM whose MLP runs on merged tokens."""
 
 
 class WindowSam(Coarse):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tokengraph.adapters.coarse import Reader
+from tokengraph.flat.layout import take_rows
+from tokengraph.maps.lineage import Lineage
 
 
 def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -13,7 +15,7 @@ def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
     Args:
         trace: The record of the run that ``x`` comes from.
-        x: Tokens after the last block, ``[B, P+n, C]``.
+        x: Tokens after the last block, ``[B, P+n, C]``, or lifted ones, ``[B, P+N, C]``.
 
     Returns:
         The tokens: after merging ``[B, P+N, C]``, each patch with its cluster's features; otherwise ``x``. The weights
@@ -22,10 +24,20 @@ def pooled_over(trace: Reader, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     lineage, decisions = trace.lineage(), trace.shares
     if x.size(1) != trace.num_prefix + lineage.now.width:
-        return x, None  # already lifted
+        dropped = lineage.coarse and not lineage.merged
+        return _without_dropped(lineage, x, trace.num_prefix) if dropped else (x, None)  # already lifted
     if lineage.merged:
         return trace.lift_sequence(x), lineage.start.valid
     return x, decisions[-1] if decisions else lineage.now.valid
+
+
+def _without_dropped(lineage: Lineage, x: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
+    """Lifted tokens ``[B, P+N, C]`` without dropped patches; or, if clusters were dropped, a mask of the others."""
+    now = lineage.now
+    if lineage.ancestor is not None:
+        return torch.cat([x[:, :prefix], take_rows(x[:, prefix:], lineage.ancestor)], dim=1), now.valid
+    ones = torch.ones(now.images, now.width, 1, dtype=torch.float32, device=x.device)
+    return x, lineage.lift(ones).view(now.images, -1) > 0
 
 
 def masked_mean(rows: Tensor, there: Tensor) -> Tensor:

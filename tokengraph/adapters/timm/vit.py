@@ -183,7 +183,7 @@ class TimmViT(Adapter):
         height, width = embedding.dynamic_feat_size((images.shape[-2], images.shape[-1]))
         return height, width
 
-    def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
+    def features(self, model: Any, images: Tensor, layer: int) -> tuple[Tensor, tuple[int, ...]]:
         """From ``forward_intermediates``, before the final norm; for layer 0 from a hook on the first block."""
         check_images(images)
         finished = count_finished(layer, len(model.blocks))

@@ -79,8 +79,14 @@ def patches_of(embeddings: Any) -> nn.Module | None:
     """The layer that turns pixels into patches: a convolution, or a projection inside a module of its own."""
     found = getattr(embeddings, "patch_embeddings", None)
     found = getattr(embeddings, "patch_embedding", None) if found is None else found
+    found = embeddings if found is None and is_hybrid(embeddings) else found
     found = getattr(found, "projection", found)
     return found if isinstance(found, nn.Conv2d | nn.Linear) else None
+
+
+def is_hybrid(embeddings: Any) -> bool:
+    """Returns whether a convolutional backbone makes the features that are projected, as in DPT's hybrid."""
+    return isinstance(getattr(embeddings, "backbone", None), nn.Module) and hasattr(embeddings, "projection")
 
 
 def class_token_of(embeddings: Any) -> Any:

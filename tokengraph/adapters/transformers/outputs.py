@@ -174,7 +174,7 @@ def with_whole_states(module: nn.Module, output: Any) -> Any:
 
 
 def whole_sequence(trace: Reader, tokens: Tensor) -> Tensor:
-    """Lifts ``[B, P+n, C]`` after the last block to ``[B, P+N, C]``; lifted tokens stay as they are."""
+    """Lifts ``[B, P+n, C]`` after the last block to ``[B, P+N, C]``; leaves tokens that were lifted before."""
     return trace.lift_sequence(tokens) if tokens.size(1) == trace.num_prefix + trace.lineage().now.width else tokens
 
 

@@ -19,6 +19,7 @@ from tokengraph.adapters.transformers.anatomy import (
     class_token_of,
     has_scales,
     is_beit,
+    is_hybrid,
     is_naflex,
     is_older,
     is_vision_model,
@@ -193,6 +194,8 @@ class TransformersViT(Adapter):
 
     def image_grid(self, embedding: Any, images: Tensor) -> tuple[int, ...]:
         """The grid that the patch convolution makes."""
+        if is_hybrid(embedding):
+            return images.size(-2) // embedding.patch_size, images.size(-1) // embedding.patch_size
         return strided_grid(patches_of(embedding), images)
 
     def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:

@@ -76,7 +76,8 @@ class TransformersYolos(OlderTransformersViT):
 
     def check_around(self, model: Any, core: nn.Module) -> None:
         """Raises ValueError if the encoder takes other arguments than the mixin gives."""
-        takes = list(inspect.signature(type(core.encoder).forward).parameters)
+        encoder: Any = core.encoder
+        takes = list(inspect.signature(type(encoder).forward).parameters)
         if takes != ENCODER:
             raise ValueError(f"Expected a YOLOS encoder that takes {', '.join(ENCODER[1:])} (got {takes[1:]}).")
 

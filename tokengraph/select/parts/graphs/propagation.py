@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tokengraph.edges import grid_graph, grid_positions, knn_neighbors
 from tokengraph.edges.knn import directions
-from tokengraph.edges.knn_torch import BUDGET, lowest
+from tokengraph.edges.knn_torch import lowest
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.finite import zero_where_not_finite
+from tokengraph.flat.memory import memory_budget
 from tokengraph.flat.segment import wide
 from tokengraph.flat.tables import counting, equal_ptr, starts, table
 
@@ -273,7 +274,7 @@ def _most_similar(x: Tensor, k: int) -> Tensor:
     """Returns the k other patches of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
     images, patches, channels = x.shape
     x = zero_where_not_finite(x)
-    if images * patches**2 * 4 > BUDGET:
+    if images * patches**2 * 4 > memory_budget():
         return knn_neighbors(x, k, cosine=True)[0]
     # Only ranks matter, so plain products suffice here; they take half the time of accurate distances.
     with torch.autocast(x.device.type, enabled=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,8 @@ def local_knn_graph(
         grid: ``(H, W)``; ``(T, H, W)`` for a video.
         k: Neighbours per token; at most ``window`` and ``N - 1``.
         window: Patches in :math:`W(i)`, the nearest on the grid; see :func:`tokengraph.window_graph`.
-        cosine: Compare directions; otherwise Euclidean distance. Zero vectors have cosine 0.
+        cosine: Compare directions; otherwise Euclidean distance. A zero vector has cosine 1 to other
+            zero vectors and 0 to all other vectors.
 
     Returns:
         ``edge_index [2, E]`` int64, source (the neighbour) to target, flat ids, sorted by target and then nearest
@@ -62,6 +65,20 @@ def local_knn_graph(
     return torch.stack([source, target]), weight.flatten()
 
 
+def local_edges(
+    images: Sequence[Tensor], grids: Sequence[tuple[int, ...]], k: int, window: int, *, cosine: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns :func:`local_knn_graph` of images ``[N_b, C]`` with grids of their own, in flat ids of the batch."""
+    if len(set(grids)) == 1:
+        return local_knn_graph(torch.stack(list(images)), grids[0], k, window, cosine=cosine)
+    found, start = [], 0
+    for x, grid in zip(images, grids, strict=True):
+        edges, weight = local_knn_graph(x[None], grid, k, window, cosine=cosine)
+        found.append((edges + start, weight))
+        start += x.size(0)
+    return torch.cat([edges for edges, _ in found], dim=1), torch.cat([weight for _, weight in found])
+
+
 @torch.no_grad()
 def local_neighbors(
     x: Tensor, grid: tuple[int, ...], k: int, window: int, *, cosine: bool = False
@@ -79,6 +96,4 @@ def local_neighbors(
     distance = distance * rows.size(2) ** 0.5
     if not cosine:
         return local, distance
-    zero = zero.view(images, tokens)
-    both = zero[..., None] & zero.flatten(0, 1)[(local + starts(images, tokens, x.device)[..., None])]
-    return local, torch.where(both, 0.0, (1.0 - 0.5 * distance.square()).clamp_min(-1.0))
+    return local, (1.0 - 0.5 * distance.square()).clamp_min(-1.0)  # |a - b|^2 = 2 - 2 cos for unit vectors

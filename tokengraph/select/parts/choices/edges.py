@@ -20,7 +20,7 @@ def merge_halves(
 ) -> Assignment:
     """Returns the map of one merging round between alternating halves; see :func:`tokengraph.tome`.
 
-    ``receivers``: with ``centers``, where images are alike; see :func:`~.receivers.with_receivers` for others.
+    ``receivers``: with ``centers``, where images are alike; see ``with_receivers`` for others.
     """
     first = num_prefix % 2  # patch 0 has index P, so it is in A if P is even
     merged, kept = count_merges(metric, keep, first, mask)

@@ -94,7 +94,7 @@ def propagate(
     Args:
         x: Tokens, ``[B, N, C]``.
         kept: Kept tokens, ``[B, K]`` int64, each once, in the order of the result.
-        graph: As for :func:`gtp`, and likewise ``alpha``, ``patch`` and ``mode``.
+        graph: As for :func:`gtp`, likewise ``alpha``, ``patch`` and ``mode``.
         size: Token scales, ``[B, N]``; ``None`` means ones.
         alpha: Strength of the propagation.
         patch: Input patch of each token, ``[B, N]`` int64.

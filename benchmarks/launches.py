@@ -2,9 +2,9 @@
 
 Run: ``python benchmarks/launches.py [--quick] [--only tome gtp] [--batch 8] [--against before.json]``
 
-The model is timm's deit_small_patch16_224 with random weights and images. :func:`tokengraph.testing.launches` counts what
-reaches PyTorch's dispatcher under ``inference_mode`` beyond the plain model, views and metadata left out; a step is a
-block in which the number of tokens falls, and shares what a run needs once and what biases by size cost in later blocks.
+The model is timm's deit_small_patch16_224 with random weights and images. :func:`tokengraph.testing.launches` counts
+the operations that reach PyTorch's dispatcher under ``inference_mode`` beyond the plain model, views and metadata left
+out. A step is a block in which the number of tokens falls; steps share what a run needs once, and later blocks' biases.
 The number depends on the device, because eager CPU runs check values that GPUs do not wait for.
 """
 

@@ -12,9 +12,10 @@ with _warnings.catch_warnings():
 from tokengraph import models, schedule
 from tokengraph.attach.attach import Attachment, attach, detach
 from tokengraph.datasets.dataset import TokenGraphDataset
-from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, window_graph
+from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, local_knn_graph, window_graph
 from tokengraph.evaluate.evaluate import evaluate
 from tokengraph.evaluate.fidelity import Fidelity, fidelity
+from tokengraph.flat.memory import set_memory_budget
 from tokengraph.graph.coarsen import apply as contract
 from tokengraph.graph.coarsen import coarsen, hierarchy
 from tokengraph.graph.partition import communities, k_mis, threshold_components
@@ -182,6 +183,7 @@ __all__ = [
     "k_mis",
     "knn_graph",
     "knn_neighbors",
+    "local_knn_graph",
     "mctf",
     "models",
     "mpm",
@@ -193,6 +195,7 @@ __all__ = [
     "registry",
     "resolve",
     "schedule",
+    "set_memory_budget",
     "threshold_components",
     "tofu",
     "token_clustering",

@@ -8,7 +8,6 @@ from tokengraph.attention.size_bias import POWERS
 from tokengraph.evaluate.settings import read_setting
 from tokengraph.maps.pool import REDUCTIONS
 from tokengraph.select.migration.redundancy import REPLENISH
-from tokengraph.select.parts.graphs.propagation import GRAPHS
 from tokengraph.select.parts.scores.attention import SCORES
 from truth.tables import Body, Candidate, has_centers
 
@@ -18,7 +17,7 @@ ONE = {  # strategy: parameter: values
     "ailurus": {"k": (1, 3, 5, 10, 20), "lam": (9, 25, 50, 100), "alpha": (0.3, 0.5, 0.7, 0.9, 1.0)},
     "dpc-knn": {"k": (1, 3, 5, 10, 20)},
     "gtp": {
-        "graph": GRAPHS,
+        "graph": ("spatial", "semantic", "mixed"),
         "alpha": (0.0, 0.05, 0.1, 0.2, 0.4),
         "score": SCORES,
         "neighbors": (4, 8, 16),

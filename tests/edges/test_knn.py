@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from tokengraph import grid_graph, knn_graph
 from tokengraph import optional as probe
 from tokengraph.edges import grid_positions, knn_extension, knn_neighbors, knn_torch
+from tokengraph.flat.memory import set_memory_budget
 
 REACH = {"squared": torch.inf}  # from where on the stub kernel sees nothing
 
@@ -329,13 +330,13 @@ def test_knn_graph_takes_all_others_as_neighbours(backend):
 
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("budget", [1, 5 * 4 * 30, 2000])
-def test_knn_torch_in_chunks_equals_the_whole(loop, budget, monkeypatch):
+def test_knn_torch_in_chunks_equals_the_whole(loop, budget):
     x, ptr = torch.randn(60, 7), torch.tensor([0, 20, 50, 60])
     forms = ({"x": x.view(2, 30, 7)}, {"x": x, "ptr": ptr})
     whole = [knn_neighbors(k=4, loop=loop, **form) for form in forms]
-    monkeypatch.setattr(knn_torch, "BUDGET", budget)
     for form, (neighbors, weight) in zip(forms, whole, strict=True):
-        again, again_weight = knn_neighbors(k=4, loop=loop, **form)
+        with set_memory_budget(budget):
+            again, again_weight = knn_neighbors(k=4, loop=loop, **form)
         assert torch.equal(again, neighbors)
         assert_close(again_weight, weight)
 

@@ -5,6 +5,7 @@ import torch
 
 import tokengraph as tg
 from tokengraph import k_medoids
+from tokengraph.flat.memory import set_memory_budget
 from tokengraph.select.parts.choices import medoids
 from tokengraph.select.parts.graphs import complete
 from tokengraph.testing import make_tokens, tiny_vit
@@ -66,12 +67,12 @@ def test_with_a_mask_equals_each_image_alone(weighted, objective):
         assert (whole.centers[whole.cluster_ptr[b] : whole.cluster_ptr[b + 1]] - whole.ptr[b]).equal(part.centers)
 
 
-def test_in_blocks_equals_in_one_piece(monkeypatch):
+def test_in_blocks_equals_in_one_piece():
     x, weight = torch.randn(2, 23, 8), torch.rand(2, 23)
     whole = [k_medoids(x, 6, weight=w) for w in (None, weight)]
-    monkeypatch.setattr(complete, "BUDGET", 4 * 2 * 23 * 5)
     for a, w in zip(whole, (None, weight), strict=True):
-        assert torch.equal(k_medoids(x, 6, weight=w).cluster, a.cluster)
+        with set_memory_budget(4 * 2 * 23 * 5):
+            assert torch.equal(k_medoids(x, 6, weight=w).cluster, a.cluster)
 
 
 def test_farthest_first_takes_no_token_twice():

@@ -5,6 +5,7 @@ import torch
 
 import tokengraph as tg
 from tokengraph import pitome
+from tokengraph.flat.memory import set_memory_budget
 
 MODES = pytest.mark.parametrize("mode", ["energy", "bsm"])
 
@@ -66,13 +67,13 @@ def test_with_a_mask_equals_each_image_alone(mode):
         assert mine.tolist() == part.cluster.tolist()
 
 
-def test_energy_in_blocks_equals_in_one_piece(monkeypatch):
+def test_energy_in_blocks_equals_in_one_piece():
     from tokengraph.select.parts.scores import energy as module
 
     x = torch.randn(2, 23, 8)
     whole = module.energy(x, margin=0.5)
-    monkeypatch.setattr(module, "ROWS", 2 * 23 * 4)
-    torch.testing.assert_close(module.energy(x, margin=0.5), whole)
+    with set_memory_budget(4 * 4 * 2 * 23 * 4):
+        torch.testing.assert_close(module.energy(x, margin=0.5), whole)
 
 
 def test_wrong_options_are_refused():

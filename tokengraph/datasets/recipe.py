@@ -18,7 +18,7 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-EDGES = "knn:8, knn:8,cosine, grid, grid:4, window:50 or none"
+EDGES = "knn:8, knn:8,cosine, local:8, grid, grid:4, window:50 or none"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Recipe:
         kind, number, cosine = read_edges(self.connect)
         if kind == "knn":
             graph = graph.connect_knn(number or 8, cosine=cosine)
+        elif kind == "local":
+            graph = graph.connect_local(number or 8, cosine=cosine)
         elif kind == "grid":
             graph = graph.connect_grid(number)
         elif kind == "window":
@@ -117,11 +119,11 @@ def read_edges(text: str) -> tuple[str, int | None, bool]:
     head, *options = split(text, ",")
     kind, colon, value = (part.strip() for part in head.partition(":"))
     number = read_value(value) if colon else None
-    right = kind in ("none", "knn", "grid", "window") and options in ([], ["cosine"])
+    right = kind in ("none", "knn", "local", "grid", "window") and options in ([], ["cosine"])
     right &= number is None or (isinstance(number, int) and not isinstance(number, bool) and number >= 1)
     if kind in ("none", "") and (colon or options):
         right = False
-    if options and kind != "knn":
+    if options and kind not in ("knn", "local"):
         right = False
     if kind == "grid" and number not in (None, 4, 6, 8, 26):
         right = False

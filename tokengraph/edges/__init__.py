@@ -2,6 +2,7 @@
 
 from tokengraph.edges.grid import grid_graph, grid_positions
 from tokengraph.edges.knn import knn_graph, knn_neighbors
+from tokengraph.edges.local import local_knn_graph
 from tokengraph.edges.window import window_graph
 from tokengraph.optional import Backend, backends
 
@@ -12,5 +13,6 @@ __all__ = [
     "grid_positions",
     "knn_graph",
     "knn_neighbors",
+    "local_knn_graph",
     "window_graph",
 ]

@@ -9,8 +9,7 @@ from tokengraph.edges.distance import PIECE, near_origin, recentre, squared_norm
 from tokengraph.edges.knn_doubt import Doubt, Listed, Rows
 from tokengraph.flat.layout import pad
 from tokengraph.flat.looks import under_vmap
-
-BUDGET = 256 * 2**20  # bytes of the largest block of distances
+from tokengraph.flat.memory import memory_budget
 
 
 def search(x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor, Tensor]:
@@ -28,7 +27,7 @@ def search(x: Tensor, counts: list[int], k: int, *, loop: bool) -> tuple[Tensor,
     Raises:
         ValueError: If a distance exceeds the dtype of ``x``.
 
-    Cost: ``O(B N^2 C)`` time; blocks of at most ``BUDGET`` bytes.
+    Cost: ``O(B N^2 C)`` time; blocks within :func:`~tokengraph.flat.memory.memory_budget`.
     """
     if len(set(counts)) <= 1:
         return search_equal(x.view(len(counts), -1, x.size(1)), k, loop=loop)
@@ -50,7 +49,7 @@ def _nearest(dense: Tensor, mask: Tensor | None, k: int, loop: bool) -> tuple[Te
     """Returns neighbours within each image ``[B, N, k]`` and their distances, inf for missing neighbours."""
     images, tokens = dense.shape[:2]
     search = _Search(dense, mask, k, loop)
-    rows = BUDGET // max(1, tokens * dense.element_size())
+    rows = memory_budget() // max(1, tokens * dense.element_size())
     step = max(1, rows // max(1, images)) if isinstance(images, int) else tokens  # a symbolic batch goes in one piece
     parts = [search.block(start, step) for start in range(0, tokens, step)]
     if len(parts) == 1:

@@ -46,6 +46,13 @@ def window_graph(grid: Grid, lam: int, *, device: torch.device | str = "cpu") ->
     return _window(min(lam, math.prod(sides) - 1), str(device), *sides)
 
 
+def window_edges(grid: Grid, lam: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Returns :func:`window_graph` as edges ``[2, E]``, from the patches of a window to its own."""
+    near = window_graph(grid, lam, device=device)
+    target = torch.arange(near.size(0), device=near.device)[:, None].expand(near.shape)
+    return torch.stack([near.flatten(), target.flatten()])
+
+
 class Tiles(NamedTuple):
     """The window graph cut into tiles of patches that share one list of candidates.
 

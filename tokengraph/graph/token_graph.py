@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from tokengraph.adapters import find_adapter
-from tokengraph.edges import grid_graph, grid_positions, knn_graph, window_graph
+from tokengraph.edges import grid_graph, grid_positions, knn_graph
 from tokengraph.edges.grid import Grid
+from tokengraph.edges.local import WINDOW, local_edges
+from tokengraph.edges.window import window_edges
 from tokengraph.errors import check_finite, check_grid, check_sorted
 from tokengraph.flat.layout import pad
 from tokengraph.graph.fields import Size, batch_layout, grid_of_each, is_one
@@ -230,12 +232,11 @@ class TokenGraph(Data):
 
     def connect_window(self, lam: int) -> TokenGraph:
         """Returns the same nodes with edges from the ``lam`` nearest patches; see :func:`tokengraph.window_graph`."""
-        parts = []
-        for grid in self._full_grids():
-            near = window_graph(grid, lam, device=self.x.device)
-            target = torch.arange(near.size(0), device=near.device)[:, None].expand_as(near)
-            parts.append(torch.stack([near.flatten(), target.flatten()]))
-        return self.with_edges(self._shift(parts))
+        return self.with_edges(self._shift([window_edges(g, lam, device=self.x.device) for g in self._full_grids()]))
+
+    def connect_local(self, k: int, window: int = WINDOW, *, cosine: bool = False) -> TokenGraph:
+        """Returns the same nodes with edges from the k nearest nearby; see :func:`tokengraph.local_knn_graph`."""
+        return self.with_edges(*local_edges(self.x.split(self.counts), self._full_grids(), k, window, cosine=cosine))
 
     def split(self) -> list[TokenGraph]:
         """Returns one graph for each image, with all fields of its nodes, its edges and itself (labels, masks)."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokengraph import dpc_knn
-from tokengraph.select.parts.graphs import complete as module
+from tokengraph.flat.memory import set_memory_budget
 
 
 def test_dpc_knn_ranks_features_that_underflow_exp_like_float64_logs():
@@ -52,11 +52,12 @@ def test_dpc_knn_takes_one_budget_an_image():
     assert got.centers.tolist()[-1] >= 40
 
 
-def test_dpc_knn_in_blocks_equals_in_one_piece(monkeypatch):
+@pytest.mark.parametrize("keep", [12, [12, 30]])
+def test_dpc_knn_in_blocks_equals_in_one_piece(keep):
     x = torch.randn(2, 50, 8)
-    whole = dpc_knn(x, 12).cluster
-    monkeypatch.setattr(module, "BUDGET", 2 * 50 * 4 * 7)
-    assert torch.equal(dpc_knn(x, 12).cluster, whole)
+    whole = dpc_knn(x, keep).cluster
+    with set_memory_budget(2 * 50 * 4 * 7):
+        assert torch.equal(dpc_knn(x, keep).cluster, whole)
 
 
 def test_dpc_knn_breaks_exact_ties_by_index():

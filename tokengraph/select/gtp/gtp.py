@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tokengraph.cost import Cost
-from tokengraph.errors import check_finite, check_tokens
+from tokengraph.edges.local import WINDOW
+from tokengraph.errors import check_finite, check_positive, check_tokens
+from tokengraph.flat.tables import counting
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import check_order
@@ -92,7 +94,7 @@ def propagate(
     Args:
         x: Tokens, ``[B, N, C]``.
         kept: Kept tokens, ``[B, K]`` int64, each once, in the order of the result.
-        graph: As for :func:`gtp`, and likewise ``alpha``, ``patch`` and ``mode``.
+        graph: As for :func:`gtp`, likewise ``alpha``, ``patch`` and ``mode``.
         size: Token scales, ``[B, N]``; ``None`` means ones.
         alpha: Strength of the propagation.
         patch: Input patch of each token, ``[B, N]`` int64.
@@ -118,13 +120,11 @@ def propagate(
     if size is not None and size.shape != x.shape[:2]:
         raise ValueError(f"Expected size of shape [B, N] = {list(x.shape[:2])} (got {list(size.shape)}).")
     images, tokens, channels = x.shape
-    stays = torch.zeros(images, tokens, dtype=torch.bool, device=x.device).scatter_(1, kept, True)
-    removed = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - kept.size(1)]
+    stays = torch.zeros(images, tokens, dtype=torch.uint8, device=x.device).scatter_(1, kept, 1)
+    removed = stays.argsort(dim=1, stable=True)[:, : tokens - kept.size(1)]
     scales = x.new_ones(images, tokens, dtype=torch.float32) if size is None else size
-    if removed.size(1) == 0:
-        a = kept_as_they_are(kept, tokens)
-    else:
-        a = propagation(kept, removed, tokens, graph, alpha, patch, mode)
+    whole = removed.size(1) == 0
+    a = kept_as_they_are(kept, tokens) if whole else propagation(kept, removed, tokens, graph, alpha, patch, mode)
     y, scale = a.reduce(x.reshape(images * tokens, channels), scales.reshape(images * tokens))
     clusters = kept.size(1) + (mode == "mean" and removed.size(1) > 0)
     return y.view(images, clusters, channels), scale.view(images, clusters)
@@ -138,17 +138,17 @@ class GTP(Select):
     from the given tokens.
 
     Args:
-        graph: ``"spatial"``, ``"semantic"`` or ``"mixed"``.
+        graph: ``"spatial"``, ``"semantic"``, ``"mixed"``, or ``"local"``: semantic within windows, linear in patches.
         neighbors: Semantic neighbours; clamped to the number of other patches.
         alpha: Strength of propagation.
         score: One of :func:`gtp_score`'s, or ``"random"``. All but cls and random scores read the whole attention map.
-        sparsity: Share of kept entries in each attention map, in (0, 1], in layers that remove tokens. Below 1 it
-            costs time, see :func:`sparsify`.
+        sparsity: Share of kept entries in each map, in (0, 1], in layers that remove tokens; see :func:`sparsify`.
         scales: Adds token scales to the attention logits of later layers.
         mode: ``"propagate"``, ``"none"`` or ``"mean"``.
         include_self: Counts a token's attention to itself in the sums of image, mixed and sum scores.
         order: ``"index"`` or ``"score"``.
         seed: Seed of ``score="random"``; each layer draws new numbers.
+        window: Patches around each receiver that ``graph="local"`` compares.
     """
 
     name: ClassVar[str] = "gtp"
@@ -165,9 +165,11 @@ class GTP(Select):
     include_self: bool = True
     order: str = "index"
     seed: int = 0
+    window: int = WINDOW
 
     def __post_init__(self) -> None:
         check_graph(self.graph, self.neighbors)
+        check_positive(window=self.window)
         _check(self.alpha, self.mode, self.order)
         check_score(self.score, also=("random",))
         if not 0 < self.sparsity <= 1:
@@ -219,7 +221,8 @@ class GTP(Select):
             )
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
         with torch.no_grad():
-            return connect_patches(tokens.x, tokens.grid if tokens.full else None, self.graph, neighbors)
+            grid = tokens.grid if tokens.full else None
+            return connect_patches(tokens.x, grid, self.graph, neighbors, self.window)
 
     def edit_attention(self, attention: Tensor) -> Tensor:
         """Zeroes the smallest entries of the map if ``sparsity`` is below 1; see :func:`sparsify`."""
@@ -233,11 +236,10 @@ class GTP(Select):
                 "Expected equal numbers of tokens in all images and one budget (got a ragged batch or several "
                 "budgets). Call the strategy image by image."
             )
-        images, count = tokens.x.shape[:2]
-        with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
+        (images, count), device = tokens.x.shape[:2], tokens.x.device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             if keep >= count:
-                everyone = torch.arange(count, device=tokens.x.device).expand(images, -1)
-                return kept_as_they_are(everyone, count)
+                return kept_as_they_are(counting(count, device).expand(images, -1), count)
             graph, patch = tokens.memory, tokens.patch
             if graph is None:  # outside a model the given tokens are the patches
                 graph, patch = self.begin(tokens), None
@@ -250,15 +252,14 @@ class GTP(Select):
         map_cost = Cost(heads * num_tokens**2, 4 * heads * num_tokens**2)
         if self.score == "random" or self.needs_class_token:
             map_cost = Cost(2 * num_tokens * channels, 4 * num_tokens * channels)
-        degree = {"spatial": 8, "semantic": self.neighbors, "mixed": 8 + self.neighbors}[self.graph]
+        degree = {"spatial": 8, "mixed": 8 + self.neighbors}.get(self.graph, self.neighbors)
         edges = (num_tokens - keep) * degree if self.mode == "propagate" else 0
         return map_cost + Cost(2 * edges * channels, 4 * edges * (channels + 4))
 
     def _score(self, tokens: Tokens) -> Tensor:
-        images, count = tokens.x.shape[:2]
         if self.score == "random":
-            seed = self.seed + 1000003 * (tokens.layer + 1)
-            return random_score(count, seed, device=tokens.x.device).expand(images, -1)
+            drawn = random_score(tokens.x.size(1), self.seed + 1000003 * (tokens.layer + 1), device=tokens.x.device)
+            return drawn.expand(tokens.x.size(0), -1)
         if tokens.attention is None:
             raise ValueError(
                 f"Expected tokens with attention for score={self.score!r} (got tokens outside a model's block). "
@@ -281,7 +282,7 @@ def _gtp(
     if isinstance(keep, list):
         raise ValueError(f"Expected one budget for all images (got {keep}). Call gtp image by image.")
     if keep >= tokens:
-        return kept_as_they_are(torch.arange(tokens, device=score.device).expand(score.size(0), -1), tokens)
+        return kept_as_they_are(counting(tokens, score.device).expand(score.size(0), -1), tokens)
     ranked = score.detach().argsort(dim=1, descending=True, stable=True)
     single = keep - (mode == "mean")
     kept, removed = ranked[:, :single], ranked[:, single:]

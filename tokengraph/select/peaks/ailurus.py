@@ -10,13 +10,13 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.edges.window import window_graph, window_tiles
+from tokengraph.edges.window_distance import look_up, window_distances
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
 from tokengraph.flat.tables import counting, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.pool import check_reduction
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers
-from tokengraph.select.parts.graphs.window import look_up, window_distances
 from tokengraph.select.parts.scores.density import window_peaks
 from tokengraph.select.peaks.orphans import EPS, adopt_orphans
 from tokengraph.select.tokens import Tokens, clamp_budget

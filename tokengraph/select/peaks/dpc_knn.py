@@ -19,6 +19,7 @@ from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import assign_to_centers, check_order, choose_centers, nearest_center
 from tokengraph.select.parts.graphs.complete import Distances
 from tokengraph.select.parts.scores.density import density_peaks
+from tokengraph.select.peaks.ailurus import AiluRus, ailurus
 from tokengraph.select.peaks.dpc_knn_parity import dpc_knn_parity
 from tokengraph.select.tokens import Tokens, clamp_budget
 
@@ -33,6 +34,8 @@ def dpc_knn(
     include_self: bool = True,
     importance: Tensor | None = None,
     order: str = "index",
+    grid: tuple[int, ...] | None = None,
+    window: int | None = None,
 ) -> Assignment:
     r"""Clusters tokens around density peaks; every token joins its nearest peak.
 
@@ -54,6 +57,9 @@ def dpc_knn(
         importance: ``[B, N]``; the ``keep`` highest become centres instead of the density peaks.
         order: Numbering of the clusters. ``"index"``: by the sequence order of their centres; ``"score"``: best centre
             first; ``"raster"``: by their first tokens. It does not change the clusters.
+        grid: ``(H, W)`` of the tokens, in row-major order; for ``window``.
+        window: Compares each token with this many of its nearest patches only, which is linear in N. It is then
+            :func:`~tokengraph.select.peaks.ailurus.ailurus` with ``alpha=1``, one budget and no mask.
 
     Returns:
         The map over ``B*N`` tokens (over the True ones of ``mask``), with ``centers``. Every cluster has its centre.
@@ -84,6 +90,10 @@ def dpc_knn(
     check_mask(mask, x)
     check_finite(x if mask is None else x[mask])
     _check_importance(importance, x, mask)
+    if window is not None:
+        _check_window(window, grid, keep, mask, noise, importance)
+        assert grid is not None and isinstance(keep, int)
+        return ailurus(x, keep, grid, k=k, lam=window, alpha=1.0, include_self=include_self, order=order)
     if noise is not None:
         _check_parity(include_self, importance)
     if noise is not None and x.size(0) and x.size(1):
@@ -106,6 +116,8 @@ class DPCKNN(Select):
         reduce: How clusters pool: any of :meth:`tokengraph.Assignment.reduce`. ``None``: the mean on graphs, where it
             composes level by level; MLERP inside a model, where it keeps features nearer to the dense ones wherever
             many tokens go (measured by ``make truth``).
+        window: Compares each token with this many of its nearest patches only, which is linear in the number of
+            tokens; it then works on the full grid, once a model. ``None``: with all tokens.
     """
 
     name: ClassVar[str] = "dpc-knn"
@@ -118,6 +130,7 @@ class DPCKNN(Select):
     order: str = "index"
     sizes: bool = True
     reduce: str | None = None
+    window: int | None = None
 
     @classmethod
     def published(cls) -> DPCKNN:
@@ -156,9 +169,24 @@ class DPCKNN(Select):
         check_order(self.order, "raster")
         if self.reduce is not None:
             check_reduction(self.reduce)
+        if self.window is not None:
+            check_positive(window=self.window)
+
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        """True with a ``window``, which is one of the patch grid."""
+        return self.window is not None
+
+    @property
+    def alone(self) -> bool:  # type: ignore[override]
+        """True with a ``window``, which takes one grid."""
+        return self.window is not None
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
+        if self.window is not None:
+            near = AiluRus(self.k, self.window, 1.0, self.include_self, self.order)
+            return near(tokens, budget)
         return _dpc_knn(tokens.x, budget, self.k, tokens.mask, self.include_self, None, self.order)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
@@ -172,6 +200,24 @@ def _check_parity(include_self: bool, importance: Tensor | None) -> None:
         raise ValueError("Expected no importance in parity mode (got importance and noise). Leave noise out.")
     if not include_self:
         raise ValueError("Expected include_self=True in parity mode (got include_self=False). Leave noise out.")
+
+
+def _check_window(
+    window: int,
+    grid: tuple[int, ...] | None,
+    keep: int | list[int],
+    mask: Tensor | None,
+    noise: Tensor | None,
+    importance: Tensor | None,
+) -> None:
+    check_positive(window=window)
+    if grid is None:
+        raise ValueError("Expected the grid of the tokens for a window (got none). Give grid=(H, W).")
+    if mask is not None or noise is not None or importance is not None or not isinstance(keep, int):
+        raise ValueError(
+            "Expected one budget, and no mask, noise or importance, with a window (got one of them). Call it image by "
+            "image, or leave the window out."
+        )
 
 
 def _check_importance(importance: Tensor | None, x: Tensor, mask: Tensor | None) -> None:

@@ -204,7 +204,7 @@ def test_an_image_has_the_same_graph_alone_and_in_any_batch():
 
 def test_bad_graphs_are_refused():
     x = torch.randn(1, 12, 4)
-    with pytest.raises(ValueError, match=r"Expected graph to be one of spatial, semantic, mixed \(got 'Mixed'\)"):
+    with pytest.raises(ValueError, match=r"to be one of spatial, semantic, mixed, local \(got 'Mixed'\)"):
         propagation_graph(x, (3, 4), graph="Mixed")
     with pytest.raises(ValueError, match="graph to be one of"):
         propagation_graph(x, (3, 4), graph=None)  # published: silently spatial

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.looks import may_write
+from tokengraph.flat.memory import rows_within
 from tokengraph.flat.tables import counting, table
 from tokengraph.maps.hard import Assignment
-from tokengraph.select.parts.graphs.halves import cosines, interleave, unit_rows
+from tokengraph.select.parts.graphs.halves import best_match, cosines, interleave, unit_rows
 from tokengraph.select.tokens import clamp_budget, valid_counts
 
 
@@ -19,7 +20,7 @@ def merge_halves(
 ) -> Assignment:
     """Returns the map of one merging round between alternating halves; see :func:`tokengraph.tome`.
 
-    ``receivers``: with ``centers``, where images are alike; see :func:`~.receivers.with_receivers` for others.
+    ``receivers``: with ``centers``, where images are alike; see ``with_receivers`` for others.
     """
     first = num_prefix % 2  # patch 0 has index P, so it is in A if P is even
     merged, kept = count_merges(metric, keep, first, mask)
@@ -32,23 +33,42 @@ def merge_halves(
 
 
 class Halves(NamedTuple):
-    """Edges from A to B, ``score [B, n_a, n_b]``, and the heaviest of each token of A, ``best [B, n_a]``.
+    """The heaviest edge of each token of A to B, and how to find its token of B.
 
-    ``first`` is the place of the first token of A, 0 or 1. Padding is at ``-inf``.
+    Args:
+        best: The heaviest edge of each token of A, ``[B, n_a]``; padding is at ``-inf``.
+        first: Place of the first token of A, 0 or 1.
+        in_b: Tokens in B.
+        score: All edges ``[B, n_a, n_b]``; ``None`` where they exceed the memory budget.
+        to: Then the token of B of each heaviest edge, ``[B, n_a]``.
     """
 
-    score: Tensor
     best: Tensor
     first: int
+    in_b: int
+    score: Tensor | None = None
+    to: Tensor | None = None
 
     @classmethod
     def of(cls, metric: Tensor, first: int, mask: Tensor | None) -> Halves:
         """Of the tokens ``metric [B, N, D]``, N >= 2, by cosine."""
         unit = unit_rows(metric)
         other = None if mask is None else mask[:, 1 - first :: 2]
-        score = cosines(unit[:, first::2], unit[:, 1 - first :: 2], other)
-        best = score.amax(dim=2)
-        return cls(score, best if mask is None else best.masked_fill(~mask[:, first::2], -torch.inf), first)
+        a, b = unit[:, first::2], unit[:, 1 - first :: 2]
+        if rows_within(a.size(0), b.size(1), a.size(1)) < a.size(1):
+            (best, to), score = best_match(a, b, other), None
+        else:
+            score, to = cosines(a, b, other), None
+            best = score.amax(dim=2)
+        best = best if mask is None else best.masked_fill(~mask[:, first::2], -torch.inf)
+        return cls(best, first, b.size(1), score, to)
+
+    def partners(self, sources: Tensor) -> Tensor:
+        """Returns the token of B of the heaviest edge of tokens ``[B, R]`` of A; ties to the lower index."""
+        if self.to is not None:
+            return self.to.gather(1, sources)
+        assert self.score is not None  # argmax is slow, so it runs only for the tokens that may merge
+        return self.score.gather(1, sources[..., None].expand(-1, -1, self.in_b)).argmax(dim=2)
 
 
 def contract_halves(
@@ -74,12 +94,11 @@ def contract_halves(
         Clusters in the published order: unmerged tokens of A, then B. An image without merges keeps its order.
     """
     images, first = halves.best.size(0), halves.first
-    tokens = halves.best.size(1) + halves.score.size(2)
+    tokens = halves.best.size(1) + halves.in_b
     most = merged if isinstance(merged, int) else max(merged, default=0)
     order = halves.best.argsort(dim=1, descending=True, stable=True)
     sources = order[:, :most]
-    # argmax is slow, so it runs only for the tokens that may merge.
-    partner = halves.score.gather(1, sources[..., None].expand(-1, -1, halves.score.size(2))).argmax(dim=2)
+    partner = halves.partners(sources)
     if isinstance(merged, int) and mask is None and may_write(order):
         return _equal_merges(order, partner, merged, tokens, first, by_index, receivers)
     # Where images differ, columns with one row an image.

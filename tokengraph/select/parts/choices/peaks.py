@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.memory import rows_within
 from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.raster import in_raster_order
@@ -57,14 +58,41 @@ def assign_to_centers(
 
 def nearest_center(pairs: Distances, centers: Tensor, budget: int | list[int], mask: Tensor | None) -> Tensor:
     """Returns each token's nearest centre, ``[B, N]`` token ids; ties to the better centre; centres keep themselves."""
-    x, distance = pairs.x, pairs.rows(centers)
-    if isinstance(budget, list):
-        place = torch.arange(centers.size(1), device=x.device)
-        spare = place >= torch.tensor(budget, device=x.device)[:, None]
-        distance = distance.masked_fill(spare[..., None], torch.inf)
-        centers = centers.masked_fill(spare, x.size(1))
-    nearest = centers.gather(1, distance.argmin(dim=1)) if centers.size(1) else centers.new_zeros(x.shape[:2])
+    x = pairs.x
+    if not centers.size(1):
+        return centers.new_zeros(x.shape[:2])
     if not isinstance(budget, list):
-        return nearest.scatter(1, centers, centers)
+        return centers.gather(1, _nearest_of(pairs, centers, None)).scatter(1, centers, centers)
+    spare = counting(centers.size(1), x.device) >= torch.tensor(budget, device=x.device)[:, None]
+    place, centers = _nearest_of(pairs, centers, spare), centers.masked_fill(spare, x.size(1))
+    nearest = centers.gather(1, place)
     own = torch.cat([nearest, nearest.new_zeros(x.size(0), 1)], dim=1).scatter_(1, centers, centers)[:, :-1]
     return own if mask is None else own.clamp_max(x.size(1) - 1)
+
+
+def _nearest_of(pairs: Distances, centers: Tensor, spare: Tensor | None) -> Tensor:
+    """Returns the place in ``centers [B, K]`` of each token's nearest, ``[B, N]``, a block of centres at a time.
+
+    Centres where ``spare [B, K]`` is True are none.
+    """
+
+    def rows(start: int, stop: int) -> Tensor:
+        """Returns the distances of some centres to all tokens."""
+        block = pairs.rows(centers[:, start:stop])
+        return block if spare is None else block.masked_fill(spare[:, start:stop, None], torch.inf)
+
+    step = rows_within(centers.size(0), pairs.tokens, centers.size(1), pairs.x.element_size())
+    if step >= centers.size(1):
+        return rows(0, centers.size(1)).argmin(dim=1)
+    best = place = None
+    for start in range(0, centers.size(1), step):
+        block = rows(start, start + step)
+        at = block.argmin(dim=1)
+        low, at = block.gather(1, at[:, None]).squeeze(1), at + start
+        if best is None or place is None:
+            best, place = low, at
+            continue
+        closer = low < best  # of equals the earlier one stays
+        best, place = torch.where(closer, low, best), torch.where(closer, at, place)
+    assert place is not None
+    return place

@@ -8,7 +8,7 @@ from torch import Tensor
 from tokengraph.flat.layout import take_rows
 from tokengraph.flat.looks import may_write
 from tokengraph.flat.tables import counting, table
-from tokengraph.select.parts.graphs.halves import cosines, unit_rows
+from tokengraph.select.parts.graphs.halves import best_match, unit_rows
 
 
 def merge_ranked(metric: Tensor, order: Tensor, lost: int | list[int], mask: Tensor | None, mode: str) -> Tensor:
@@ -36,8 +36,8 @@ def merge_ranked_units(unit: Tensor, order: Tensor, lost: int | list[int], mask:
     a, b = order[:, 0:taking:2], order[:, 1:taking:2]
     rank_a, rank_b = torch.arange(a.size(1), device=device), torch.arange(b.size(1), device=device)
     in_a, in_b = 2 * rank_a < part, 2 * rank_b + 1 < part
-    edges = cosines(take_rows(unit, a), take_rows(unit, b), in_b.expand_as(b) if isinstance(lost, list) else None)
-    best, to = edges.max(dim=2)
+    there = in_b.expand_as(b) if isinstance(lost, list) else None
+    best, to = best_match(take_rows(unit, a), take_rows(unit, b), there)
     if mode == "energy":
         first, gone, stays = n - 2 * r, in_a, torch.arange(0, taking, 2, device=device) - 2 * r
     else:
@@ -55,7 +55,7 @@ def _equal(unit: Tensor, order: Tensor, lost: int, mode: str) -> Tensor:
     images, tokens = order.shape
     taking = 2 * lost if mode == "energy" else tokens
     ranked = take_rows(unit, order[:, :taking])
-    best, to = cosines(ranked[:, 0::2], ranked[:, 1::2]).max(dim=2)
+    best, to = best_match(ranked[:, 0::2], ranked[:, 1::2])
     first = tokens - 2 * lost if mode == "energy" else (tokens + 1) // 2 - lost
     number = _numbers(tokens, taking, lost, first, str(order.device)).expand(images, -1).clone()  # by rank
     a = number[:, 0:taking:2]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges.distance import mend_close, recentre, squared_distance, squared_norm
-from tokengraph.edges.knn_torch import BUDGET
 from tokengraph.flat.looks import may_look
+from tokengraph.flat.memory import rows_within
 from tokengraph.flat.segment import as_type, wide
 
 
@@ -27,9 +27,7 @@ class Distances:
         self.mend = may_look(x)
         x = self.x
         images, self.tokens = x.shape[:2]
-        self.step = max(1, BUDGET // max(1, images * self.tokens * x.element_size()))
-        if torch.compiler.is_compiling():  # a step that depends on the batch size would specialise the graph to it
-            self.step = max(1, self.tokens)
+        self.step = rows_within(images, self.tokens, self.tokens, x.element_size())
         self._whole: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.flat.memory import rows_within
 from tokengraph.flat.segment import as_type
 
 EPS = 1e-12  # as in torch.nn.functional.normalize
@@ -36,6 +37,22 @@ def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> Tensor:
         return score if mask_b is None else score.masked_fill(~mask_b[:, None], -torch.inf)
     score = score.clamp_max_(SAME)
     return score if mask_b is None else score.masked_fill_(~mask_b[:, None], -torch.inf)
+
+
+def best_match(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns the heaviest edge of each token of A, ``[B, n_a]``, and its token of B; ties to the lower index.
+
+    Arguments as for :func:`cosines`, whose result never exists as a whole where it exceeds the memory budget.
+    """
+    step = rows_within(a.size(0), b.size(1), a.size(1))
+    if step >= a.size(1):
+        return tuple(cosines(a, b, mask_b).max(dim=2))  # type: ignore[return-value]
+    found = []
+    for rows in a.split(step, dim=1):
+        edges = cosines(rows, b, mask_b)
+        found.append((edges.amax(dim=2), edges.argmax(dim=2)))
+    best, to = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return best, to
 
 
 def interleave(a: Tensor, b: Tensor, first: int) -> Tensor:

@@ -8,16 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengraph.edges import grid_graph, grid_positions, knn_neighbors
-from tokengraph.edges.knn import directions
-from tokengraph.edges.knn_torch import BUDGET, lowest
+from tokengraph.edges import grid_positions
+from tokengraph.edges.local import WINDOW
 from tokengraph.errors import check_finite, check_grid, check_tokens
-from tokengraph.flat.finite import zero_where_not_finite
-from tokengraph.flat.segment import wide
-from tokengraph.flat.tables import counting, equal_ptr, starts, table
+from tokengraph.select.parts.graphs.propagation_slots import (
+    Slots,
+    first_patch,
+    first_slots,
+    local,
+    mixed,
+    normalized,
+    repeat,
+    semantic,
+    spatial,
+)
 
-GRAPHS = ("spatial", "semantic", "mixed")
-Slots = tuple[Tensor, Tensor, Tensor]  # sender, receiver, weight: sorted by sender
+GRAPHS = ("spatial", "semantic", "mixed", "local")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +95,9 @@ class PropagationGraph:
         sender, order = edge_index[0].sort(stable=True)
         receiver, rows = edge_index[1][order], images * patches
         weight = torch.ones_like(receiver) if edge_weight is None else edge_weight.detach()[order].float()
-        weight = _normalized(sender, receiver, weight, rows) if edge_weight is None else weight
+        weight = normalized(sender, receiver, weight, rows) if edge_weight is None else weight
         flat = x.detach().reshape(rows, channels)
-        return cls(_starts(sender, rows), sender, receiver, weight, flat, images, grid)
+        return cls(first_slots(sender, rows), sender, receiver, weight, flat, images, grid)
 
     def edges(self) -> tuple[Tensor, Tensor]:
         """Returns ``edge_index [2, E']``, sender to receiver, flat ids, and ``edge_weight [E']``; no unused slots."""
@@ -118,7 +124,7 @@ class PropagationGraph:
         if left.dim() != 2 or left.size(0) != self.images or (size is not None and size.shape != left.shape):
             got = list(left.shape) if size is None else f"{list(left.shape)} and {list(size.shape)}"
             raise ValueError(f"Expected patch (and size) of shape [B={self.images}, n'] (got {got}).")
-        alive = (left + _first_patch(self.images, self.patches, left.device)).flatten()
+        alive = (left + first_patch(self.images, self.patches, left.device)).flatten()
         number = alive.new_full((self.x.size(0),), -1)
         number[alive] = torch.arange(alive.numel(), device=alive.device)
         edge_index, edge_weight = self.edges()
@@ -134,7 +140,12 @@ class PropagationGraph:
 
 @torch.no_grad()
 def propagation_graph(
-    x: Tensor, grid: tuple[int, ...] | None = None, *, graph: str = "mixed", neighbors: int = 8
+    x: Tensor,
+    grid: tuple[int, ...] | None = None,
+    *,
+    graph: str = "mixed",
+    neighbors: int = 8,
+    window: int = WINDOW,
 ) -> PropagationGraph:
     r"""Connects patches as GTP does: with neighbours in the grid, with similar patches, or with both.
 
@@ -146,8 +157,10 @@ def propagation_graph(
         x: Patch tokens at the first block's input (position embedding included), ``[B, n, C]``, no prefix tokens.
         grid: ``(H, W)``, any rectangle; only ``graph="semantic"`` accepts ``None`` or ``(T, H, W)``.
         graph: ``"spatial"``: the up to 8 patches that touch i; ``"semantic"``: the ``neighbors`` patches most similar
-            to i by cosine, which is not symmetric; ``"mixed"``: the union of both.
+            to i by cosine, which is not symmetric; ``"mixed"``: the union of both; ``"local"``: the ``neighbors`` most
+            similar of the ``window`` patches around i, linear in n.
         neighbors: Semantic neighbours of each receiver, ``0 <= neighbors < n``.
+        window: Patches around each receiver that ``graph="local"`` compares, at least ``neighbors``.
 
     Returns:
         The graph, without gradients.
@@ -165,13 +178,15 @@ def propagation_graph(
     check_graph(graph, neighbors)
     if graph != "spatial":
         check_finite(x)
-    return connect_patches(x, grid, graph, neighbors)
+    return connect_patches(x, grid, graph, neighbors, window)
 
 
-def connect_patches(x: Tensor, grid: tuple[int, ...] | None, graph: str, neighbors: int) -> PropagationGraph:
+def connect_patches(
+    x: Tensor, grid: tuple[int, ...] | None, graph: str, neighbors: int, window: int = WINDOW
+) -> PropagationGraph:
     """Like :func:`propagation_graph`, with zeros for non-finite features, so that other images still run."""
     images, patches, channels = x.shape
-    if graph != "semantic" and (grid is None or len(grid) == 3):
+    if graph != "semantic" and (grid is None or (len(grid) == 3 and graph != "local")):
         hint = "Only 'semantic' needs none." if grid is None else "Use graph='semantic' for videos."
         raise ValueError(f"Expected grid as (H, W) for graph={graph!r} (got {grid and tuple(grid)}). {hint}")
     grid = grid and check_grid(grid, patches, video=True)
@@ -179,14 +194,17 @@ def connect_patches(x: Tensor, grid: tuple[int, ...] | None, graph: str, neighbo
         raise ValueError(f"Expected 0 <= neighbors < n={patches} (got neighbors={neighbors}).")
     flat = x.detach().reshape(images * patches, channels)
     if graph == "semantic":
-        start, slots = _semantic(x, neighbors)
+        start, slots = semantic(x, neighbors)
         return PropagationGraph(start, *slots, flat, images, grid)
     assert grid is not None
-    tables = _spatial(*grid, str(x.device))
-    start, slots = _repeat(tables, images, patches)
+    if graph == "local":
+        start, slots = local(x, grid, neighbors, window)
+        return PropagationGraph(start, *slots, flat, images, grid)
+    tables = spatial(*grid, str(x.device))
+    start, slots = repeat(tables, images, patches)
     near = tables[4:] if graph == "spatial" else ()
     if graph == "mixed":
-        start, slots = _mixed(x, neighbors, grid[1], start, slots)
+        start, slots = mixed(x, neighbors, grid[1], start, slots)
     return PropagationGraph(start, *slots, flat, images, grid, *near)
 
 
@@ -214,93 +232,3 @@ def check_graph(graph: str, neighbors: int) -> None:
         raise TypeError(f"Expected neighbors to be an int (got {neighbors!r}).")
     if neighbors < 0:
         raise ValueError(f"Expected neighbors >= 0 (got neighbors={neighbors}).")
-
-
-@table(64)
-def _spatial(height: int, width: int, device: str) -> tuple[Tensor, ...]:
-    """Returns one image's graph by sender: ``start, sender, receiver, weight``, and ``near, near_weight [n, 8]``."""
-    patches = height * width
-    # Grid edges are sorted by target and symmetric, so the targets serve as senders.
-    receiver, sender = grid_graph((height, width)) if patches else torch.empty(2, 0, dtype=torch.long)
-    start = _starts(sender, patches)
-    weight = _normalized(sender, receiver, torch.ones_like(sender), patches)
-    near, near_weight = torch.arange(patches)[:, None].repeat(1, 8), torch.zeros(patches, 8, dtype=torch.float32)
-    column = torch.arange(sender.numel()) - start[sender]
-    near[sender, column], near_weight[sender, column] = receiver, weight
-    return tuple(t.to(device) for t in (start, sender, receiver, weight, near, near_weight))
-
-
-def _repeat(tables: tuple[Tensor, ...], images: int, patches: int) -> tuple[Tensor, Slots]:
-    """Repeats one image's slots for B images."""
-    start, sender, receiver, weight = tables[:4]
-    ahead = _first_patch(images, patches, start.device)
-    edges = sender.numel()
-    begin = start[:-1] + _first_patch(images, edges, start.device)
-    start = torch.cat([begin.flatten(), equal_ptr(images, edges, start.device)[-1:]])
-    return start, ((sender + ahead).flatten(), (receiver + ahead).flatten(), weight.repeat(images))
-
-
-def _semantic(x: Tensor, k: int) -> tuple[Tensor, Slots]:
-    sender, receiver, live = _nearest(x, k)
-    rows = x.size(0) * x.size(1)
-    return _starts(sender, rows), (sender, receiver, _normalized(sender, receiver, live, rows))
-
-
-def _mixed(x: Tensor, k: int, width: int, start: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-    """Joins both graphs, for each sender spatial slots first. An edge in both counts once."""
-    sender, receiver, live = _nearest(x, k)
-    # Edges stay within an image, so flat ids identify rows and columns of the whole batch.
-    rows_apart = (sender.div(width, rounding_mode="floor") - receiver.div(width, rounding_mode="floor")).abs()
-    live = live * ((rows_apart > 1) | ((sender % width - receiver % width).abs() > 1))
-    rows = x.size(0) * x.size(1)
-    also = _starts(sender, rows)
-    place = torch.cat([_count(slots[0]) + also[slots[0]], _count(sender) + start[sender + 1]])
-    pairs = (slots[0], sender), (slots[1], receiver), (torch.ones_like(slots[0]), live)
-    sender, receiver, live = (torch.empty_like(place).scatter_(0, place, torch.cat(pair)) for pair in pairs)
-    return start + also, (sender, receiver, _normalized(sender, receiver, live, rows))
-
-
-def _nearest(x: Tensor, k: int) -> Slots:
-    """Returns each patch's k nearest as slots by sender: ``sender, receiver``, and ones."""
-    if k == 0 or x.size(0) == 0:
-        none = torch.empty(0, dtype=torch.long, device=x.device)
-        return none, none, none
-    sender, order = _most_similar(x.detach(), k).flatten().sort(stable=True)
-    return sender, order.div(k, rounding_mode="floor"), torch.ones_like(sender)
-
-
-def _most_similar(x: Tensor, k: int) -> Tensor:
-    """Returns the k other patches of largest cosine, ``[B*n, k]`` flat ids, ties to the lower index."""
-    images, patches, channels = x.shape
-    x = zero_where_not_finite(x)
-    if images * patches**2 * 4 > BUDGET:
-        return knn_neighbors(x, k, cosine=True)[0]
-    # Only ranks matter, so plain products suffice here; they take half the time of accurate distances.
-    with torch.autocast(x.device.type, enabled=False):
-        unit = directions(x.flatten(0, 1).to(wide(x)))[0].view(images, patches, channels)
-        score = torch.bmm(unit, unit.transpose(1, 2)).neg_()
-    score.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    local = lowest(score, k)[1]
-    return (local + _first_patch(images, patches, x.device)[..., None]).flatten(0, 1)
-
-
-def _normalized(sender: Tensor, receiver: Tensor, live: Tensor, rows: int) -> Tensor:
-    """Returns ``A_ij / sqrt(d_i d_j)`` in float32, ``[E]``; 0 for a degree of 0, and where ``live`` (int64) is 0."""
-    degree = live.new_zeros(rows).scatter_add_(0, receiver, live)
-    product = degree[sender] * degree[receiver]
-    return torch.where((live * product) > 0, product.float().rsqrt(), 0.0)
-
-
-def _starts(sender: Tensor, rows: int) -> Tensor:
-    """First slot of each sender, ``[rows + 1]``."""
-    count = sender.new_zeros(rows + 1).scatter_add_(0, sender + 1, torch.ones_like(sender))
-    return count.cumsum(0)
-
-
-def _count(like: Tensor) -> Tensor:
-    return counting(like.numel(), like.device)
-
-
-def _first_patch(images: int, each: int, device: torch.device) -> Tensor:
-    """Returns the first patch of each of B images, ``[B, 1]``."""
-    return starts(images, each, device)

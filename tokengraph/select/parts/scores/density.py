@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.edges.window_distance import look_up
 from tokengraph.flat.segment import TINY
 from tokengraph.flat.tables import counting
 from tokengraph.select.parts.graphs.complete import Distances
-from tokengraph.select.parts.graphs.window import look_up
 
 
 def density_order(log_density: Tensor) -> tuple[Tensor, Tensor]:

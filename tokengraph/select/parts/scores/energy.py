@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.flat.memory import rows_within
 from tokengraph.select.parts.graphs.halves import unit_rows
-
-ROWS = 2**24  # cosines at a time
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def energy(metric: Tensor, *, margin: float, alpha: float = 1.0, mask: Tensor | 
     Returns:
         ``[B, N]`` float32; the sum includes j = i. Zero vectors have cosine 0 with all. ``-inf`` at padding.
 
-    Cost: ``O(B N^2 D)`` time, at most 16M cosines at a time.
+    Cost: ``O(B N^2 D)`` time; blocks within :func:`~tokengraph.flat.memory.memory_budget`.
 
     Source: Tran et al., *PiToMe*, NeurIPS 2024, and its code.
     """
@@ -39,8 +38,7 @@ def energy_of(unit: Tensor, margin: float, alpha: float, mask: Tensor | None) ->
     """:func:`energy` of unit rows ``[B, N, D]``."""
     if mask is not None:
         unit = unit.masked_fill(~mask[..., None], 0.0)
-    images = 1 if torch.compiler.is_compiling() else max(unit.size(0), 1)
-    step, rows = max(1, ROWS // max(1, images * unit.size(1))), []
+    step, rows = rows_within(unit.size(0), unit.size(1), unit.size(1), blocks=4), []
     for block in (unit,) if step >= unit.size(1) else unit.split(step, dim=1):
         above = F.elu(torch.bmm(block, unit.transpose(1, 2)).sub_(margin), alpha)
         rows.append(above.sum(dim=2) if mask is None else (above * mask[:, None]).sum(dim=2))

@@ -37,7 +37,13 @@ MADE_ON = 24  # images a plan is made on
 PRESERVE = "features"
 SETS = ("photographs", "elpv", "scenes")
 ORIGINS = ("photographs", "elpv")
-HELD = 32  # solar cells and scenes that plans are measured on
+HELD = 24  # solar cells and scenes that plans are measured on
+CLOSE = (
+    "tome",
+    "atc",
+    "dpc-knn",
+    "mctf",
+)  # published ones that came near on photographs; others are measured there only
 MORE = {"atc": "thirds", "mctf": "constant", "tofu": "constant"}  # published families beside those of truth.chosen
 BY_HAND = ("tome,reduce=mlerp", "dpc-knn", "atc,linkage=complete")  # in every family of many steps
 RESAMPLES = 2000
@@ -81,14 +87,18 @@ def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -
     return files
 
 
-def rivals(body: Body, cost: float) -> list[tuple[str, Setting]]:
-    """Returns the fixed settings at a cost, with their kinds."""
+def rivals(body: Body, cost: float, every: bool = True) -> list[tuple[str, Setting]]:
+    """Returns the fixed settings at a cost, with their kinds; ``every=False`` leaves out what was far behind."""
     found = [("published", c.setting) for c in published(body, (cost,))]
     for strategy, family in MORE.items():
         shape = next(shape for shape in shapes(strategy, body.anatomy.depth) if shape.name == family)
         found += [("published", c.setting) for c in made(body, strategy, shape, cost, "")]
+    if not every:
+        found = [each for each in found if each[1].partition(":")[0] in CLOSE]
     found += [("smaller image", nearest_resolution(body, cost).setting)]
-    found += [("smaller image with ToMe", c.setting) for c in combinations(body, cost) if "mlerp" in c.options]
+    shapes_taken = ("constant", "linear") if every else ("constant",)
+    both = [c for c in combinations(body, cost) if "mlerp" in c.options and c.shape in shapes_taken]
+    found += [("smaller image with ToMe", c.setting) for c in both]
     for text in BY_HAND:
         strategy, comma, options = text.partition(",")
         for shape in (constant(), linear(), thirds(body.anatomy.depth)):
@@ -105,7 +115,7 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
     out = folder / "runs" / slug(f"planned {name} {stamps} {digest()} {source.name}")
     file = results / "planned.jsonl"
     for cost in costs:
-        settings = rivals(body, cost)
+        settings = rivals(body, cost, name == "photographs")
         for origin in ORIGINS:
             plan = results / "plans" / f"{origin}-{PRESERVE}-{cost:g}.json"
             if plan.exists():

@@ -1,6 +1,4 @@
-"""The local search: shapes that spend a budget, moves that are given up, and schedules that the plan may not lose to."""
-
-from dataclasses import replace
+"""The local search: shapes that spend a budget, moves that are given up, and fixed schedules that no plan loses to."""
 
 import numpy as np
 import pytest
@@ -61,16 +59,19 @@ def test_score_counts_the_worst_images_too():
     assert score_of(np.array([0.0, 0.0, 0.3])) == pytest.approx(0.1 + 0.1 * 0.3)
 
 
-def test_beats_gives_up_a_plan_that_falls_behind(explorer):
+def test_race_gives_up_a_plan_that_falls_behind(explorer):
     bench, target = explorer.bench, explorer.space.target
     family, depth = families("tome")[0], target.depth
     gentle, hard = [16] + [15] * depth, [16, *range(8, 8 - depth, -1)]
     plans = [Plan(family.setting(tokens, None), tuple(tokens), target) for tokens in (gentle, hard)]
     best = bench.run(plans[0])
-    assert bench.beats(plans[1], best) is None
-    assert plans[1].setting.key not in bench.memory
-    found = bench.beats(plans[0], replace(best, each=best.each))
-    assert found is not None and found.score == pytest.approx(best.score)
+    assert best.whole and len(best.each) == 6
+    found = bench.race(plans[1], best)
+    assert not found.whole and len(found.each) == 2
+    assert found.loss == pytest.approx(found.each.mean() * best.loss / best.each[:2].mean())
+    assert bench.race(plans[0], best, first=True).whole  # the memory has all of it
+    assert bench.race(plans[1], None).whole and bench.memory[plans[1].setting.key].whole
+    assert bench.race(plans[0], best).score == pytest.approx(best.score)
 
 
 @pytest.mark.parametrize("cost", [0.6, 0.8])
@@ -96,7 +97,7 @@ def test_refine_keeps_what_helps_and_stays_within_the_budget(explorer, monkeypat
     late = np.zeros(depth)
     late[-2:] = 1.0
     start = explorer.measure(family, 4, explorer.space.shaped(family, 4, late + 0.1))
-    explorer.sides = [4]
+    explorer.sides, explorer._base[4] = [4], 0.0
     local.refine(explorer)
     best = explorer.best()
     assert best.measured.score <= start.measured.score and best.measured.cost <= 0.702

@@ -19,7 +19,8 @@ from tokengraph.planning.record import Plan
 
 Found = dict[str, np.ndarray]
 WORST = 0.1  # weight of the worst images in a score
-BEHIND = 1.03  # a plan that loses this much more than the best one on the first batches is given up
+BEHIND = 1.03  # a plan whose score is this much above the best one's on the first batches is given up
+TINY = 1e-12
 
 
 def loss_of(found: Found, preserve: str) -> np.ndarray:
@@ -45,7 +46,8 @@ class Measured:
         counts: Mean patch tokens before the first block and after each.
         loss: Mean loss of what the bench preserves.
         cost: Multiply-adds as a share of the plain model's.
-        each: The loss of each image.
+        each: The loss of each image that was run.
+        whole: False if it was given up before the last batch; then the mean loss is an estimate.
     """
 
     found: Found
@@ -53,6 +55,8 @@ class Measured:
     loss: float
     cost: float
     each: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    whole: bool = True
 
     @property
     def score(self) -> float:
@@ -94,32 +98,34 @@ class Bench:
 
         Cost: one run of every image under the plan, unless the memory has it.
         """
-        name = plan.setting.key
-        if name not in self.memory:
-            made = self._run(plan)
-            assert made is not None  # nothing to be given up for
-            self.memory[name] = made
-        return self._judged(self.memory[name])
+        return self.race(plan, None)
 
-    def beats(self, plan: Plan, best: Measured) -> Measured | None:
-        """Runs a plan batch by batch, and gives it up once it loses more than the best one on the same images.
+    def race(self, plan: Plan, best: Measured | None, *, first: bool = False) -> Measured:
+        """Runs a plan batch by batch, and gives it up once it is behind the best one on the same images.
 
-        Returns:
-            Its outcome; ``None`` if it was given up.
+        The loss of a plan that was given up is that of the best one, times the ratio of both on the images so far:
+        images differ much more than this ratio does.
+
+        Args:
+            plan: The plan.
+            best: The best one, run on all images; ``None``: never gives up.
+            first: Gives up after the first batch in any case, if there is a best one.
         """
         name = plan.setting.key
-        if name not in self.memory:
-            made = self._run(plan, best)
-            if made is None:
-                return None
-            self.memory[name] = made
-        return self._judged(self.memory[name])
-
-    def _judged(self, known: Measured) -> Measured:
+        known = self.memory.get(name)
+        if known is None or not (known.whole or best is not None and (first or self._behind(known, best))):
+            known = self.memory[name] = self._run(plan, best, first)
         each = loss_of(known.found, self.preserve)
-        return Measured(known.found, known.counts, float(each.mean()), known.cost, each)
+        loss = float(each.mean())
+        if not known.whole and best is not None:
+            loss *= best.loss / max(float(best.each[: len(each)].mean()), TINY)
+        return Measured(known.found, known.counts, loss, known.cost, each, known.whole)
 
-    def _run(self, plan: Plan, best: Measured | None = None) -> Measured | None:
+    def _behind(self, known: Measured, best: Measured) -> bool:
+        each = loss_of(known.found, self.preserve)
+        return score_of(each) > BEHIND * score_of(best.each[: len(each)])
+
+    def _run(self, plan: Plan, best: Measured | None, first: bool) -> Measured:
         parts, counts = [], []
         with attach(self.model, plan) as handle:
             reader = Reader(self.model, handle)
@@ -128,12 +134,14 @@ class Bench:
                 parts.append(measures(dense, outputs))
                 assert outputs.counts is not None
                 counts.append(outputs.counts)
-                if best is not None:
-                    so_far = loss_of(joined(parts), self.preserve)
-                    if score_of(so_far) > BEHIND * score_of(best.each[: len(so_far)]):
-                        return None
-        found, tokens = joined(parts), counted(counts)
-        return Measured(found, tokens, 0.0, self.cost(tokens, plan))
+                made = self._outcome(parts, counts, plan)
+                if not made.whole and best is not None and (first or self._behind(made, best)):
+                    break
+        return made
+
+    def _outcome(self, parts: list[Found], counts: list[Tensor], plan: Plan) -> Measured:
+        tokens = counted(counts)
+        return Measured(joined(parts), tokens, 0.0, self.cost(tokens, plan), whole=len(parts) == len(self.batches))
 
     def cost(self, tokens: Sequence[float], plan: Plan) -> float:
         """Returns the cost of token counts as a share of the plain model's."""

@@ -63,15 +63,19 @@ class Explorer:
     notes: list[str] = field(default_factory=list)
     sides: list[int] = field(default_factory=list)
     _base: dict[int, float] = field(default_factory=dict)
-    _known: dict[tuple[str, int, tuple[int, ...]], Trial | None] = field(default_factory=dict)
+    _known: dict[tuple[str, int, tuple[int, ...]], Trial] = field(default_factory=dict)
 
     def run(self, families: Sequence[Family]) -> None:
         """Searches; :meth:`best` has the result."""
         self.sides = self.space.sides()
+        self._base[self.sides[0]] = 0.0
+        for family in families:
+            self._begin(family)
         for side in self.sides:
             self._base[side] = self.measure(None, side, self.space.alone(side)).measured.loss
-        for family in families:
+        for family in self.families.values():
             self._cut(family)
+        self._shrink()
         self._screen()
         self.descend(PICKS)
         self._vary()
@@ -84,14 +88,22 @@ class Explorer:
         setting = Setting(resolution=size) if family is None else family.setting(tokens, size)
         return Plan(setting, tuple(tokens), self.space.target)
 
-    def measure(self, family: Family | None, side: int, tokens: Sequence[int], predicted: float | None = None) -> Trial:
-        """Measures a schedule once, and fits the strategy's curve to it."""
+    def measure(
+        self,
+        family: Family | None,
+        side: int,
+        tokens: Sequence[int],
+        predicted: float | None = None,
+        *,
+        first: bool = False,
+    ) -> Trial:
+        """Measures a schedule once, until it falls behind the best one, and fits the strategy's curve to it."""
         key = ("" if family is None else family.name, side, tuple(tokens))
-        found = self._known.get(key)
-        if found is not None:
-            return found
-        plan = self.plan(family, side, tokens)
-        trial = Trial(family, side, tuple(tokens), predicted, self.bench.run(plan))
+        if key in self._known:
+            return self._known[key]
+        plan, best = self.plan(family, side, tokens), self.best()
+        found = self.bench.race(plan, None if best is None else best.measured, first=first)
+        trial = Trial(family, side, tuple(tokens), predicted, found)
         self._known[key] = trial
         self.trials.append(trial)
         self.progress.step(note=plan.setting.name[:60])
@@ -100,35 +112,13 @@ class Explorer:
         return trial
 
     def best(self) -> Trial | None:
-        """Returns the measured schedule of the least loss within the budget; ``None`` if none is."""
-        fitting = [t for t in self.trials if self._fits(t)]
+        """Returns the schedule of the least score within the budget, measured on all images; ``None`` if none is."""
+        fitting = [t for t in self.trials if t.measured.whole and self._fits(t)]
         return min(fitting, key=lambda t: t.measured.score, default=None)
 
     def known(self, family: Family, side: int, tokens: Sequence[int]) -> bool:
-        """Returns whether a schedule was measured, or tried and given up."""
+        """Returns whether a schedule was measured."""
         return (family.name, side, tuple(tokens)) in self._known
-
-    def challenge(self, family: Family, side: int, tokens: Sequence[int], best: Trial, enough: float) -> Trial | None:
-        """Measures a schedule until it falls behind the best one; returns it if it is better.
-
-        Args:
-            family: The strategy.
-            side: Patches along a side.
-            tokens: The schedule.
-            best: The best one.
-            enough: Share of the best one's score below which it is better.
-        """
-        key = (family.name, side, tuple(tokens))
-        measured = self.bench.beats(self.plan(family, side, tokens), best.measured)
-        self.progress.step(note=f"{family.name}, refined"[:60])
-        self._known[key] = None
-        if measured is None or measured.score > enough * best.measured.score:
-            return None
-        trial = self._known[key] = Trial(family, side, tuple(tokens), None, measured)
-        if not self._fits(trial):
-            return None
-        self.trials.append(trial)
-        return trial
 
     def descend(self, picks: int) -> None:
         """Measures what the curves propose, best first, until nothing better is predicted."""
@@ -153,41 +143,49 @@ class Explorer:
         late[: layer + 1] = [tokens[layer]] * (layer + 1)
         return self.curves[first.name].predict(early) + self.curves[later.name].predict(late)
 
+    def _begin(self, family: Family) -> None:
+        """Measures the strategy's published schedules, so that no plan is worse; drops one that cannot run."""
+        side = self.sides[0]
+        shaped = [self.space.shaped(family, side, w) for w in published(self.space.target.depth, family.once)]
+        try:
+            for tokens in [t for t in shaped if t is not None] or [self._halved(family, 1)]:
+                if any(n < tokens[0] for n in tokens):
+                    self.measure(family, side, tokens)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            self.notes.append(f"{family.name} was left out: {str(error).splitlines()[0]}")
+            return
+        self.families[family.name] = family
+
+    def _halved(self, family: Family, layer: int) -> list[int]:
+        depth, patches = self.space.target.depth, self.space.target.patches
+        keep = max(patches // 2, family.select.for_block(layer - 1).fewest(patches))
+        return [patches] * layer + [keep] * (depth + 1 - layer)
+
     def _cut(self, family: Family) -> None:
-        """Measures the loss of one cut to half of the tokens, block by block; drops a strategy that cannot run."""
+        """Measures the loss of one cut to half of the tokens, block by block, on the first images."""
         depth, patches = self.space.target.depth, self.space.target.patches
         layers = sorted({round(v) for v in np.linspace(1, depth, min(CUTS, depth))})
-        keep = max(patches // 2, family.select.fewest(patches))
         rows: dict[int, Row] = {}
         shown: list[float | None] = [None] * depth
         for layer in layers:
-            tokens = [patches] * layer + [keep] * (depth + 1 - layer)
-            try:
-                trial = self.measure(family, self.space.target.side, tokens)
-            except (ValueError, RuntimeError, NotImplementedError) as error:
-                self.notes.append(f"{family.name} was left out: {str(error).splitlines()[0]}")
-                return
+            trial = self.measure(family, self.space.target.side, self._halved(family, layer), first=True)
             if trial.measured.counts[-1] < patches - 0.5:
                 rows[layer], shown[layer - 1] = self._row(trial), trial.measured.loss
         if rows:
-            self.families[family.name] = family
             self.curves[family.name] = Curve.of_cuts(rows, depth, patches)
             self.sensitivity[family.name] = shown
-            self._anchor(family)
+            for trial in [t for t in self.trials if t.family is family and _steps(t.tokens) > 1]:
+                self.curves[family.name].add(self._row(trial))
 
-    def _anchor(self, family: Family) -> None:
-        """Measures schedules as they are published, so that no plan is worse than these on the same images.
-
-        They also show how much less many small steps lose than one cut. The first strategy is tried on every input
-        size.
-        """
-        depth = self.space.target.depth
-        cheapest = next(iter(self.families)) == family.name
-        for side in self.sides if cheapest else self.sides[:1]:
-            for weights in published(depth, family.once)[: 2 if side != self.sides[0] else None]:
-                tokens = self.space.shaped(family, side, weights)
-                if tokens is not None and any(n < tokens[0] for n in tokens):
-                    self.measure(family, side, tokens)
+    def _shrink(self) -> None:
+        """Measures the first strategy's equal and falling removals on smaller images."""
+        self.families = {name: family for name, family in self.families.items() if name in self.curves}
+        for family in list(self.families.values())[:1]:
+            for side in self.sides[1:]:
+                for weights in published(self.space.target.depth, family.once)[:2]:
+                    tokens = self.space.shaped(family, side, weights)
+                    if tokens is not None and any(n < tokens[0] for n in tokens):
+                        self.measure(family, side, tokens)
 
     def _screen(self) -> None:
         """Measures each strategy at the input sizes that promise most, and keeps the two best strategies."""
@@ -198,7 +196,7 @@ class Explorer:
         for trial in self.trials:
             if trial.family is not None and self._fits(trial):
                 name = trial.family.name
-                reached[name] = min(reached.get(name, np.inf), trial.measured.score)
+                reached[name] = min(reached.get(name, np.inf), trial.measured.loss)
         kept = sorted(reached, key=lambda name: reached[name])[:2]
         self.families = {name: f for name, f in self.families.items() if name in kept}
 
@@ -209,10 +207,9 @@ class Explorer:
             if best is None or best.family is None:
                 return
             for family in self._others(best.family):
-                if not self.known(family, best.side, best.tokens):
-                    trial = self.challenge(family, best.side, best.tokens, best, 1.0)
-                    if trial is not None:
-                        self._adopt(family, trial, best)
+                trial = self.measure(family, best.side, best.tokens)
+                if self.best() is trial:
+                    self._adopt(family, trial, best)
             if self.best() is best:
                 return
 

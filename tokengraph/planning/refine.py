@@ -10,12 +10,11 @@ import numpy as np
 from tokengraph.planning.family import Family
 
 if TYPE_CHECKING:
-    from tokengraph.planning.explore import Explorer, Trial
+    from tokengraph.planning.explore import Explorer
 
 WAVES = 4  # half waves over the depth, at most, along which removals move together
 HEIGHTS = (0.5, 0.25)  # of a move, in mean removals of a block
 MOVES = 48  # measured at most
-ENOUGH = 0.995  # a move helps if its score is below this share of the best one
 
 
 def refine(explorer: Explorer) -> None:
@@ -35,7 +34,7 @@ def refine(explorer: Explorer) -> None:
                     return
                 removed = -np.diff(np.array(best.tokens, float))
                 weights = np.maximum(removed + sign * height * removed.mean() * move, 0)
-                tried = _attempt(explorer, best, best.family, best.side, weights)
+                tried = _attempt(explorer, best.family, best.side, weights)
                 left -= tried is not None
                 if tried:
                     break
@@ -48,7 +47,7 @@ def _sizes(explorer: Explorer) -> int:
         return 0
     removed = -np.diff(np.array(best.tokens, float))
     sides = [side for side in explorer.sides if abs(side - best.side) == 1]
-    return sum(_attempt(explorer, best, best.family, side, removed) is not None for side in sides)
+    return sum(_attempt(explorer, best.family, side, removed) is not None for side in sides)
 
 
 def _moves(depth: int) -> Iterator[np.ndarray]:
@@ -58,10 +57,9 @@ def _moves(depth: int) -> Iterator[np.ndarray]:
     yield from 2 * np.eye(depth)
 
 
-def _attempt(explorer: Explorer, best: Trial, family: Family, side: int, weights: np.ndarray) -> bool | None:
+def _attempt(explorer: Explorer, family: Family, side: int, weights: np.ndarray) -> bool | None:
     """Measures the schedule of a shape; returns whether it is the best now, ``None`` if nothing was to be measured."""
     tokens = explorer.space.shaped(family, side, weights)
     if tokens is None or explorer.known(family, side, tokens):
         return None
-    trial = explorer.challenge(family, side, tokens, best, ENOUGH)
-    return trial is not None and explorer.best() is trial
+    return explorer.best() is explorer.measure(family, side, tokens)

@@ -35,7 +35,6 @@ ADAPTERS: list[Adapter] = [  # the first that serves a model does; those of one 
     TimmQwen3(),
     TimmBeit(),
     TimmHiera(),
-    TimmQwen3(),
     TorchvisionViT(),
     OpenClipViT(),
     TransformersEomt(),

@@ -12,7 +12,7 @@ from tokengraph.adapters.base import Adapter, InputShape, is_a
 from tokengraph.adapters.coarse import CoarseBlock
 from tokengraph.adapters.parts.heads import split_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone
-from tokengraph.adapters.timm.qwen3 import lift_block
+from tokengraph.adapters.parts.last_block import lift_block
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
 

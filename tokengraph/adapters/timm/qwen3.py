@@ -1,74 +1,80 @@
-"""timm's Qwen3 vision encoder: rotary blocks on a grid that the encoder lays its output out on."""
+"""timm's ``qwen3_vit_*``: the tower of Qwen3-VL, whose blocks end in the full grid."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokengraph.adapters.base import is_a
-from tokengraph.adapters.coarse import SITE, CoarseSite, ours
+from tokengraph.adapters.coarse import SITE, CoarseSite
 from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
-from tokengraph.adapters.timm.eva import TimmEva
+from tokengraph.adapters.timm.eva import EvaBlock, TimmEva
+
+ORIGIN = "timm.models.qwen3_vit"
+
+
+class Qwen3Block(EvaBlock):
+    """``EvaBlock`` of a model that lays tokens out on their grid behind the last one."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """As :class:`EvaBlock`; the last block returns a token for each patch, ``[B, N, C]``."""
+        x = super().forward(x, rope, attn_mask, is_causal)
+        site: CoarseSite = self.__dict__[SITE]
+        return site.trace.lift_sequence(x) if site.index == site.trace.depth - 1 else x
 
 
 class Qwen3Model(WithIntermediates):
-    """``timm.models.qwen3_vit.Qwen3VitEncoder`` with coarsened blocks."""
+    """``Qwen3VitEncoder`` with coarsened blocks."""
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As timm's, with every map lifted to full resolution from the tokens of its layer."""
         site: CoarseSite = getattr(self, SITE)
-        plain, trace = super().forward_intermediates, site.trace  # type: ignore[misc]
+        plain = super().forward_intermediates  # type: ignore[misc]
         asked = inspect.signature(plain).bind(x, *args, **kwargs)
         asked.apply_defaults()
-        lift = lift_for(trace, asked.arguments["output_fmt"])
-        asked.arguments["output_fmt"] = "NLC"
+        lift = lift_for(site.trace, asked.arguments["output_fmt"])
+        alone = asked.arguments["intermediates_only"]
+        # Only the last block returns the full grid, which the other output needs.
+        asked.arguments |= {"output_fmt": "NLC", "stop_early": asked.arguments["stop_early"] and alone}
         out = plain(*asked.args, **asked.kwargs)
-        layers = finished_blocks(asked.arguments["indices"], trace.depth)
+        depth = site.trace.depth
+        layers = finished_blocks(asked.arguments["indices"], depth)
 
         def lifted(tokens: Tensor, layer: int) -> Tensor:
-            coarse = tokens.size(1) == trace.lineage(layer).now.width
-            return lift(tokens, layer=layer if coarse else 0, replenish=True)  # the last ones come lifted
+            if layer < depth:
+                return lift(tokens, layer=layer)
+            height, width = site.trace.grid
+            map_of = tokens.transpose(1, 2).unflatten(2, (height, width))
+            return map_of.contiguous() if wants == "NCHW" else tokens
 
-        def whole(maps: list[Tensor]) -> list[Tensor]:
-            return [lifted(t, i) for t, i in zip(maps, layers, strict=True)]
-
+        wants = inspect.signature(plain).bind(x, *args, **kwargs).arguments.get("output_fmt", "NCHW")
         if isinstance(out, dict):
-            return {**out, "image_intermediates": whole(out["image_intermediates"])}
-        return whole(out) if asked.arguments["intermediates_only"] else (out[0], whole(out[1]))
+            out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]
+            return out
+        if alone:
+            return [lifted(t, i) for t, i in zip(out, layers, strict=True)]
+        return out[0], [lifted(t, i) for t, i in zip(out[1], layers, strict=True)]
 
 
 class TimmQwen3(TimmEva):
-    """timm's ``Qwen3VitEncoder``, also inside ``Qwen3VitClassifier``. Merger and heads get every patch."""
+    """timm's ``Qwen3VitEncoder``, also in ``Qwen3VitClassifier``. Its output always has a token for each patch."""
 
-    family = "timm Qwen3VitEncoder with EvaBlock"
+    family = "timm Qwen3VitEncoder (Qwen3-VL, Qwen3.5) with EvaBlock"
+    block_mixin = Qwen3Block
     model_mixin = Qwen3Model
 
     def serves(self, model: Any) -> bool:
         """Returns whether the model is a ``Qwen3VitEncoder``."""
-        return is_a(model, "timm.models.qwen3_vit", "Qwen3VitEncoder")
-
-    def num_prefix(self, model: Any) -> int:
-        """0: the model has none."""
-        return 0
+        return is_a(model, ORIGIN, "Qwen3VitEncoder")
 
     def has_class_token(self, model: Any) -> bool:
         """Returns False: the model has none."""
         return False
 
     def wants_whole(self, model: Any, core: nn.Module) -> bool:
-        """Returns True: the encoder lays its output out on the grid."""
+        """Returns True: the model lays its tokens out on the grid."""
         return True
-
-    def outputs(self, model: Any, core: nn.Module) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """A hook by which the last block gives every patch."""
-        return [(self.blocks(core)[-1], "output", lift_block)]
-
-
-@ours
-def lift_block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Forward hook of the last block: gives every patch to what lays them out."""
-    site: CoarseSite = module.__dict__[SITE]
-    return site.trace.lift_sequence(output)

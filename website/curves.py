@@ -9,6 +9,7 @@ from website.measured import Table, names_of
 WIDE, TALL = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 118, 30, 38
 SHADES = {"own": "#e8590c", "ToMe": "#3b5bdb", "AiluRus": "#0c8599", "smaller image": "#868e96", "random": "#c0a16b"}
+DASHED = 'stroke="#adb5bd" stroke-dasharray="4 3"'
 Points = Sequence[tuple[float, float]]
 
 
@@ -44,8 +45,10 @@ def curve(table: Table, name: str, label: str) -> str:
     parts = [_frame(table.title), *_axes(at, low, high, first, table.metric)]
     if table.dense is not None:
         y = at(1, table.dense)[1]
-        parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDE - RIGHT}" y2="{y}" stroke="#adb5bd" stroke-dasharray="4 3"/>')
-        parts.append(_words(WIDE - RIGHT + 6, y + 4, "dense", "#868e96"))
+        parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDE - RIGHT}" y2="{y}" {DASHED}/>')
+        y = TOP + 24 + 17 * len(lines)
+        parts.append(f'<line x1="{WIDE - RIGHT + 8}" y1="{y - 3}" x2="{WIDE - RIGHT + 22}" y2="{y - 3}" {DASHED}/>')
+        parts.append(_words(WIDE - RIGHT + 27, y + 1, "dense", "#868e96"))
     for cost, value, _ in series[label]:
         if value >= low:
             x, y = at(cost, value)

@@ -202,7 +202,8 @@ def _measured(name: str) -> list[str]:
         "A comparison takes the best setting that was measured for each at a cost, on the same images. It looks at the "
         "values alone: small differences are not significant. No GPU was used, and cost is counted, not timed.",
     ]
-    parts += [f"![{path}](../{path})" for path in pictures(name)]
+    drawn = "\n".join(f"![{name}: figures over cost](../{path})" for path in pictures(name))
+    parts.append(f'<div class="curves" markdown>\n\n{drawn}\n\n</div>')
     rivals = [r for r in RIVALS if r not in names_of(name)]
     head = ["task", "cost", "setting", "figure", *(RIVALS[r] for r in rivals), "dense"]
     rows = [head, ["---"] * len(head)]

@@ -61,7 +61,7 @@ from tokengraph.select.topk import TopK, topk
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.windows import WindowCoarsening
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _find_moved_modules()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from website.names import TITLES, everything, page_of
+from website.names import TITLES, everything, page_of, reference
 
 
 def titles() -> dict[str, str]:
@@ -23,7 +23,7 @@ def pages() -> dict[str, str | bytes]:
 def _page(title: str, page: str) -> str:
     folder = page.removeprefix("api/").removesuffix(".md")
     about = TITLES.get(folder, (title, ""))[1]
-    blocks = [f"::: {name}" for name, at in page_of().items() if at == page]
+    blocks = [reference(name) for name, at in page_of().items() if at == page]
     return "\n\n".join([f"# {title}", about, *blocks]) + "\n"
 
 

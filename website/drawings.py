@@ -57,10 +57,10 @@ def life() -> str:
     steps = [
         ("photograph", "14 x 14 patches", FAINT),
         ("embedding", "196 tokens of size 1", BLUE),
-        ("block 1", "attention, merge, MLP", ORANGE),
-        ("block 2", "attention weighs by size", ORANGE),
+        ("block 1", "merges inside", ORANGE),
+        ("block 2", "weighs by size", ORANGE),
         ("last block", "40 tokens", ORANGE),
-        ("head", "each patch counts once", GREEN),
+        ("head", "each patch once", GREEN),
     ]
     parts = []
     for i, (name, note, shade) in enumerate(steps):

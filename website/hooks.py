@@ -41,6 +41,7 @@ def pages() -> dict[str, str | bytes]:
     found: dict[str, str | bytes] = {}
     for path, source in COPIED.items():
         found[path] = from_root((ROOT / source).read_text(encoding="utf-8"), path)
+    found["index.md"] = f"---\nhide: [navigation]\n---\n\n{found['index.md']}"
     for name in registered():
         found[f"strategies/{name}.md"] = strategies.page(name)
         found |= strategies.pictures(name)
@@ -79,4 +80,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fills in marks, and points links to files that are no pages nowhere: they become code type."""
     markdown = MARK.sub(lambda m: MADE[m[1]](), markdown)
+    if page.file.src_uri == "strategies/index.md":
+        markdown = strategies.linked(markdown)
     return placed(markdown, page.file.src_uri)

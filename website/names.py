@@ -35,6 +35,8 @@ TITLES = {
     "windows": ("Windows", "Coarsening inside the windows of Swin and SAM."),
     "spatial": ("Spatial sparsity", "Slow and fast paths in ConvNeXt and Swin."),
     "cost": ("Costs", "Operations and bytes of each step."),
+    "attention": ("Attention", "Masks and statistics that stand in for a whole attention map."),
+    "optional": ("Backends", "Packages that may be missing."),
     "compat": ("Compatibility", "Importing timm and transformers beside a CPU-only torch."),
 }
 
@@ -85,3 +87,12 @@ def page_of() -> dict[str, str]:
     for dotted in everything():
         pages.setdefault(dotted, f"api/{dotted.split('.')[1]}.md")
     return pages
+
+
+def reference(dotted: str) -> str:
+    """Returns the block that puts an object into a page, under the name that users import."""
+    own = dotted.rpartition(".")[2]
+    public = next((n for n in tg.__all__ if getattr(tg, n) is everything().get(dotted)), own)
+    if public == own:
+        return f"::: {dotted}"
+    return f"::: {dotted}\n    options:\n      heading: {public}\n      toc_label: {public}"

@@ -12,7 +12,7 @@ from tokengraph.cli.strategies import describe
 from tokengraph.cost import attention_cost, mlp_cost
 from website.curves import curve
 from website.measured import RIVALS, ROOT, comparisons, names_of, number, tables, verdict
-from website.names import functions_of, strategies
+from website.names import functions_of, reference, strategies
 from website.text import canonical, paragraphs, to_markdown
 
 INDEX = ROOT / "docs" / "strategies" / "index.md"
@@ -54,7 +54,7 @@ def page(name: str) -> str:
         "## Measured",
         *_measured(name),
         "## Reference",
-        *(f"::: {dotted}" for dotted in (f"{kind.__module__}.{kind.__qualname__}", *functions_of(kind))),
+        *(reference(dotted) for dotted in (f"{kind.__module__}.{kind.__qualname__}", *functions_of(kind))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -235,3 +235,19 @@ def overview() -> str:
             + ["yes" if found["learns"] else "no", won]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def linked(markdown: str) -> str:
+    """Links the names in the first column of a table to their pages."""
+    address = {kind.__name__: f"{name}.md" for name, kind in strategies().items()}
+
+    def link(match: re.Match[str]) -> str:
+        """One class of a row's first cell."""
+        return f"[{match[0]}]({address[match[1]]})" if match[1] in address else match[0]
+
+    lines = markdown.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("| `"):
+            first, bar, rest = line[2:].partition(" |")
+            lines[i] = "| " + re.sub(r"`(\w+)`", link, first) + bar + rest
+    return "\n".join(lines) + "\n"

@@ -43,7 +43,7 @@ def paragraphs(docstring: str) -> dict[str, str]:
 
 def mathml(latex: str, *, block: bool = False) -> str:
     """Returns a formula on one line of MathML, or in code type without the package ``latex2mathml``."""
-    latex = " ".join(latex.split())
+    latex = re.sub(r"\\arg(?![a-z])", r"\\operatorname{arg}\\,", " ".join(latex.split()))
     try:
         from latex2mathml.converter import convert
     except ImportError:

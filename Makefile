@@ -13,7 +13,7 @@ pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
 REQUIRE_CLUSTER ?=
 
-.PHONY: help demo test test-oldest lint docs gallery readme dist bench truth clean
+.PHONY: help demo test test-oldest lint docs gallery notebooks readme dist bench truth clean
 .NOTPARALLEL:  # two pip processes must not write to one environment
 
 help:  ## show this list
@@ -50,6 +50,10 @@ readme: $(VENV)/docs.stamp  ## write the tables of the README that depend on res
 gallery: $(VENV)/test.stamp  ## draw every strategy on three photographs by a real ViT-S/14, into docs/gallery/
 	$(BIN)/python benchmarks/truth fetch
 	$(BIN)/python benchmarks/gallery.py
+
+notebooks: $(VENV)/test.stamp  ## run the notebooks and keep their outputs
+	$(BIN)/python benchmarks/truth fetch
+	TRUTH_DATA=$${TRUTH_DATA:-truth-data} $(BIN)/python -m website.notebooks
 
 # Wheel and source package; the wheel then runs the quickstart in an environment that has nothing else of this checkout.
 dist: $(VENV)/dist.stamp  ## build and check the packages that a release would upload; nothing is uploaded

@@ -1,7 +1,7 @@
 """Checks a built wheel: its size and files, and that the quickstart runs from it where the checkout cannot be imported.
 
-    python .ci/check_wheel.py dist             dependencies come from the environment that runs this
-    python .ci/check_wheel.py dist --install   they are installed too, into an empty environment (gigabytes)
+python .ci/check_wheel.py dist             dependencies come from the environment that runs this
+python .ci/check_wheel.py dist --install   they are installed too, into an empty environment (gigabytes)
 """
 
 import subprocess
@@ -27,7 +27,12 @@ def main(folder: str, install: bool) -> int:
         python = Path(place) / "bin" / "python"
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if install:
-            command = [*pip, "--constraint", ROOT / "constraints.txt", f"tokengraph[timm,viz] @ {wheel.resolve().as_uri()}"]
+            command = [
+                *pip,
+                "--constraint",
+                ROOT / "constraints.txt",
+                f"tokengraph[timm,viz] @ {wheel.resolve().as_uri()}",
+            ]
         else:
             command = [*pip, "--no-deps", wheel.resolve()]
             lent = sysconfig.get_paths()["purelib"]

@@ -81,8 +81,7 @@ def _frame(title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {TALL}" width="{WIDE}" height="{TALL}" '
         f'font-family="sans-serif" font-size="11" role="img" aria-label="{title}">\n'
-        f'<rect width="{WIDE}" height="{TALL}" rx="6" fill="#ffffff"/>\n'
-        + _words(LEFT, 18, title, "#343a40", size=12)
+        f'<rect width="{WIDE}" height="{TALL}" rx="6" fill="#ffffff"/>\n' + _words(LEFT, 18, title, "#343a40", size=12)
     )
 
 

@@ -88,7 +88,11 @@ def block() -> str:
         (385, "inside", "ToMe, ATC, TopK, GTP"),
         (655, "after", "AiluRus, DPC-KNN"),
     ):
-        parts += [dot((x, 97), 9, ORANGE), words(x, 172, name, ORANGE, "middle", 14), words(x, 190, who, FAINT, "middle")]
+        parts += [
+            dot((x, 97), 9, ORANGE),
+            words(x, 172, name, ORANGE, "middle", 14),
+            words(x, 190, who, FAINT, "middle"),
+        ]
         parts.append(f'<line x1="{x}" y1="107" x2="{x}" y2="158" stroke="{ORANGE}" stroke-dasharray="3 3"/>')
     parts.append(words(265, 40, "around: fewer tokens inside one module alone", GREEN, "middle"))
     parts.append(f'<rect x="180" y="60" width="170" height="74" rx="8" fill="none" stroke="{GREEN}" stroke-width="2"/>')
@@ -118,8 +122,11 @@ def schedules() -> str:
     parts = [words(30, 26, "tokens after each of 12 blocks, from 196", INK, "start", 14)]
     for count in (0, 49, 98, 147, 196):
         y = 210 - 160 * count / 196
-        parts += [f'<line x1="56" y1="{y}" x2="500" y2="{y}" stroke="#f1f3f5"/>', words(48, y + 4, str(count), FAINT, "end")]
-    parts += [words(56 + 37 * l, 228, str(l), FAINT, "middle") for l in range(0, 13, 2)]
+        parts += [
+            f'<line x1="56" y1="{y}" x2="500" y2="{y}" stroke="#f1f3f5"/>',
+            words(48, y + 4, str(count), FAINT, "end"),
+        ]
+    parts += [words(56 + 37 * n, 228, str(n), FAINT, "middle") for n in range(0, 13, 2)]
     for i, (name, schedule, shade) in enumerate(kinds):
         counts = tokens_per_layer(schedule, depth=12, num_tokens=196)
         there = []
@@ -128,7 +135,10 @@ def schedules() -> str:
             there += [(56 + 37 * layer, y), (56 + 37 * (layer + 1), y)]
         there.append((500, 210 - 160 * counts[-1] / 196 - 1.2 * i))
         parts.append(polyline(there, shade))
-        parts += [f'<rect x="520" y="{52 + 24 * i}" width="16" height="4" fill="{shade}"/>', words(544, 58 + 24 * i, name, INK)]
+        parts += [
+            f'<rect x="520" y="{52 + 24 * i}" width="16" height="4" fill="{shade}"/>',
+            words(544, 58 + 24 * i, name, INK),
+        ]
     return picture(770, 240, parts, "Four schedules as staircases")
 
 

@@ -13,7 +13,11 @@ def every() -> str:
     parts = []
     for name, kind in strategies().items():
         parts.append(f"## [{kind.__name__}](../strategies/{name}.md)")
-        parts.append(f"![{name}](../gallery/{name}.webp)" if picture(name) else MISSING.get(name, "No picture yet: `make gallery`."))
+        parts.append(
+            f"![{name}](../gallery/{name}.webp)"
+            if picture(name)
+            else MISSING.get(name, "No picture yet: `make gallery`.")
+        )
     return "\n\n".join(parts)
 
 
@@ -23,6 +27,7 @@ def picture(name: str) -> bool:
 
 
 MISSING = {
+    "around": "All tokens return after each module, so no patches share one in the end.",
     "dynamicvit": "It has to be trained first: untrained predictors choose at random.",
     "dtem": "It has to be trained first: an untrained metric merges at random.",
 }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
-from website import api, gallery, llms, models, results, strategies  # noqa: E402
+from website import api, gallery, llms, models, notebooks, results, strategies  # noqa: E402
 from website.links import from_root, placed  # noqa: E402
 from website.measured import ROOT  # noqa: E402
 from website.names import strategies as registered  # noqa: E402
@@ -45,6 +46,10 @@ def pages() -> dict[str, str | bytes]:
     for name in registered():
         found[f"strategies/{name}.md"] = strategies.page(name)
         found |= strategies.pictures(name)
+    for file in sorted(notebooks.FOLDER.glob("*.ipynb")):
+        page, drawn = notebooks.markdown(json.loads(file.read_text(encoding="utf-8")), file.stem)
+        found[f"notebooks/{file.stem}.md"] = page
+        found |= {f"notebooks/{name}": content for name, content in drawn.items()}
     found |= results.pages() | api.pages()
     found["llms.txt"] = llms.text()
     return found
@@ -70,6 +75,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if "Strategies" in entry:
             kinds = registered().items()
             entry["Strategies"] = ["strategies/index.md", *({c.__name__: f"strategies/{n}.md"} for n, c in kinds)]
+        if "Notebooks" in entry:
+            entry["Notebooks"] = [f"notebooks/{file.stem}.md" for file in sorted(notebooks.FOLDER.glob("*.ipynb"))]
         if "Results" in entry:
             entry["Results"] = ["results/index.md", *({title: path} for title, path in results.titles().items())]
         if "Reference" in entry:

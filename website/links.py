@@ -13,6 +13,7 @@ PAGES = {  # files of the repository that are pages under another name
     "README.md": "index.md",
     "CHANGELOG.md": "about/changelog.md",
     "CONTRIBUTING.md": "about/contributing.md",
+    "notebooks": "notebooks/01_first_steps.md",
     "benchmarks/results/truth/README.md": "results/truth.md",
     "benchmarks/results/truth/planned.md": "results/planned.md",
 }

@@ -22,8 +22,19 @@ def families() -> str:
 def versions() -> str:
     """Returns a table of the oldest supported versions, and of the tested ones."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    tested = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.M))
-    names = ("torch", "torch-geometric", "numpy", "timm", "transformers", "open_clip_torch", "torchvision", "onnxruntime")
+    tested = dict(
+        re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.M)
+    )
+    names = (
+        "torch",
+        "torch-geometric",
+        "numpy",
+        "timm",
+        "transformers",
+        "open_clip_torch",
+        "torchvision",
+        "onnxruntime",
+    )
     rows = ["| package | at least | tested with |", "|---|---|---|"]
     for name in names:
         least = re.search(rf'"{re.escape(name)}>=([\w.]+)', project)

@@ -73,8 +73,10 @@ def example(name: str) -> str:
     if select is None:
         return f"tg.attach(model, tg.{found['class']}(...), {{4: 0.5}})"
     if select.own_budget is not None or select.holds or select.stores:
-        return f'tg.attach(model, "{name}", {{4: "cluster", 10: "reconstruct"}})' if select.own_budget else (
-            f'tg.attach(model, "{name}", {{4: 0.5}})'
+        return (
+            f'tg.attach(model, "{name}", {{4: "cluster", 10: "reconstruct"}})'
+            if select.own_budget
+            else (f'tg.attach(model, "{name}", {{4: 0.5}})')
         )
     try:
         select.bind(CHANNELS, 12, None)
@@ -140,8 +142,8 @@ def _picture(name: str) -> list[str]:
         return []
     return [
         f"![Clusters of {name} on three photographs, and its graph](../gallery/{name}.webp)",
-        "*Three photographs through a real DINOv2-type ViT-S/14: patches that share a token, in their mean colour (dark: "
-        "dropped), and the graph of the tokens that stay. [All strategies](../about/gallery.md).*",
+        "*Three photographs through a real DINOv2-type ViT-S/14: patches that share a token, in their mean colour "
+        "(dark: dropped), and the graph of the tokens that stay. [All strategies](../about/gallery.md).*",
     ]
 
 
@@ -158,7 +160,9 @@ def _facts(name: str) -> str:
     rows = {
         "acts": ACTS.get(found["acts"], found["acts"]),
         "reads": READS.get(found["reads"], found["reads"]),
-        "clusters stand for": "all their tokens: attention weighs keys by size" if found["merges"] else "the kept tokens",
+        "clusters stand for": "all their tokens: attention weighs keys by size"
+        if found["merges"]
+        else "the kept tokens",
         "pools by": getattr(select, "reduction", kind.reduction) if found["merges"] else "",
         "on graphs without a model": "yes" if found["graphs"] else "no",
         "needs the full grid": "yes, so it acts once a model" if found["needs_grid"] else "",
@@ -215,7 +219,10 @@ def _measured(name: str) -> list[str]:
             + [number(c.table.dense, metric)]
         )
     parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
-    parts.append("Bold: a rival whose best figure is lower. Settings were chosen on the 16 photographs, so those rows flatter all.")
+    parts.append(
+        "Bold: a rival whose best figure is lower. "
+        "Settings were chosen on the 16 photographs, so those rows flatter all."
+    )
     return parts
 
 

@@ -61,3 +61,9 @@ def test_navigation_names_every_written_page():
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     below = [p.relative_to(DOCS).as_posix() for p in DOCS.glob("*/*.md")]  # the hook adds those beside index.md
     assert [path for path in below if path not in nav] == []
+
+
+def test_files_that_written_pages_name_exist():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = set(re.findall(r"`((?:tests|tokengraph|examples|benchmarks|website)/[\w/]+(?:\.\w+)?/?)`", text))
+    assert len(names) > 20 and sorted(name for name in names if not (ROOT / name).exists()) == []

@@ -13,7 +13,7 @@ import tokengraph as tg
 MODULES = (
     "schedule", "edges", "evaluate", "evaluate.settings", "datasets", "models", "nn", "testing", "viz", "losses",
     "io.photo", "io.checkpoints", "io.onnx", "adapters", "adapters.base", "adapters.coarse", "planning", "spatial",
-    "windows", "attach.trace", "attach.handle", "select.tokens", "select.threshold", "cost", "compat",
+    "windows", "vlm", "attach.trace", "attach.handle", "select.tokens", "select.threshold", "cost", "compat",
 )  # fmt: skip
 TITLES = {
     "graph": ("Token graphs", "Tokens as a graph of PyTorch Geometric, and coarsening it."),
@@ -34,6 +34,7 @@ TITLES = {
     "models": ("Backbones", "Models that no library has."),
     "windows": ("Windows", "Coarsening inside the windows of Swin and SAM."),
     "spatial": ("Spatial sparsity", "Slow and fast paths in ConvNeXt and Swin."),
+    "vlm": ("Vision-language models", "Fewer visual tokens for a language model."),
     "cost": ("Costs", "Operations and bytes of each step."),
     "attention": ("Attention", "Masks and statistics that stand in for a whole attention map."),
     "optional": ("Backends", "Packages that may be missing."),

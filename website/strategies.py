@@ -203,8 +203,9 @@ def _measured(name: str) -> list[str]:
         return ["Not yet measured on real features. `make truth` measures it."]
     parts = [
         verdict(name),
-        "A comparison takes the best setting that was measured for each at a cost, on the same images. It looks at the "
-        "values alone: small differences are not significant. No GPU was used, and cost is counted, not timed.",
+        "A comparison takes the best setting that was measured for each at about a cost, on the same images (a smaller "
+        "image may cost 0.05 more, because its sizes come in steps). It looks at the values alone: small differences "
+        "are not significant. No GPU was used, and cost is counted, not timed.",
     ]
     drawn = "\n".join(f"![{name}: figures over cost](../{path})" for path in pictures(name))
     parts.append(f'<div class="curves" markdown>\n\n{drawn}\n\n</div>')
@@ -231,12 +232,13 @@ def overview() -> str:
     rows = [["strategy", "acts", "reads", "graphs", "training", "measured above"], ["---"] * 6]
     for name, kind in strategies().items():
         found = describe(name, kind)
-        ahead: dict[str, int] = {}
-        for c in comparisons(name):
-            for rival in c.beaten:
-                ahead[RIVALS[rival]] = ahead.get(RIVALS[rival], 0) + 1
-        total = len(comparisons(name))
-        won = ", ".join(f"{r} {n}/{total}" for r, n in ahead.items()) or ("none" if total else "not measured")
+        made = comparisons(name)
+        ahead = []
+        for rival, label in RIVALS.items():
+            against = [c for c in made if c.rivals.get(rival) is not None]
+            won = sum(rival in c.beaten for c in against)
+            ahead += [f"{label} {won}/{len(against)}"] if won else []
+        won = ", ".join(ahead) or ("none" if made else "not measured")
         rows.append(
             [f"[{kind.__name__}]({name}.md)", found["acts"], found["reads"], "yes" if found["graphs"] else "no"]
             + ["yes" if found["learns"] else "no", won]

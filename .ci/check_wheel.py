@@ -6,7 +6,6 @@ python .ci/check_wheel.py dist --install   they are installed too, into an empty
 
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import venv
 import zipfile
@@ -35,7 +34,7 @@ def main(folder: str, install: bool) -> int:
             ]
         else:
             command = [*pip, "--no-deps", wheel.resolve()]
-            lent = sysconfig.get_paths()["purelib"]
+            lent = "\n".join(folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages")))
             site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"])
             # Dependencies are lent behind the wheel's folder, so an editable install of this checkout cannot win.
             (Path(site.decode().strip()) / "lent.pth").write_text(f"{lent}\n")

@@ -13,7 +13,7 @@ pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
 REQUIRE_CLUSTER ?=
 
-.PHONY: help demo test test-oldest lint bench truth clean
+.PHONY: help demo test test-oldest lint docs gallery notebooks readme dist bench truth clean
 .NOTPARALLEL:  # two pip processes must not write to one environment
 
 help:  ## show this list
@@ -42,6 +42,28 @@ lint: $(VENV)/test.stamp  ## ruff, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/docs.stamp  ## the documentation site, into outputs/site/; fails for dead links and references
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open outputs/site/index.html"
+
+readme: $(VENV)/docs.stamp  ## write the tables of the README that depend on results
+	$(BIN)/python -m website.readme
+
+gallery: $(VENV)/test.stamp  ## draw every strategy on three photographs by a real ViT-S/14, into docs/gallery/
+	$(BIN)/python benchmarks/truth fetch
+	$(BIN)/python benchmarks/gallery.py
+
+notebooks: $(VENV)/test.stamp  ## run the notebooks and keep their outputs
+	$(BIN)/python benchmarks/truth fetch
+	TRUTH_DATA=$${TRUTH_DATA:-truth-data} $(BIN)/python -m website.notebooks
+
+# Wheel and source package; the wheel then runs the quickstart in an environment that has nothing else of this checkout.
+dist: $(VENV)/dist.stamp  ## build and check the packages that a release would upload; nothing is uploaded
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist
+
 bench: $(VENV)/demo.stamp $(VENV)/cluster.stamp  ## merge cost and end-to-end speed on this machine, the quick form
 	$(BIN)/python benchmarks/merge_cost.py --quick
 	$(BIN)/python benchmarks/end_to_end.py --quick
@@ -52,8 +74,8 @@ truth: $(VENV)/test.stamp  ## accuracy of every strategy on real features (hours
 	$(BIN)/python benchmarks/truth $(TRUTH)
 
 clean:  ## remove the environment, caches and outputs
-	rm -rf $(VENV) $(VENV)-oldest build *.egg-info outputs .pytest_cache .ruff_cache
-	find tokengraph tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info outputs .pytest_cache .ruff_cache
+	find tokengraph tests benchmarks examples website -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment without pip is one whose making failed halfway: make it again.
 $(BIN)/pip:
@@ -66,6 +88,14 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(INSTALL) --editable '.[timm,transformers,onnx,viz,cli,test]'
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/demo.stamp
+	$(INSTALL) --editable '.[timm,docs]'
+	touch $@
+
+$(VENV)/dist.stamp: $(VENV)/demo.stamp
+	$(INSTALL) setuptools build twine
 	touch $@
 
 # Both are source packages whose build imports torch: hence after torch, and without build isolation. Wheels found

@@ -31,8 +31,9 @@ def test_readme_has_the_quickstart_first():
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_block_runs(number, tmp_path, monkeypatch, capsys):
-    if "timm" in BLOCKS[number]:
-        library("timm")
+    for name in ("timm", "transformers"):
+        if f"compat import {name}" in BLOCKS[number]:
+            library(name)
     if "load_photo" in BLOCKS[number]:
         pytest.importorskip("skimage")
     block = types.ModuleType("readme_block")

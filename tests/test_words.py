@@ -62,8 +62,8 @@ def test_modules_at_the_root_have_no_banned_phrase():
 
 
 def test_pages_examples_benchmarks_and_tests_have_no_banned_phrase():
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
-    scripts = [p for d in ("examples", "benchmarks", "tests") for p in (REPOSITORY / d).rglob("*.py")]
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]
+    scripts = [p for d in ("examples", "benchmarks", "website", "tests") for p in (REPOSITORY / d).rglob("*.py")]
     files = [path for path in (*pages, *scripts) if path != Path(__file__)]  # this one holds the phrases
     assert [found for path in files for found in banned(path)] == []
 

@@ -77,7 +77,7 @@ from tokengraph.select.zero_tprune import ZeroTPrune, zero_tprune
 from tokengraph.spatial import DynamicSpatial
 from tokengraph.windows import WindowCoarsening
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _find_moved_modules()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from truth.leaders import groups, main_metric
@@ -12,6 +13,7 @@ from truth.tasks import TASKS
 BEGIN, END = "<!-- truth: begin -->", "<!-- truth: end -->"
 CHOOSING = ("fashion-train",)  # serves to choose schedules only
 SHARES = (0.65, 0.5, 0.35)
+IN_README = (0.5,)  # the results page has the others
 GROUPS = ("headline", "frontier", "search")  # a task's rows are of the first that it has
 SHORT = {
     "top1": "top-1",
@@ -30,7 +32,7 @@ HEAD = (
 )
 
 
-def readme_table(results: Path) -> str:
+def readme_table(results: Path, shares: Sequence[float] = SHARES) -> str:
     """Returns a Markdown table: for each task and cost the best settings beside the controls; empty without results."""
     rows = [list(HEAD), ["---"] * len(HEAD)]
     for name in (name for name in TASKS if name not in CHOOSING):
@@ -39,7 +41,7 @@ def readme_table(results: Path) -> str:
         dense = next((line for line in lines if line["kind"] == "dense"), None)
         if metric is None or dense is None:
             continue
-        for share in SHARES:
+        for share in shares:
             cells = [_cell(group, metric) for group in groups(lines, metric, share)]
             if any(cells):
                 told = f"{name} ({dense['images']} images): {SHORT[metric]}"
@@ -49,7 +51,7 @@ def readme_table(results: Path) -> str:
 
 def write_readme(results: Path, readme: Path = ROOT / "README.md") -> bool:
     """Puts the table between the marks in the README; returns False if there are no marks or no results."""
-    text, table = readme.read_text(encoding="utf-8"), readme_table(results)
+    text, table = readme.read_text(encoding="utf-8"), readme_table(results, IN_README)
     if BEGIN not in text or END not in text or not table:
         return False
     before, _, rest = text.partition(BEGIN)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from truth.readme import BEGIN, END, readme_table, write_readme
+from truth.readme import BEGIN, END, IN_README, readme_table, write_readme
 from truth.run import RESULTS, ROOT
 
 
@@ -57,6 +57,6 @@ def test_write_readme_changes_nothing_outside_of_its_marks(results, tmp_path):
 
 
 def test_readme_has_the_table_of_the_stored_results():
-    table = readme_table(Path(RESULTS))
+    table = readme_table(Path(RESULTS), IN_README)
     inside = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
-    assert inside == table, "make truth TRUTH=report"
+    assert inside == table, "make readme"

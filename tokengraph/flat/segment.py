@@ -159,6 +159,9 @@ class Runs(NamedTuple):
     def sum(self, values: Tensor) -> Tensor:
         """Sums sorted numbers ``[E]`` over each index: ``[rows]``."""
         wide = values.double() if self.crowded and values.dtype == torch.float32 else values
+        if may_differentiate(values):  # segment_reduce has no second derivative, and none in forward mode
+            zeros = wide.new_zeros(self.ends.numel() - 1)
+            return as_type(zeros.index_add(0, self.index, wide), values.dtype)
         return as_type(torch.segment_reduce(wide, "sum", offsets=self.ends, axis=0, initial=0.0), values.dtype)
 
     def weighted(self, x: Tensor, weight: Tensor, source: Tensor | None = None) -> Tensor:

@@ -66,7 +66,8 @@ class PropagationGraph:
         """Sender, receiver and weight of the slots in use; found once. Reads values."""
         if "_used" not in self.__dict__:
             live = self.weight.nonzero().squeeze(1)
-            self.__dict__["_used"] = tuple(t.index_select(0, live) for t in (self.sender, self.receiver, self.weight))
+            ends = self.sender.index_select(0, live), self.receiver.index_select(0, live)
+            self.__dict__["_used"] = (*ends, self.weight.index_select(0, live))
         return self.__dict__["_used"]
 
     @classmethod

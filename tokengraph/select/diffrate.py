@@ -34,7 +34,7 @@ def diffrate(
     mask: Tensor | None = None,
     official: bool = False,
 ) -> Assignment:
-    r"""Drops the tokens of the lowest scores, and merges the lowest of the others into the most similar ones above them.
+    r"""Drops the tokens of the lowest scores, and merges the next ones into the most similar of those above them.
 
     Of the best ``prune`` tokens the best ``merge`` stay, and each other one joins that of these with the highest
     cosine c. Rows are plain means; sizes grow by :math:`\max(c, 0) s_i`, not by all of a token's size.

@@ -1,8 +1,10 @@
 """Learns how many tokens each block of a trained ViT keeps (DiffRate), for a given cost; its weights stay frozen.
 
 The model is the small Fashion-MNIST ViT of train_fashion_vit.py. The cost is that of ToMe with a constant number of
-merges in each block, and both are compared on test images, image by image. Minutes on one core. Resuming, several
-processes and bfloat16 are as in train_dynamicvit.py, whose options this script takes.
+merges in each block. The learned rates are compared on test images, image by image, with ToMe and with DiffRate's own
+step at ToMe's counts, which shows what learning the rates adds. Minutes on one core. In a run of 192 steps (4,096
+images) learned rates came to 86.7 % of the test images and ToMe to 88.5 % at equal cost. Resuming, several processes
+and bfloat16 are as in train_dynamicvit.py, whose options this script takes.
 
     python examples/train_rates.py --data /usr/share/datasets/fashion-mnist
     python examples/train_rates.py --images 2048 --test 2000 --epochs 0 2    (rougher)
@@ -90,9 +92,7 @@ class RatesTask:
         patches = (shape["img_size"] // shape["patch_size"]) ** 2
         self.handle = tg.attach(model, tg.DiffRate(learn=True, patches=patches, granularity=1))
         self.select: Any = self.handle.select
-        self.module = Student(
-            self.handle, DiffRateLoss(target, weight=args.cost_weight, unit=UNIT, **_terms(shape))
-        )
+        self.module = Student(self.handle, DiffRateLoss(target, weight=args.cost_weight, unit=UNIT, **_terms(shape)))
         learned = [p for p in self.select.learned.parameters() if p.requires_grad]
         self.groups: list[dict[str, Any]] = [{"params": learned, "lr": args.lr[1], "weight_decay": 0.0}]
         self.factors: list[Callable[[float], float]] = [lambda epoch: max(1 - epoch / self.epochs, 0.02)]
@@ -121,7 +121,7 @@ def fit_to(select: Any, target: float, shape: dict[str, Any]) -> None:
 
     while cost(left(), shape) > target:
         counts = left()
-        block = max(range(1, len(prune)), key=lambda i: (counts[i + 1] - (counts[i + 2] if i + 2 < len(counts) else 0)))
+        block = max(range(1, len(prune)), key=lambda i: counts[i + 1] - (counts[i + 2] if i + 2 < len(counts) else 0))
         merge[block] = max(counts[block + 1], 2)
     select.prune, select.merge = tuple(prune), tuple(merge)
 
@@ -136,30 +136,36 @@ def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def compare(models: dict[str, nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy of each, and the paired difference of the learned rates from ToMe with its 95 % interval."""
+    """Accuracy of each, and paired differences of the learned rates from the others with 95 % intervals."""
     hits = {name: right(model, images, labels) for name, model in models.items()}
-    gain = hits["learned rates"] - hits["ToMe"]
-    half = 1.96 * gain.std().item() / math.sqrt(len(gain))
-    accuracy = {name: hit.mean().item() for name, hit in hits.items()}
-    return {"accuracy": accuracy, "gain": gain.mean().item(), "interval": [gain.mean().item() - half, gain.mean().item() + half]}
+    gains = {}
+    for name in hits.keys() - {"learned rates"}:
+        gain = hits["learned rates"] - hits[name]
+        mean, half = gain.mean().item(), 1.96 * gain.std().item() / math.sqrt(len(gain))
+        gains[name] = [mean, mean - half, mean + half]
+    return {"accuracy": {name: hit.mean().item() for name, hit in hits.items()}, "gain": gains}
 
 
 def report(run: Run, task: RatesTask, shape: dict[str, Any], dense: nn.Module, images: Tensor, labels: Tensor) -> None:
     args = run.args
     fit_to(task.select, task.target, shape)
     fixed = tg.DiffRate(task.select.prune, task.select.merge, patches=task.select.patches)
-    tome = tg.attach(copy.deepcopy(dense), "tome", args.removed)
-    ours = tg.attach(copy.deepcopy(dense), fixed)
-    found = compare({"dense": dense, "ToMe": tome.model, "learned rates": ours.model}, images, labels)
-    found["tokens"] = {"ToMe": tome.trace.counts, "learned rates": ours.trace.counts}
+    handles = {"ToMe": tg.attach(copy.deepcopy(dense), "tome", args.removed)}
+    equal = [n + 1 for n in handles["ToMe"].trace.plan[1:]]
+    constant = tg.DiffRate([fixed.patches + 1] * len(equal), equal, patches=fixed.patches)
+    handles |= {"constant rates": tg.attach(copy.deepcopy(dense), constant)}
+    handles |= {"learned rates": tg.attach(copy.deepcopy(dense), fixed)}
+    found = compare({"dense": dense} | {name: h.model for name, h in handles.items()}, images, labels)
+    found["tokens"] = {name: h.trace.counts for name, h in handles.items()}
+    found["tokens"]["dense"] = [fixed.patches] * (len(equal) + 1)
     found["cost"] = {name: cost(counts, shape) for name, counts in found["tokens"].items()}
     fixed.save(args.out / "rates.json")
     (args.out / "report.json").write_text(json.dumps(found, indent=1) + "\n")
     for name, accuracy in found["accuracy"].items():
-        print(f"{name:14} {100 * accuracy:.2f} %  {found['cost'].get(name, cost([task.select.patches] * 9, shape)):.2f} M")
-    low, high = found["interval"]
-    print(f"learned rates against ToMe: {100 * found['gain']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})")
-    print(f"tokens: {found['tokens']}. Rates and log: {args.out}")
+        print(f"{name:14} {100 * accuracy:.2f} %  {found['cost'][name]:.2f} M  {found['tokens'][name]}")
+    for name, (gain, low, high) in found["gain"].items():
+        print(f"learned rates against {name}: {100 * gain:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})")
+    print(f"Rates and log: {args.out}")
 
 
 def main(argv: list[str] | None = None) -> None:

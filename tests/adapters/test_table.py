@@ -22,6 +22,8 @@ def label(select):
     """A row's name: the class, and what it is about the options that another model may lack."""
     if isinstance(select, tg.TopK):
         return f"TopK ({select.score})"
+    if isinstance(select, tg.TPS):
+        return f"TPS ({select.variant})"
     option = (
         ", sparsity < 1" if getattr(select, "sparsity", 1.0) < 1 else ", ahead" if getattr(select, "ahead", 0) else ""
     )
@@ -32,7 +34,8 @@ SETTINGS = {}
 for select, schedule in (STRATEGIES | CLASS).values():
     SETTINGS.setdefault(label(select), (select, schedule))
 SETTINGS = dict(sorted(SETTINGS.items(), key=lambda item: item[0].casefold()))
-OF_THE_CLASS_TOKEN = {"TopK (class)": SETTINGS["TopK (class)"], "GTP (cls-mean)": (tg.GTP(score="cls-mean"), 3)}
+OF_THE_CLASS_TOKEN = {label(select): SETTINGS[label(select)] for select, _ in CLASS.values()}
+OF_THE_CLASS_TOKEN |= {"GTP (cls-mean)": (tg.GTP(score="cls-mean"), 3)}
 FAMILIES = {  # rows of the table, and the models that stand for each
     "timm ViT": [("timm", "vit_base_patch16_224"), ("timm", "vit_small_patch14_reg4_dinov2")],
     "timm GAP, SigLIP": [("timm", "vit_medium_patch16_gap_240"), ("timm", "vit_base_patch16_siglip_224")],

@@ -55,13 +55,13 @@ STRATEGIES |= {  # pruning and hybrids that need no class token
     "tps": (tg.TPS(layers=[1, 2]), None),
     "zero-tprune": (tg.ZeroTPrune(), {1: 10, 2: 6}),
     "svit": (tg.SViT(0.5, layers=[1, 2]), None),
-    "adavit": (tg.AdaViT(layers=[1, 2]), None),
+    "adavit": (tg.AdaViT(layers=[1, 2], threshold=0.88), None),
     "avit": (tg.AViT(scale=2.0, center=0.5), None),
 }
 CLASS = {  # for models with a class token
     "topk-class": (tg.TopK(), {1: 10, 2: 5}),
     "etps": (tg.TPS(variant="etps"), {1: 10, 2: 5}),
-    "ppt": (tg.PPT(threshold=1e-3), {1: 10, 2: 6}),
+    "ppt": (tg.PPT(threshold=1e-3), {1: 0.7, 2: 0.5}),
     "ats": (tg.ATS(8, layers=[1, 2]), None),
     "diffrate": (tg.DiffRate(), {1: 10, 2: 5}),
     "idlevit": (tg.IdleViT(0.5), None),

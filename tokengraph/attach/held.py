@@ -132,7 +132,7 @@ class Held:
         whole = self.whole
         if isinstance(whole, Assignment) and whole.single and not self.ahead and self.source.valid is None:
             assert whole.centers is not None
-            return x.flatten(0, 1).index_copy(0, whole.centers, y.flatten(0, 1).to(x.dtype)).view_as(x)
+            return x.flatten(0, 1).index_copy(0, whole.centers, self.target.flat(y).to(x.dtype)).view_as(x)
         return self.up(y) + (x - self.up(rows))
 
     def _patches(self, x: Tensor) -> Tensor:

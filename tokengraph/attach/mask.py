@@ -76,7 +76,7 @@ def _size_bias(state: State, rule: SizeRule, dtype: torch.dtype) -> Tensor | Siz
 
 
 def bar(bias: Any, barred: Tensor | None, x: Tensor) -> Any:
-    """Adds to a bias that nobody reads the prefix tokens at ``barred [B, P]``; ``None``: they stay as they are.
+    """Hides the prefix tokens as keys that are True in ``barred [B, P]``; ``None``: they stay as they are.
 
     A finite number, so that a row which may read nothing else stays finite: then it reads them after all.
     """

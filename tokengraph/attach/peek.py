@@ -33,10 +33,12 @@ class Leave(MaskObject):
             return v
         raise MapSeen
 
-    def plus(self, scores: Tensor) -> Tensor:
+    def plus(self, scores: Tensor) -> Any:
+        """Returns itself: a block may add a bias of its own before it has made its queries."""
+        return scores if torch.compiler.is_compiling() else self
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         """Leaves."""
-        if torch.compiler.is_compiling():
-            return scores
         raise MapSeen
 
 

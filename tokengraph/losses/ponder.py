@@ -14,7 +14,7 @@ class Pondered(NamedTuple):
     """What tokens spent: of a run of :class:`tokengraph.AViT`.
 
     Args:
-        rho: Blocks that each token ran, and what was left of it at the end: ``[B, P+N]``.
+        rho: Blocks that each token ran, and the rest of 1 at its end: ``[B, P+N]``.
         halting: Halting scores of each block over the input's tokens, ``[B, L, P+N]``; 0 where a token had left.
         valid: ``[B, P+N]`` bool, True where there is a token; ``None``: everywhere.
         num_prefix: P.

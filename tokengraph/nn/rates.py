@@ -100,7 +100,7 @@ class Rates(nn.Module):
         return list(prune), list(merge)
 
     def left(self) -> list[Tensor]:
-        """What is left behind each block: whole numbers, the class token counted; no gradient."""
+        """Tokens behind each block: whole numbers, the class token counted; no gradient."""
         now, out = torch.tensor(float(self.patches + 1), device=self.prune[0].logits.device), []  # type: ignore[arg-type]
         for p, m in self.counts():
             now = torch.minimum(now, torch.minimum(p, m)).detach()

@@ -27,8 +27,9 @@ def ats(
 ) -> Assignment:  # fmt: skip
     r"""Keeps the tokens that inverse transform sampling of a score hits.
 
-    A token that has half of an image's score is hit by half of the samples, and kept once. With :math:`u_k = (2k - 1) / 2K` of the K samples, each takes the first token i, in index order, at which the sum of
-    the scores so far reaches :math:`u_k` of the whole.
+    A token with half of an image's score is hit by half of the samples, and kept once. With :math:`u_k = (2k - 1) / 2K`
+    of the K samples, each takes the first token i, in index order, at which the sum of the scores so far reaches
+    :math:`u_k` of the whole.
 
     Args:
         score: ``[B, N]``, not negative.

@@ -27,7 +27,7 @@ class Halting:
     Args:
         y: Their outputs, ``[B, P+N, C]`` float32: layers weighted by halting scores.
         total: Sums of their halting scores, ``[B, P+N]``.
-        rest: What is left of 1 for each, ``[B, P+N]``.
+        rest: 1 less the scores so far, for each, ``[B, P+N]``.
         ran: Blocks that each ran, ``[B, P+N]``.
         scores: Halting scores of each block, each ``[B, P+N]``; 0 where a token had left.
         valid: ``[B, P+N]`` bool, True where there is a token; ``None``: everywhere.
@@ -49,7 +49,7 @@ def halt(score: Tensor, total: Tensor, rest: Tensor, eps: float = 0.01) -> tuple
     Args:
         score: Halting scores of the block, ``[...]`` in [0, 1].
         total: Sums of the scores so far.
-        rest: What is left of 1.
+        rest: 1 less the scores so far.
         eps: A token halts once its sum reaches ``1 - eps``.
 
     Returns:
@@ -76,7 +76,7 @@ class AViT(Select):
     r"""A-ViT as a strategy: behind each block tokens whose halting scores add up leave, image by image.
 
     The score of a token is :math:`h = \operatorname{sigmoid}(\gamma x_0 - \beta)` of channel 0 of the block's output.
-    The model reads, for every input token, its layers weighted by their scores, what is left of one for the last; so
+    The model reads, for every input token, its layers weighted by their scores, the rest of one for the last; so
     ``lift`` and feature maps have all tokens. It adds no parameters, but the model must be trained for it:
     :class:`tokengraph.losses.PonderLoss` with ``handle.select.pondered(handle.trace.seen)``. Removing tokens is
     exact in training too.

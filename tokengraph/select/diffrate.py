@@ -34,7 +34,7 @@ def diffrate(
     mask: Tensor | None = None,
     official: bool = False,
 ) -> Assignment:
-    r"""Drops the tokens of the lowest scores, and merges the lowest of the others into the most similar ones above them.
+    r"""Drops the tokens of the lowest scores, and merges the next ones into the most similar of those above them.
 
     Of the best ``prune`` tokens the best ``merge`` stay, and each other one joins that of these with the highest
     cosine c. Rows are plain means; sizes grow by :math:`\max(c, 0) s_i`, not by all of a token's size.
@@ -60,7 +60,7 @@ def diffrate(
         >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-1.0, 0.0]]])
         >>> a = diffrate(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), x, 4, 2, size=torch.tensor([[1.0, 1.0, 2.0, 3.0]]))
         >>> rows, size = a.reduce(x[0])
-        >>> rows[1].round(decimals=4).tolist(), round(size[1].item(), 4)
+        >>> [round(v, 4) for v in rows[1].tolist()], round(size[1].item(), 4)
         ([0.6667, 1.6667], 2.6)
 
     Source: Chen et al., *DiffRate*, ICCV 2023, and its code. Differs: negative similarities add nothing, ties, zero

@@ -94,9 +94,10 @@ class IdleViT(Select):
     def observe(self, tokens: Tokens) -> Any:
         """Adds this block's mean logits ``[B, P+N, P+N]``, scaled, and which tokens run, ``[B, P+N]``."""
         assert tokens.attention is not None
-        share = Running(()) if self.layers is None else self.bind(0, max(self.layers) + 1)[1]
-        count = tokens.x.size(1)
-        idle = share(max(self.layers or (0,)) + 1, count)[tokens.layer]  # type: ignore[operator]
+        assert self.layers is not None
+        count, place = tokens.x.size(1), list(self.layers).index(tokens.layer)
+        shares = self.ratios if self.ratios is not None else in_stages(self.keep, tuple(self.layers))
+        idle = Running(((0, shares[place]),))(1, count)[0]
         runs = among_best(self._score(tokens), count - idle, tokens.mask).float()
         runs = torch.cat([runs.new_ones(runs.size(0), tokens.num_prefix), runs], dim=1)
         return (*(tokens.seen or ()), (tokens.attention.mean_logits(), runs))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.maps.soft import SoftAssignment
@@ -201,7 +202,7 @@ class TPS(DynamicViT):
     def decide(self, tokens: Tokens) -> Moved | None:  # type: ignore[override]
         """DynamicViT's decision in train mode, with the rows squeezed; ``None`` in eval mode."""
         mask = super().decide(tokens) if self._learned else None
-        if mask is None:
+        if not isinstance(mask, KeepMask):
             return None
         before = torch.ones_like(mask.keep) if tokens.keep is None else tokens.keep.to(mask.keep.dtype)
         rows = squeeze(tokens.x, mask.keep, before - mask.keep, tau=self.tau, official=self.official_ties)

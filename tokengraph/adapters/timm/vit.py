@@ -170,7 +170,7 @@ class TimmViT(Adapter):
     def class_logits(self, block: Any, x: Tensor) -> Callable[[], Tensor] | None:
         """From the weights of ``attn.qkv``, where it is a plain linear layer and queries and keys have no norms."""
         attn = block.attn
-        if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
+        if any(not isinstance(getattr(attn, name, None), nn.Identity) for name in ("q_norm", "k_norm")):
             return None
         return query_of_first(block.norm1, attn.qkv, attn.num_heads, x)
 

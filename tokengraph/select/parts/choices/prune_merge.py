@@ -66,7 +66,7 @@ def prune_and_merge(
             adds = torch.where(real, adds, mass.gather(1, sources))
         number, mass = number.scatter(1, sources, joins), mass.scatter(1, sources, adds)
     one = torch.ones_like(mass)
-    return Assignment.from_dense(number, merge, mask=mask, drops=drops, centers=centers, weight=one, mass=mass)
+    return Assignment.from_dense(number, merge, mask=mask, drops=True, centers=centers, weight=one, mass=mass)
 
 
 def merge_in_place(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ def results(run: Run) -> Iterator[Result]:
     rows: list[Row] = []
     for case in args.cases:
         shape = SHAPES[case]
+        if args.strategies:
+            shape = replace(shape, strategies=tuple(args.strategies))
+        if args.side and shape.smaller:
+            shape = replace(shape, side=args.side, smaller=args.side // 2)
         torch.manual_seed(0)
         model = shape.make(args.tower, args.decoder).to(run.device).eval()
         for batch in args.batch:
@@ -144,6 +149,8 @@ def _row(shape: Shape, batch: int, name: str, facts: dict[str, Row], times: dict
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--strategies", nargs="+", help="default: those of the case")
+    parser.add_argument("--side", type=int, help="pixels of the image, where a model takes any; default: the case's")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--text", type=int, default=64, help="text tokens of a prompt")
     parser.add_argument("--tower", type=int, default=2, help="layers of the tower")

@@ -2,6 +2,7 @@
 
 import warnings as _warnings
 from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 with _warnings.catch_warnings():
     # PyTorch Geometric warns at import that it ignores torch-cluster, but this package calls it directly.
@@ -80,6 +81,9 @@ from tokengraph.windows import WindowCoarsening
 __version__ = "0.2.0"
 
 _find_moved_modules()
+
+if _TYPE_CHECKING:
+    from tokengraph import vlm
 
 
 def __getattr__(name: str) -> object:

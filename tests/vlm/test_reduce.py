@@ -261,3 +261,12 @@ def test_deepstack_needs_models_that_take_encoder_outputs(monkeypatch):
     monkeypatch.setattr(embeds.inspect, "signature", lambda function: type("S", (), {"parameters": {}})())
     with pytest.raises(ValueError, match=r"Expected transformers from 5.18 on for Qwen3VLModel.*DeepStack"):
         embeds.takes_encoder_outputs(case.model, case.model.model, deep=True)
+
+
+@pytest.mark.parametrize("name", ["llava", "smolvlm", "qwen3_vl"])
+def test_generate_with_several_beams_can_be_called_again(name):
+    case = case_of(name)
+    reduced = vlm.reduce(case.model, case.inputs((2, 1)), NORM, 0.5)
+    asked = dict(max_new_tokens=3, num_beams=2, eos_token_id=None, do_sample=False)
+    first, again = (case.model.generate(**reduced, **asked) for _ in range(2))
+    assert torch.equal(first, again)

@@ -59,7 +59,8 @@ def plan_packed(model: nn.Module, found: Found, select: Select, options: Options
         _check_halves(block, channels, int(tower.spatial_merge_size) ** 2)
     record = PackedRecord(depth, int(tower.spatial_merge_size), chosen, schedule)
     changes = [Change(tower, Mark(record, original=None), hooks=_tower_hooks(tower))]
-    for index, block in enumerate(found.blocks):
+    blocks: list[Any] = found.blocks
+    for index, block in enumerate(blocks):
         hooks = [Hook(block.attn.qkv, KeptOutput(block, "qkv"))] if chosen.reads == "keys" else []
         changes.append(Change(block, Mark(record, index), PackedBlock, hooks=hooks))
     places = [-1, *(int(i) + 1 for i in getattr(tower, "deepstack_visual_indexes", ()))]

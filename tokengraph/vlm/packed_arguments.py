@@ -27,6 +27,7 @@ def packed_arguments(tower: Any, grid: Tensor, stays: Tensor) -> dict[str, Any]:
     try:
         from transformers import vision_utils as utils
 
+        more: Any
         position_ids, seqlens = utils.get_vision_position_ids, utils.get_vision_cu_seqlens
         more = utils.get_vision_window_index if windows else utils.get_vision_interpolation_indices_and_weights
     except (ImportError, AttributeError) as error:

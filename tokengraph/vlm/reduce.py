@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokengraph.select.base import Select
@@ -18,9 +19,22 @@ from tokengraph.vlm.selectors.names import resolve
 
 
 class ReducedInputs(dict):
-    """Inputs of ``model(**inputs)`` and ``model.generate(**inputs)``, with the :class:`Record` of what was done."""
+    """Inputs of ``model(**inputs)`` and ``model.generate(**inputs)``, with the :class:`Record` of what was done.
+
+    ``generate`` with several beams writes into the encoder outputs that it is given; so each ``**inputs`` hands out a
+    copy of them, which shares the features.
+    """
 
     record: Record
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if name == "mm_encoder_outputs":
+            return {modality: copy.copy(output) for modality, output in value.items()}
+        return value
+
+    def __iter__(self) -> Iterator[str]:  # without it ** would not call __getitem__
+        return super().__iter__()
 
 
 def reduce(

@@ -85,6 +85,7 @@ def test_a_tower_with_a_mask_of_patches_is_served():
 
 
 def test_a_whole_language_model_gets_every_patch_back():
+    pytest.importorskip("transformers", minversion="5.18")  # 5.0 records hidden states behind the hooks that lift them
     text = {**TEXT, "model_type": "llama", "num_key_value_heads": 4}
     vision = {**SIZES, "model_type": "clip_vision_model"}
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)

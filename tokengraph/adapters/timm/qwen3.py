@@ -36,22 +36,19 @@ class Qwen3Model(WithIntermediates):
         plain = super().forward_intermediates  # type: ignore[misc]
         asked = inspect.signature(plain).bind(x, *args, **kwargs)
         asked.apply_defaults()
-        lift = lift_for(site.trace, asked.arguments["output_fmt"])
-        alone = asked.arguments["intermediates_only"]
+        wanted, alone, depth = asked.arguments["output_fmt"], asked.arguments["intermediates_only"], site.trace.depth
+        lift = lift_for(site.trace, wanted)
         # Only the last block returns the full grid, which the other output needs.
         asked.arguments |= {"output_fmt": "NLC", "stop_early": asked.arguments["stop_early"] and alone}
         out = plain(*asked.args, **asked.kwargs)
-        depth = site.trace.depth
         layers = finished_blocks(asked.arguments["indices"], depth)
+        grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])  # type: ignore[attr-defined]
 
         def lifted(tokens: Tensor, layer: int) -> Tensor:
             if layer < depth:
                 return lift(tokens, layer=layer)
-            height, width = site.trace.grid
-            map_of = tokens.transpose(1, 2).unflatten(2, (height, width))
-            return map_of.contiguous() if wants == "NCHW" else tokens
+            return tokens.transpose(1, 2).unflatten(2, grid).contiguous() if wanted == "NCHW" else tokens
 
-        wants = inspect.signature(plain).bind(x, *args, **kwargs).arguments.get("output_fmt", "NCHW")
         if isinstance(out, dict):
             out["image_intermediates"] = [lifted(t, i) for t, i in zip(out["image_intermediates"], layers, strict=True)]
             return out

@@ -200,3 +200,20 @@ def test_a_stage_that_sam_2_lacks_and_a_stage_of_sam_are_refused():
         tg.attach(sam(), WindowCoarsening("tome", keep=9, stage=2))
     with pytest.raises(ValueError, match="one supported model .*2 inside"):
         tg.attach(nn.ModuleList([sam(), vitdet()]), WindowCoarsening("tome", keep=9))
+
+
+def test_vitmatte_is_served_around_its_backbone():
+    sizes = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 16, "image_size": 64}
+    backbone = transformers.VitDetConfig(
+        **sizes, **DET | {"pretrain_image_size": 64, "out_features": ["stage4"]}, num_channels=4
+    )
+    head = {"convstream_hidden_sizes": [8, 8, 8], "fusion_hidden_sizes": [8, 8, 8, 8]}
+    config = transformers.VitMatteConfig(backbone_config=backbone, hidden_size=24, batch_norm_eps=1e-5, **head)
+    model, x = spread(transformers.VitMatteForImageMatting(config)), torch.randn(1, 4, 128, 96)
+    with torch.no_grad():
+        plain = model(x).alphas
+        with tg.attach(model, KINDS["expedite"]) as handle:
+            coarse = model(x).alphas
+            assert handle.trace.counts == [48, 36, 36, 36, 48]
+        assert torch.equal(model(x).alphas, plain)
+    assert coarse.shape == plain.shape and not torch.equal(coarse, plain)

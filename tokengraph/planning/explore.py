@@ -146,11 +146,9 @@ class Explorer:
     def _begin(self, family: Family) -> None:
         """Measures the strategy's published schedules, so that no plan is worse; drops one that cannot run."""
         side = self.sides[0]
-        shaped = [self.space.shaped(family, side, w) for w in published(self.space.target.depth, family.once)]
         try:
-            for tokens in [t for t in shaped if t is not None] or [self._halved(family, 1)]:
-                if any(n < tokens[0] for n in tokens):
-                    self.measure(family, side, tokens)
+            for tokens in published(self.space, family, side) or [self._halved(family, 1)]:
+                self.measure(family, side, tokens)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             self.notes.append(f"{family.name} was left out: {str(error).splitlines()[0]}")
             return
@@ -182,10 +180,8 @@ class Explorer:
         self.families = {name: family for name, family in self.families.items() if name in self.curves}
         for family in list(self.families.values())[:1]:
             for side in self.sides[1:]:
-                for weights in published(self.space.target.depth, family.once)[:2]:
-                    tokens = self.space.shaped(family, side, weights)
-                    if tokens is not None and any(n < tokens[0] for n in tokens):
-                        self.measure(family, side, tokens)
+                for tokens in published(self.space, family, side, cuts=False):
+                    self.measure(family, side, tokens)
 
     def _screen(self) -> None:
         """Measures each strategy at the input sizes that promise most, and keeps the two best strategies."""

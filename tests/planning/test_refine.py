@@ -74,6 +74,19 @@ def test_race_gives_up_a_plan_that_falls_behind(explorer):
     assert bench.race(plans[0], best).score == pytest.approx(best.score)
 
 
+def test_best_runs_a_schedule_again_that_was_given_up_for_one_beyond_the_budget(explorer):
+    family, depth = families("tome")[0], explorer.space.target.depth
+    explorer._base[4] = 0.0
+    first = explorer.measure(family, 4, [16] + [14] * depth)
+    explorer.space.budget = Budget("cost", 0.95)
+    hard = explorer.measure(family, 4, [16, *range(8, 8 - depth, -1)])
+    assert explorer.best() is first and not hard.measured.whole
+    explorer.space.budget = Budget("cost", 0.55)  # as when a clock turns out slower
+    best = explorer.best()
+    assert best.tokens == hard.tokens and best.measured.whole and len(best.measured.each) == 6
+    assert explorer.measure(family, 4, hard.tokens) is best
+
+
 @pytest.mark.parametrize("cost", [0.6, 0.8])
 def test_plan_is_no_worse_on_its_images_than_published_schedules(cost):
     model, ours, held = tiny_vit(), images(6, 1), images(3, 2)

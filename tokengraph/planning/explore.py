@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes 
 GAIN = 0.99  # a proposal is worth measuring if its predicted loss is below this share of the best one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A schedule that was measured.
 
@@ -113,8 +113,14 @@ class Explorer:
 
     def best(self) -> Trial | None:
         """Returns the schedule of the least score within the budget, measured on all images; ``None`` if none is."""
-        fitting = [t for t in self.trials if t.measured.whole and self._fits(t)]
-        return min(fitting, key=lambda t: t.measured.score, default=None)
+        while True:
+            found = min((t for t in self.trials if self._fits(t)), key=lambda t: t.measured.score, default=None)
+            if found is None or found.measured.whole:
+                return found
+            measured = self.bench.run(self.plan(found.family, found.side, found.tokens))  # what beat it no longer fits
+            whole = replace(found, measured=measured)
+            self.trials[self.trials.index(found)] = whole
+            self._known["" if found.family is None else found.family.name, found.side, found.tokens] = whole
 
     def known(self, family: Family, side: int, tokens: Sequence[int]) -> bool:
         """Returns whether a schedule was measured."""

@@ -157,3 +157,10 @@ def test_limited_draws_the_same_images_each_time():
     assert limited(images, 10, 1).indices != one.indices and limited(images, None, 0) is images
     with pytest.raises(ValueError, match="Expected limit >= 1"):
         limited(images, 0, 0)
+
+
+def test_stamp_of_arrays_is_the_same_in_every_process():
+    one = Arrays(np.full((1, 2, 2, 3), 7, dtype=np.uint8))
+    assert one.stamp(0) == "2e2ea093"
+    masked = Arrays(np.full((1, 2, 2, 3), 7, dtype=np.uint8), masks=[np.zeros((2, 2), np.uint8)])
+    assert masked.stamp(0) != one.stamp(0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tokengraph as tg
-from tokengraph.evaluate.costs import anatomy
+from tokengraph.evaluate.costs import Anatomy, anatomy
 from tokengraph.evaluate.progress import Progress
 from tokengraph.planning import refine as local
 from tokengraph.planning.bench import Bench, score_of
@@ -74,6 +74,19 @@ def test_race_gives_up_a_plan_that_falls_behind(explorer):
     assert bench.race(plans[0], best).score == pytest.approx(best.score)
 
 
+def test_best_runs_a_schedule_again_that_was_given_up_for_one_beyond_the_budget(explorer):
+    family, depth = families("tome")[0], explorer.space.target.depth
+    explorer._base[4] = 0.0
+    first = explorer.measure(family, 4, [16] + [14] * depth)
+    explorer.space.budget = Budget("cost", 0.95)
+    hard = explorer.measure(family, 4, [16, *range(8, 8 - depth, -1)])
+    assert explorer.best() is first and not hard.measured.whole
+    explorer.space.budget = Budget("cost", 0.55)  # as when a clock turns out slower
+    best = explorer.best()
+    assert best.tokens == hard.tokens and best.measured.whole and len(best.measured.each) == 6
+    assert explorer.measure(family, 4, hard.tokens) is best
+
+
 @pytest.mark.parametrize("cost", [0.6, 0.8])
 def test_plan_is_no_worse_on_its_images_than_published_schedules(cost):
     model, ours, held = tiny_vit(), images(6, 1), images(3, 2)
@@ -85,11 +98,9 @@ def test_plan_is_no_worse_on_its_images_than_published_schedules(cost):
     space = Space(body, target, Budget("cost", cost))
     mine = bench.run(plan).score
     for family in families(["tome", "dpc-knn"]):
-        for weights in published(target.depth):
-            tokens = space.shaped(family, 4, weights)
-            if tokens is not None:
-                fixed = Plan(family.setting(tokens, None), tuple(tokens), target)
-                assert mine <= bench.run(fixed).score + 1e-6
+        for tokens in published(space, family, 4):
+            fixed = Plan(family.setting(tokens, None), tuple(tokens), target)
+            assert mine <= bench.run(fixed).score + 1e-6
 
 
 def test_refine_keeps_what_helps_and_stays_within_the_budget(explorer, monkeypatch):
@@ -107,8 +118,15 @@ def test_refine_keeps_what_helps_and_stays_within_the_budget(explorer, monkeypat
     assert len(explorer.trials) == count
 
 
-def test_published_shapes_are_equal_falling_and_three_cuts():
-    equal, falling, cuts = published(12)
-    assert len(set(equal)) == 1 and np.all(np.diff(falling) < 0) and falling[-1] == 0
-    assert np.flatnonzero(cuts).tolist() == [3, 6, 9]
-    assert [int(np.flatnonzero(one)[0]) for one in published(12, once=True)] == [1, 2, 3, 4, 5]
+def test_published_schedules_are_equal_falling_and_three_cuts_by_one_share():
+    target, body = Target("large", 12, 384, 16, 256), Anatomy(12, 384, 1536, 1, 6)
+    space = Space(body, target, Budget("cost", 0.65))
+    equal, falling, cuts = published(space, families("dpc-knn")[0], 16)
+    assert np.ptp(np.diff(equal)) <= 1 and np.all(np.diff(falling, 2) >= -1) and falling[-2] - falling[-1] <= 1
+    assert np.flatnonzero(np.diff(cuts)).tolist() == [3, 6, 9]
+    shares = [cuts[i + 1] / cuts[i] for i in (3, 6, 9)]
+    assert max(shares) - min(shares) < 0.05
+    for tokens in (equal, falling, cuts):
+        assert 0.64 < space.share(tokens, families("dpc-knn")[0]) <= 0.6515
+    once = published(space, families("ailurus")[0], 16)
+    assert [int(np.flatnonzero(np.diff(tokens))[0]) for tokens in once] == [1, 2, 3, 4, 5]

@@ -113,7 +113,8 @@ class Arrays(Images):
     def stamp(self, index: int) -> str:
         """Returns a checksum of pixels and mask."""
         total = zlib.crc32(self.key(index).encode())
-        for thing in (self._images[index], None if self._masks is None else self._masks[index]):
+        things = [self._images[index]] + ([] if self._masks is None else [self._masks[index]])
+        for thing in things:
             try:
                 array = np.ascontiguousarray(np.asarray(thing))
                 total = zlib.crc32(f"{array.shape} {array.dtype}".encode(), zlib.crc32(array.tobytes(), total))

@@ -61,7 +61,9 @@ class Measured:
     @property
     def score(self) -> float:
         """What a search minimises: the mean loss, and a tenth of that of the worst tenth of the images."""
-        return score_of(self.each) if len(self.each) else self.loss
+        if not len(self.each):
+            return self.loss
+        return score_of(self.each) * self.loss / max(float(self.each.mean()), TINY)  # an estimate if it is not whole
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ CHANGES = (2, 3, 4, 5, 6, 8)  # of 12: blocks after which a composition changes 
 GAIN = 0.99  # a proposal is worth measuring if its predicted loss is below this share of the best one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A schedule that was measured.
 
@@ -113,8 +113,14 @@ class Explorer:
 
     def best(self) -> Trial | None:
         """Returns the schedule of the least score within the budget, measured on all images; ``None`` if none is."""
-        fitting = [t for t in self.trials if t.measured.whole and self._fits(t)]
-        return min(fitting, key=lambda t: t.measured.score, default=None)
+        while True:
+            found = min((t for t in self.trials if self._fits(t)), key=lambda t: t.measured.score, default=None)
+            if found is None or found.measured.whole:
+                return found
+            measured = self.bench.run(self.plan(found.family, found.side, found.tokens))  # what beat it no longer fits
+            whole = replace(found, measured=measured)
+            self.trials[self.trials.index(found)] = whole
+            self._known["" if found.family is None else found.family.name, found.side, found.tokens] = whole
 
     def known(self, family: Family, side: int, tokens: Sequence[int]) -> bool:
         """Returns whether a schedule was measured."""
@@ -146,11 +152,9 @@ class Explorer:
     def _begin(self, family: Family) -> None:
         """Measures the strategy's published schedules, so that no plan is worse; drops one that cannot run."""
         side = self.sides[0]
-        shaped = [self.space.shaped(family, side, w) for w in published(self.space.target.depth, family.once)]
         try:
-            for tokens in [t for t in shaped if t is not None] or [self._halved(family, 1)]:
-                if any(n < tokens[0] for n in tokens):
-                    self.measure(family, side, tokens)
+            for tokens in published(self.space, family, side) or [self._halved(family, 1)]:
+                self.measure(family, side, tokens)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             self.notes.append(f"{family.name} was left out: {str(error).splitlines()[0]}")
             return
@@ -182,10 +186,8 @@ class Explorer:
         self.families = {name: family for name, family in self.families.items() if name in self.curves}
         for family in list(self.families.values())[:1]:
             for side in self.sides[1:]:
-                for weights in published(self.space.target.depth, family.once)[:2]:
-                    tokens = self.space.shaped(family, side, weights)
-                    if tokens is not None and any(n < tokens[0] for n in tokens):
-                        self.measure(family, side, tokens)
+                for tokens in published(self.space, family, side, cuts=False):
+                    self.measure(family, side, tokens)
 
     def _screen(self) -> None:
         """Measures each strategy at the input sizes that promise most, and keeps the two best strategies."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokengraph.attach.kept import KeptOutput
 from tokengraph.attach.changes import Change, Hook
 from tokengraph.attach.handle import Handle
+from tokengraph.attach.kept import KeptOutput
 from tokengraph.attach.planner import Found, Options, Plan, planner
 from tokengraph.attach.site import Mark
 from tokengraph.packed.block import PackedBlock, begin_run, whole_output, whole_rows

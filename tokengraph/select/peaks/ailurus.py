@@ -90,8 +90,8 @@ class AiluRus(Select):
 
     Args:
         k: Neighbours in the density. The paper gives none; the nearest one alone keeps features nearer to the dense
-            ones than five, the default of :func:`ailurus` (``make truth``: on photographs, solar cells, and a small ViT;
-            at most 0.001 farther in single settings).
+            ones than five, the default of :func:`ailurus` (``make truth``: photographs, solar cells, a small ViT; at
+            most 0.0013 farther in single settings).
         lam: Patches in a window.
         alpha: Spatial factor at rank 0.
         include_self: Counts the token itself among its k nearest.

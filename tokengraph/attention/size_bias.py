@@ -109,7 +109,7 @@ def folded_attention(
     q = torch.cat([q, q.new_full((*q.shape[:-1], 2), factor), q.new_zeros(*q.shape[:-1], rest)], dim=-1)
     k = torch.cat([k, high.expand(k.size(0), -1, -1, -1), low.expand(k.size(0), -1, -1, -1),
                    k.new_zeros(*k.shape[:-1], rest)], dim=-1)  # fmt: skip
-    grouped = {"enable_gqa": True} if enable_gqa else {}  # torch 2.4 has no such argument
+    grouped: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}  # torch 2.4 has no such argument
     out = F.scaled_dot_product_attention(
         q, k, F.pad(v, (0, padded - v.size(-1))), dropout_p=dropout_p, scale=scale, **grouped
     )

@@ -269,12 +269,12 @@ class DiffRate(Select):
         """Tokens that this block does not drop; at least the budget."""
         listed = None if self.prune is None and self.learned is None else self.rates[0]
         if listed is None or not 0 <= tokens.layer < len(listed):
-            counts = valid_counts(tokens.x, tokens.mask)
             if isinstance(budget, list):
+                counts = valid_counts(tokens.x, tokens.mask)
                 return [max(k, (k + n + 1) // 2) for k, n in zip(budget, counts, strict=True)]
             if tokens.mask is None:
                 return max(budget, (budget + tokens.x.size(1) + 1) // 2)
-            return [max(budget, (budget + n + 1) // 2) for n in counts]
+            return [max(budget, (budget + n + 1) // 2) for n in valid_counts(tokens.x, tokens.mask)]
         at = tokens.memory if tokens.memory is not None else tokens.x.size(1)
         own = [scaled(listed[tokens.layer], self.patches, n) for n in (at if isinstance(at, list) else [at])]
         if isinstance(budget, list):

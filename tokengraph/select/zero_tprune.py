@@ -74,7 +74,6 @@ def _zero_tprune(
     mask: Tensor | None,
 ) -> Assignment:
     budget = clamp_budget(keep, keys, mask)
-    counts = valid_counts(keys, mask)
     if isinstance(budget, int) and (budget >= keys.size(1) or keys.size(0) == 0):
         return keep_best(keys.new_zeros(keys.shape[:2]), budget, mask)
     prefix = attention.size(2) - keys.size(1)
@@ -82,15 +81,14 @@ def _zero_tprune(
     with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
         attention = attention.float()
         first = rank_importance(page_rank(attention, 1, weight, prefix, mask), prefix, variance, mask)
-        leave = [similar_of(similar, n, k) for n, k in zip(counts, _each(budget, counts), strict=True)]
-        one = leave[0] if mask is None and len(set(leave)) <= 1 and isinstance(budget, int) else leave
-        left = drop_similar(first, keys, one, mask)
+        if isinstance(budget, list):
+            counts = valid_counts(keys, mask)
+            leave: int | list[int] = [similar_of(similar, n, k) for n, k in zip(counts, budget, strict=True)]
+        else:
+            leave = similar_of(similar, keys.size(1), budget)
+        left = drop_similar(first, keys, leave, mask)
         second = rank_importance(page_rank(attention, rounds, weight, prefix, left), prefix, variance, left)
         return keep_best(second.masked_fill(~left, -1.0), budget, mask)
-
-
-def _each(budget: int | list[int], counts: list[int]) -> list[int]:
-    return budget if isinstance(budget, list) else [budget] * len(counts)
 
 
 def similar_of(similar: float | int, count: int, keep: int) -> int:

@@ -13,7 +13,6 @@ from tokengraph.planning.bench import Bench, Measured
 from tokengraph.planning.curves import LEAST, Curve, Row
 from tokengraph.planning.family import Family
 from tokengraph.planning.record import Plan
-from tokengraph.planning.refine import refine
 from tokengraph.planning.shapes import published
 from tokengraph.planning.space import Space
 
@@ -80,7 +79,6 @@ class Explorer:
         self.descend(PICKS)
         self._vary()
         self.descend(PICKS)
-        refine(self)
 
     def plan(self, family: Family | None, side: int, tokens: Sequence[int]) -> Plan:
         """Returns a bare plan of a schedule, to attach."""

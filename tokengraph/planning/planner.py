@@ -25,7 +25,7 @@ from tokengraph.planning.facts import Figures, Target
 from tokengraph.planning.family import Family, families
 from tokengraph.planning.files import PRESERVE
 from tokengraph.planning.record import Plan
-from tokengraph.planning.refine import MOVES
+from tokengraph.planning.refine import MOVES, refine
 from tokengraph.planning.similarity import similarities
 from tokengraph.planning.space import Budget, Space
 from tokengraph.planning.timed import in_time, start_clock, times
@@ -220,6 +220,7 @@ def _search(explorer: Explorer, tried: Sequence[Family], batch: Tensor) -> Trial
         explorer.notes.append("The plain model meets the budget: nothing to change.")
         return None
     explorer.run(tried)
+    refine(explorer)
     if not budget.timed:
         if explorer.best() is None:
             raise ValueError(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokengraph.planning.explore import Explorer
 from tokengraph.planning.family import Family
-
-if TYPE_CHECKING:
-    from tokengraph.planning.explore import Explorer
 
 WAVES = 4  # half waves over the depth, at most, along which removals move together
 HEIGHTS = (0.5, 0.25)  # of a move, in mean removals of a block

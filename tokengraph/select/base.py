@@ -100,8 +100,7 @@ class Select(Watching, ABC):
     def begin(self, tokens: Tokens) -> Any:
         """Computes data that the method needs in every layer, once a run, from the input of block 0.
 
-        The result is ``tokens.memory`` in every layer of that run. Runs without gradients. A method that overrides it
-        must also work outside a model, where ``memory`` is ``None``.
+        The result is ``tokens.memory`` in every layer of that run, and ``None`` outside a model. Without gradients.
         """
         return None
 
@@ -131,9 +130,8 @@ class Select(Watching, ABC):
     def acts(self, finished: int, keep: int, count: int) -> bool:
         """Returns whether it acts after ``finished`` blocks, where the plan keeps ``keep`` of ``count`` tokens.
 
-        Override it if a threshold decides how many tokens stay. More than the planned tokens then stay, and this
-        default would act again in every later block. Such a method returns its layers from :meth:`bind` with the
-        fewest tokens to keep, as ``{l: 1}``::
+        Override it if a threshold decides how many tokens stay: this default would act again in every later block.
+        Such a method returns its layers from :meth:`bind` with the fewest tokens to keep, as ``{l: 1}``::
 
             def bind(self, channels, depth, schedule=None):
                 return self, {layer: 1 for layer in self.layers}
@@ -150,8 +148,7 @@ class Select(Watching, ABC):
     def decide(self, tokens: Tokens) -> KeepMask | Moved | None:
         """Returns a differentiable keep mask over ``[B, N]`` in training; ``None`` to make a map instead.
 
-        With a mask all tokens stay, and attention ignores dropped ones as keys. It is cumulative, unless the strategy
-        acts around blocks.
+        All tokens then stay, and dropped ones are no keys. It is cumulative, unless the strategy acts around blocks.
         """
         return None
 
@@ -167,7 +164,7 @@ class Select(Watching, ABC):
     def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor | None:
         """Returns rows ``[M, C]`` that reconstruction adds to the lifted tokens, such as features of dropped tokens.
 
-        Only called if :attr:`stores` is True. ``x [M, C]`` are the tokens that the map was made for.
+        Only called if :attr:`stores` is True, with the tokens ``x [M, C]`` that the map was made for.
         """
         return None
 
@@ -191,13 +188,13 @@ class Select(Watching, ABC):
     def reduction_at(self, layer: int) -> str:
         """Returns the reduction for maps made at block ``layer`` (0-based; -1 outside a model).
 
-        For methods whose reduction changes with depth; :meth:`bind` receives the model's number of blocks.
+        For methods whose reduction changes with depth.
         """
         return self.reduction
 
     @property
     def reads_attention(self) -> bool:
-        """True if it reads keys or attention; otherwise the block keeps none for it. See ``reads``."""
+        """True if it reads keys or attention. See ``reads``."""
         return self.reads != "nothing"
 
     @property
@@ -278,7 +275,7 @@ def resolve(select: str | type[Select] | Select) -> Select:
     Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN()``.
 
     Raises:
-        ValueError: For an unknown name; the message suggests the nearest known one.
+        ValueError: For an unknown name; suggests the nearest known one.
         TypeError: For any other kind of object.
 
     Example:

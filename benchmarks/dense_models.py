@@ -87,7 +87,7 @@ def _eomt(device: torch.device) -> dict[str, Call]:
 def _sam(device: torch.device) -> dict[str, Call]:
     """Windows of clusters in SAM-B's encoder, with prompts and mask decoder.
 
-    With random weights clusters of padding hold subnormal numbers, which a CPU multiplies several times slower; both
+    With random weights coarse maps hold subnormal numbers, which a CPU multiplies several times slower; both
     models flush them to zero.
     """
     torch.set_flush_denormal(True)

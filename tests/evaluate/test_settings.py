@@ -50,7 +50,7 @@ def test_read_setting_takes_options_of_strategy_and_attach():
     found = read_setting("ailurus:{5: 0.25},reduce=mlerp,lam=20,prop_attn=half-log")
     assert found.options == {"reduce": "mlerp", "lam": 20} and found.prop_attn == "half-log"
     select = found.select()
-    assert (select.lam, select.reduce, select.k) == (20, "mlerp", 5)
+    assert (select.lam, select.reduce, select.k) == (20, "mlerp", 3)
     assert read_setting("tome:4,reduce=mlerp").select().reduction == "mlerp"
     assert tg.ToMe().reduction == "mean"  # other instances keep theirs
     expedite = read_setting("expedite:{5: 'cluster'},clusters=(8, 8),inv_temperature=auto").select()

@@ -90,7 +90,7 @@ def test_combinations_run_around_attention(parts):
         ({}, tg.ToMe()),
         ({"choose": "agglomerate"}, tg.ATC()),
         ({"score": "class", "choose": "top-k"}, tg.TopK()),
-        ({"choose": "peaks", "place": "after", "metric": "features"}, tg.DPCKNN(reduce="mean")),
+        ({"choose": "peaks", "place": "after", "metric": "features"}, tg.DPCKNN(5, reduce="mean")),
         ({"graph": "cells", "metric": "features"}, tg.GridToMe()),
     ],
     ids=lambda value: str(value),

@@ -116,3 +116,12 @@ def test_the_cheap_way_to_logits_equals_projecting_all_keys(monkeypatch):
 def test_around_without_a_look_still_refuses_strategies_that_read_attention():
     with pytest.raises(ValueError, match="the block has not run yet"):
         tg.attach(tiny_vit(), tg.Around(tg.TopK(), "block"), {1: 8})
+
+
+@pytest.mark.parametrize("schedule", [4, {1: 0.5, 2: 0.25}])
+def test_evovit_chooses_again_among_the_tokens_that_run(schedule):
+    model, images = tiny_vit(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), tg.attach(model, tg.EvoViT(), schedule) as handle:
+        assert model(images).isfinite().all()
+    counts = handle.trace.counts
+    assert counts[0] > counts[1] > counts[2] > 0

@@ -192,7 +192,10 @@ class EvoViT(Select):
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to those that run; see :class:`tokengraph.Select`."""
-        score = tokens.class_attention() if tokens.seen is None else tokens.seen[0]
+        if tokens.seen is None:
+            score = tokens.class_attention()
+        else:  # of all input tokens; some may wait already
+            score = tokens.seen[0] if tokens.patch is None else tokens.seen[0].gather(1, tokens.patch)
         return _stage(score, budget, tokens.mask, self.summary)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:

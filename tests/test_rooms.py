@@ -1,4 +1,4 @@
-"""A newcomer finds the way: large rooms list their files, the README lists the rooms, and files stay short."""
+"""A newcomer finds the way: large rooms list their files, the design notes list the rooms, and files stay short."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 import tokengraph
 
 ROOT = Path(tokengraph.__file__).parent
-README = ROOT.parent / "README.md"
+DESIGN = ROOT.parent / "docs" / "about" / "design.md"
 MOST_LINES = 300
 LARGE = 12  # files that a reader takes in at a glance
 ROOMS = sorted(p.parent for p in ROOT.rglob("__init__.py") if p.parent != ROOT)
@@ -41,8 +41,8 @@ def test_the_parts_of_methods_are_all_in_their_table():
     assert not unnamed(parts, names)
 
 
-def test_the_readme_lists_every_room():
-    page = README.read_text(encoding="utf-8")
+def test_the_design_notes_list_every_room():
+    page = DESIGN.read_text(encoding="utf-8")
     rooms = [room.name for room in ROOMS if room.parent == ROOT]
     assert [name for name in rooms if f"`{name}/`" not in page] == []
 

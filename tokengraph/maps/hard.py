@@ -12,9 +12,10 @@ from torch import Tensor
 from tokengraph.flat.segment import as_type, takes_bags, wide
 from tokengraph.flat.tables import equal_ptr, ones
 from tokengraph.maps.check import check_each, check_rows
+from tokengraph.maps.connect import connect_hard
 from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
-from tokengraph.maps.pool import MEANS, Bins, check_reduction, counted, pool, pool_by_size
+from tokengraph.maps.pool import MEANS, Bins, check_pooling, counted, pool, pool_by_size
 from tokengraph.maps.pyg import clusters_of, select_output
 from tokengraph.maps.shown import shown
 
@@ -167,13 +168,7 @@ class Assignment:
         WACV 2024.
         """
         check_rows(x, self.num_tokens, "x")
-        check_reduction(reduce)
-        if reduce in MEANS and not (x.is_floating_point() or x.is_complex()):
-            raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
-        if reduce in ("center", "released-mlerp") and self.centers is None:
-            raise ValueError(
-                f"Expected a map with centers to reduce by {reduce!r} (got none). Set them, or use 'mean'."
-            )
+        check_pooling(x, reduce, self.centers)
         if size is None:
             size = ones(self.num_tokens, x.device)
         elif size.shape != (self.num_tokens,):
@@ -224,15 +219,7 @@ class Assignment:
 
         Cost: ``O(E log E)``; the number of edges depends on the data (a host synchronisation on CUDA).
         """
-        from torch_geometric.utils import coalesce
-
-        if edge_weight is None:
-            edge_weight = torch.ones(edge_index.size(1), dtype=torch.float32, device=edge_index.device)
-        ends = self.cluster[edge_index]
-        keep = (ends < self.num_clusters).all(dim=0)
-        keep = keep if loops else keep & (ends[0] != ends[1])
-        found: Any = coalesce(ends[:, keep], edge_weight[keep], num_nodes=self.num_clusters, reduce="sum")
-        return found
+        return connect_hard(self.cluster, self.num_clusters, edge_index, edge_weight, loops)
 
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Gives every token its cluster's row: ``[K, C]`` to ``[M, C]``.

@@ -30,6 +30,20 @@ def check_reduction(reduce: str) -> None:
         raise ValueError(f"Expected reduce to be one of {', '.join(REDUCTIONS)} (got {reduce!r}).")
 
 
+def check_pooling(x: Tensor, reduce: str, centers: Tensor | None) -> None:
+    """Raises unless a map with these centers can pool rows ``x`` by this reduction.
+
+    Raises:
+        ValueError: On an unknown name, or a reduction by centers without centers.
+        TypeError: On rows without fractions for a mean or mlerp.
+    """
+    check_reduction(reduce)
+    if reduce in MEANS and not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(f"Expected floating-point x to take a {reduce} of (got {x.dtype}). Convert with .float().")
+    if reduce in ("center", "released-mlerp") and centers is None:
+        raise ValueError(f"Expected a map with centers to reduce by {reduce!r} (got none). Set them, or use 'mean'.")
+
+
 class Bins(NamedTuple):
     """The target of each row: ``cluster [M]`` in ``[0, K]``, K clusters, and whether value K, the bin, occurs."""
 

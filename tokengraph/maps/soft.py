@@ -11,6 +11,7 @@ from torch import Tensor
 from tokengraph.flat.looks import may_write
 from tokengraph.flat.segment import TINY, as_type, crowded, segment_sum, takes_bags, weighted_sum
 from tokengraph.maps.check import check_each, check_rows
+from tokengraph.maps.connect import connect_soft
 from tokengraph.maps.edge_sums import add_extra, sorted_sums
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.matrix import matrix_fields
@@ -158,10 +159,8 @@ class SoftAssignment:
         """
         check_rows(x, self.num_tokens, "x")
         if self.normalize is None and not self.steps:
-            raise ValueError(
-                "Expected a map that averages or one that sums (got a composition of both kinds). "
-                "Reduce by each map in turn."
-            )
+            both = "Expected a map that averages or one that sums (got a composition of both kinds). "
+            raise ValueError(both + "Reduce by each map in turn.")
         if size is not None and size.shape != (self.num_tokens,):
             raise ValueError(f"Expected size of shape [M={self.num_tokens}] (got {list(size.shape)}).")
         if self.steps:
@@ -206,18 +205,7 @@ class SoftAssignment:
         Returns:
             ``edge_index`` ``[2, E']`` sorted by source then target, each pair once, and ``edge_weight`` ``[E']``.
         """
-        if edge_weight is None:
-            edge_weight = self.weight.new_ones(edge_index.size(1))
-        down = (self.token, self.cluster, self.weight)
-        left = product(
-            (self.cluster, self.token, self.weight), (edge_index[0], edge_index[1], edge_weight), self.num_tokens
-        )
-        source, target, weight = product(left, down, self.num_tokens)
-        index = torch.stack([source, target])
-        if not loops:
-            keep = source != target
-            index, weight = index[:, keep], weight[keep]
-        return index, weight
+        return connect_soft((self.token, self.cluster, self.weight), self.num_tokens, edge_index, edge_weight, loops)
 
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Expands cluster rows ``[K, C]`` to token rows ``[M, C]``: a weighted mean, or the edges of ``up``.

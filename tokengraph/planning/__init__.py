@@ -5,7 +5,8 @@ Start with ``planner``, which is ``tg.plan``.
 | question | files |
 |---|---|
 | What is asked? | budget, space (sizes, counts and their costs), family (the strategies to try) |
-| How is it found? | explore (measures, proposes, fits again), curves (predicted loss), search (dynamic programming) |
+| How is it found? | shapes (published schedules), similarity (of tokens, by block), explore (measures, proposes, |
+| | fits again), curves (predicted loss), search (dynamic programming), refine (local search) |
 | How long does it take? | clock (predicted), timed (budgets of time) |
 | What comes out? | record (``Plan``), facts (its parts), table, files (JSON), attach (puts a plan into a model) |
 | How good are plans? | bench |

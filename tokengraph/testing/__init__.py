@@ -7,7 +7,7 @@
 | attaching: ``check_attach`` | attach_laws |
 
 ``hold`` runs laws; ``model_case``, ``models`` and ``tokens`` make what they run over. ``ideal`` is the fastest that a
-strategy could be.
+strategy could be, and ``launches`` counts the operations that a strategy adds.
 """
 
 from tokengraph.testing.attach_laws import ATTACH_LAWS, AttachCase, check_attach

@@ -1,4 +1,14 @@
-"""Fewer visual tokens for vision-language models of transformers."""
+"""Fewer visual tokens for vision-language models of transformers.
+
+| question | files |
+|---|---|
+| What does a user call? | reduce (the verb), record (what it did), servers (pure functions, for servers) |
+| How many tokens remain? | budget |
+| Where are they in the prompt? | prompt (placeholders), columns, embeds (of a shorter prompt) |
+| Where do features come from? | encode (runs the encoder), visual (its features as rows), tower (its attention) |
+| How are they reduced? | rows (tile by tile) |
+| What is reduced before the tower? | pixels (units of Qwen), packed_arguments (those of packed towers) |
+"""
 
 from tokengraph.vlm import selectors
 from tokengraph.vlm.budget import retained_count

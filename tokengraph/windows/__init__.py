@@ -1,4 +1,13 @@
-"""Backbones with attention windows: every window is a small graph that is coarsened by itself."""
+"""Backbones with attention windows: every window is a small graph that is coarsened by itself.
+
+| question | files |
+|---|---|
+| Which models? | find, sam and swin and swin2 (of timm), layers (of transformers) |
+| How is it attached? | planner, plan (and its site) |
+| How is a window coarsened? | coarsening (``WindowCoarsening``), merge (ToMe), clusters (Expedite) |
+| What runs in a block? | block, grid (cuts and joins windows), position (relative positions, shift masks) |
+| What is recorded? | record |
+"""
 
 from tokengraph.windows.clusters import WindowClusters, cluster_windows
 from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening

@@ -221,8 +221,7 @@ class GTP(Select):
             )
         neighbors = min(self.neighbors, max(tokens.x.size(1) - 1, 0))
         with torch.no_grad():
-            grid = tokens.grid if tokens.full else None
-            return connect_patches(tokens.x, grid, self.graph, neighbors, self.window)
+            return connect_patches(tokens.x, tokens.grid if tokens.full else None, self.graph, neighbors, self.window)
 
     def edit_attention(self, attention: Tensor) -> Tensor:
         """Zeroes the smallest entries of the map if ``sparsity`` is below 1; see :func:`sparsify`."""

@@ -1,10 +1,9 @@
-"""Every law of ``attach`` over every architecture, its variants and every strategy, and their list in the README."""
+"""Every law of ``attach`` over every architecture, its variants and every strategy."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
-from architectures import IMAGES, cases, listing
+from architectures import IMAGES, cases
 from dense_cases import dense
 from needs import is_pinned, library, made
 from strategies import paired
@@ -14,7 +13,6 @@ import tokengraph as tg
 from tokengraph.adapters import find_adapter
 from tokengraph.testing import MODEL_LAWS, check_model, tiny_vit
 
-README = Path(__file__).parents[2] / "README.md"
 CASES = cases() | variants()
 STRATEGY_CASES = strategy_cases()
 LIBRARIES = {name: name for name in ("timm", "transformers", "torchvision", "torch")} | {"open_clip": "open_clip_torch"}
@@ -58,6 +56,8 @@ COMPILED = KINDS & {  # in seconds each: one model of each adapter, and of those
     ("transformers", "DINOv3ViTModel"),
     ("transformers", "BeitModel"),
     ("transformers", "Data2VecVisionModel"),
+    ("transformers", "YolosModel"),
+    ("transformers", "VJEPA2Model"),
     ("torchvision", "VisionTransformer (vit_b_16, ...)"),
     ("open_clip", "VisionTransformer"),
     ("torch", "nn.TransformerEncoder, by adapter="),
@@ -80,6 +80,8 @@ def kind_of_block(case, model):
 def laws_of(name, case):
     """Laws for a strategy other than ToMe; one that learns puts modules into the model, with tests of their own."""
     left_out = ONCE | (OF_FIXED_WEIGHTS if case.select.learns else set())
+    if type(case.select).outputs is not tg.Select.outputs:  # its outputs are not those of the last block
+        left_out |= {"is_bit_identical_while_nothing_is_removed"}
     wanted = {law.__name__ for law in MODEL_LAWS} if name[:2] in WITH_EVERY_LAW else ON_SOME_MODELS
     return [law for law in MODEL_LAWS if law.__name__ in wanted - left_out]
 
@@ -181,6 +183,5 @@ def test_check_model_names_the_law_that_is_broken():
         check_model(make, IMAGES)
 
 
-def test_the_readme_lists_what_is_tested():
-    assert len(cases()) >= 25
-    assert " ".join(listing().split()) in " ".join(README.read_text(encoding="utf-8").split()), f"put in:\n{listing()}"
+def test_there_are_many_architectures():
+    assert len(cases()) >= 60  # docs/models.md lists them, see test_table.py

@@ -31,7 +31,6 @@ def untouched(model: nn.Module) -> bool:
             lambda: timm.create_model("swin_tiny_patch4_window7_224"),
             "SwinTransformer with blocks.*SwinTransformerBlock",
         ),
-        (lambda: timm.create_model("hiera_tiny_224"), "Hiera with blocks HieraBlock"),
         (lambda: timm.create_model("xcit_nano_12_p16_224"), "Xcit with blocks.*XCABlock"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), "got Sequential"),
     ],

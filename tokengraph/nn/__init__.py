@@ -2,6 +2,18 @@
 
 from tokengraph.attention.keep_mask import KeepMask, additive_mask, masked_attention, masked_softmax
 from tokengraph.nn.decisions import gumbel_keep
+from tokengraph.nn.gates import LinearGate, MlpGate
 from tokengraph.nn.predictor import TokenPredictor
+from tokengraph.nn.rates import Rates
 
-__all__ = ["KeepMask", "TokenPredictor", "additive_mask", "gumbel_keep", "masked_attention", "masked_softmax"]
+__all__ = [
+    "KeepMask",
+    "LinearGate",
+    "MlpGate",
+    "Rates",
+    "TokenPredictor",
+    "additive_mask",
+    "gumbel_keep",
+    "masked_attention",
+    "masked_softmax",
+]

@@ -280,7 +280,7 @@ def resolve(select: str | type[Select] | Select) -> Select:
 
     Example:
         >>> resolve("DPC-KNN")
-        DPCKNN(k=5, include_self=True, order='index', sizes=True, reduce=None)
+        DPCKNN(k=3, include_self=True, order='index', sizes=True, reduce=None, window=None)
     """
     if isinstance(select, Select):
         return select

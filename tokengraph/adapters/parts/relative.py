@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.attention.keep_mask import KeepMask, masked_softmax
+from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.flat.segment import TINY, weighted_sum
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
@@ -146,17 +146,21 @@ class BiasedKeepMask(KeepMask):
     """A :class:`~tokengraph.nn.KeepMask` that first adds a bias to the scores. Attention then computes its map.
 
     Args:
-        mask: The keep decision.
-        bias: ``[B or 1, H, N, N]``; gradients reach it.
+        mask: The keep decision, with its bias by key if it has one.
+        pairs: The bias of each pair of tokens, ``[B or 1, H, N, N]``; gradients reach it.
     """
 
-    def __init__(self, mask: KeepMask, bias: Tensor) -> None:
-        super().__init__(mask.keep, official=mask.official, cap=mask.cap)
-        self.bias = bias
+    def __init__(self, mask: KeepMask, pairs: Tensor) -> None:
+        super().__init__(mask.keep, official=mask.official, cap=mask.cap, bias=mask.bias)
+        self.pairs = pairs
 
     def plus(self, scores: Tensor) -> Any:
         """Adds the bias to the scores, before the softmax over kept edges."""
-        return super().plus(scores + self.bias)
+        return super().plus(scores + self.pairs)
+
+    def rows(self, scores: Tensor, start: int) -> Tensor:
+        """As :meth:`KeepMask.rows`, with the bias of the rows' pairs."""
+        return super().rows(scores + self.pairs[:, :, start : start + scores.size(2)], start)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
@@ -164,5 +168,5 @@ class BiasedKeepMask(KeepMask):
         """Computes scores, softmax and output one after another, without a fused kernel."""
         self.check(q, k, v, enable_gqa)
         scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
-        weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)
+        weight = self.plus(scores).softmax()
         return torch.matmul(F.dropout(weight, dropout_p).to(v.dtype), v)

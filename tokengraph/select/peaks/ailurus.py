@@ -91,9 +91,9 @@ class AiluRus(Select):
     Args:
         k: Neighbours in the density.
         lam: Patches in a window.
-        alpha: Spatial factor at rank 0. The paper gives neither k nor alpha. 3 and 0.7 keep features nearer to the dense
-            ones than 5 and 0.9, the defaults of :func:`ailurus` (``make truth``: photographs, a small ViT; on solar
-            cells, and in single settings, at most 0.0015 farther).
+        alpha: Spatial factor at rank 0. The paper gives neither k nor alpha. 3 and 0.7 keep features nearer to the
+            dense ones than 5 and 0.9, the defaults of :func:`ailurus` (``make truth``: photographs, a small ViT; on
+            solar cells, and in single settings, at most 0.0015 farther).
         include_self: Counts the token itself among its k nearest.
         order: ``"index"``, ``"score"`` or ``"raster"``, as for :func:`ailurus`.
         reduce: How clusters pool: any of :meth:`tokengraph.Assignment.reduce`. ``None``: the mean on graphs, where it

@@ -46,7 +46,7 @@ def local_knn_graph(
     Example:
         >>> x = torch.tensor([[[0.0], [5.0], [0.1], [5.1], [0.2]]])
         >>> local_knn_graph(x, (1, 5), 1, window=2)[0].tolist()
-        [[2, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+        [[2, 2, 1, 4, 2], [0, 1, 2, 3, 4]]
 
     Source: the window of AiluRus (Li et al., NeurIPS 2023).
     """

@@ -272,7 +272,7 @@ def registry() -> dict[str, type[Select]]:
 def resolve(select: str | type[Select] | Select) -> Select:
     """Returns an instance of a strategy given by name, class or instance.
 
-    Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN()``.
+    Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN(k=5)``.
 
     Raises:
         ValueError: For an unknown name; suggests the nearest known one.
@@ -280,7 +280,7 @@ def resolve(select: str | type[Select] | Select) -> Select:
 
     Example:
         >>> resolve("DPC-KNN")
-        DPCKNN(k=5, include_self=True, order='index', sizes=True, reduce=None)
+        DPCKNN(k=2, include_self=True, order='index', sizes=True, reduce=None, window=None)
     """
     if isinstance(select, Select):
         return select

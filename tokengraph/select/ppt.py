@@ -39,7 +39,7 @@ def ppt(
     on the tokens with the lowest scores drop. Both leave the same number of tokens.
 
     Args:
-        score: ``[B, N]``, each image's sums to one: :func:`ppt_score`.
+        score: ``[B, N]``, each image's sums to one: :func:`tokengraph.select.parts.scores.importance.ppt_score`.
         keys: What similarity is measured on, ``[B, N, D]``.
         keep: Clusters an image; one step removes at most half of the tokens.
         threshold: On the unbiased variance v of an image's scores: pools if v is below. v falls with the number of

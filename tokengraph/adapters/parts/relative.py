@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.attention.keep_mask import KeepMask, masked_softmax
+from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.flat.segment import TINY, weighted_sum
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
@@ -151,12 +151,16 @@ class BiasedKeepMask(KeepMask):
     """
 
     def __init__(self, mask: KeepMask, bias: Tensor) -> None:
-        super().__init__(mask.keep, official=mask.official, cap=mask.cap)
-        self.bias = bias
+        super().__init__(mask.keep, official=mask.official, cap=mask.cap, bias=mask.bias)
+        self.pairs = bias + mask.pairs if isinstance(mask, BiasedKeepMask) else bias
 
     def plus(self, scores: Tensor) -> Any:
-        """Adds the bias to the scores, before the softmax over kept edges."""
-        return super().plus(scores + self.bias)
+        """Adds both biases to the scores, before the softmax over kept edges."""
+        return super().plus(scores + self.pairs)
+
+    def rows(self, scores: Tensor, start: int) -> Tensor:
+        """Returns rows of the softmax; see :meth:`tokengraph.nn.KeepMask.rows`."""
+        return super().rows(scores + self.pairs[:, :, start : start + scores.size(2)], start)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, dropout_p: float, enable_gqa: bool
@@ -164,5 +168,5 @@ class BiasedKeepMask(KeepMask):
         """Computes scores, softmax and output one after another, without a fused kernel."""
         self.check(q, k, v, enable_gqa)
         scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
-        weight = masked_softmax(scores + self.bias, self.keep, official=self.official, cap=self.cap)
+        weight = self.plus(scores).softmax(dim=-1)
         return torch.matmul(F.dropout(weight, dropout_p).to(v.dtype), v)

@@ -272,7 +272,7 @@ def registry() -> dict[str, type[Select]]:
 def resolve(select: str | type[Select] | Select) -> Select:
     """Returns an instance of a strategy given by name, class or instance.
 
-    Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN()``.
+    Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN(k=5)``.
 
     Raises:
         ValueError: For an unknown name; suggests the nearest known one.

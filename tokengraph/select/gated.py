@@ -193,7 +193,7 @@ class SViT(Gated):
         return {} if self.gates is None else {"selective_modules": self.gates}
 
     def gate_of(self, channels: int) -> nn.Module:
-        """Returns a :class:`tokengraph.nn.MlpGate`."""
+        """Returns a :class:`tokengraph.nn.gates.MlpGate`."""
         return MlpGate(channels)
 
     def logits(self, tokens: Tokens, gate: nn.Module) -> Tensor:
@@ -250,7 +250,7 @@ class AdaViT(Gated):
         return {} if self.gates is None else {"token_select": self.gates}
 
     def gate_of(self, channels: int) -> nn.Module:
-        """Returns a :class:`tokengraph.nn.LinearGate`."""
+        """Returns a :class:`tokengraph.nn.gates.LinearGate`."""
         return LinearGate(channels)
 
     def logits(self, tokens: Tokens, gate: nn.Module) -> Tensor:

@@ -126,3 +126,18 @@ def test_a_bias_meets_every_other_mask_as_a_sum():
     assert with_bias(None, bias) is bias and with_bias(size, None) is size and with_bias(None, None) is None
     assert torch.equal(with_bias(size, bias), bias + size)
     assert torch.equal(with_bias(SizeBias(size, torch.float32), bias), bias + size)
+
+
+def test_a_keep_mask_with_a_bias_of_keys_keeps_it_beside_those_of_pairs():
+    q, k, v = torch.randn(3, 1, 2, 4, 8)
+    keep, keys, first, second = torch.ones(1, 4), torch.randn(1, 4), torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4)
+    keep[0, 2] = 0
+    mask = with_bias(with_bias(KeepMask(keep, bias=keys), first), second)
+    barred = torch.zeros(1, 1, 4, 4).masked_fill(keep[:, None, None] == 0, -torch.inf)
+    barred.diagonal(dim1=2, dim2=3).zero_()
+    whole = keys[:, None, None] + first + second + barred
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=whole)
+    assert_close(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), wanted)
+    scores = q @ k.transpose(2, 3) * 8**-0.5
+    assert_close((scores + mask).softmax(dim=-1) @ v, wanted)
+    assert_close(mask.rows(scores[:, :, 1:3], 1), (scores + whole).softmax(dim=-1)[:, :, 1:3])

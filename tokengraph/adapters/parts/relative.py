@@ -147,19 +147,19 @@ class BiasedKeepMask(KeepMask):
 
     Args:
         mask: The keep decision, with its bias by key if it has one.
-        pairs: The bias of each pair of tokens, ``[B or 1, H, N, N]``; gradients reach it.
+        bias: Of each pair of tokens, ``[B or 1, H, N, N]``; gradients reach it.
     """
 
-    def __init__(self, mask: KeepMask, pairs: Tensor) -> None:
+    def __init__(self, mask: KeepMask, bias: Tensor) -> None:
         super().__init__(mask.keep, official=mask.official, cap=mask.cap, bias=mask.bias)
-        self.pairs = pairs
+        self.pairs = bias + mask.pairs if isinstance(mask, BiasedKeepMask) else bias
 
     def plus(self, scores: Tensor) -> Any:
-        """Adds the bias to the scores, before the softmax over kept edges."""
+        """Adds both biases to the scores, before the softmax over kept edges."""
         return super().plus(scores + self.pairs)
 
     def rows(self, scores: Tensor, start: int) -> Tensor:
-        """As :meth:`KeepMask.rows`, with the bias of the rows' pairs."""
+        """Returns rows of the softmax; see :meth:`tokengraph.nn.KeepMask.rows`."""
         return super().rows(scores + self.pairs[:, :, start : start + scores.size(2)], start)
 
     def attention(
@@ -168,5 +168,5 @@ class BiasedKeepMask(KeepMask):
         """Computes scores, softmax and output one after another, without a fused kernel."""
         self.check(q, k, v, enable_gqa)
         scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
-        weight = self.plus(scores).softmax()
+        weight = self.plus(scores).softmax(dim=-1)
         return torch.matmul(F.dropout(weight, dropout_p).to(v.dtype), v)

@@ -25,7 +25,7 @@ import torch
 from command import Benchmark, Result, Run
 from harness import Call, interleave
 from report import Row, markdown, progress
-from vlm_models import SHAPES, Shape
+from vlm_shapes import SHAPES, Shape
 
 from tokengraph import vlm
 

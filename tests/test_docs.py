@@ -46,7 +46,7 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
     exec(compile(code(page), str(page), "exec"), script.__dict__)
     printed = capsys.readouterr().out
     for line in PRINTED.get(page.stem, [r"\[16, "]):
-        assert re.search(line, printed), line
+        assert re.search(line, printed, flags=re.M), line
 
 
 def test_tables_name_what_exists():

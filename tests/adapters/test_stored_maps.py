@@ -18,7 +18,9 @@ import tokengraph as tg
 from tokengraph.adapters import find_adapter
 
 CASES = cases()
-TIMM = [name for origin, name in CASES if origin == "timm"]
+# Hiera takes images of its own size; the last blocks of Hiera and Qwen3 give every patch themselves.
+WHOLE = ("Hiera (hiera_base_224, ...)", "qwen3_vit_88m")
+TIMM = [name for origin, name in CASES if origin == "timm" and name not in WHOLE]
 BACKBONES = ["Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone", "PixioBackbone"]
 
 

@@ -73,6 +73,7 @@ VIDEO = "video: transformers VideoMAE, ViViT, V-JEPA 2"
 NO_CLASS_TOKEN = {"timm GAP, SigLIP", "transformers SigLIP", "NaFlex (SigLIP 2, timm)", "transformers ViTPose", VIDEO}
 OF_IMAGES = {"CubistMerge", "GridToMe"}  # they choose in the cells of an image's grid
 OF_VIDEO = {  # settings that a grid (T, H, W) needs
+    "Around": (tg.Around(tg.ToMe(), "attention"), {0: 0.5}),
     "Expedite": (tg.Expedite(clusters=(1, 2, 2)), {1: "cluster", 2: "reconstruct"}),
     "GTP": (tg.GTP(graph="semantic"), 3),
     "GTP, sparsity < 1": (tg.GTP(score="mixed-max", sparsity=0.7, graph="semantic"), 3),

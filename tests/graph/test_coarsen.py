@@ -22,7 +22,7 @@ OPTIONS = {  # of strategies whose defaults read attention, or more patches or l
 } | dict.fromkeys(INSIDE, [])
 WITHOUT_A_MODEL = [each for cls in tg.registry().values() if not cls.learns for each in OPTIONS.get(cls, [cls()])]
 STRATEGIES = [select for select in WITHOUT_A_MODEL if not select.ragged]
-RAGGED = [select for select in WITHOUT_A_MODEL if select.ragged]  # by thresholds
+RAGGED = [s for s in WITHOUT_A_MODEL if s.ragged and not isinstance(s, tg.AViT)]  # by thresholds; it halts over blocks
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)
 # Those that can coarsen what is coarse already: AiluRus and Expedite want the full grid.
 AGAIN = pytest.mark.parametrize("select", [s for s in STRATEGIES if not s.needs_grid], ids=repr)

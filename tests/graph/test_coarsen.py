@@ -11,6 +11,7 @@ from tokengraph.testing import tiny_vit
 INSIDE = (tg.PPT, tg.ATS, tg.DiffRate, tg.EvoViT, tg.IdleViT, tg.ZeroTPrune)  # they read attention
 OPTIONS = {  # of strategies whose defaults read attention, or more patches or likeness than these graphs have
     tg.ALGM: [tg.ALGM(0.1)],
+    tg.AViT: [tg.AViT(scale=4.0, center=0.0)],
     tg.AiluRus: [tg.AiluRus(lam=8)],
     tg.CubistMerge: [tg.CubistMerge("mean")],
     tg.G2TM: [tg.G2TM(0.1)],

@@ -90,9 +90,10 @@ class DiffRate(Select):
     r"""DiffRate as a strategy, between attention and MLP, by class attention; see :func:`diffrate`.
 
     Give it the rates of each block, or let it learn them: ``DiffRate(learn=True)`` adds
-    :class:`tokengraph.nn.rates.Rates` to the model. In train mode all tokens stay, attention ignores those that are gone, and gradients reach the rates alone
-    if the model is frozen; :class:`tokengraph.losses.DiffRateLoss` pulls their cost to a target. In evaluation the same
-    rates remove tokens. ``handle.select.rates`` returns lists that can be stored with :meth:`save`.
+    :class:`tokengraph.nn.rates.Rates` to the model. In train mode all tokens stay, attention ignores those that are
+    gone, and gradients reach the rates alone if the model is frozen; :class:`tokengraph.losses.DiffRateLoss` pulls
+    their cost to a target. In evaluation the same rates remove tokens. ``handle.select.rates`` returns lists that can
+    be stored with :meth:`save`.
 
     Without either, a schedule says how many tokens stay, and half of those that leave drop.
 

@@ -41,7 +41,8 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     if select.placement == "ahead" and "act" in table.due(site.index, state.lineage, select.acts):
         x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)
-    bias = bias if table.idle else bar(bias, select.barred(state.seen), x)
+    barred = select.barred(state.seen)
+    bias = bias if barred is None or table.idle else bar(bias, barred, x)
     side = adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
     due = table.due(finished, state.lineage, select.acts)
     if select.placement == "ahead":  # the next block is where it acts again

@@ -80,8 +80,6 @@ def kind_of_block(case, model):
 def laws_of(name, case):
     """Laws for a strategy other than ToMe; one that learns puts modules into the model, with tests of their own."""
     left_out = ONCE | (OF_FIXED_WEIGHTS if case.select.learns else set())
-    if type(case.select).outputs is not tg.Select.outputs:  # its outputs are not those of the last block
-        left_out |= {"is_bit_identical_while_nothing_is_removed"}
     wanted = {law.__name__ for law in MODEL_LAWS} if name[:2] in WITH_EVERY_LAW else ON_SOME_MODELS
     return [law for law in MODEL_LAWS if law.__name__ in wanted - left_out]
 

@@ -11,6 +11,7 @@ from tokengraph.testing import tiny_vit
 INSIDE = (tg.PPT, tg.ATS, tg.DiffRate, tg.EvoViT, tg.IdleViT, tg.ZeroTPrune)  # they read attention
 OPTIONS = {  # of strategies whose defaults read attention, or more patches or likeness than these graphs have
     tg.ALGM: [tg.ALGM(0.1)],
+    tg.AViT: [tg.AViT(scale=4.0, center=0.0)],
     tg.AiluRus: [tg.AiluRus(lam=8)],
     tg.CubistMerge: [tg.CubistMerge("mean")],
     tg.G2TM: [tg.G2TM(0.1)],
@@ -22,7 +23,7 @@ OPTIONS = {  # of strategies whose defaults read attention, or more patches or l
 } | dict.fromkeys(INSIDE, [])
 WITHOUT_A_MODEL = [each for cls in tg.registry().values() if not cls.learns for each in OPTIONS.get(cls, [cls()])]
 STRATEGIES = [select for select in WITHOUT_A_MODEL if not select.ragged]
-RAGGED = [s for s in WITHOUT_A_MODEL if s.ragged and not isinstance(s, tg.AViT)]  # by thresholds; it halts over blocks
+RAGGED = [select for select in WITHOUT_A_MODEL if select.ragged]  # by thresholds
 EACH = pytest.mark.parametrize("select", STRATEGIES, ids=repr)
 # Those that can coarsen what is coarse already: AiluRus and Expedite want the full grid.
 AGAIN = pytest.mark.parametrize("select", [s for s in STRATEGIES if not s.needs_grid], ids=repr)

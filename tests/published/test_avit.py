@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from needs import library
 from pruning import stored_model
 from torch.testing import assert_close
 
 import tokengraph as tg
 from tokengraph.losses import PonderLoss
+from tokengraph.testing import tiny_vit
 
 
 def attached(vectors, **options):
@@ -87,3 +89,23 @@ def test_halting_by_hand():
     assert now.all() and (w1 * x1 + w2 * x2).item() == 2.0 and 2 + rest.item() == 2.5
     with pytest.raises(ValueError, match="Expected eps"):
         tg.AViT(eps=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The schedule removes nothing")
+def test_a_schedule_gives_the_fewest_tokens_and_one_that_removes_nothing_the_plain_model():
+    library("timm")
+    model, images = tiny_vit(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    select = tg.AViT(scale=2.0, center=-30.0)  # all tokens halt behind the first block
+    with torch.no_grad():
+        plain = model(images)
+        for schedule in (0, {1: 1.0}, {2: 16}):
+            with tg.attach(model, select, schedule) as handle:
+                assert torch.equal(model(images), plain) and handle.trace.counts == [16] * 4
+        with tg.attach(model, select) as handle:
+            model(images)
+            free = handle.trace.counts_per_image(1)
+        with tg.attach(model, select, {1: 12, 2: 5}) as handle:
+            assert not torch.equal(model(images), plain)
+            counts = [handle.trace.counts_per_image(layer) for layer in range(3)]
+    assert free == [0] * 4
+    assert counts == [[16] * 4, [12] * 4, [5] * 4]

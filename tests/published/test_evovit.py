@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from needs import library
 from pruning import sets, stored_model
 from torch.testing import assert_close
 
 import tokengraph as tg
+from tokengraph.testing import tiny_vit
 
 
 def stages_of(how):
@@ -77,8 +79,6 @@ def run_by_hand(v, blocks, layers, score, x, keep, tradeoff):
 
 @pytest.mark.parametrize(("case", "layers"), [("cat", [0]), ("stage", [0, 1, 2])])
 def test_the_summary_of_the_published_code_is_reproduced_around_plain_blocks(vectors, case, layers):
-    from needs import library
-
     v = vectors("pruning", "evovit_summary")
     how = json.loads(v["config"])
     block = library("timm").models.vision_transformer.Block
@@ -141,3 +141,25 @@ def test_what_does_not_fit_is_refused():
         tg.EvoViT([(4, 8, 1.5)])
     with pytest.raises(ValueError, match="Expected stages within 6 blocks"):
         tg.EvoViT([(4, 8, 0.5)]).bind(8, 6)
+
+
+def test_tokens_may_leave_step_by_step_without_a_return():
+    library("timm")
+    chosen = []
+
+    class Spied(tg.EvoViT):
+        name = ""
+
+        def __call__(self, tokens, budget):
+            made = super().__call__(tokens, budget)
+            chosen.append((tokens.seen[0], tokens.patch, (made.cluster < made.num_clusters).view(4, -1)))
+            return made
+
+    model, images = tiny_vit(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), tg.attach(model, Spied(), {1: 9, 2: 5}) as handle:
+        model(images)
+        assert handle.trace.counts == [16, 9, 5, 5]
+    for (score, patch, kept), keep in zip(chosen, (9, 5), strict=True):
+        own = score if patch is None else score.gather(1, patch)
+        assert own.shape == kept.shape
+        assert sets(own.topk(keep).indices) == [set(row.nonzero()[:, 0].tolist()) for row in kept]

@@ -41,7 +41,8 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     if select.placement == "ahead" and "act" in table.due(site.index, state.lineage, select.acts):
         x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)
-    bias = bar(bias, select.barred(state.seen), x)
+    barred = select.barred(state.seen)
+    bias = bias if barred is None or table.idle else bar(bias, barred, x)
     side = adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
     due = table.due(finished, state.lineage, select.acts)
     if select.placement == "ahead":  # the next block is where it acts again
@@ -65,7 +66,7 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
         x, state = act(site, state, x, table.keep[finished], mask, block, bias, side)
         if select.placement == "inside":  # placement "before" the next block acts here, after this block's MLP
             x = adapter.feed(block, x)
-    if finished == run.depth:
+    if finished == run.depth and not table.idle:
         x, state = hand_out(site, state, x)
     run.leave(site.index, x, state)
     return x

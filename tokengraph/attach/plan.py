@@ -40,6 +40,11 @@ class PlanTable:
         grows = [False, *(any(plan[layer + 1] > plan[layer] for plan in plans) for layer in range(depth))]
         return cls(keep, grows, again, whole)
 
+    @property
+    def idle(self) -> bool:
+        """True if no token leaves in any layer or image, so that the model's own outputs count."""
+        return not self.inner and all(keep == self.keep[0] for keep in self.keep)
+
     def inside(self, index: int, lineage: Lineage, acts: Callable[[int, int, int], bool]) -> int | list[int] | None:
         """Returns the tokens inside block ``index``; ``None`` if the strategy does not act there.
 

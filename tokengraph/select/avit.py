@@ -79,7 +79,8 @@ class AViT(Select):
     The model reads, for every input token, its layers weighted by their scores, the rest of one for the last; so
     ``lift`` and feature maps have all tokens. It adds no parameters, but the model must be trained for it:
     :class:`tokengraph.losses.PonderLoss` with ``handle.select.pondered(handle.trace.seen)``. Removing tokens is
-    exact in training too.
+    exact in training too. A schedule gives the fewest tokens that each image keeps, ``{2: 49}`` from two blocks on; 1,
+    the default, lets all of them halt.
 
     Args:
         scale: :math:`\gamma`, published: 10.
@@ -130,8 +131,8 @@ class AViT(Select):
         return bound, dict.fromkeys(range(1, depth), 1) if schedule is None else schedule
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
-        """Behind each block but the last."""
-        return 0 < finished < self.depth and keep <= count and count > 0 and keep == 1
+        """Behind each block but the last, where more tokens are there than the fewest."""
+        return 0 < finished < self.depth and count > 0 and (keep < count or keep == 1)
 
     def observes(self, index: int) -> bool:
         """True, inside a model."""
@@ -199,16 +200,19 @@ class AViT(Select):
         return Pondered(seen.ran + seen.rest, torch.stack(seen.scores, dim=1), seen.valid, seen.num_prefix)
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
-        """Maps the tokens to those that have not halted; outside a model at least the budget, by one block's scores."""
-        if isinstance(tokens.seen, Halting):
-            total = tokens.seen.total[:, tokens.num_prefix :]
-            total = total if tokens.patch is None else total.gather(1, tokens.patch)
-            return select_marked(total < 1 - self.eps, tokens.mask)
-        h = self.scores(tokens.x.detach())
-        runs = h < 1 - self.eps
-        runs = runs if tokens.mask is None else runs & tokens.mask
+        """Maps the tokens to those that have not halted, at least the budget; outside a model by one block's scores."""
         least = clamp_budget(budget, tokens.x, tokens.mask)
         floors = least if isinstance(least, list) else [least] * tokens.x.size(0)
+        if isinstance(tokens.seen, Halting):
+            h = tokens.seen.total[:, tokens.num_prefix :].detach()
+            h = h if tokens.patch is None else h.gather(1, tokens.patch)
+            floors = [0 if k == 1 else k for k in floors]
+            if not any(floors):
+                return select_marked(h < 1 - self.eps, tokens.mask)
+        else:
+            h = self.scores(tokens.x.detach())
+        runs = h < 1 - self.eps
+        runs = runs if tokens.mask is None else runs & tokens.mask
         counts = valid_counts(tokens.x, tokens.mask)
         made = [min(max(k, f), n) for k, f, n in zip(runs.sum(dim=1).tolist(), floors, counts, strict=True)]
         return keep_best(-h, made, tokens.mask)

@@ -193,9 +193,9 @@ class EvoViT(Select):
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to those that run; see :class:`tokengraph.Select`."""
         if tokens.seen is None:
-            score = tokens.class_attention()
-        else:  # of all input tokens; some may wait already
-            score = tokens.seen[0] if tokens.patch is None else tokens.seen[0].gather(1, tokens.patch)
+            return _stage(tokens.class_attention(), budget, tokens.mask, self.summary)
+        score = tokens.seen[0]  # of all input tokens, of which some may have left by a schedule without returns
+        score = score if tokens.patch is None else score.gather(1, tokens.patch)
         return _stage(score, budget, tokens.mask, self.summary)
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:

@@ -41,7 +41,7 @@ class Watching:
     def outputs(self, seen: Any) -> Tensor | None:
         """Returns rows ``[B, P+N, C]`` that the model reads behind its last block, one a token of the input.
 
-        ``None``: those of the last block.
+        ``None``: those of the last block, which also count where the schedule removes nothing.
         """
         return None
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tokengraph.compat import transformers
+
 VOCABULARY, IMAGE, VIDEO, START, END = 32000, 31990, 31991, 31992, 31993
 
 
@@ -34,8 +36,6 @@ class Shape:
 
 def llava(tower: int, decoder: int) -> Any:
     """LLaVA-1.5-7B's widths: CLIP ViT-L/14 at 336 px, Llama 2 7B."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
     vision = dict(
         model_type="clip_vision_model", hidden_size=1024, intermediate_size=4096, num_attention_heads=16,
         num_hidden_layers=tower, image_size=336, patch_size=14, projection_dim=768,
@@ -44,14 +44,14 @@ def llava(tower: int, decoder: int) -> Any:
         model_type="llama", hidden_size=4096, intermediate_size=11008, num_attention_heads=32,
         num_key_value_heads=32, num_hidden_layers=decoder, vocab_size=VOCABULARY,
     )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2)
-    return LlavaForConditionalGeneration(config)
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2
+    )
+    return transformers.LlavaForConditionalGeneration(config)
 
 
 def qwen(tower: int, decoder: int) -> Any:
     """Qwen2.5-VL-3B's widths."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
     vision = dict(
         depth=tower, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, out_hidden_size=2048,
         window_size=112, fullatt_block_indexes=[tower - 1],
@@ -61,17 +61,15 @@ def qwen(tower: int, decoder: int) -> Any:
         num_hidden_layers=decoder, vocab_size=VOCABULARY, pad_token_id=0,
         rope_parameters=dict(rope_type="default", mrope_section=[16, 24, 24], rope_theta=1e6),
     )  # fmt: skip
-    config = Qwen2_5_VLConfig(
+    config = transformers.Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
         vision_start_token_id=START, vision_end_token_id=END,
     )  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(config)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def gemma(tower: int, decoder: int) -> Any:
     """Gemma 3 4B's widths: SigLIP So400m at 896 px."""
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
     vision = dict(
         model_type="siglip_vision_model", hidden_size=1152, intermediate_size=4304, num_attention_heads=16,
         num_hidden_layers=tower, image_size=896, patch_size=14,
@@ -80,8 +78,10 @@ def gemma(tower: int, decoder: int) -> Any:
         hidden_size=2560, intermediate_size=10240, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
         num_hidden_layers=decoder, vocab_size=VOCABULARY,
     )  # fmt: skip
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=256, image_token_id=IMAGE)
-    return Gemma3ForConditionalGeneration(config)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=256, image_token_id=IMAGE
+    )
+    return transformers.Gemma3ForConditionalGeneration(config)
 
 
 def _prompt(batch: int, tokens: int, text: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import argparse
 import torch
 
 import tokengraph as tg
+from tokengraph.compat import transformers  # transformers itself; also beside a CPU-only torch
 from tokengraph.io.photo import load_photo
 from tokengraph.viz import plot_clusters
 
@@ -19,10 +20,8 @@ IMAGE = 110
 
 def pretrained(name: str, photo: torch.Tensor, question: str):
     """A model of the hub, and the inputs that its processor makes."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(name, torch_dtype="auto").eval()
-    processor = AutoProcessor.from_pretrained(name)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(name, torch_dtype="auto").eval()
+    processor = transformers.AutoProcessor.from_pretrained(name)
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(text=text, images=photo, return_tensors="pt", do_rescale=False)
@@ -31,8 +30,6 @@ def pretrained(name: str, photo: torch.Tensor, question: str):
 
 def untrained(photo: torch.Tensor):
     """A small LLaVA with random weights: 24 x 24 visual tokens, as LLaVA-1.5 has."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
     vision = dict(
         model_type="clip_vision_model", hidden_size=64, intermediate_size=128, num_hidden_layers=4,
         num_attention_heads=4, image_size=336, patch_size=14, projection_dim=64,
@@ -42,7 +39,8 @@ def untrained(photo: torch.Tensor):
         num_key_value_heads=2, vocab_size=120, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE))
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE)
+    model = transformers.LlavaForConditionalGeneration(config)
     ids = torch.tensor([[1, 5, 6, *[IMAGE] * 576, 7, 8, 9]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": 2 * photo[None] - 1}
     return model.eval(), inputs, lambda ids: " ".join(f"<{i}>" for i in ids.tolist())

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.segment import as_type, takes_bags, wide
@@ -15,7 +14,7 @@ from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.connect import connect_hard
 from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
-from tokengraph.maps.pool import MEANS, Bins, check_pooling, counted, pool, pool_by_size
+from tokengraph.maps.pool import MEANS, Bins, check_pooling, counted, pool, pool_by_size, with_bin
 from tokengraph.maps.pyg import clusters_of, select_output
 from tokengraph.maps.shown import shown
 
@@ -249,7 +248,7 @@ class Assignment:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         table = other.cluster
         if self.drops:
-            table = F.pad(table, (0, 1), value=other.num_clusters)
+            table = with_bin(table, other.num_clusters)
         centers = None if self.centers is None or other.centers is None else self.centers.index_select(0, other.centers)
         return Assignment(
             table.index_select(0, self.cluster),

@@ -44,6 +44,13 @@ def check_pooling(x: Tensor, reduce: str, centers: Tensor | None) -> None:
         raise ValueError(f"Expected a map with centers to reduce by {reduce!r} (got none). Set them, or use 'mean'.")
 
 
+def with_bin(table: Tensor, number: int) -> Tensor:
+    """Appends the bin's number to a table ``[K]``; by ``pad`` in eager mode, which takes one operation."""
+    if torch.compiler.is_compiling():  # pad would fix the batch size of an export
+        return torch.cat([table, table.new_full((1,), number)])
+    return F.pad(table, (0, 1), value=number)
+
+
 class Bins(NamedTuple):
     """The target of each row: ``cluster [M]`` in ``[0, K]``, K clusters, and whether value K, the bin, occurs."""
 

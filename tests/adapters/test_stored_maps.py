@@ -18,9 +18,9 @@ import tokengraph as tg
 from tokengraph.adapters import find_adapter
 
 CASES = cases()
-# Hiera takes images of its own size; the last blocks of Hiera and Qwen3 give every patch themselves.
-WHOLE = ("Hiera (hiera_base_224, ...)", "qwen3_vit_88m")
-TIMM = [name for origin, name in CASES if origin == "timm" and name not in WHOLE]
+# Hiera takes images of its own size, and Qwen3's last block gives every patch itself: a test of its own is below.
+APART = ("Hiera (hiera_base_224, ...)", "qwen3_vit_88m")
+TIMM = [name for origin, name in CASES if origin == "timm" and name not in APART]
 BACKBONES = ["Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone", "PixioBackbone"]
 
 
@@ -87,6 +87,16 @@ def test_intermediates_of_timm_are_whole_before_and_behind_the_norm(name, settin
             for layer, (each, tokens) in enumerate(zip(got, seen, strict=True), start=1):
                 rows = rows_of(handle.trace, tokens, layer)
                 check_map(each, model.norm(rows) if norm else rows)
+
+
+@settings
+def test_intermediates_of_qwen3_have_the_stored_tokens(setting):
+    model = model_of(("timm", "qwen3_vit_88m"))
+    with tg.attach(model, *setting) as handle, torch.no_grad():
+        got, seen = outputs_of_blocks(model, lambda: model.forward_intermediates(IMAGES, intermediates_only=True))
+        last = len(seen)
+        for layer, (each, tokens) in enumerate(zip(got, seen, strict=True), start=1):
+            check_map(each, tokens if layer == last else rows_of(handle.trace, tokens, layer))
 
 
 def test_prefix_tokens_beside_a_map_are_normed_too():

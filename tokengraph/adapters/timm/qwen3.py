@@ -46,7 +46,7 @@ class Qwen3Model(WithIntermediates):
 
         def lifted(tokens: Tensor, layer: int) -> Tensor:
             if layer < depth:
-                return lift(tokens, layer=layer)
+                return lift(tokens, layer=layer, replenish=True)
             return tokens.transpose(1, 2).unflatten(2, grid).contiguous() if wanted == "NCHW" else tokens
 
         if isinstance(out, dict):

@@ -87,3 +87,9 @@ def test_gtp_on_a_local_graph_of_the_whole_grid_is_semantic():
         assert_close(ours, theirs)
     with pytest.raises(ValueError, match="Expected a window of at least neighbors=8 patches"):
         tg.propagation_graph(x, (4, 5), graph="local", window=5)
+
+
+def test_local_graphs_of_no_images_have_no_edges():
+    edges, weight = tg.local_knn_graph(torch.zeros(0, 9, 4), (3, 3), 2, window=4)
+    assert edges.shape == (2, 0) and weight.shape == (0,)
+    assert tg.dpc_knn(torch.zeros(0, 9, 4), 3, grid=(3, 3), window=4).num_clusters == 0

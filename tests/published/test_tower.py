@@ -137,3 +137,17 @@ def test_the_selector_and_its_package_are_the_published_ones(vectors):
     assert len(apart.heads) == 3
     with pytest.raises(ValueError, match="Expected heads that divide the channels"):
         MultiheadSelector(24, 5)
+
+
+def test_towers_without_tokens_give_empty_maps_or_say_what_is_missing():
+    x, keys = torch.zeros(2, 0, 4), torch.zeros(2, 1, 4)
+    assert tg.prumerge(x, keys, keys).num_clusters == 0
+    assert tg.visionzip(x, x[..., 0], x, 3, 1).num_clusters == 0
+    with pytest.raises(ValueError, match=r"Expected query to be one of 0 rows of attention \(got -1\)"):
+        tg.fastv(torch.zeros(1, 2, 0, 0), 1)
+
+
+def test_prumerge_gives_equal_neighbours_to_the_lower_index():
+    k = torch.ones(1, 7, 4)
+    a = tg.prumerge(torch.ones(1, 6, 4), k, k, ratio=0.2, neighbours=2)
+    assert a.token[a.cluster == 0].tolist() == [0, 1, 2]

@@ -9,7 +9,7 @@ from tokengraph.select.tokens import Tokens
 from tokengraph.vlm.selectors.dpp import dpp, greedy_map
 from tokengraph.vlm.selectors.duplicates import least_duplicated
 from tokengraph.vlm.selectors.lower_resolution import cells_within
-from tokengraph.vlm.selectors.tower_output import attended, take_up, zip_tokens
+from tokengraph.vlm.selectors.tower_output import attended
 
 
 def test_greedy_map_takes_the_largest_determinant_at_each_step():
@@ -63,25 +63,45 @@ def test_a_lower_resolution_has_the_shape_of_the_image(grid, keep, cells):
     assert cells_within(grid, keep) == cells
 
 
-def test_zip_tokens_keeps_the_most_attended_and_merges_the_rest_by_keys():
+class Attended:
+    """The attention of a tower without a class token, by given scores."""
+
+    num_prefix = 0
+
+    def __init__(self, score, keys):
+        self.score, self.given = score, keys
+
+    def column_sums(self):
+        return self.score[:, None]
+
+    def keys(self):
+        return self.given
+
+
+def attended_tokens(score, keys):
+    return Tokens(keys, attention=Attended(score, keys))
+
+
+def test_vision_zip_keeps_the_most_attended_and_merges_the_rest_by_keys():
     score = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.05, 0.4]])
     keys = torch.tensor([[[1.0, 0.0], [9.0, 9.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0], [0.9, 0.0]]])
-    step = zip_tokens(score, keys, 1, 2)  # dominant 1; the rest 0 2 3 4 5 has targets 0 and 3
-    assert step.centers.tolist() == [0, 1, 3]
-    rows = torch.arange(6.0)[:, None]
-    assert step.cluster.tolist() == [0, 1, 2, 2, 2, 0]
-    assert step.reduce(rows)[0].flatten().tolist() == [2.5, 1.0, 3.0]
+    step = vlm.VisionZip(contextual=2 / 3)(attended_tokens(score, keys), 3)  # the rest 0 2 3 4 5 has targets 0 and 3
+    assert step.centers.tolist() == [1, 0, 3]
+    assert step.cluster.tolist() == [1, 0, 2, 2, 2, 1]
+    assert step.reduce(torch.arange(6.0)[:, None])[0].flatten().tolist() == [1.0, 2.5, 3.0]
 
 
-def test_take_up_weighs_neighbours_by_attention_and_has_one_token_for_the_rest():
+def test_pru_merge_weighs_neighbours_by_attention_and_has_one_token_for_the_rest():
     score = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
     keys = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
-    step = take_up(score, keys, 2, 1)
+    step = vlm.PruMerge(neighbours=1)(attended_tokens(score, keys), 2)
     rows = torch.tensor([[4.0], [8.0], [1.0], [3.0]])
     kept = (4.0 + 0.25 * 8.0) / 1.25
     rest = (0.25 * 8.0 + 0.125 * 1.0 + 0.125 * 3.0) / 0.5
     torch.testing.assert_close(step.reduce(rows)[0].flatten(), torch.tensor([kept, rest]))
     assert step.centers.tolist() == [0, 1]
+    alone = vlm.PruMerge()(attended_tokens(score, keys), 1)
+    torch.testing.assert_close(alone.reduce(rows)[0].flatten(), (score[0] * rows[:, 0]).sum()[None])
 
 
 def test_strategies_that_read_attention_say_so_without_it():

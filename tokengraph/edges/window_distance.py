@@ -21,7 +21,7 @@ def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     """
     tiles: Tiles = window_tiles(grid, lam, device=x.device)
     images, _, channels = x.shape
-    count, queries = tiles.queries.shape
+    count = tiles.queries.size(0)
     wide = torch.promote_types(x.dtype, torch.float32)
     zero = origin(as_type(x, wide)).unsqueeze(1) if x.size(1) else x.new_zeros(images, 1, 1, channels)
     step = max(1, BLOCK // max(1, tiles.candidates.size(1) * channels * 4))
@@ -30,13 +30,11 @@ def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     dots, norms = [], []
     for start in range(0, count, step):
         query, candidate, local = (t[start : start + step] for t in tiles[:3])
-        a = as_type(x.index_select(1, query.flatten()), wide).view(images, -1, queries, channels).sub_(zero)
-        b = (
-            as_type(x.index_select(1, candidate.flatten()), wide)
-            .view(images, -1, candidate.size(1), channels)
-            .sub_(zero)
+        a, b = (
+            as_type(x.index_select(1, ids.flatten()), wide).view(images, *ids.shape, channels).sub_(zero)
+            for ids in (query, candidate)
         )
-        product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(images, -1, queries, b.size(2))
+        product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(*a.shape[:3], b.size(2))
         dots.append(product.gather(3, local.expand(images, -1, -1, -1)))
         norms.append(squared_norm(a))
     norm, dot = (

@@ -25,7 +25,7 @@ def fastv(
         A lossy map over ``B*N`` tokens (the True ones of ``mask``); kept tokens stay in order.
 
     Raises:
-        ValueError: If ``attention`` has another shape.
+        ValueError: If ``attention`` has another shape, or no such row.
 
     Cost: one row of the map and a sort.
 
@@ -34,5 +34,8 @@ def fastv(
     """
     if attention.dim() != 4:
         raise ValueError(f"Expected attention of shape [B, H, Q, N] (got {list(attention.shape)}).")
+    rows = attention.size(2)
+    if query is not None and not -rows <= query < rows:
+        raise ValueError(f"Expected query to be one of {rows} rows of attention (got {query}).")
     row = attention.mean(dim=2) if query is None else attention[:, :, query]
     return topk(row.float().mean(dim=1), keep, mask=mask)

@@ -81,6 +81,8 @@ def prumerge(
 
 def adaptive_count(score: Tensor) -> int:
     """Tokens whose score ``[N]`` is above the third quartile plus 1.5 times the distance of the quartiles."""
+    if not score.numel():
+        return 0
     low, high = score.quantile(0.25), score.quantile(0.75)
     return int((score > high + 1.5 * (high - low)).sum())
 
@@ -89,12 +91,34 @@ def _one(
     a: Tensor, keys: Tensor, ratio: float | None, neighbours: int, plus: bool, order: str, official: bool
 ) -> SoftAssignment:
     """The map of one image, by its attention ``a [N]`` and unit keys ``[N, D]``."""
-    count, device = a.numel(), a.device
+    count = a.numel()
     wanted = max(adaptive_count(a) if ratio is None else int(count * ratio), 1)
     kept = among_best(a[None], min(wanted, count), None)[0]
     if plus:
         step = max(int(int(count / wanted) / 3), 1)
-        kept = kept | (torch.arange(count, device=device) % step == 0)
+        kept = kept | (torch.arange(count, device=a.device) % step == 0)
+    return take_neighbours(a, keys, kept, neighbours, order, official)
+
+
+def take_neighbours(
+    a: Tensor, keys: Tensor, kept: Tensor, neighbours: int, order: str = "index", official: bool = False
+) -> SoftAssignment:
+    """Maps the tokens of one image to the kept ones with their neighbours, and to one token of the rest.
+
+    Args:
+        a: Attention of each token, ``[N]``: the weight of a neighbour, and of the rest.
+        keys: Unit keys, ``[N, D]``; the nearest have the highest cosine, ties to the lower index.
+        kept: ``[N]`` bool.
+        neighbours: Nearest tokens of each kept one.
+        order: Of kept tokens: ``"index"``, or ``"score"``.
+        official: Sums, not means.
+
+    Returns:
+        The map; the rest is the last cluster and stands at its most attended token. No cluster of it if all are kept.
+
+    Cost: ``O(m N D)`` for m kept tokens and a sort of ``[m, N]``; a host synchronisation on CUDA.
+    """
+    count, device = a.numel(), a.device
     chosen = kept.nonzero()[:, 0]
     if order == "score":
         chosen = chosen[a[chosen].argsort(descending=True, stable=True)]
@@ -103,7 +127,7 @@ def _one(
         return SoftAssignment(chosen, own, torch.ones(m, device=device), count, m, True, lossless=True, centers=chosen)
     edges = keys[chosen] @ keys.t()
     edges[own, chosen] = -torch.inf
-    near = edges.topk(min(neighbours, count - 1), dim=1).indices
+    near = edges.argsort(dim=1, descending=True, stable=True)[:, : min(neighbours, count - 1)]
     rest = (~kept).nonzero()[:, 0]
     last = a[rest] if official else a[rest] / a[rest].sum().clamp_min(1e-12)
     token = torch.cat([chosen, near.flatten(), rest])

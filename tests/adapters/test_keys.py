@@ -18,6 +18,7 @@ def keys(case, dtype):
     class Sees(tg.ToMe):
         def __call__(self, tokens, budget):
             seen.append(tokens.attention.keys())
+            assert seen[-1].shape[:2] == tokens.x.shape[:2]
             return super().__call__(tokens, budget)
 
     def cast(value):
@@ -56,15 +57,15 @@ def test_values_are_those_that_the_attention_mixes(name, monkeypatch):
 
     class Sees(tg.ToMe):
         def __call__(self, tokens, budget):
-            stats = tokens.attention
-            seen.append((stats.values(), stats.value_norms(), stats.heads_of_keys().size(2)))
+            stats = tokens.attention  # of the block that has just mixed its values
+            seen.append((stats.values(), stats.value_norms(), stats.heads_of_keys().size(2), unwindowed(mixed[-1])))
             return super().__call__(tokens, budget)
 
     model = made(case)
     with tg.attach(model, Sees(), {1: 0.5}, adapter=case.adapter):  # gradients keep torch off its inference fast path
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
         ModelCase(case.make, case.inputs, case.named).run(model)
-    (values, norms, tokens), used = seen[0], next(v for v in map(unwindowed, mixed) if v.dim() == 4)
+    values, norms, tokens, used = seen[0]
     if used.size(1) < values.size(1):  # values that serve several heads
         used = used.repeat_interleave(values.size(1) // used.size(1), dim=1)
     torch.testing.assert_close(values, used, rtol=1e-4, atol=1e-5)

@@ -99,6 +99,17 @@ def test_intermediates_of_qwen3_have_the_stored_tokens(setting):
             check_map(each, tokens if layer == last else rows_of(handle.trace, tokens, layer))
 
 
+@settings
+def test_the_stage_behind_the_coarse_one_of_hiera_gets_every_token_with_what_was_stored(setting):
+    case = CASES["timm", "Hiera (hiera_base_224, ...)"]
+    model = model_of(("timm", "Hiera (hiera_base_224, ...)"))
+    with tg.attach(model, *setting) as handle, torch.no_grad():
+        _, seen = outputs_of_blocks(model, lambda: model.forward_features(*case.inputs))
+        assert seen[-1].size(1) == 16 and (seen[-1] != 0).any(dim=2).all()
+        assert handle.trace.counts[-1] == (16 if handle.select.stores else 7)
+        assert seen[-1][0].unique(dim=0).size(0) > min(handle.trace.counts)  # no copies of the tokens that worked
+
+
 def test_prefix_tokens_beside_a_map_are_normed_too():
     model = model_of(("timm", "vit_base_patch16_224"))
     asked = {"norm": True, "intermediates_only": True, "return_prefix_tokens": True, "output_fmt": "NLC"}

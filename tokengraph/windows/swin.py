@@ -27,6 +27,21 @@ from tokengraph.windows.position import resized_bias, shift_mask
 from tokengraph.windows.record import WindowRecord
 
 
+def attend_windows(attention: Any, x: Tensor, window: Pair, shift: Pair) -> Tensor:
+    """Runs attention in shifted windows of any size that divides the map ``[B, H, W, C]``."""
+    y, cut = split(torch.roll(x, (-shift[0], -shift[1]), (1, 2)), window)
+    mask = shift_mask(cut.grid, window, shift, y)
+    return torch.roll(stitch(attention(y, mask=mask), cut), shift, (1, 2))
+
+
+def run_small(block: Any, x: Tensor) -> Tensor:
+    """Runs a block's halves on the map of clusters: window ``(h, w)``, shift ``(h // 2, w // 2)`` where it had one."""
+    plan, _ = here(block)
+    h, w = plan.small
+    down, right = block.shift_size
+    return block.feed(block.attend(x, (h, w), (h // 2 if down else 0, w // 2 if right else 0)))
+
+
 class SwinBlock(Coarse):
     """The halves of a block, by its own submodules; maps are ``[B, H, W, C]``."""
 
@@ -40,11 +55,7 @@ class SwinBlock(Coarse):
 
     def attend(self, x: Tensor, window: Pair, shift: Pair) -> Tensor:
         """Runs the attention half in windows of any size that divides the map."""
-        y = torch.roll(self.norm1(x), (-shift[0], -shift[1]), (1, 2))
-        y, cut = split(y, window)
-        mask = shift_mask(cut.grid, window, shift, y)
-        y = torch.roll(stitch(self.attn(y, mask=mask), cut), shift, (1, 2))
-        return x + self.drop_path1(y)
+        return x + self.drop_path1(attend_windows(self.attn, self.norm1(x), window, shift))
 
     def feed(self, x: Tensor) -> Tensor:
         """Runs the MLP half."""
@@ -57,10 +68,7 @@ class ClusteredSwinBlock(SwinBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes and returns a map of clusters."""
-        plan, _ = here(self)
-        h, w = plan.small
-        down, right = self.shift_size
-        return self.feed(self.attend(x, (h, w), (h // 2 if down else 0, w // 2 if right else 0)))
+        return run_small(self, x)
 
 
 class ClusteredWindowAttention(Coarse):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from tokengraph.adapters.coarse import Coarse
 from tokengraph.adapters.parts.tracing import refuse_tracing
 from tokengraph.attach.changes import Change
-from tokengraph.windows.grid import Pair, split, stitch
+from tokengraph.windows.grid import Pair
 from tokengraph.windows.merge import merged_update
 from tokengraph.windows.plan import WindowPlan, WindowSite, check_window_halves, example, here
-from tokengraph.windows.position import relative_index, shift_mask
+from tokengraph.windows.position import relative_index
 from tokengraph.windows.record import WindowRecord
-from tokengraph.windows.swin import ClusteredSwinStage
+from tokengraph.windows.swin import ClusteredSwinStage, attend_windows, run_small
 
 
 class Swin2Block(Coarse):
@@ -33,11 +33,7 @@ class Swin2Block(Coarse):
 
     def attend(self, x: Tensor, window: Pair, shift: Pair) -> Tensor:
         """Runs the attention half in windows of any size that divides the map."""
-        y = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
-        y, cut = split(y, window)
-        mask = shift_mask(cut.grid, window, shift, y)
-        y = torch.roll(stitch(self.attn(y, mask=mask), cut), shift, (1, 2))
-        return x + self.drop_path1(self.norm1(y))
+        return x + self.drop_path1(self.norm1(attend_windows(self.attn, x, window, shift)))
 
     def feed(self, x: Tensor) -> Tensor:
         """Runs the MLP half."""
@@ -50,10 +46,7 @@ class ClusteredSwin2Block(Swin2Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes and returns a map of clusters."""
-        plan, _ = here(self)
-        h, w = plan.small
-        down, right = self.shift_size
-        return self.feed(self.attend(x, (h, w), (h // 2 if down else 0, w // 2 if right else 0)))
+        return run_small(self, x)
 
 
 class MergedSwin2Block(Swin2Block):

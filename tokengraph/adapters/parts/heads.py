@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengraph.attention.stats import AttentionStats
+
 
 def split_heads(x: Tensor, *, heads: int = -1, width: int = -1) -> Tensor:
     """``[B, N, heads * width]`` as ``[B, heads, N, width]``; one of both numbers will do."""
@@ -23,6 +25,32 @@ def split_qkv(x: Tensor, heads: int) -> Tensor:
 def _both(channels: int, heads: int, width: int) -> tuple[int, int]:
     """Returns heads and width; one is -1. No ``-1`` reaches ``reshape``, which cannot place it in an empty batch."""
     return (heads, channels // heads) if width < 0 else (channels // width, width)
+
+
+def statistics_of_qkv(
+    qkv: Tensor,
+    heads: int,
+    scale: float,
+    num_prefix: int,
+    bias: Tensor | None,
+    norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+) -> AttentionStats:
+    """What a strategy may read of attention, from the output ``[B, N, 3 * heads * width]`` of one projection.
+
+    Args:
+        qkv: Output of the projection of queries, keys and values.
+        heads: Number of heads.
+        scale: Factor of the logits.
+        num_prefix: Tokens in front of the patches.
+        bias: On the logits.
+        norms: Of queries and of keys, ``[B, heads, N, width]``; ``None``: none.
+    """
+
+    def project() -> tuple[Tensor, Tensor]:
+        q, k, _ = split_qkv(qkv, heads)
+        return (q, k) if norms is None else (norms[0](q), norms[1](k))
+
+    return AttentionStats(project, scale, num_prefix, bias, values=lambda: split_qkv(qkv, heads)[2])
 
 
 def query_of_first(norm: nn.Module, qkv: Any, heads: int, x: Tensor) -> Callable[[], Tensor] | None:

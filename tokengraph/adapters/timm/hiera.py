@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, InputShape, is_a
 from tokengraph.adapters.coarse import CoarseBlock
-from tokengraph.adapters.parts.heads import split_qkv
+from tokengraph.adapters.parts.heads import split_qkv, statistics_of_qkv
 from tokengraph.adapters.parts.hooks import check_called_alone
 from tokengraph.adapters.parts.last_block import lift_block
 from tokengraph.attention.keep_mask import KeepMask
@@ -113,15 +113,7 @@ class TimmHiera(Adapter):
     ) -> AttentionStats:
         """From the kept output of ``attn.qkv``."""
         attn = block.attn
-
-        def project() -> tuple[Tensor, Tensor]:
-            q, k, _ = split_qkv(kept["qkv"], attn.heads)
-            return q, k
-
-        def values() -> Tensor:
-            return split_qkv(kept["qkv"], attn.heads)[2]
-
-        return AttentionStats(project, float(attn.scale), num_prefix, bias, values=values)
+        return statistics_of_qkv(kept["qkv"], attn.heads, float(attn.scale), num_prefix, bias)
 
     def embedding(self, model: Any) -> nn.Module:
         """The model itself, which knows the grid of its stages."""

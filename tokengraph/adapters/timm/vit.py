@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, check_images, count_finished, is_a
 from tokengraph.adapters.coarse import SITE, CoarseBlock, CoarseSite
-from tokengraph.adapters.parts.heads import query_of_first, split_qkv
+from tokengraph.adapters.parts.heads import query_of_first, statistics_of_qkv
 from tokengraph.adapters.parts.intermediates import WithIntermediates, finished_blocks, lift_for
 from tokengraph.adapters.parts.pooling import masked_mean, pooled_over
 from tokengraph.attention.keep_mask import KeepMask
@@ -157,15 +157,8 @@ class TimmViT(Adapter):
     ) -> AttentionStats:
         """From the kept output of ``attn.qkv``, through the norms of queries and keys."""
         attn = block.attn
-
-        def project() -> tuple[Tensor, Tensor]:
-            q, k, _ = split_qkv(kept["qkv"], attn.num_heads)
-            return attn.q_norm(q), attn.k_norm(k)
-
-        def values() -> Tensor:
-            return split_qkv(kept["qkv"], attn.num_heads)[2]
-
-        return AttentionStats(project, float(attn.scale), num_prefix, bias, values=values)
+        norms = attn.q_norm, attn.k_norm
+        return statistics_of_qkv(kept["qkv"], attn.num_heads, float(attn.scale), num_prefix, bias, norms)
 
     def class_logits(self, block: Any, x: Tensor) -> Callable[[], Tensor] | None:
         """From the weights of ``attn.qkv``, where it is a plain linear layer and queries and keys have no norms."""

@@ -297,3 +297,15 @@ def test_to_moves_every_tensor_of_the_map():
     tensors = [a.token, a.cluster, a.weight, a.ptr, *a.up]
     assert {t.device.type for t in tensors} == {"meta"}
     assert (a.num_tokens, a.num_clusters) == (5, 2)
+
+
+@pytest.mark.parametrize("count", [10, 5000])
+def test_reduce_by_edges_behind_each_centers_own_loses_no_digits(count):
+    x = torch.full((count + 1, 2), 0.1)
+    x[0] = 0.7
+    edges = torch.arange(count + 1), torch.zeros(count + 1, dtype=torch.long), torch.ones(count + 1)
+    a = SoftAssignment(*edges, count + 1, 1, False, centers=torch.tensor([0]), others=count)
+    rows, size = a.reduce(x)
+    assert a.adds(x) == (count == 10)
+    assert_close(rows, x.double().sum(dim=0, keepdim=True).float(), rtol=2e-7, atol=0.0)
+    assert size.item() == count + 1

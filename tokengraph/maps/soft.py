@@ -46,7 +46,8 @@ class SoftAssignment:
         counts: Clusters of each image, if they differ; ``None`` if all have the same number or it is unknown.
         mass: What each token, times its edge weights, adds to the sizes of its clusters, ``[M]``; ``None``: its size.
         steps: The maps that it is composed of, if ``reduce`` must apply them one after another (weights, masses).
-        own_first: Promises that edge m, for each cluster m, comes from its center with weight 1; other edges follow.
+        others: Promises that edge m, for each cluster m, comes from its center with weight 1, and that at most so many
+            others follow for one cluster; ``None``: no promise.
     """
 
     token: Tensor
@@ -64,7 +65,7 @@ class SoftAssignment:
     counts: tuple[int, ...] | None = None
     mass: Tensor | None = None
     steps: tuple[Assignment | SoftAssignment, ...] = ()
-    own_first: bool = False
+    others: int | None = None
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.cluster.shape == self.weight.shape or self.token.dim() != 1:
@@ -186,11 +187,10 @@ class SoftAssignment:
 
     def adds(self, x: Tensor, backend: str = "auto") -> bool:
         """True if ``reduce`` picks the centers' rows and adds those of other edges to them."""
-        if not self.own_first or self.normalize or self.counts_apart or backend != "auto" or not may_write(x):
+        if self.others is None or self.normalize or self.counts_apart or backend != "auto" or not may_write(x):
             return False
-        if crowded(x, self.cluster[self.num_clusters :]):
-            return False
-        return not (x.is_cuda and torch.are_deterministic_algorithms_enabled())
+        sums = crowded(x, self.cluster[self.num_clusters :], self.others)  # in float32 would lose digits
+        return not sums and not (x.is_cuda and torch.are_deterministic_algorithms_enabled())
 
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True

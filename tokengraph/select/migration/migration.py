@@ -149,7 +149,7 @@ class TokenMigration(Select):
         everyone = torch.arange(images * count, device=cluster.device)
         up = everyone, (cluster + ends[:-1, None]).flatten(), ones
         flat = kept, own, ones[: images * left], images * count, images * left
-        return SoftAssignment(*flat, False, up, ptr, ends, centers=kept, own_first=True)
+        return SoftAssignment(*flat, False, up, ptr, ends, centers=kept, others=0)
 
     def residue(self, x: Tensor, assignment: Assignment | SoftAssignment) -> Tensor:
         """Returns the last features of dropped tokens; for ``"twin_delta"`` minus their twins' features then."""

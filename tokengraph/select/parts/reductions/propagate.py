@@ -61,7 +61,7 @@ def propagation(
         ptr=equal_ptr(images, tokens, kept.device),
         cluster_ptr=equal_ptr(images, clusters, kept.device),
         centers=centers.flatten(),
-        own_first=mode != "mean",
+        others=None if mode == "mean" else removed.size(1),
     )
 
 

@@ -1,7 +1,7 @@
 """The planner against every fixed setting, on images that it did not see, paired; plans also move to other data.
 
-Plans are made on 24 photographs or solar cells and saved. Then plans and fixed settings of the same cost are measured
-on other images: every published schedule, smaller images alone, and smaller images with ToMe.
+Plans are made on 48 photographs, solar cells or scenes and saved. Then plans and fixed settings of the same cost are
+measured on other images: every published schedule, smaller images alone, and smaller images with ToMe.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from truth.tables import Body, combinations, made, shapes
 from truth.tasks import TASKS
 from truth.wallpapers import wallpapers
 
-MADE_ON = 24  # images a plan is made on
+MADE_ON = 48  # images a plan is made on
 PRESERVE = "features"
 SETS = ("photographs", "elpv", "scenes")
-ORIGINS = ("photographs", "elpv")
-HELD = 24  # solar cells and scenes that plans are measured on
+ORIGINS = SETS
+HELD = 96  # solar cells and scenes that plans are measured on
 CLOSE = (
     "tome",
     "atc",
@@ -50,16 +50,21 @@ SLACK = 0.05  # a fixed setting may cost this much more than the plan
 RESAMPLES = 2000
 
 
-def parts(name: str, folder: Path, limit: int) -> tuple[Images | None, Images]:
-    """Returns the images to plan on (``None``: no plan is made on these data) and at most ``limit`` held-out ones."""
+def parts(name: str, folder: Path, limit: int) -> tuple[Images, Images]:
+    """Returns the images to plan on, and at most ``limit`` held-out ones."""
     if name == "photographs":
         return wallpapers(folder, MADE_ON), crops()
     if name == "elpv":
         cells = Elpv(folder)
         drawn = np.random.default_rng(0).permutation(len(cells)).tolist()
         return Subset(cells, drawn[:MADE_ON]), Subset(cells, drawn[MADE_ON : MADE_ON + limit])
-    scenes = Scenes(folder, limit)
-    return None, Arrays(np.stack([np.asarray(scenes.image(i)) for i in range(limit)]), name="composed scenes")
+    return _scenes(folder, MADE_ON, seed=1), _scenes(folder, limit, seed=0)
+
+
+def _scenes(folder: Path, count: int, seed: int) -> Arrays:
+    """Returns scenes without their masks: what counts is fidelity."""
+    scenes = Scenes(folder, count, seed=seed)
+    return Arrays(np.stack([np.asarray(scenes.image(i)) for i in range(count)]), name=f"composed scenes of seed {seed}")
 
 
 def inputs(images: Images, config: DataConfig) -> Tensor:
@@ -71,8 +76,6 @@ def make_plans(name: str, folder: Path, results: Path, costs: Sequence[float]) -
     """Makes and saves the plans of a set; those that are there, by the same code, are not made again."""
     made_on, held = parts(name, folder, 16)
     files = [results / "plans" / f"{name}-{PRESERVE}-{cost:g}.json" for cost in costs]
-    if made_on is None:
-        return []
     memory: dict[str, Any] = {}
     source = TASKS["photographs"].source(folder)
     assert source.config is not None
@@ -150,7 +153,7 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
 
 
 def _own(name: str) -> str:
-    return f"plan made on {'elpv' if name == 'elpv' else 'photographs'}"
+    return f"plan made on {name}"
 
 
 def _losses(out: Path, setting: Setting) -> np.ndarray:

@@ -116,6 +116,7 @@ def test_ensure_torchvision_cures_missing_operators(fake_torchvision):
     assert printed == ["True True", "torchvision::nms" + arguments, "torchvision::qnms" + arguments]
 
 
+@pytest.mark.slow
 def test_ensure_torchvision_recovers_from_an_import_that_failed_before(fake_torchvision):
     printed = run(
         """
@@ -133,6 +134,7 @@ def test_ensure_torchvision_recovers_from_an_import_that_failed_before(fake_torc
     assert printed == ["operator torchvision::nms does not exist", "True", "2"]
 
 
+@pytest.mark.slow
 def test_ensure_torchvision_keeps_operators_that_other_code_defined(fake_torchvision):
     printed = run(
         """

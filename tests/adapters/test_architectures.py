@@ -46,18 +46,13 @@ OF_BLOCKS = {  # laws of what blocks do: the quick run holds them for one model 
     "reads_the_attention_of_its_block",
     "trains_after_inference_mode",
 }
-COMPILED = KINDS & {  # in seconds each: one model of each adapter, and of those with rotary positions another
+COMPILED = KINDS & {  # in seconds each: one model of each adapter, one with rotary positions, one with packed images
     ("timm", "vit_base_patch16_224"),
-    ("timm", "eva02_tiny_patch14_224"),
     ("timm", "vit_small_patch16_rope_mixed_ape_224"),
     ("timm", "BEiT, timm_both"),
     ("timm", "naflexvit_base_patch16_gap"),
     ("transformers", "ViTModel"),
-    ("transformers", "DINOv3ViTModel"),
     ("transformers", "BeitModel"),
-    ("transformers", "Data2VecVisionModel"),
-    ("transformers", "YolosModel"),
-    ("transformers", "VJEPA2Model"),
     ("torchvision", "VisionTransformer (vit_b_16, ...)"),
     ("open_clip", "VisionTransformer"),
     ("torch", "nn.TransformerEncoder, by adapter="),

@@ -167,6 +167,7 @@ def test_strategies_that_read_attention_choose_the_same_under_a_folded_bias(stra
         torch.testing.assert_close(folded, masked, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_folded_bias_compiles_in_one_graph_with_the_eager_result():
     model = timm_vit()
     with tg.attach(model, "tome", 3, size_bias="fold"), torch.no_grad():

@@ -119,6 +119,7 @@ def test_memory_of_one_budget_serves_another_one():
         planned(tiny_vit(seed=1), cost=0.5, memory=memory)
 
 
+@pytest.mark.slow
 def test_all_strategies_join_from_the_registry():
     found = planned(cost=0.6, strategies="all", resolution=False)
     names = {name for name, kind in tg.registry().items() if kind.__module__.startswith("tokengraph.")}

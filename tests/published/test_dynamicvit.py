@@ -193,6 +193,7 @@ def test_a_threshold_that_nothing_meets_keeps_the_best(images):
     assert handle.trace.counts_per_image() == [3, 3]
 
 
+@pytest.mark.slow
 def test_compiles_in_one_graph_in_evaluation(images):
     model = tiny_vit()
     with tg.attach(model, tg.DynamicViT(0.5, layers=[1, 2])), torch.no_grad():

@@ -172,6 +172,7 @@ def test_gradients_are_the_same_under_checkpointing(images):
         assert_close(plain, again)
 
 
+@pytest.mark.slow
 def test_compiles_in_one_graph_with_the_eager_result(images):
     model = _model()
     with tg.attach(model, tg.Expedite(clusters=(4, 4)), {1: "cluster", 3: "reconstruct"}), torch.no_grad():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from needs import library
-from quick import quick_only
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -252,7 +251,8 @@ def test_gradients_are_the_same_under_checkpointing(images, dropout):
 ALL = tg.GTP(), tg.GTP(graph="spatial", sparsity=0.7), tg.GTP(score="cls-max")
 
 
-@pytest.mark.parametrize("select", quick_only([ALL[1]], ALL), ids=repr)
+@pytest.mark.slow
+@pytest.mark.parametrize("select", ALL, ids=repr)
 def test_compiles_in_one_graph_with_the_eager_result(images, select):
     model = tiny_vit()
     with tg.attach(model, select, 3), torch.no_grad():

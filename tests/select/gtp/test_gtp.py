@@ -54,7 +54,7 @@ def laws():
     """Compiling takes seconds: the quick run compiles the published form, and tests/test_laws.py others."""
     for select in VARIANTS:
         for law in SELECT_LAWS:
-            slow = law.__name__ == "compiles_whole" and select != GTP.published(8)
+            slow = law.__name__ == "compiles_whole"  # tests/test_laws.py compiles the default every time
             marks = pytest.mark.slow if slow else ()
             yield pytest.param(select, law, id=f"{law.__name__}-{select!r}", marks=marks)
 

@@ -87,8 +87,8 @@ def _eomt(device: torch.device) -> dict[str, Call]:
 def _sam(device: torch.device) -> dict[str, Call]:
     """Windows of clusters in SAM-B's encoder, with prompts and mask decoder.
 
-    The default weights of ``SamConfig`` are about 1e-10. Clusters of padding, whose rows are zero, then become
-    subnormal numbers, which a CPU multiplies many times slower than others; weights here are as large as in other models.
+    Weights are as large as in other models. Those of ``SamConfig`` by default are about 1e-10; clusters of padding,
+    whose rows are zero, then become subnormal numbers, which a CPU multiplies many times slower than others.
     """
     config = transformers.SamConfig(vision_config={"initializer_range": 0.02}, initializer_range=0.02)
     model = transformers.SamModel(config).to(device).eval()

@@ -48,8 +48,8 @@ class WindowCoarsening(Standalone[WindowAttachment]):
 
     Args:
         select: Expedite, CubistMerge or ToMe, by name, class or instance.
-        keep: Tokens kept per window, an int or a share; leave it out for an Expedite with ``clusters``, or a CubistMerge
-            with ``coarse``. CubistMerge leaves half of each side at least.
+        keep: Tokens kept per window, an int or a share; leave it out for an Expedite with ``clusters`` or a
+            CubistMerge with ``coarse``. CubistMerge leaves half of each side at least.
         stage: The stage of a Swin, from 0; default: 2, the third.
         before: First changed block, within the stage. Default: 0 for ToMe, else a third of the blocks.
         until: Last changed block + 1; default: the depth.
@@ -59,8 +59,8 @@ class WindowCoarsening(Standalone[WindowAttachment]):
     Raises:
         ValueError: For another strategy, or where ``keep`` and ``clusters`` are both given or both missing.
 
-    Cost: Expedite clusters and reconstructs once, CubistMerge merges and copies once, and their blocks run on ``keep`` of ``a*b`` tokens. ToMe matches in
-        each block, and only the MLP runs on ``keep`` of ``a*b`` tokens.
+    Cost: Expedite clusters and reconstructs once, CubistMerge merges and copies once; blocks run on ``keep`` of ``a*b``
+        tokens. ToMe matches in each block, and only the MLP runs on ``keep`` of ``a*b`` tokens.
 
     Example:
         >>> from tokengraph.select.cubist_merge import CubistMerge, coarse_grid
@@ -89,14 +89,14 @@ class WindowCoarsening(Standalone[WindowAttachment]):
         if not isinstance(self.select, Expedite | CubistMerge | ToMe):
             raise ValueError(
                 f"Expected Expedite, CubistMerge or ToMe for windows (got {type(self.select).__name__}). "
-                "Others need a plain ViT: "
-                "tg.attach(model, strategy, schedule)."
+                "Others need a plain ViT: tg.attach(model, strategy, schedule)."
             )
         own = self.select.own_budget
         if (keep is None) == (own is None):
             what = "neither" if keep is None else f"both, keep={keep} and clusters={own}"
             raise ValueError(
-                f"Expected keep, or an Expedite with clusters or CubistMerge with coarse (got {what}). Give one of them."
+                f"Expected keep, or an Expedite with clusters or CubistMerge with coarse (got {what}). "
+                "Give one of them."
             )
         if padding not in PADDING:
             raise ValueError(f"Expected padding to be one of {', '.join(PADDING)} (got {padding!r}).")

@@ -16,9 +16,8 @@ from tokengraph.windows.record import WindowRecord
 
 def _find(model: nn.Module, select: WindowCoarsening, options: Options) -> Found:
     core, family = find_windows(model, select.stage)
-    by_stage = hasattr(core, "downsample") and isinstance(
-        select.select, Expedite | CubistMerge
-    )  # its forward makes the clusters
+    clusters = isinstance(select.select, Expedite | CubistMerge)
+    by_stage = clusters and hasattr(core, "downsample")  # the forward of a Swin stage makes them
     return Found(core, lambda: family.blocks, family, decides=by_stage)
 
 

@@ -5,8 +5,8 @@ Run: ``python benchmarks/dense_models.py [--only eomt sam video] [--threads 1]``
 It times the whole models of transformers, heads included: plain, attached, and their ideal, which has the same numbers
 of tokens without any selection. EoMT and VideoMAE have half of their tokens from a quarter of the depth on; EoMT's last
 four layers, where its queries are, see every patch. SAM's windows of 14 x 14 become 10 x 10 from its third block on.
-Weights are random, as time does not depend on them; EoMT's masks in attention are off, as after its training. All run
-in interleaved rounds in one process; ratios are taken in each round.
+Weights are random, of the usual size; EoMT's masks in attention are off, as after its training. All run in interleaved
+rounds in one process; ratios are taken in each round.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Run: ``python benchmarks/dense_models.py [--only eomt sam video] [--threads 1]``
 It times the whole models of transformers, heads included: plain, attached, and their ideal, which has the same numbers
 of tokens without any selection. EoMT and VideoMAE have half of their tokens from a quarter of the depth on; EoMT's last
 four layers, where its queries are, see every patch. SAM's windows of 14 x 14 become 10 x 10 from its third block on.
-Weights are random, as time does not depend on them; EoMT's masks in attention are off, as after its training. All run
-in interleaved rounds in one process; ratios are taken in each round.
+Weights are random, of the usual size; EoMT's masks in attention are off, as after its training. All run in interleaved
+rounds in one process; ratios are taken in each round.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def _eomt(device: torch.device) -> dict[str, Call]:
 def _sam(device: torch.device) -> dict[str, Call]:
     """Windows of clusters in SAM-B's encoder, with prompts and mask decoder.
 
-    With random weights coarse maps hold subnormal numbers, which a CPU multiplies several times slower; both
-    models flush them to zero.
+    Weights are as large as in other models. Those of ``SamConfig`` by default are about 1e-10; clusters of padding,
+    whose rows are zero, then become subnormal numbers, which a CPU multiplies many times slower than others.
     """
-    torch.set_flush_denormal(True)
-    model = transformers.SamModel(transformers.SamConfig()).to(device).eval()
+    config = transformers.SamConfig(vision_config={"initializer_range": 0.02}, initializer_range=0.02)
+    model = transformers.SamModel(config).to(device).eval()
     ours = _copy(model)
     tg.attach(ours, WindowCoarsening(Expedite(clusters=(10, 10), inv_temperature=0.01), before=2))
     images, points = torch.randn(1, 3, 1024, 1024, device=device), torch.full((1, 1, 1, 2), 512.0, device=device)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from segmenter import MaskTransformer
 from skimage import data
 from skimage.color import gray2rgb
 from torch import Tensor, nn
@@ -62,22 +63,6 @@ def scenes(materials: list[Tensor], count: int, generator: torch.Generator, *, t
         images.append(image)
         labels.append(label)
     return torch.stack(images), torch.stack(labels)
-
-
-class MaskTransformer(nn.Module):
-    """Class tokens that attend to all patches with them; masks are the products of both, as in Segmenter."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(width, 3, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.kinds = nn.Parameter(torch.randn(1, classes, width) * 0.02)
-        self.norm = nn.LayerNorm(classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        kinds = self.kinds.expand(tokens.size(0), -1, -1)
-        patches, kinds = self.layers(torch.cat([tokens, kinds], dim=1)).split([tokens.size(1), kinds.size(1)], dim=1)
-        return self.norm(F.normalize(patches, dim=2) @ F.normalize(kinds, dim=2).transpose(1, 2))
 
 
 class Segmenter(nn.Module):

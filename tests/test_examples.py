@@ -8,6 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+
+from tokengraph import compat
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -135,3 +138,41 @@ def test_gnn_pooling_learns_with_every_pooling_layer():
     nodes, count, accuracy = ({name.strip(): float(row[i]) for name, *row in rows} for i in range(3))
     assert list(nodes.values()) == [64, 16, 16, 16] and min(accuracy.values()) > 55  # chance: 10
     assert count["top-k of PyG"] == count["heavy edges"] + 48  # its projection trains with the network
+
+
+DENSE = {"segmenter": ("timm",), "eomt": ("transformers", "scipy"), "detector": ("timm", "torchvision")}
+
+
+def dense_rows(name: str, *options: str) -> dict[str, list[float]]:
+    """Quality, GFLOPs of backbone and whole, and both times over plain."""
+    if name == "detector" and not has_nms():
+        pytest.skip("this torchvision's operators do not load beside this torch")
+    printed = run(name, *DENSE[name], options=options)
+    number = "([\\d.]+|nan)"
+    row = rf"(\w+) +quality {number} +backbone {number} GFLOPs, time {number} .* whole {number} GFLOPs, time {number}"
+    return {name: [float(v) for v in values] for name, *values in re.findall(row, printed)}
+
+
+def has_nms() -> bool:
+    try:
+        compat.torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    except Exception:  # not installed, or built for another torch
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_examples_run_every_strategy_in_backbone_and_whole(name):
+    rows = dense_rows(name, "--quick")
+    assert list(rows) == ["plain", "AiluRus", "Expedite", "MPM"]
+    plain = rows.pop("plain")
+    assert plain[1] < plain[3] and plain[2] == plain[4] == 1
+    for row in rows.values():  # heads cost the same
+        assert row[1] < 0.95 * plain[1] and abs((row[3] - row[1]) - (plain[3] - plain[1])) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("segmenter", 0.7), ("eomt", 0.5), ("detector", 0.6)])
+def test_dense_examples_learn_and_keep_quality_with_fewer_tokens(name, least):
+    rows = dense_rows(name, "--steps", "150", "--rounds", "1")
+    assert rows["plain"][0] > least and all(row[0] > 0.85 * rows["plain"][0] for row in rows.values())

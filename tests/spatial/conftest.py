@@ -10,6 +10,18 @@ def tiny_convnext(**options):
     return _spread(library("timm").models.ConvNeXt(**sizes | options))
 
 
+def tiny_convnext_conv(**options):
+    return tiny_convnext(conv_mlp=True, **options)
+
+
+def tiny_convnext2(**options):
+    return tiny_convnext(use_grn=True, ls_init_value=None, **options)
+
+
+def tiny_convnext2_conv(**options):
+    return tiny_convnext(use_grn=True, conv_mlp=True, **options)
+
+
 def tiny_swin(**options):
     sizes = {"img_size": 64, "patch_size": 2, "embed_dim": 12, "depths": (1, 1, 4, 1), "num_heads": (1, 2, 3, 3)}
     rest = {"window_size": 4, "num_classes": 5, "drop_path_rate": 0.0}
@@ -36,7 +48,16 @@ def _lively(handle):
     return handle
 
 
-@pytest.fixture(params=[tiny_convnext, tiny_swin], ids=["convnext", "swin"])
+TINY = {
+    "convnext": tiny_convnext,
+    "convnext-conv": tiny_convnext_conv,
+    "convnext2": tiny_convnext2,
+    "convnext2-conv": tiny_convnext2_conv,
+    "swin": tiny_swin,
+}
+
+
+@pytest.fixture(params=TINY.values(), ids=TINY.keys())
 def tiny(request):
     """Makes a tiny model of each family."""
     return request.param

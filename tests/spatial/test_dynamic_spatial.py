@@ -179,10 +179,11 @@ def test_a_swin_of_three_stages_is_refused():
         tg.attach(model, DynamicSpatial())
 
 
-@pytest.mark.parametrize(("option", "message"), [("conv_mlp", "1x1 convolutions"), ("use_grn", "global response norm")])
-def test_convnexts_whose_mlp_is_not_row_by_row_are_refused(option, message):
-    with pytest.raises(ValueError, match=message):
-        tg.attach(timm.models.ConvNeXt(depths=(1, 1, 4, 1), dims=(8, 8, 16, 16), **{option: True}), DynamicSpatial())
+@pytest.mark.parametrize("norm", ["batchnorm2d", "groupnorm1"])
+def test_convnexts_whose_norm_reads_other_positions_are_refused(norm):
+    sizes = {"depths": (1, 1, 4, 1), "dims": (8, 8, 16, 16)}
+    with pytest.raises(ValueError, match="Norm.*, which may read other positions or images"):
+        tg.attach(timm.models.ConvNeXt(**sizes, conv_mlp=True, norm_layer=norm), DynamicSpatial())
 
 
 def test_blocks_with_unknown_parts_are_refused(tiny):

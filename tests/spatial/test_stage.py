@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from needs import library
 from spatial_cases import images, positions, stage_of
 from torch.testing import assert_close
 
 import tokengraph as tg
+from tokengraph.nn.slow_fast import split_by_mask
 from tokengraph.spatial import DynamicSpatial
 
 
@@ -137,10 +139,11 @@ def test_feature_maps_of_all_stages_keep_their_shapes(tiny, lively):
 def test_each_path_runs_on_its_own_positions_only(tiny, lively):
     model, rows = tiny(), []
     handle = lively(tg.attach(model, DynamicSpatial(0.7)))
+    channels = 16 if "convnext" in tiny.__name__ else 48
     for block in stage_of(model).blocks[1:]:
         fast = block.fast_path if "convnext" in tiny.__name__ else block.fastmlp.fc1
-        for path in (block.mlp, fast):
-            path.register_forward_hook(lambda m, args, out: rows.append(args[0].numel() // args[0].size(-1)))
+        for path in (block.mlp.fc1, fast):
+            path.register_forward_hook(lambda m, args, out: rows.append(args[0].numel() // channels))
     model(images())
     slow = [sum(counts) for counts in handle.trace.counts]
     assert rows == [n for k in slow for n in (k, 2 * positions(model) - k)]
@@ -155,3 +158,34 @@ def test_selection_leaves_spatial_mixing_of_its_block_alone(tiny, lively):
     lively(tg.attach(model, DynamicSpatial(0.7)))
     assert not torch.equal(model(x), dense)
     assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_response_norm_takes_lengths_over_the_slow_positions_of_each_image(conv, lively):
+    """A block's update of the slow positions is its own MLP on a map of these positions alone."""
+    model = (
+        library("timm").models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), use_grn=True, conv_mlp=conv).eval()
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    lively(tg.attach(model, DynamicSpatial(ratios=[0.5], layers=[1])))
+    block, x = model.stages[2].blocks[1], torch.randn(2, 16, 3, 4)
+    mask = torch.rand(2, 3, 4) < 0.5
+    mixed = block.conv_dw(x).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        got = block(x, split_by_mask(mask)).permute(0, 2, 3, 1) - x.permute(0, 2, 3, 1)
+        for image in range(2):
+            rows = mixed[image][mask[image]].view(1, 1, -1, 16)  # a map of one row
+            assert_close(got[image][mask[image]], block.slow(rows)[0, 0])
+
+
+def test_an_image_without_slow_positions_has_finite_gradients(lively):
+    model = library("timm").models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), use_grn=True)
+    lively(tg.attach(model, DynamicSpatial(ratios=[0.5], layers=[1])))
+    block, x = model.stages[2].blocks[1], torch.randn(2, 16, 3, 4, requires_grad=True)
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    mask[1, 0, 0] = True
+    block(x, split_by_mask(mask)).sum().backward()
+    o1, o2 = block(x, mask.float(), x)
+    (o1.sum() + o2.sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in [x, *block.parameters()])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tokengraph.select.cubist_merge import CubistMerge, cubist_merge
 from tokengraph.select.expedite.expedite import Expedite, expedite
 from tokengraph.windows import cluster_windows
 from tokengraph.windows.grid import split, stitch
@@ -51,9 +52,41 @@ def test_ignored_padding_feeds_no_cluster():
     assert counted.map.min() < 4
 
 
-def test_gradients_reach_the_map_and_the_clusters():
+def test_windows_are_merged_to_strict_grids_as_images_are():
+    x = torch.randn(2, 8, 12, 6)
+    got = cluster_windows(x, (4, 4), (3, 2), CubistMerge())
+    windows, cut = split(x, (4, 4))
+    alone = cubist_merge(windows, (4, 4), (3, 2))
+    rows, _ = alone.reduce(windows.flatten(0, 1), reduce="absmax")
+    assert torch.equal(got.map, stitch(rows.view(12, 6, 6), cut, window=(3, 2)))
+    assert got.grid == (6, 6) and got.map.shape == (2, 6, 6, 6)
+    y = torch.randn(12 * 6, 5)
+    assert torch.equal(
+        got.restore(stitch(y.view(12, 6, 5), cut, window=(3, 2))), stitch(alone.lift(y).view(12, 16, 5), cut)
+    )
+
+
+def test_equal_neighbours_merge_and_come_back_unchanged():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1).view(1, 4, 4, 1)
+    x = torch.cat([x, 5 - x], dim=3)
+    got = cluster_windows(x, (4, 4), (2, 2), CubistMerge())
+    assert got.map[..., 0].tolist() == [[[1, 2], [3, 4]]] and torch.equal(got.restore(got.map), x)
+
+
+def test_means_of_merged_windows_leave_ignored_padding_out():
+    # one window of 1 x 2 of which the second token is padding
+    x = torch.full((1, 1, 1, 1), 6.0)
+    ignored, counted = (
+        cluster_windows(x, (1, 2), (1, 1), CubistMerge(reduce="mean"), padding=p).map.item()
+        for p in ("ignore", "tokens")
+    )
+    assert (ignored, counted) == (6, 3)
+
+
+@pytest.mark.parametrize("select", [Expedite(), CubistMerge(reduce="mean")], ids=["expedite", "cubist-merge"])
+def test_gradients_reach_the_map_and_the_clusters(select):
     x = torch.randn(1, 4, 4, 3, requires_grad=True)
-    got = cluster_windows(x, (4, 4), (2, 2), Expedite())
+    got = cluster_windows(x, (4, 4), (2, 2), select)
     got.restore(got.map * 2).sum().backward()
     assert (x.grad != 0).all()
 

@@ -18,6 +18,7 @@ KINDS = {
     "expedite": WindowCoarsening(SMALL, before=1),
     "expedite-until": WindowCoarsening(SMALL, before=1, until=3),
     "expedite-ignore": WindowCoarsening(SMALL, before=1, padding="ignore"),
+    "cubist-merge": WindowCoarsening("cubist-merge", keep=9, before=1),
     "tome": WindowCoarsening("tome", keep=9),
 }
 
@@ -36,6 +37,7 @@ def hooks(model):
     [
         WindowCoarsening(Expedite(clusters=(4, 4))),
         WindowCoarsening("expedite", keep=1.0, before=0),
+        WindowCoarsening("cubist-merge", keep=1.0, before=0),
         WindowCoarsening("tome", keep=16),
     ],
 )

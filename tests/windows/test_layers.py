@@ -43,6 +43,7 @@ SMALL = Expedite(clusters=(3, 3), inv_temperature=0.5)
 KINDS = {
     "expedite": WindowCoarsening(SMALL, before=0),
     "expedite-until": WindowCoarsening(SMALL, before=1, until=3),
+    "cubist-merge": WindowCoarsening(tg.CubistMerge(coarse=(3, 3)), before=0),
     "tome": WindowCoarsening("tome", keep=9),
 }
 

@@ -68,7 +68,7 @@ def test_attaching_twice_is_refused(tiny):
 
 
 def test_options_that_do_not_fit_are_refused(sam, swin):
-    with pytest.raises(ValueError, match=r"Expected Expedite or ToMe for windows \(got DPCKNN\)"):
+    with pytest.raises(ValueError, match=r"Expected Expedite, CubistMerge or ToMe for windows \(got DPCKNN\)"):
         WindowCoarsening(DPCKNN(), keep=9)
     with pytest.raises(ValueError, match=r"got neither"):
         WindowCoarsening("tome")
@@ -80,6 +80,12 @@ def test_options_that_do_not_fit_are_refused(sam, swin):
         WindowCoarsening(SMALL, padding="zero")
     with pytest.raises(ValueError, match=r"Expected keep >= 8 of 16 tokens for ToMe \(got 7\)"):
         tg.attach(sam(), WindowCoarsening("tome", keep=7))
+    with pytest.raises(ValueError, match=r"a grid from \(2, 2\) to \(4, 4\) in each window .*\(got keep=3\)"):
+        tg.attach(sam(), WindowCoarsening("cubist-merge", keep=3))
+    with pytest.raises(ValueError, match=r"in each window for CubistMerge \(got \(1, 4\)\)"):
+        tg.attach(sam(), WindowCoarsening(tg.CubistMerge(coarse=(1, 4))))
+    with pytest.raises(ValueError, match=r"got both, keep=9 and clusters=9"):
+        WindowCoarsening(tg.CubistMerge(coarse=(3, 3)), keep=9)
     with pytest.raises(ValueError, match=r"Expected clusters within windows of \(4, 4\) \(got \(5, 5\)\)"):
         tg.attach(sam(), WindowCoarsening(Expedite(clusters=(5, 5))))
     with pytest.raises(ValueError, match=r"0 <= before < until <= 4 blocks \(got before=4, until=4\)"):

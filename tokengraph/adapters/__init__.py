@@ -94,8 +94,9 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
         raise ValueError(f"Expected one supported model (got {len(found)} inside: {names}). Attach to each by itself.")
     if (elsewhere := _same_weights(model)) is not None:
         raise ValueError(elsewhere)
-    if (why := next((UNFIT[n] for m in model.modules() if (n := type(m).__name__) in UNFIT), None)) is not None:
-        raise ValueError(f"Expected a supported model (got {type(model).__name__}). {why}")
+    if (unfit := next((n for m in model.modules() if (n := type(m).__name__) in UNFIT), None)) is not None:
+        inside = "" if unfit == type(model).__name__ else f" with a {unfit}"
+        raise ValueError(f"Expected a supported model (got {type(model).__name__}{inside}). {UNFIT[unfit]}")
     supported = ", ".join(a.family for a in ADAPTERS)
     blocks = sorted({type(m).__name__ for m in model.modules() if "block" in type(m).__name__.lower()})
     seen = f" with blocks {', '.join(blocks)}" if blocks else ""
@@ -109,6 +110,11 @@ def find_adapter(model: nn.Module, adapter: Adapter | None = None) -> tuple[nn.M
     )
 
 
+SWIN = (
+    "Swin of transformers attends in shifted windows of a whole grid. Take timm's SwinTransformer with "
+    "tg.WindowCoarsening(...) or tg.DynamicSpatial(), or give a detector or segmenter a plain backbone: "
+    "backbone_config=Dinov2Config(...), or VitDetConfig(...) with tg.WindowCoarsening(...)."
+)
 UNFIT = {  # models that no adapter can serve, by class: why, and what to use
     "TimesformerModel": (
         "Its layers attend along time and space in turn, on the whole grid of every frame. Use VideoMAE, ViViT or "
@@ -121,6 +127,8 @@ UNFIT = {  # models that no adapter can serve, by class: why, and what to use
         "Its rotary positions are tables for one size of windows and one grid. Use SAM or SAM 2 with "
         "tg.WindowCoarsening(...)."
     ),
+    **dict.fromkeys(("SwinModel", "SwinBackbone", "Swinv2Model", "Swinv2Backbone"), SWIN),
+    **dict.fromkeys(("DonutSwinModel", "MaskFormerSwinModel", "MaskFormerSwinBackbone"), SWIN),
 }
 
 ELSEWHERE = {  # original code of papers, by module: its name, and libraries that load the same weights

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
+from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.layout import take_rows
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
@@ -161,7 +162,7 @@ def _token_transforming(
             logits = logits.masked_fill(spare[:, None], -torch.inf)
             counts = tokens if mask is None else mask.sum(dim=1, keepdim=True)
             alone = (each == counts)[..., None]  # an image that keeps all its tokens
-        weight = logits.softmax(dim=2)
+        weight = drop_faint(logits.softmax(dim=2))
         if keep_self:
             alone = kept[..., None] if alone is None else alone | kept[..., None]
         if alone is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
+from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.layout import take_rows
 from tokengraph.flat.tables import equal_ptr, table
 from tokengraph.maps.hard import Assignment
@@ -226,7 +227,7 @@ def _in_tiles(x: Tensor, keep: int, scale: float, centers: Tensor, ids: Tensor) 
             cluster.new_empty(images, tokens).index_copy_(1, ids.flatten(), cluster), keep, centers=centers
         )
     weight = (
-        (scale * logits).softmax(dim=3)
+        drop_faint((scale * logits).softmax(dim=3))
         if scale
         else torch.where(column[:, None] < 0, 0.0, 1.0) / (column >= 0).sum(dim=1)[:, None, None]
     )

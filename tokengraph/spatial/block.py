@@ -32,8 +32,13 @@ class SpatialBlock(Coarse):
         if isinstance(route, Partition):
             mixed, base = self.mix(x)
             mixed, base = self.last(mixed), self.last(x if base is None else base)
-            out = slow_fast(mixed.flatten(0, 2), base.flatten(0, 2), route, self.slow, self.fast)
-            return self.native(out.view(*base.shape[:3], -1))
+            images, height, width, _ = base.shape
+
+            def slow(rows: Tensor) -> Tensor:
+                return self.slow_rows(rows, route.slow // (height * width), images)
+
+            out = slow_fast(mixed.flatten(0, 2), base.flatten(0, 2), route, slow, self.fast)
+            return self.native(out.view(images, height, width, -1))
         assert x2 is not None
         return self._streams(x, x2, route[..., None])
 
@@ -43,7 +48,7 @@ class SpatialBlock(Coarse):
         mixed, base = self.mix(self.native(merge(x1, x2, mask)))
         mixed = self.last(mixed)
         base1, base2 = (x1, x2) if base is None else (self.last(base), self.last(base))
-        o1 = base1 + self.drop(self.slow(merge(mixed, x1, mask)))
+        o1 = base1 + self.drop(self.slow_map(merge(mixed, x1, mask), mask))
         o2 = base2 + self.drop(self.fast(merge(x2, mixed, mask)))
         return self.native(o1), self.native(o2)
 
@@ -65,6 +70,17 @@ class SpatialBlock(Coarse):
     def slow(self, x: Tensor) -> Tensor:
         """Runs the slow path, whose output is added, ``[..., C]``."""
         raise NotImplementedError
+
+    def slow_rows(self, rows: Tensor, image: Tensor, images: int) -> Tensor:
+        """Runs the slow path on slow positions ``[S, C]``, of ``image [S]`` in ``[0, images)``.
+
+        A family overrides it where positions of an image see each other.
+        """
+        return self.slow(rows)
+
+    def slow_map(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Runs the slow path at every position ``[B, H, W, C]``, by training; ``mask [B, H, W, 1]``: 1 where slow."""
+        return self.slow(x)
 
     def fast(self, x: Tensor) -> Tensor:
         """Runs the fast path, whose output is added, ``[..., C]``."""

@@ -8,7 +8,7 @@ from tokengraph.spatial.convnext import ConvNeXtFamily
 from tokengraph.spatial.family import Family
 from tokengraph.spatial.swin import SwinFamily
 
-SUPPORTED = "timm's ConvNeXt (tiny, small, base) and SwinTransformer (version 1)"
+SUPPORTED = "timm's ConvNeXt (versions 1 and 2) and SwinTransformer (version 1)"
 
 
 def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
@@ -17,7 +17,7 @@ def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
     Raises:
         ImportError: If timm is not installed.
         TypeError: If ``model`` is no module.
-        ValueError: If there is none or several, or the MLP of a block does not act row by row.
+        ValueError: If there is none or several, or the norm of a block does not act position by position.
     """
     from tokengraph.compat import timm
 
@@ -34,5 +34,5 @@ def find_family(model: nn.Module) -> tuple[nn.Module, type[Family]]:
     core, family = found[0]
     for block in family.stage(core).blocks:  # type: ignore[union-attr]
         if problem := family.check(block):
-            raise ValueError(f"Expected blocks whose MLP acts row by row (got {problem}). Use {SUPPORTED}.")
+            raise ValueError(f"Expected blocks whose norm acts position by position (got {problem}). Use {SUPPORTED}.")
     return core, family

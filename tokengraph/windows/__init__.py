@@ -4,7 +4,7 @@
 |---|---|
 | Which models? | find, sam and swin and swin2 (of timm), layers (of transformers) |
 | How is it attached? | planner, plan (and its site) |
-| How is a window coarsened? | coarsening (``WindowCoarsening``), merge (ToMe), clusters (Expedite) |
+| How is a window coarsened? | coarsening (``WindowCoarsening``), merge (ToMe), clusters (Expedite, CubistMerge) |
 | What runs in a block? | block, grid (cuts and joins windows), position (relative positions, shift masks) |
 | What is recorded? | record |
 """

@@ -69,7 +69,7 @@ class ClusteredBlock(MapBlock):
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         x = self.as_map(x)
         if site.index == plan.before:
-            clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
+            clusters = cluster_windows(x, plan.window, plan.small, plan.to_grid, padding=plan.padding)
             x = clusters.map
         else:
             clusters = site.trace.find(site.index, x)

@@ -25,7 +25,12 @@ SUPPORTED = (
 SAM_OF_TIMM = ("timm.models.vision_transformer_sam", "VisionTransformerSAM")
 SWIN = ("timm.models.swin_transformer", "SwinTransformer")
 SWIN2 = ("timm.models.swin_transformer_v2", "SwinTransformerV2")
+SWIN_ELSEWHERE = (
+    "Its blocks are transformers' own. Use timm's SwinTransformer or SwinTransformerV2, or a ViTDet as backbone_config."
+)
 HINTS = {
+    **dict.fromkeys(("SwinModel", "SwinBackbone", "Swinv2Model", "Swinv2Backbone"), SWIN_ELSEWHERE),
+    **dict.fromkeys(("DonutSwinModel", "MaskFormerSwinModel", "MaskFormerSwinBackbone"), SWIN_ELSEWHERE),
     "SwinTransformerV2Cr": "Its positions come from a network for one size of windows. Use SwinTransformerV2.",
     "Sam3ViTModel": "Its positions are rotary, made for one size of windows.",
     "ConvNeXt": "It has no windows. Use tg.DynamicSpatial().",

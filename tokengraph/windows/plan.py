@@ -18,6 +18,7 @@ from tokengraph.attach.site import Mark
 from tokengraph.attach.threads import raise_two_threads
 from tokengraph.nn.modes import in_eval, precise, untouched
 from tokengraph.select.base import Select
+from tokengraph.select.cubist_merge import CubistMerge
 from tokengraph.select.expedite.expedite import Expedite
 from tokengraph.windows.grid import Pair, area
 from tokengraph.windows.record import WindowRecord
@@ -51,9 +52,9 @@ class WindowPlan:
         return self.keep >= area(self.window)
 
     @property
-    def expedite(self) -> Expedite:
+    def to_grid(self) -> Expedite | CubistMerge:
         """The strategy, if it makes small grids."""
-        assert isinstance(self.select, Expedite)
+        assert isinstance(self.select, Expedite | CubistMerge)
         return self.select
 
     @property

@@ -7,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from tokengraph.attach.planner import Found, Options, Plan, planner
+from tokengraph.select.cubist_merge import CubistMerge
 from tokengraph.select.expedite.expedite import Expedite
 from tokengraph.windows.coarsening import WindowAttachment, WindowCoarsening
 from tokengraph.windows.find import find_windows
@@ -15,7 +16,8 @@ from tokengraph.windows.record import WindowRecord
 
 def _find(model: nn.Module, select: WindowCoarsening, options: Options) -> Found:
     core, family = find_windows(model, select.stage)
-    by_stage = hasattr(core, "downsample") and isinstance(select.select, Expedite)  # its forward makes the clusters
+    clusters = isinstance(select.select, Expedite | CubistMerge)
+    by_stage = clusters and hasattr(core, "downsample")  # the forward of a Swin stage makes them
     return Found(core, lambda: family.blocks, family, decides=by_stage)
 
 

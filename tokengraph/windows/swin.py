@@ -99,7 +99,7 @@ class ClusteredSwinStage(Coarse):
         clusters = None
         for index, block in enumerate(self.blocks):
             if index == plan.before:
-                clusters = cluster_windows(x, plan.window, plan.small, plan.expedite, padding=plan.padding)
+                clusters = cluster_windows(x, plan.window, plan.small, plan.to_grid, padding=plan.padding)
                 x = clusters.map
                 site.trace.leave(index, x, clusters, coarse=True)
             if self.grad_checkpointing and torch.is_grad_enabled():

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokengraph.edges.cells import cell_edges, cell_tiles
 from tokengraph.edges.fractional import fractional_edges
 from tokengraph.edges.grid import Grid
+from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
 
 FORMS = ("auto", "dense", "edges", "tiles")
@@ -70,7 +71,7 @@ class Dense:
                 q = torch.addcmul(self.barred, near, self.t.view(-1, 1, 1)).softmax(dim=-1)
             else:
                 q = torch.add(self.barred, near, alpha=self.t).softmax(dim=-1)
-            q = q if self.real is None else q * self.real
+            q = drop_faint(q if self.real is None else q * self.real)
         q = q.detach() if detach else q  # detaches forward-mode tangents too, which no_grad does not stop
         mass = q.sum(dim=1)
         mean = torch.bmm(q.transpose(1, 2), self.z) / mass.clamp_min(LEAST_MASS)[..., None]
@@ -99,7 +100,7 @@ class EdgeList:
             t = self.t.flatten(1) if isinstance(self.t, Tensor) else self.t
             score = (tokens[self.token] - rows[self.cluster]).square().sum(dim=2).mul(-t)
             q = self._by_token(score)
-            q = q if self.real is None else q * self.real.flatten()[self.token]
+            q = drop_faint(q if self.real is None else q * self.real.flatten()[self.token])
         q = q.detach() if detach else q
         # Sums run over edges sorted by cluster, which fixes their order.
         weight, into = q[:, self.order].flatten(), self.cluster[:, self.order].flatten()
@@ -152,7 +153,7 @@ class Tiles:
             near = rows.index_select(0, self.candidate).view(self.z.size(0), self.cells, s.size(2))
             product = torch.bmm(self.z, near.transpose(1, 2)).view(self.count, self.images, self.patches, self.cells)
             norm = _half_norm(rows).index_select(0, self.candidate).view(self.count, self.images, 1, self.cells)
-            q = _softmax(product, norm, self.t, self.barred) * self.real
+            q = drop_faint(_softmax(product, norm, self.t, self.barred) * self.real)
         q = q.detach() if detach else q
         mass = segment_sum(q.sum(dim=2).flatten().index_select(0, self.source), self.into, rows.size(0))
         part = torch.bmm(q.flatten(0, 1).transpose(1, 2), self.z).flatten(0, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from tokengraph.edges.distance import origin, products_blur, squared_norm
 from tokengraph.edges.knn_torch import lowest
 from tokengraph.errors import check_finite, check_tokens
+from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.looks import may_look
 from tokengraph.flat.segment import weighted_sum, wide
 from tokengraph.maps.soft import Edges
@@ -172,9 +173,9 @@ def _nearest(score: Tensor, k: int, loose: bool) -> tuple[Tensor, Tensor]:
 def _weigh(score: Tensor, half: Tensor, t: float | Tensor, normalize: str) -> Tensor:
     """Returns weights from scores ``|s|^2 / 2 - z s``; ``half`` is ``|z|^2 / 2``, which cancels in a softmax."""
     if normalize == "softmax":
-        return (score * (-2.0 * t)).softmax(dim=2)
+        return drop_faint((score * (-2.0 * t)).softmax(dim=2))
     squared = 2.0 * (score + half[..., None]).clamp_min(0.0)
-    return F.normalize((squared * -t).exp(), dim=2, eps=1e-12)
+    return F.normalize(drop_faint((squared * -t).exp()), dim=2, eps=1e-12)
 
 
 def _scores(z: Tensor, s: Tensor, half: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.layout import take_rows
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
@@ -29,7 +30,7 @@ def to_centers(
         logits = logits.masked_fill((spare & ~spare.all(dim=1, keepdim=True))[:, None], -torch.inf)
     if scale == torch.inf:
         return Assignment.from_dense(_nearest(logits, centers, alone), budget, mask=mask, centers=centers)
-    weight = (scale * logits).softmax(dim=2) if scale else logits.isfinite().float()
+    weight = drop_faint((scale * logits).softmax(dim=2)) if scale else logits.isfinite().float()
     weight = weight if scale else weight / weight.sum(dim=2, keepdim=True)
     if alone is not None:
         own = centers[:, None] == torch.arange(x.size(1), device=x.device)[:, None]

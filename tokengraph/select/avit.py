@@ -16,7 +16,7 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select
 from tokengraph.select.gated import select_marked
-from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.parts.choices.best import among_best
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
@@ -206,16 +206,22 @@ class AViT(Select):
         if isinstance(tokens.seen, Halting):
             h = tokens.seen.total[:, tokens.num_prefix :].detach()
             h = h if tokens.patch is None else h.gather(1, tokens.patch)
-            floors = [0 if k == 1 else k for k in floors]
-            if not any(floors):
-                return select_marked(h < 1 - self.eps, tokens.mask)
+            floors = [0 if k == 1 and n > 1 else k for k, n in zip(floors, self._began(tokens.seen), strict=True)]
         else:
             h = self.scores(tokens.x.detach())
         runs = h < 1 - self.eps
         runs = runs if tokens.mask is None else runs & tokens.mask
-        counts = valid_counts(tokens.x, tokens.mask)
-        made = [min(max(k, f), n) for k, f, n in zip(runs.sum(dim=1).tolist(), floors, counts, strict=True)]
-        return keep_best(-h, made, tokens.mask)
+        if any(floors):
+            counts = valid_counts(tokens.x, tokens.mask)
+            made = [min(max(k, f), n) for k, f, n in zip(runs.sum(dim=1).tolist(), floors, counts, strict=True)]
+            runs = among_best(-h, made, tokens.mask)
+        return select_marked(runs, tokens.mask)
+
+    @staticmethod
+    def _began(seen: Halting) -> list[int]:
+        """Patch tokens of each image at the input: one that had a single one keeps it, as its plan removes nothing."""
+        whole = seen.y[:, seen.num_prefix :]
+        return valid_counts(whole, None if seen.valid is None else seen.valid[:, seen.num_prefix :])
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Counts the sum of outputs."""

@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_refused():
         tg.DiffRate([5, 4], [5, 1])
     with pytest.raises(ValueError, match="Expected rates for each of 12 blocks"):
         tg.DiffRate([5, 4], [5, 4]).bind(8, 12)
+    with pytest.raises(ValueError, match=r"Expected first in \[0, 3\] \(got 4\)"):
+        tg.DiffRate(learn=True, patches=16, first=4).bind(8, 3)
     with pytest.raises(ValueError, match="Expected patches for rates to learn"):
         tg.DiffRate(learn=True).bind(8, 12)
 
@@ -177,7 +179,8 @@ def test_by_similarity_an_image_beside_padding_is_what_it_is_alone():
 def test_rates_by_similarity_train_to_what_they_evaluate_to(vectors, tmp_path):
     v = vectors("pruning", "diffrate_train")
     model, how = stored_model(v)
-    learn = tg.DiffRate([65, 60, 50, 40], [65, 50, 40, 20], learn=True, merge_by="similarity", granularity=1)
+    lists = [64, 60, 50, 40], [60, 50, 40, 20]
+    learn = tg.DiffRate(*lists, patches=64, learn=True, merge_by="similarity", granularity=1, first=0)
     with tg.attach(model.requires_grad_(False), learn) as handle:
         learned = handle.select.learned
         counts = {}
@@ -186,7 +189,7 @@ def test_rates_by_similarity_train_to_what_they_evaluate_to(vectors, tmp_path):
             counts[train] = model(v["image"])
         assert_close(counts[True], counts[False], rtol=0, atol=2e-5)
         counts[True].square().sum().backward()
-        assert learned.merge[1].logits.grad.any() and learned.prune[1].logits.grad.any()
+        assert learned.merge[0].logits.grad.any() and learned.prune[0].logits.grad.any()
         handle.select.save(tmp_path / "rates.json")
     again = tg.DiffRate(rates=tmp_path / "rates.json")
     assert again.merge_by == "similarity" and "merge_by='similarity'" in repr(again)

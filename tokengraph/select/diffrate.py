@@ -117,6 +117,7 @@ class DiffRate(Select):
             they are scaled.
         learn: Learns rates, from none removed; with lists or a file of logits, from these.
         granularity: Learned rates choose between counts this far apart.
+        first: The first block for which rates are learned; published: 1. Blocks before it keep all tokens.
         official: Training as in the code: its masked softmax, and sizes of at least 1.
         merge_by: Which tokens merge first, of those that do not drop: ``"attention"``, those of the lowest class
             attention, as published; ``"similarity"``, our own, those most similar to a better attended token. ``None``:
@@ -142,6 +143,7 @@ class DiffRate(Select):
         patches: int | None = None,
         learn: bool = False,
         granularity: int = 4,
+        first: int = 1,
         official: bool = False,
         merge_by: str | None = None,
     ) -> None:
@@ -160,7 +162,7 @@ class DiffRate(Select):
                 f"(got {list(self.prune)}, {list(self.merge or ())})."
             )
         self.patches = patches if patches is not None or self.prune is None else self.prune[0] - 1
-        self.learn, self.granularity, self.official = learn, granularity, official
+        self.learn, self.granularity, self.first, self.official = learn, granularity, first, official
         self.learned: Rates | None = None
 
     def __repr__(self) -> str:
@@ -235,7 +237,7 @@ class DiffRate(Select):
             raise ValueError("Expected patches for rates to learn (got None). For 224 pixels, patches of 16: 196.")
         bound = copy.copy(self)
         if bound.learned is None:
-            bound.learned = Rates(depth, self.patches, self.granularity)
+            bound.learned = Rates(depth, self.patches, self.granularity, self.first)
             if self.prune is not None and self.merge is not None:
                 bound.learned.start_at(list(self.prune), list(self.merge))
         elif len(bound.learned.prune) != depth:
@@ -253,9 +255,9 @@ class DiffRate(Select):
         return self.learned is not None
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
-        """Where tokens leave; in training in each block but the first."""
+        """Where tokens leave; in training in each block with rates to learn."""
         if self.learned is not None and self.learned.training:
-            return finished > 1
+            return finished > self.learned.first
         return keep < count
 
     def decide(self, tokens: Tokens) -> Moved | None:
@@ -265,7 +267,7 @@ class DiffRate(Select):
             return None
         prune, merge = rates.prune[tokens.layer], rates.merge[tokens.layer]
         k, m = prune.count().detach(), merge.count().detach()  # type: ignore[operator]
-        before = rates.left()[tokens.layer - 1]
+        before = rates.left()[tokens.layer - 1] if tokens.layer else k.new_tensor(rates.patches + 1.0)
         there = torch.ones_like(tokens.x[..., 0], dtype=torch.float32) if tokens.keep is None else tokens.keep
         counted = there.new_full((there.size(0), 1), there.size(1) + 1)
         if tokens.mask is not None:

@@ -41,14 +41,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, default=FOLDER, help="folder of the four .gz files of Fashion-MNIST")
     add("--weights", type=Path, default=WEIGHTS, help="file of train_fashion_vit.py")
-    add("--removed", type=int, default=5, help="tokens that ToMe merges in each block; its cost is the target")
+    add("--removed", type=int, default=6, help="tokens that ToMe merges in each block; its cost is the target")
     add("--test", type=int, default=10_000, help="test images")
     add("--cost-weight", type=float, default=0.02, help="of the squared distance from the target, in millions")
     add("--merge-by", default="similarity", choices=["attention", "similarity"], help="published: attention")
     add("--first", type=int, default=0, help="the first block that may remove tokens; published: 1")
     add("--from-labels", action="store_true", help="learn from labels, as published, not from the dense model's output")
     own, others = parser.parse_known_args(argv)
-    short = ["--out", "outputs/rates", "--images", "8192", "--batch", "64", "--epochs", "0", "3", "--lr", "0", "0.05"]
+    short = ["--out", "outputs/rates", "--images", "4096", "--batch", "64", "--epochs", "0", "3", "--lr", "0", "0.05"]
     args = train_dynamicvit.options([*short, *others])
     for name, value in vars(own).items():
         setattr(args, name, value)

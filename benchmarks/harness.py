@@ -72,7 +72,11 @@ class Effort:
 
 
 def interleave(
-    calls: Mapping[str, Call], effort: Effort = Effort(), *, tick: Callable[[], object] | None = None
+    calls: Mapping[str, Call],
+    effort: Effort = Effort(),
+    *,
+    tick: Callable[[], object] | None = None,
+    clock: Callable[[], float] = timer,
 ) -> dict[str, Timing]:
     """Times callables in turn, A B C A B C ..., so that slow phases of the machine hit all of them.
 
@@ -84,11 +88,12 @@ def interleave(
         calls: What to time, by name.
         effort: Rounds and time limits.
         tick: Called after each round, for a progress bar.
+        clock: Seconds that count; ``time.process_time`` leaves out those in which other processes had the core.
 
     Returns:
         A :class:`Timing` with one number per round for each name.
     """
-    timers = {name: timeit.Timer(call, timer=timer) for name, call in calls.items()}
+    timers = {name: timeit.Timer(call, timer=clock) for name, call in calls.items()}
     number = {}
     for name, each in timers.items():
         each.timeit(1)

@@ -68,7 +68,8 @@ class Run:
         state = {name: part.state_dict() for name, part in _parts(task, optimizer, schedule).items()}
         state |= {"phase": task.name, "epoch": epoch, "rows": self.rows, "dense": self.dense}
         state |= {"generator": self.generator.get_state(), "random": torch.get_rng_state()}
-        state["settings"] = {name: getattr(self.args, name) for name in SETTINGS}
+        own = getattr(self.args, "settings", ())  # those of the script
+        state["settings"] = {name: getattr(self.args, name) for name in (*SETTINGS, *own)}
         torch.save(state, self.args.out / "checkpoint.tmp")
         os.replace(self.args.out / "checkpoint.tmp", self.args.out / "checkpoint.pt")  # atomic
 

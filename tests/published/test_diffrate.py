@@ -145,5 +145,51 @@ def test_what_does_not_fit_is_refused():
         tg.DiffRate([5, 4], [5, 1])
     with pytest.raises(ValueError, match="Expected rates for each of 12 blocks"):
         tg.DiffRate([5, 4], [5, 4]).bind(8, 12)
+    with pytest.raises(ValueError, match=r"Expected first in \[0, 3\] \(got 4\)"):
+        tg.DiffRate(learn=True, patches=16, first=4).bind(8, 3)
     with pytest.raises(ValueError, match="Expected patches for rates to learn"):
         tg.DiffRate(learn=True).bind(8, 12)
+
+
+def test_by_similarity_the_token_most_like_a_better_one_merges_first():
+    x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [-1.0, -1.0]]])
+    score = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    assert tg.diffrate(score, x, 4, 3).cluster.tolist() == [0, 1, 2, 0]  # published: the last one by score
+    a = tg.diffrate(score, x, 4, 3, merge_by="similarity")
+    assert a.cluster.tolist() == [0, 1, 0, 2]
+    assert_close(a.reduce(x[0])[0], torch.tensor([[1.5, 0.05], [0.0, 1.0], [-1.0, -1.0]]))
+    assert tg.diffrate(score, x, 3, 2, merge_by="similarity").cluster.tolist() == [0, 1, 0, 2]  # 2: the last drops
+    assert tg.diffrate(score, x, 4, 4, merge_by="similarity").cluster.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="Expected merge_by to be 'attention' or 'similarity'"):
+        tg.diffrate(score, x, 4, 3, merge_by="keys")
+
+
+def test_by_similarity_an_image_beside_padding_is_what_it_is_alone():
+    draw = torch.Generator().manual_seed(0)
+    x, score = torch.randn(2, 9, 4, generator=draw), torch.rand(2, 9, generator=draw)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 6:] = False
+    a = tg.diffrate(score, x, [8, 5], [4, 3], mask=mask, merge_by="similarity")
+    alone = [tg.diffrate(score[:1], x[:1], 8, 4, merge_by="similarity")]
+    alone += [tg.diffrate(score[1:, :6], x[1:, :6], 5, 3, merge_by="similarity")]
+    rows = torch.cat([one.reduce(part)[0] for one, part in zip(alone, (x[0], x[1, :6]), strict=True)])
+    assert_close(a.reduce(x[mask])[0], rows)
+
+
+def test_rates_by_similarity_train_to_what_they_evaluate_to(vectors, tmp_path):
+    v = vectors("pruning", "diffrate_train")
+    model, how = stored_model(v)
+    lists = [64, 60, 50, 40], [60, 50, 40, 20]
+    learn = tg.DiffRate(*lists, patches=64, learn=True, merge_by="similarity", granularity=1, first=0)
+    with tg.attach(model.requires_grad_(False), learn) as handle:
+        learned = handle.select.learned
+        counts = {}
+        for train in (False, True):
+            learned.train(train)
+            counts[train] = model(v["image"])
+        assert_close(counts[True], counts[False], rtol=0, atol=2e-5)
+        counts[True].square().sum().backward()
+        assert learned.merge[0].logits.grad.any() and learned.prune[0].logits.grad.any()
+        handle.select.save(tmp_path / "rates.json")
+    again = tg.DiffRate(rates=tmp_path / "rates.json")
+    assert again.merge_by == "similarity" and "merge_by='similarity'" in repr(again)

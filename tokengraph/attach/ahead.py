@@ -42,7 +42,7 @@ def act_ahead(
     first = request.adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
     kept = block.__dict__[KEPT] = {}
     try:
-        opened: Any = OnlyMap(kept, map_edit(site, state), bias)
+        opened: Any = OnlyMap(kept, map_edit(site, state, keep, site.index), bias)
         request.adapter.attend(block, x, opened, **first)
     except MapSeen:
         pass
@@ -50,7 +50,7 @@ def act_ahead(
         block.__dict__.pop(KEPT, None)
         raise
     attention, before = kept["map"], state.lineage.now
-    x, state, assignment = take_step(site, state, x, keep, mask, block, bias, first)
+    x, state, assignment = take_step(site, state, x, keep, site.index, mask, block, bias, first)
     if not request.select.pools_map or before.images == 0:
         return x, state, None
     assert isinstance(assignment, Assignment)

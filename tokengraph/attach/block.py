@@ -42,7 +42,7 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
         x, state, given = act_ahead(site, block, x, state, mask, side, table.keep[site.index])
     bias = attention_bias(mask, state, run.num_prefix, rule=site.request.rule, dtype=x.dtype)
     barred = select.barred(state.seen)
-    bias = bias if barred is None or table.idle else bar(bias, barred, x)
+    bias = bias if barred is None else bar(bias, barred, x, table.idle)
     side = adapter.carry(side, state.lineage, block) if state.lineage.coarse else side
     due = table.due(finished, state.lineage, select.acts)
     if select.placement == "ahead":  # the next block is where it acts again
@@ -50,7 +50,7 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     if given is not None:
         x = adapter.feed(block, adapter.attend(block, x, given, **side))  # type: ignore[arg-type]
     elif "act" in due or select.observes(site.index):
-        x = _attend(site, block, x, _open_mask(site, block, state, bias), side)
+        x = _attend(site, block, x, _open_mask(site, block, state, bias, table.keep[finished]), side)
         inside = select.placement == "inside"
         x = x if inside else adapter.feed(block, x)
         if select.observes(site.index):
@@ -63,16 +63,16 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     if "restore" in due:
         x, state = restore(state, run.num_prefix, x)
     if "act" in due:
-        x, state = act(site, state, x, table.keep[finished], mask, block, bias, side)
+        x, state = act(site, state, x, table.keep[finished], finished, mask, block, bias, side)
         if select.placement == "inside":  # placement "before" the next block acts here, after this block's MLP
             x = adapter.feed(block, x)
-    if finished == run.depth and not table.idle:
-        x, state = hand_out(site, state, x)
+    if finished == run.depth:
+        x, state = hand_out(site, state, x, table)
     run.leave(site.index, x, state)
     return x
 
 
-def _open_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
+def _open_mask(site: Site, block: Any, state: State, bias: Any, keep: int | list[int]) -> Any:
     """The mask for a block in which the strategy acts: an ``OpenMap`` if it needs the whole map, else ``bias``.
 
     Only the dict on the block keeps the map alive.
@@ -83,7 +83,7 @@ def _open_mask(site: Site, block: Any, state: State, bias: Any) -> Any:
     if not (select.reads == "map" or torch.compiler.is_compiling()):
         keep_outputs(block, parts_to_read(block, site.request.adapter, select.reads))
     kept = block.__dict__[KEPT] = {}  # hooks and open masks write here
-    return OpenMap(kept, map_edit(site, state), bias) if select.needs_map else bias
+    return OpenMap(kept, map_edit(site, state, keep, site.index + 1), bias) if select.needs_map else bias
 
 
 def _attend(site: Site, block: Any, x: Tensor, mask: Any, side: dict[str, Any]) -> Tensor:
@@ -121,7 +121,7 @@ def _enter(site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, State]:
     table = _table(state)
     ahead = select.placement == "ahead"
     if site.index == 0 and not ahead and not state.lineage.coarse and table.due(0, state.lineage, select.acts):
-        x, state = act(site, state, x, table.keep[0], mask)
+        x, state = act(site, state, x, table.keep[0], 0, mask)
         if state.lineage.coarse:
             run.write(0, state)
     return x, state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,13 +76,15 @@ def _size_bias(state: State, rule: SizeRule, dtype: torch.dtype) -> Tensor | Siz
     return bias
 
 
-def bar(bias: Any, barred: Tensor | None, x: Tensor) -> Any:
-    """Hides the prefix tokens as keys that are True in ``barred [B, P]``; ``None``: they stay as they are.
+def bar(bias: Any, barred: Tensor, x: Tensor, idle: Sequence[bool] = (False,)) -> Any:
+    """Hides the prefix tokens as keys that are True in ``barred [B, P]``, but not in ``idle`` images.
 
     A finite number, so that a row which may read nothing else stays finite: then it reads them after all.
     """
-    if barred is None:
+    if all(idle):
         return bias
+    if any(idle):
+        barred = barred & ~torch.tensor(idle, device=barred.device)[:, None]
     hidden = x.new_zeros(x.shape[:2]).masked_fill_(F.pad(barred, (0, x.size(1) - barred.size(1))), HIDDEN)
     hidden = hidden[:, None, None]
     if isinstance(bias, Tensor) and bias.dtype == torch.bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokengraph.adapters.base import InputShape
 from tokengraph.attach.request import Request
@@ -40,10 +41,15 @@ class PlanTable:
         grows = [False, *(any(plan[layer + 1] > plan[layer] for plan in plans) for layer in range(depth))]
         return cls(keep, grows, again, whole)
 
-    @property
-    def idle(self) -> bool:
-        """True if no token leaves in any layer or image, so that the model's own outputs count."""
-        return not self.inner and all(keep == self.keep[0] for keep in self.keep)
+    @cached_property
+    def idle(self) -> tuple[bool, ...]:
+        """True for images of which no token leaves in any layer, so that the model's own outputs count.
+
+        One for each image, or one for all that have the same plan.
+        """
+        images = max((len(keep) for keep in self.keep if isinstance(keep, list)), default=1)
+        each = [keep if isinstance(keep, list) else [keep] * images for keep in self.keep]
+        return tuple(not self.inner and len(set(plan)) == 1 for plan in zip(*each, strict=True))
 
     def inside(self, index: int, lineage: Lineage, acts: Callable[[int, int, int], bool]) -> int | list[int] | None:
         """Returns the tokens inside block ``index``; ``None`` if the strategy does not act there.

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokengraph.adapters.coarse import KEPT
 from tokengraph.attach.held import Held
 from tokengraph.attach.mask import bars_patches
+from tokengraph.attach.plan import PlanTable
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attention.stats import AttentionStats
@@ -39,28 +40,47 @@ def begin(site: Site, state: State, x: Tensor) -> Any:
         return select.begin(tokens)
     grids = state.asked.shape.grids
     assert grids is not None
-    return [select.begin(image) for image in tokens_alone(tokens, grids, True)]
+    return [select.begin(image) for image in tokens_alone(tokens, grids, state.lineage.untouched)]
 
 
 def _alone(select: Select, state: State) -> bool:
     return state.asked.shape.one_grid is None and (select.alone or select.needs_grid)
 
 
-def map_edit(site: Site, state: State) -> Callable[[Tensor], Tensor]:
-    """Returns the strategy's edit of an attention map ``[B, H, P+n, P+n]``, applied without padding."""
+def map_edit(site: Site, state: State, keep: int | list[int], finished: int) -> Callable[[Tensor], Tensor]:
+    """Returns the strategy's edit of an attention map ``[B, H, P+n, P+n]``, without padding, where it acts."""
     edit, prefix = site.request.select.edit_attention, site.trace.run.num_prefix
+    spared = spared_images(site, state, keep, finished)
     counts = state.lineage.now.counts
-    if counts is None or not site.request.select.edits_attention:
+    if (counts is None and spared is None) or not site.request.select.edits_attention:
         return edit
 
     def each(attention: Tensor) -> Tensor:
         out = attention.clone()
-        for b, count in enumerate(counts):
+        for b, count in enumerate(state.lineage.now.each):
+            if spared is not None and spared[b]:
+                continue
             rows = slice(0, prefix + count)
             out[b : b + 1, :, rows, rows] = edit(attention[b : b + 1, :, rows, rows])
         return out
 
     return each
+
+
+def spared_images(site: Site, state: State, keep: int | list[int], finished: int) -> tuple[bool, ...] | None:
+    """Returns for each image whether a step does not act on it; ``None``: it acts on all.
+
+    Args:
+        site: The block's site.
+        state: The tokens before the step.
+        keep: Patch tokens to keep.
+        finished: Number of finished blocks, as for :meth:`tokengraph.Select.acts`.
+    """
+    now, acts = state.lineage.now, site.request.select.acts
+    if now.counts is None and not isinstance(keep, list):
+        return None
+    spared = tuple(not acts(finished, k, n) for k, n in now.pairs(keep))
+    return spared if any(spared) else None
 
 
 def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> Tokens:
@@ -87,6 +107,7 @@ def see(site: Site, state: State, x: Tensor, stats: AttentionStats | None) -> To
         relaxed=state.relaxed,
         seen=state.seen,
         ahead=x[:, :prefix],
+        spared=lineage.spared,
     )
 
 
@@ -95,6 +116,7 @@ def act(
     state: State,
     x: Tensor,
     keep: int | list[int],
+    finished: int,
     mask: Tensor | None = None,
     block: Any = None,
     bias: Any = None,
@@ -102,11 +124,11 @@ def act(
 ) -> tuple[Tensor, State]:
     """Runs the strategy on ``x [B, P+n, C]``: reduces to ``keep`` patch tokens an image, or adds a keep decision.
 
-    ``mask`` is the user's own, over the uncoarsened sequence.
+    ``finished`` blocks have run; ``mask`` is the user's own, over the uncoarsened sequence.
 
     Takes the hooks' outputs off the block and frees them with the choice, so that they use no memory in the MLP.
     """
-    return take_step(site, state, x, keep, mask, block, bias, side)[:2]
+    return take_step(site, state, x, keep, finished, mask, block, bias, side)[:2]
 
 
 def take_step(
@@ -114,6 +136,7 @@ def take_step(
     state: State,
     x: Tensor,
     keep: int | list[int],
+    finished: int,
     mask: Tensor | None,
     block: Any,
     bias: Any,
@@ -145,7 +168,7 @@ def take_step(
         state = replace(state, lineage=lineage.step(none, Layout(0, keep)), size=None)
         return x[:, : run.num_prefix + keep], state, none
     assignment = choose(site, state, tokens, keep, mask)
-    return *_reduced(site, state, x, assignment), assignment
+    return *_reduced(site, state, x, assignment, spared_images(site, state, keep, finished)), assignment
 
 
 def choose(
@@ -165,7 +188,7 @@ def _choose(select: Select, state: State, tokens: Tokens, keep: int | list[int])
         if _alone(select, state):
             grids = state.asked.shape.grids
             assert grids is not None
-            return select_alone(select, tokens, keep, grids, not state.lineage.coarse)
+            return select_alone(select, tokens, keep, grids, state.lineage.untouched)
         return select(tokens, keep)
     except RuntimeError as error:
         if not under_vmap() or not any(word in str(error) for word in ("vmap", "storage", "Batching rule")):
@@ -200,8 +223,10 @@ def _keep_padding_out(site: Site, mask: Tensor, assignment: Assignment | SoftAss
         raise ValueError(message)
 
 
-def _reduced(site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment) -> tuple[Tensor, State]:
-    """Reduces ``x [B, P+n, C]`` and its state by one map over the patch tokens."""
+def _reduced(
+    site: Site, state: State, x: Tensor, assignment: Assignment | SoftAssignment, spared: tuple[bool, ...] | None
+) -> tuple[Tensor, State]:
+    """Reduces ``x [B, P+n, C]`` and its state by one map over the patch tokens, which leaves some images alone."""
     select, num_prefix, before = site.request.select, site.trace.run.num_prefix, state.lineage.now
     made = assignment.centroids if isinstance(assignment, SoftAssignment) and not select.weighs else None
     held, size = Held.of(assignment, before, num_prefix, apart=made is not None), None
@@ -214,7 +239,7 @@ def _reduced(site: Site, state: State, x: Tensor, assignment: Assignment | SoftA
         residue = before.flat((x - held.up(rows))[:, num_prefix:])
     elif select.stores:
         residue = select.residue(before.flat(x[:, num_prefix:]), assignment)
-    lineage = state.lineage.step(assignment, held.after, residue)
+    lineage = state.lineage.step(assignment, held.after, residue, spared)
     return rows, replace(state, lineage=lineage, size=size if select.weighs else None)
 
 
@@ -242,10 +267,16 @@ def look(site: Site, state: State, x: Tensor, block: Any, bias: Any, side: dict[
     return replace(state, seen=select.observe(see(site, state, x, stats)))
 
 
-def hand_out(site: Site, state: State, x: Tensor) -> tuple[Tensor, State]:
-    """Puts the strategy's own outputs, one a token of the input, in place of the last block's."""
+def hand_out(site: Site, state: State, x: Tensor, table: PlanTable) -> tuple[Tensor, State]:
+    """Puts the strategy's own outputs, one a token of the input, in place of the last block's; not in idle images."""
     rows = site.request.select.outputs(state.seen)
-    return (x, state) if rows is None else (rows.to(x.dtype), state.restored())
+    if rows is None or all(table.idle):
+        return x, state
+    rows = rows.to(x.dtype)
+    if any(table.idle):
+        plain = restore(state, site.trace.run.num_prefix, x)[0]
+        rows = torch.where(torch.tensor(table.idle, device=x.device)[:, None, None], plain, rows)
+    return rows, state.restored()
 
 
 def restore(state: State, num_prefix: int, x: Tensor) -> tuple[Tensor, State]:

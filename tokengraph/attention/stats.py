@@ -152,7 +152,9 @@ class AttentionStats:
 
         Cost: ``O(H N D)`` an image: one row, not the map.
         """
-        if self.attention is not None or self.bias is not None:
+        bias = None if self.attention is not None else self.bias
+        added = isinstance(bias, Tensor) and bias.dim() == 4 and bias.is_floating_point()
+        if self.attention is not None or (bias is not None and not added):
             return self.rows(0, 1)[:, :, 0, self.num_prefix :]
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
@@ -162,6 +164,8 @@ class AttentionStats:
             heads = _eye(row.size(1), self.scale, row.device)
             query = (row[..., None] * heads[:, None]).flatten(1, 2)  # [B, H*D, H]
             logits = torch.matmul(as_type(k, torch.float32).transpose(1, 2).flatten(2), query)
+            if bias is not None:
+                logits = logits + bias[:, :, 0].transpose(1, 2).float()
             return logits.softmax(dim=1).transpose(1, 2)[..., self.num_prefix :]
 
     def class_logits(self) -> Tensor:

@@ -25,6 +25,7 @@ class Lineage:
             maps are composed at once, weighted ones on first use.
         residues: For each map, rows ``[M, C]`` that lifting adds to the tokens before it; ``None`` adds nothing.
         ancestor: Input patch that each token descends from, ``[B, n]``; ``None`` if unknown, or if token i is patch i.
+        spared: True for images that no step has acted on yet, where others are coarsened; ``None``: all are alike.
     """
 
     start: Layout
@@ -32,6 +33,7 @@ class Lineage:
     maps: tuple[Assignment | SoftAssignment, ...] = ()
     residues: tuple[Tensor | None, ...] = field(default=(), repr=False)
     ancestor: Tensor | None = None
+    spared: tuple[bool, ...] | None = None
 
     @property
     def coarse(self) -> bool:
@@ -42,6 +44,11 @@ class Lineage:
     def merged(self) -> bool:
         """True if tokens were merged and none dropped, so that every input patch has its cluster's features."""
         return self.coarse and not any(step.lossy for step in self.maps)
+
+    @property
+    def untouched(self) -> tuple[bool, ...]:
+        """True for each image whose tokens are still its input patches, because no step has acted on it."""
+        return self.spared or (not self.coarse,) * self.start.images
 
     @property
     def source(self) -> Assignment | SoftAssignment | None:
@@ -57,14 +64,24 @@ class Lineage:
         """Returns the lineage of the input patches themselves."""
         return Lineage(self.start, self.start)
 
-    def step(self, assignment: Assignment | SoftAssignment, after: Layout, residue: Tensor | None = None) -> Lineage:
+    def step(
+        self,
+        assignment: Assignment | SoftAssignment,
+        after: Layout,
+        residue: Tensor | None = None,
+        spared: tuple[bool, ...] | None = None,
+    ) -> Lineage:
         """Returns the lineage after one more coarsening.
 
         Args:
             assignment: The map from the current tokens to the next.
             after: Layout of the next tokens.
             residue: Rows ``[M, C]`` that lifting over the map adds; ``None`` adds nothing.
+            spared: True for images that this step leaves as they are; ``None``: for none.
         """
+        if spared is not None and self.coarse:
+            spared = None if self.spared is None else tuple(a and b for a, b in zip(spared, self.spared, strict=True))
+        spared = spared if spared is not None and any(spared) else None
         maps, residues = (*self.maps, assignment), (*self.residues, residue)
         hard = isinstance(assignment, Assignment) and self.coarse and isinstance(self.maps[-1], Assignment)
         if hard and residue is None and self.residues[-1] is None:
@@ -75,7 +92,7 @@ class Lineage:
             if before is None:
                 before = counting(self.start.width, assignment.centers.device).expand(self.start.images, -1)
             ancestor = after.padded(self.now.flat(before).index_select(0, assignment.centers))
-        return Lineage(self.start, after, maps, residues, ancestor)
+        return Lineage(self.start, after, maps, residues, ancestor, spared)
 
     def averaged(self, rows: Tensor) -> Tensor:
         """Averages rows ``[M, ...]`` of the input patches over the patches in each token: ``[B, n, ...]``."""

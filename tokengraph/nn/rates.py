@@ -52,26 +52,29 @@ class Rate(nn.Module):
 
 
 class Rates(nn.Module):
-    """Two rates for each block: tokens not dropped, and tokens behind merging. Block 0 always keeps all.
+    """Two rates for each block: tokens not dropped, and tokens behind merging.
 
     Args:
         depth: Blocks.
         patches: N, patch tokens at the input.
         granularity: Candidates are N, N - granularity, ... down to 1 or more.
+        first: Blocks before this one keep all tokens; published: 1, so that block 0 does.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is out of range.
     """
 
-    def __init__(self, depth: int, patches: int, granularity: int = 4) -> None:
+    def __init__(self, depth: int, patches: int, granularity: int = 4, first: int = 1) -> None:
         super().__init__()
         if min(depth, patches, granularity) < 1:
             raise ValueError(
                 f"Expected depth, patches and granularity of at least 1 (got {depth}, {patches}, {granularity})."
             )
+        if isinstance(first, bool) or not 0 <= first <= depth:
+            raise ValueError(f"Expected first in [0, {depth}] (got {first!r}).")
         counts = torch.arange(patches, 0, -granularity)
-        each = [counts[:1] if block == 0 else counts for block in range(depth)]
-        self.patches = patches
+        each = [counts[:1] if block < first else counts for block in range(depth)]
+        self.patches, self.first = patches, first
         self.prune = nn.ModuleList(Rate(c) for c in each)
         self.merge = nn.ModuleList(Rate(c) for c in each)
 

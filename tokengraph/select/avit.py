@@ -16,7 +16,7 @@ from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select
 from tokengraph.select.gated import select_marked
-from tokengraph.select.parts.choices.best import keep_best
+from tokengraph.select.parts.choices.best import among_best
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
@@ -69,6 +69,46 @@ def halt(score: Tensor, total: Tensor, rest: Tensor, eps: float = 0.01) -> tuple
     now = runs & (summed >= 1 - eps)
     weight = torch.where(now, rest, torch.where(runs, score, 0.0))
     return weight, summed, torch.where(runs & ~now, rest - score, rest), now
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a block lie among those of the input, prefix tokens in front.
+
+    Args:
+        index: Their places, ``[B, P+n]``; ``None``: token i is in place i, so that nothing need be gathered.
+        there: ``[B, P+n]`` bool, True where there is a token; ``None``: everywhere.
+    """
+
+    index: Tensor | None
+    there: Tensor | None
+
+    @classmethod
+    def of(cls, tokens: Tokens, x: Tensor) -> _Places:
+        prefix, index = tokens.num_prefix, None
+        if tokens.patch is not None:
+            ahead = torch.arange(prefix, device=x.device).expand(x.size(0), -1)
+            index = torch.cat([ahead, tokens.patch + prefix], dim=1)
+        return cls(index, None if tokens.mask is None else F.pad(tokens.mask, (prefix, 0), value=True))
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Numbers of the input's tokens, ``[B, P+N]``, for these."""
+        return rows if self.index is None else rows.gather(1, self.index)
+
+    def add(self, into: Tensor, change: Tensor, new: Tensor | None = None) -> Tensor:
+        """Adds these tokens' ``change``; ``new``: the sums, where known."""
+        if self.index is not None:
+            return into.scatter_add(1, self.index, change)
+        return into + change if new is None else new
+
+    def add_rows(self, into: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        """Adds ``weight * x`` to rows ``[B, P+N, C]``; padding, where the weight is 0, may hold anything."""
+        wide = x.float() if self.there is None else torch.where(self.there[..., None], x.float(), 0.0)
+        if self.index is None:
+            return torch.addcmul(into, weight[..., None], wide)
+        ids = (self.index + torch.arange(into.size(0), device=x.device)[:, None] * into.size(1)).flatten()
+        rows = (weight[..., None] * wide).flatten(0, 1)
+        return into.flatten(0, 1).index_add(0, ids, rows).view_as(into)
 
 
 @dataclass(frozen=True)
@@ -152,35 +192,27 @@ class AViT(Select):
             zeros = x.new_zeros(x.shape[:2], dtype=torch.float32)
             valid = None if tokens.mask is None else F.pad(tokens.mask, (prefix, 0), value=True)
             seen = Halting(x.new_zeros(x.shape, dtype=torch.float32), zeros, zeros + 1, zeros, (), valid, prefix)
-        place = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
-        if tokens.patch is not None:
-            place = torch.cat([place[:, :prefix], tokens.patch + prefix], dim=1)
-        there = torch.ones_like(place, dtype=torch.bool)
-        if tokens.mask is not None:
-            there = F.pad(tokens.mask, (prefix, 0), value=True)
+        own = _Places.of(tokens, x)
         h = self.scores(x)
         if tokens.layer + 1 == self.depth:
             h = torch.ones_like(h)
-        else:
-            stays = place < prefix if not self.halt_class else (place > 0) & (place < prefix)
-            h = torch.where(stays, 0.0, h)
-        total, rest = seen.total.gather(1, place), seen.rest.gather(1, place)
-        runs = there & (total < 1 - self.eps)
+        elif prefix > self.halt_class:
+            h = torch.cat(
+                [h[:, : int(self.halt_class)], torch.zeros_like(h[:, int(self.halt_class) : prefix]), h[:, prefix:]],
+                dim=1,
+            )
+        total, rest = own.take(seen.total), own.take(seen.rest)
+        runs = total < 1 - self.eps if own.there is None else own.there & (total < 1 - self.eps)
         h = torch.where(runs, h, 0.0)
         weight, summed, left, _ = halt(h, total, rest, self.eps)
-        weight = torch.where(runs, weight, 0.0)
-
-        def put(into: Tensor, change: Tensor) -> Tensor:
-            return into.scatter_add(1, place, torch.where(runs, change, 0.0))
-
-        index = place[..., None].expand(-1, -1, x.size(2))
-        rows = torch.where(runs[..., None], weight[..., None] * x.float(), 0.0)
+        if own.there is not None:
+            weight, summed, left = (torch.where(runs, t, s) for t, s in ((weight, 0.0), (summed, total), (left, rest)))
         return Halting(
-            seen.y.scatter_add(1, index, rows),
-            put(seen.total, summed - total),
-            put(seen.rest, left - rest),
-            put(seen.ran, torch.ones_like(h)),
-            (*seen.scores, put(torch.zeros_like(seen.total), h)),
+            own.add_rows(seen.y, weight, x),
+            own.add(seen.total, summed - total, summed),
+            own.add(seen.rest, left - rest, left),
+            own.add(seen.ran, runs.float()),
+            (*seen.scores, own.add(torch.zeros_like(seen.total), h, h)),
             seen.valid,
             prefix,
         )
@@ -206,16 +238,22 @@ class AViT(Select):
         if isinstance(tokens.seen, Halting):
             h = tokens.seen.total[:, tokens.num_prefix :].detach()
             h = h if tokens.patch is None else h.gather(1, tokens.patch)
-            floors = [0 if k == 1 else k for k in floors]
-            if not any(floors):
-                return select_marked(h < 1 - self.eps, tokens.mask)
+            floors = [0 if k == 1 and n > 1 else k for k, n in zip(floors, self._began(tokens.seen), strict=True)]
         else:
             h = self.scores(tokens.x.detach())
         runs = h < 1 - self.eps
         runs = runs if tokens.mask is None else runs & tokens.mask
-        counts = valid_counts(tokens.x, tokens.mask)
-        made = [min(max(k, f), n) for k, f, n in zip(runs.sum(dim=1).tolist(), floors, counts, strict=True)]
-        return keep_best(-h, made, tokens.mask)
+        if any(floors):
+            counts = valid_counts(tokens.x, tokens.mask)
+            made = [min(max(k, f), n) for k, f, n in zip(runs.sum(dim=1).tolist(), floors, counts, strict=True)]
+            runs = among_best(-h, made, tokens.mask)
+        return select_marked(runs, tokens.mask)
+
+    @staticmethod
+    def _began(seen: Halting) -> list[int]:
+        """Patch tokens of each image at the input: one that had a single one keeps it, as its plan removes nothing."""
+        whole = seen.y[:, seen.num_prefix :]
+        return valid_counts(whole, None if seen.valid is None else seen.valid[:, seen.num_prefix :])
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:
         """Counts the sum of outputs."""

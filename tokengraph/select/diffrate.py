@@ -20,7 +20,8 @@ from tokengraph.schedule import Schedule
 from tokengraph.schedule.listed import Listed, scaled
 from tokengraph.select.base import Select
 from tokengraph.select.decided import Moved
-from tokengraph.select.parts.choices.prune_merge import merge_in_place, prune_and_merge, ranks
+from tokengraph.select.parts.choices.prune_merge import merge_in_place, prune_and_merge, ranks, ranks_by_similarity
+from tokengraph.select.parts.graphs.halves import unit_rows
 from tokengraph.select.tokens import Tokens, valid_counts
 
 
@@ -33,11 +34,15 @@ def diffrate(
     size: Tensor | None = None,
     mask: Tensor | None = None,
     official: bool = False,
+    merge_by: str = "attention",
 ) -> Assignment:
     r"""Drops the tokens of the lowest scores, and merges the next ones into the most similar of those above them.
 
     Of the best ``prune`` tokens the best ``merge`` stay, and each other one joins that of these with the highest
     cosine c. Rows are plain means; sizes grow by :math:`\max(c, 0) s_i`, not by all of a token's size.
+
+    With ``merge_by="similarity"``, our own, the best ``prune`` are as before, but of these the ones most similar to a
+    token of a higher score merge. Then a token that has no like stays, however low its score is.
 
     Args:
         score: ``[B, N]``; ties go to the lower index.
@@ -47,6 +52,7 @@ def diffrate(
         size: Size of each token, ``[B, N]``; ``None``: one each.
         mask: ``[B, N]`` bool, True where there is a token.
         official: Sizes grow by :math:`c s_i` also where c is negative, as in the code, where a size may fall below 0.
+        merge_by: ``"attention"``: the lowest scores merge, as published; or ``"similarity"``.
 
     Returns:
         The map over ``B*N`` tokens (the True ones of ``mask``), with ``mass``; clusters are the best tokens in order.
@@ -54,7 +60,8 @@ def diffrate(
     Raises:
         ValueError: If shapes do not fit or a value is not finite.
 
-    Cost: a sort, and ``O(B (prune - merge) merge C)``; no host synchronisation without a mask.
+    Cost: a sort, and ``O(B (prune - merge) merge C)``, by similarity ``O(B N^2 C)``; no host synchronisation without a
+    mask.
 
     Example:
         >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-1.0, 0.0]]])
@@ -68,22 +75,28 @@ def diffrate(
     """
     check_tokens(x)
     check_mask(mask, x)
+    _check_merge_by(merge_by)
     if score.shape != x.shape[:2]:
         raise ValueError(f"Expected score of shape {list(x.shape[:2])} (got {list(score.shape)}).")
     check_finite(score if mask is None else score[mask])
-    return prune_and_merge(score, x, prune, merge, size, mask, official)
+    return prune_and_merge(score, x, prune, merge, size, mask, official, merge_by == "similarity")
 
 
-def _read(file: str | Path) -> tuple[list[int], list[int], int | None]:
-    """Reads the lists of a JSON file.
+def _check_merge_by(merge_by: str) -> None:
+    if merge_by not in ("attention", "similarity"):
+        raise ValueError(f"Expected merge_by to be 'attention' or 'similarity' (got {merge_by!r}).")
+
+
+def _read(file: str | Path) -> tuple[list[int], list[int], int | None, str]:
+    """Reads lists, patches and ``merge_by`` of a JSON file.
 
     Raises:
-        ValueError: If it has not both.
+        ValueError: If it has not both lists.
     """
     found = json.loads(Path(file).read_text(encoding="utf-8"))
     if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in ("prune", "merge")):
         raise ValueError(f'Expected {{"prune": [...], "merge": [...]}} in {Path(file).name} (got {str(found):.60}).')
-    return found["prune"], found["merge"], found.get("patches")
+    return found["prune"], found["merge"], found.get("patches"), found.get("merge_by", "attention")
 
 
 class DiffRate(Select):
@@ -104,7 +117,11 @@ class DiffRate(Select):
             they are scaled.
         learn: Learns rates, from none removed; with lists or a file of logits, from these.
         granularity: Learned rates choose between counts this far apart.
+        first: The first block for which rates are learned; published: 1. Blocks before it keep all tokens.
         official: Training as in the code: its masked softmax, and sizes of at least 1.
+        merge_by: Which tokens merge first, of those that do not drop: ``"attention"``, those of the lowest class
+            attention, as published; ``"similarity"``, our own, those most similar to a better attended token. ``None``:
+            what the file says, or ``"attention"``.
 
     Raises:
         ValueError: If lists do not fit.
@@ -126,10 +143,15 @@ class DiffRate(Select):
         patches: int | None = None,
         learn: bool = False,
         granularity: int = 4,
+        first: int = 1,
         official: bool = False,
+        merge_by: str | None = None,
     ) -> None:
+        stored = "attention"
         if rates is not None:
-            prune, merge, patches = _read(rates)
+            prune, merge, patches, stored = _read(rates)
+        self.merge_by = stored if merge_by is None else merge_by
+        _check_merge_by(self.merge_by)
         if (prune is None) != (merge is None):
             raise ValueError("Expected both prune and merge, or neither (got one). Repeat a list to do one of both.")
         self.prune = None if prune is None else tuple(int(k) for k in prune)
@@ -140,17 +162,15 @@ class DiffRate(Select):
                 f"(got {list(self.prune)}, {list(self.merge or ())})."
             )
         self.patches = patches if patches is not None or self.prune is None else self.prune[0] - 1
-        self.learn, self.granularity, self.official = learn, granularity, official
+        self.learn, self.granularity, self.first, self.official = learn, granularity, first, official
         self.learned: Rates | None = None
 
     def __repr__(self) -> str:
-        if self.learn:
-            return f"DiffRate(learn=True, granularity={self.granularity})"
-        return (
-            "DiffRate()"
-            if self.prune is None
-            else f"DiffRate(prune={list(self.prune)}, merge={list(self.merge or ())})"
-        )
+        by = "" if self.merge_by == "attention" else f"merge_by={self.merge_by!r}"
+        how = f"learn=True, granularity={self.granularity}" if self.learn else ""
+        if not self.learn and self.prune is not None:
+            how = f"prune={list(self.prune)}, merge={list(self.merge or ())}"
+        return f"DiffRate({', '.join(part for part in (how, by) if part)})"
 
     @property
     def learns(self) -> bool:  # type: ignore[override]
@@ -183,7 +203,9 @@ class DiffRate(Select):
     def save(self, file: str | Path) -> None:
         """Writes the rates to a JSON file, for ``DiffRate(rates=file)``."""
         prune, merge = self.rates
-        text = {"prune": prune, "merge": merge, "patches": self.patches}
+        text: dict[str, object] = {"prune": prune, "merge": merge, "patches": self.patches}
+        if self.merge_by != "attention":
+            text["merge_by"] = self.merge_by
         Path(file).write_text(json.dumps(text) + "\n", encoding="utf-8")
 
     def begin(self, tokens: Tokens) -> int | list[int]:
@@ -215,7 +237,7 @@ class DiffRate(Select):
             raise ValueError("Expected patches for rates to learn (got None). For 224 pixels, patches of 16: 196.")
         bound = copy.copy(self)
         if bound.learned is None:
-            bound.learned = Rates(depth, self.patches, self.granularity)
+            bound.learned = Rates(depth, self.patches, self.granularity, self.first)
             if self.prune is not None and self.merge is not None:
                 bound.learned.start_at(list(self.prune), list(self.merge))
         elif len(bound.learned.prune) != depth:
@@ -233,9 +255,9 @@ class DiffRate(Select):
         return self.learned is not None
 
     def acts(self, finished: int, keep: int, count: int) -> bool:
-        """Where tokens leave; in training in each block but the first."""
+        """Where tokens leave; in training in each block with rates to learn."""
         if self.learned is not None and self.learned.training:
-            return finished > 1
+            return finished > self.learned.first
         return keep < count
 
     def decide(self, tokens: Tokens) -> Moved | None:
@@ -245,7 +267,7 @@ class DiffRate(Select):
             return None
         prune, merge = rates.prune[tokens.layer], rates.merge[tokens.layer]
         k, m = prune.count().detach(), merge.count().detach()  # type: ignore[operator]
-        before = rates.left()[tokens.layer - 1]
+        before = rates.left()[tokens.layer - 1] if tokens.layer else k.new_tensor(rates.patches + 1.0)
         there = torch.ones_like(tokens.x[..., 0], dtype=torch.float32) if tokens.keep is None else tokens.keep
         counted = there.new_full((there.size(0), 1), there.size(1) + 1)
         if tokens.mask is not None:
@@ -255,6 +277,8 @@ class DiffRate(Select):
         rank = ranks(score, there.detach() > 0.5)[1] + 1
         keep = there * torch.where(k < present, prune.mask(rank, k, present), 1.0)  # type: ignore[operator]
         until = torch.minimum(present, k)
+        if self.merge_by == "similarity":
+            rank = ranks_by_similarity(rank, unit_rows(tokens.x), until)[1] + 1
         keep = keep * torch.where(m < until, merge.mask(rank, m, until), 1.0)  # type: ignore[operator]
         size = torch.ones_like(keep.detach()) if tokens.size is None else tokens.size
         rows, size = merge_in_place(tokens.x, size, rank, torch.minimum(m, until), until, self.official)
@@ -263,7 +287,8 @@ class DiffRate(Select):
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         score = tokens.class_attention()
-        return prune_and_merge(score, tokens.x, self._pruned(tokens, budget), budget, tokens.size, tokens.mask)
+        prune, similar_first = self._pruned(tokens, budget), self.merge_by == "similarity"
+        return prune_and_merge(score, tokens.x, prune, budget, tokens.size, tokens.mask, False, similar_first)
 
     def _pruned(self, tokens: Tokens, budget: int | list[int]) -> int | list[int]:
         """Tokens that this block does not drop; at least the budget."""

@@ -172,23 +172,27 @@ class EvoViT(Select):
         """True: every block's class attention counts."""
         return True
 
-    def observe(self, tokens: Tokens) -> tuple[Tensor, int]:
-        """The running class attention of all input tokens, ``[B, N]``, and 1 once tokens have waited."""
+    def observe(self, tokens: Tokens) -> tuple[Tensor, float | Tensor]:
+        """The running class attention of all input tokens, ``[B, N]``, and its t from here on, for each image or all.
+
+        t is ``tradeoff`` once tokens of the image have waited.
+        """
         row = tokens.class_row().detach().float().sum(dim=1)
         if tokens.seen is None:
-            return row if tokens.mask is None else row.masked_fill(~tokens.mask, 0.0), 0
-        known, coarse = tokens.seen
-        t = self.tradeoff if coarse or tokens.patch is not None else 1.0
+            return row if tokens.mask is None else row.masked_fill(~tokens.mask, 0.0), 1.0
+        known, t = tokens.seen
         if tokens.patch is None:
             new = (1 - t) * known + t * row
-            return (new if tokens.mask is None else torch.where(tokens.mask, new, known)), coarse
+            return (new if tokens.mask is None else torch.where(tokens.mask, new, known)), t
+        spared = None if tokens.spared is None else torch.tensor(tokens.spared, device=row.device)[:, None]
+        t = self.tradeoff if spared is None else torch.where(spared, t, self.tradeoff)
         there = torch.ones_like(row, dtype=torch.bool) if tokens.mask is None else tokens.mask
         if self.summary:  # the last token of an image that has fewer than at its input
             count = there.sum(dim=1, keepdim=True)
-            place = torch.arange(row.size(1), device=row.device)
-            there = there & (place < count - 1)
+            last = torch.arange(row.size(1), device=row.device) == count - 1
+            there = there & ~(last if spared is None else last & ~spared)
         change = torch.where(there, t * (row - known.gather(1, tokens.patch)), 0.0)
-        return known.scatter_add(1, tokens.patch, change), 1
+        return known.scatter_add(1, tokens.patch, change), t
 
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to those that run; see :class:`tokengraph.Select`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -19,7 +19,7 @@ from tokengraph.select.tokens import Tokens
 
 
 def select_alone(
-    select: Select, tokens: Tokens, budget: int | list[int], grids: Grids, full: bool
+    select: Select, tokens: Tokens, budget: int | list[int], grids: Grids, full: bool | Sequence[bool]
 ) -> Assignment | SoftAssignment:
     """Calls a strategy for each image by itself, without its padding, and joins the maps.
 
@@ -28,7 +28,7 @@ def select_alone(
         tokens: The batch, ``[B, N, C]``; ``memory`` is a list, one entry an image, or ``None``.
         budget: Clusters to keep, one int or one an image; clamped to the image's tokens.
         grids: ``(H, W)`` of each image's input patches.
-        full: True if token i of an image still is its patch i.
+        full: True if token i of an image still is its patch i; for all images, or one for each.
 
     Cost: B calls of the strategy, one an image, without the efficiency of a batch.
     """
@@ -39,7 +39,7 @@ def select_alone(
     return join(parts, [image.x[0] for image in images], sizes)
 
 
-def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:
+def tokens_alone(tokens: Tokens, grids: Grids, full: bool | Sequence[bool]) -> list[Tokens]:
     """Returns each image's ``Tokens`` on their own; arguments as for :func:`select_alone`."""
     batch, width = tokens.x.shape[:2]
     counts = [width] * batch if tokens.mask is None else tokens.mask.sum(dim=1).tolist()
@@ -58,13 +58,14 @@ def tokens_alone(tokens: Tokens, grids: Grids, full: bool) -> list[Tokens]:
             x=tokens.x[b : b + 1, : counts[b]],
             size=cut(tokens.size, b),
             grid=grids[b],
-            full=full,
+            full=full if isinstance(full, bool) else full[b],
             mask=None,
             attention=None if stats is None else stats.of(b, counts[b]),
             locate=located(b),
             patch=cut(tokens.patch, b),
             memory=tokens.memory[b] if isinstance(tokens.memory, list) else tokens.memory,
             keep=cut(tokens.keep, b),
+            spared=None,
         )
         for b in range(batch)
     ]

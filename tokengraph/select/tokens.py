@@ -40,6 +40,8 @@ class Tokens:
             ``None``; ``None`` if there are none, as inside a model.
         seen: What the strategy's ``observe`` made of the blocks before; ``None`` before the first, and outside a model.
         ahead: The prefix tokens, ``[B, P, C]``; ``None`` outside a model.
+        spared: True for images that no step has acted on yet, where others of the batch have fewer tokens already;
+            ``None``: no such difference.
     """
 
     x: Tensor
@@ -59,6 +61,7 @@ class Tokens:
     relaxed: tuple[Tensor, int | list[int]] | None = None
     seen: Any = None
     ahead: Tensor | None = None
+    spared: tuple[bool, ...] | None = None
 
     @property
     def pos(self) -> Tensor:

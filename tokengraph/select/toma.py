@@ -139,6 +139,11 @@ class ToMA(Select):
         """Returns the released form: around attention and MLP, scale 1000, tiles of 4 x 4, sizes never used."""
         return Around(ToMA(1000.0, (4, 4)), "both", sizes=False)
 
+    @property
+    def alone(self) -> bool:  # type: ignore[override]
+        """Images of several grids go one by one if it merges in tiles: each has its own."""
+        return self.tiles is not None
+
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:
         """Maps the tokens to clusters; see :class:`tokengraph.Select`."""
         grid = tokens.grid if self.tiles is not None and tokens.full and tokens.mask is None else None

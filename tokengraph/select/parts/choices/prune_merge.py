@@ -20,6 +20,25 @@ def ranks(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter_(1, order, place)
 
 
+def ranks_by_similarity(rank: Tensor, unit: Tensor, until: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks again the tokens in front of ``until``: the most similar to one of a better rank comes last.
+
+    Args:
+        rank: Place of each token by score, ``[B, N]``.
+        unit: Unit rows, ``[B, N, D]``.
+        until: Places from it on stay behind all others; for all images or for each, also as ``[B, 1]``.
+
+    Returns:
+        As :func:`ranks`.
+
+    Cost: ``O(B N^2 D)``, one ``[B, N, N]`` matrix.
+    """
+    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
+        better = rank[:, None] < rank[:, :, None]
+        closest = cosines(unit, unit).masked_fill(~better, -torch.inf).amax(dim=2)
+        return ranks(-closest, below(rank, until) if isinstance(until, list) else rank < until)
+
+
 def prune_and_merge(
     score: Tensor,
     x: Tensor,
@@ -28,6 +47,7 @@ def prune_and_merge(
     size: Tensor | None,
     mask: Tensor | None,
     official: bool = False,
+    similar_first: bool = False,
 ) -> Assignment:
     """Returns the map of one step; see :func:`tokengraph.diffrate`."""
     merge, prune = clamp_budget(merge, x, mask), clamp_budget(prune, x, mask)
@@ -43,6 +63,8 @@ def prune_and_merge(
         most_m, most_p, least_m = merge, prune, merge
         drops, pure = prune < x.size(1), prune == merge
     order, rank = ranks(score, mask)
+    if similar_first and not pure and x.size(1):
+        order, rank = ranks_by_similarity(rank, unit_rows(x), prune)
     kept = below(rank, merge)
     number = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
     centers = (~kept).argsort(dim=1, stable=True)[:, :most_m]

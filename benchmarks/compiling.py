@@ -34,7 +34,7 @@ from tokengraph.compat import timm
 from tokengraph.testing.ideal import ideal
 
 MODEL, SHARE = "deit_small_patch16_224", 13 / 196
-CASES = ("plain", "plain, blocks", "ideal", "attached", "attached, blocks")
+CASES = ("ideal", "attached, blocks", "attached", "plain, blocks", "plain")
 LATER = {"batch of 5": (5, 224), "batch of 2": (2, 224), "one image": (1, 224), "160 px": (8, 160)}
 COLUMNS = ("case", "cold, s", "over ideal", "same shape, s", *(f"{name}, s" for name in LATER))
 SPEED = ("case", "median ms", "over the compiled ideal [quartiles]")

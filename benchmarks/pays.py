@@ -3,9 +3,10 @@
 Run: ``python benchmarks/pays.py [--quick] [--sizes tiny small] [--batches 1 8] [--thread-counts 1 2] [--again]``
 
 Models are timm's DeiT with random weights, by size, image size, batch and threads. Images grow until every strategy
-saves 3 % of the plain model's time at two sizes in a row, or to the last size. All strategies and the plain model run
-in interleaved rounds; schedules keep their shares at other image sizes. Rows that the file has already are kept, so
-that a run that was stopped goes on; ``--again`` measures all of them anew. ``tg.plan(..., pays=FILE)`` reads the file.
+saves 3 % of the plain model's time at two sizes in a row, or a plain run takes longer than a second. All strategies and
+the plain model run in interleaved rounds; schedules keep their shares at other image sizes. Rows that the file has
+already are kept, so that a run that was stopped goes on; ``--again`` measures all of them anew.
+``tg.plan(..., pays=FILE)`` reads the file.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tokengraph.compat import timm
 from tokengraph.planning.pays import PAYS, smallest_paying, table_of
 
 PIXELS = (64, 96, 128, 160, 192, 224, 288, 384)
+LONGEST = 1000.0  # milliseconds of a plain run: larger images are not measured
 SIZES = ("tiny", "small", "base")
 THREE = tg.schedule.relative({3: 0.7, 6: 0.7, 9: 0.7})
 STRATEGIES = {  # strategy: its schedule for N patch tokens, in words and as such
@@ -70,7 +72,7 @@ def measure(case: Case, pixels: tuple[int, ...], known: list[dict[str, Any]], ru
             found = _at(case, px, run)
             yield found
         done = done + 1 if all(row["ratio"] * PAYS <= 1 for row in found) else 0
-        if done == 2:
+        if done == 2 or found[0]["plain_ms"] > LONGEST:
             return
 
 

@@ -28,8 +28,8 @@ BUDGETS = {
     "grid-pool": (tg.GridPool(), {4: 0.25}, 12),
     "random": (tg.Random(), THREE, 11),
     "pitome": (tg.PiToMe.released(), tg.schedule.ratio(0.9125), 32),
-    "tofu": (tg.ToFu(), tg.schedule.ratio(0.9, prefix=1), 36),
-    "mctf": (tg.MCTF(), tg.MCTF.published_schedule(), 94),
+    "tofu": (tg.ToFu(), tg.schedule.ratio(0.9, prefix=1), 33),
+    "mctf": (tg.MCTF(), tg.MCTF.published_schedule(), 73),
     "dtem": (tg.DTEM(), 16, 28),
 }
 

@@ -66,7 +66,7 @@ class Held:
     ) -> tuple[Tensor, Tensor | None]:
         """Reduces ``x [B, P+n, C]`` by sizes ``[B, P+n]``: rows ``[B, P+n', C]`` and their sizes; size 0 is padding.
 
-        Without ``sized`` nobody reads the sizes, and the result may leave them out.
+        Without ``sized`` the result may leave sizes out, for callers that do not read them.
         """
         given = self.given
         if reduction == "center" and not sized and type(given) is Assignment and given.centers is not None:

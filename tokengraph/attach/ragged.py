@@ -58,7 +58,7 @@ def in_groups(
 ) -> Tensor:
     """Runs part of a block, where images have different numbers of tokens in groups of similar ones.
 
-    On CPU alone: there a group costs little more than its rows. Nobody has measured it on a GPU, where the batch stays
+    On CPU alone: there a group costs little more than its rows. It is not measured on a GPU, where the batch stays
     padded to the longest image. So it does for inputs that have a row for each token, such as rotary tables.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from harness import Effort, environment, warn_if_busy
+from harness import CLOCKS, Effort, environment, warn_if_busy
 from report import Row, add_out, out_file, save_plot, show, write_json
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns, cells
@@ -44,8 +44,9 @@ class Run:
 
     @property
     def machine(self) -> str:
-        """The processor and the threads."""
-        return f"{self.record['device_name']}, {self.record['threads']} threads"
+        """The processor, the threads, and the clock if it is another than usual."""
+        clock = ", processor time" if self.record["clock"] == "processor" else ""
+        return f"{self.record['device_name']}, {self.record['threads']} threads{clock}"
 
     @property
     def versions(self) -> str:
@@ -85,8 +86,10 @@ class Benchmark:
             torch.set_num_threads(args.threads)
         device = torch.device(args.device)
         usual = self.quick if args.quick else self.full
-        effort = Effort(args.rounds or usual.rounds, args.seconds or usual.seconds, usual.block)
-        run = Run(args, device, effort, environment(device))
+        if args.clock == "processor" and (device.type != "cpu" or torch.get_num_threads() > 1):
+            raise SystemExit("Expected one thread of a CPU with --clock processor. Give --device cpu --threads 1.")
+        effort = Effort(args.rounds or usual.rounds, args.seconds or usual.seconds, usual.block, args.clock)
+        run = Run(args, device, effort, environment(device) | {"clock": args.clock})
         warn_if_busy()
         where = out_file(args.out, self.name, device)
         for result in self.measure(run):
@@ -112,6 +115,7 @@ class Benchmark:
             help=f"about how long a group may take, default {full.seconds:g}, {quick.seconds:g}",
         )
         parser.add_argument("--threads", type=int, help="CPU threads; default: all that torch takes")
+        parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: for a busy machine, one thread")
         add_out(parser, self.name)
         if self.options is not None:
             self.options(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch.utils.benchmark import timer  # waits for the accelerator before it r
 from tokengraph.evaluate.memory import peak_bytes
 
 Call = Callable[[], object]
+# Processor time of this process, on one thread of a machine that others load too; it misses work on a device.
+CLOCKS = {"wall": timer, "processor": time.process_time}
 PACKAGES = "torch torch-geometric torch-cluster torch-scatter pyg-lib timm transformers torchvision numpy".split()
 
 
@@ -64,19 +67,17 @@ class Effort:
         rounds: Rounds at most, but at least 3.
         seconds: About how long a group of callables may take.
         block: Seconds that a block of one callable should take; short calls are repeated within it.
+        clock: A name in ``CLOCKS``.
     """
 
     rounds: int = 15
     seconds: float = 60.0
     block: float = 0.02
+    clock: str = "wall"
 
 
 def interleave(
-    calls: Mapping[str, Call],
-    effort: Effort = Effort(),
-    *,
-    tick: Callable[[], object] | None = None,
-    clock: Callable[[], float] = timer,
+    calls: Mapping[str, Call], effort: Effort = Effort(), *, tick: Callable[[], object] | None = None
 ) -> dict[str, Timing]:
     """Times callables in turn, A B C A B C ..., so that slow phases of the machine hit all of them.
 
@@ -88,11 +89,11 @@ def interleave(
         calls: What to time, by name.
         effort: Rounds and time limits.
         tick: Called after each round, for a progress bar.
-        clock: Seconds that count; ``time.process_time`` leaves out those in which other processes had the core.
 
     Returns:
         A :class:`Timing` with one number per round for each name.
     """
+    clock = CLOCKS[effort.clock]
     timers = {name: timeit.Timer(call, timer=clock) for name, call in calls.items()}
     number = {}
     for name, each in timers.items():
@@ -103,9 +104,9 @@ def interleave(
     while len(rounds) < min(3, effort.rounds) or (
         len(rounds) < effort.rounds and spent * (1 + 1 / len(rounds)) <= effort.seconds
     ):
-        start = timer()
+        start = clock()
         rounds.append([each.timeit(number[name]) / number[name] for name, each in timers.items()])
-        spent += timer() - start
+        spent += clock() - start
         if tick is not None:
             tick()
     return {name: Timing(name, list(times)) for name, times in zip(calls, zip(*rounds, strict=True), strict=True)}

@@ -7,15 +7,13 @@ numbers of tokens without any choice (:func:`tokengraph.testing.ideal`), around 
 attached model, ideal and dense model take turns, and ratios are taken in each round. Launches a step are as in
 methods.py. Random weights decide how many tokens ATS, SViT and A-ViT keep, and differently than trained ones would: no
 token of an untrained model halts at A-ViT's published settings, so a second row centres its scores on zero.
-``--cpu-time`` counts the seconds of this process on its one thread, on a machine that others use too.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +21,7 @@ from typing import Any
 
 import torch
 from command import Benchmark, Result, Run
-from harness import Effort, interleave, timer
+from harness import Effort, interleave
 from report import markdown, progress, ratio_fields, timing_fields, with_quartiles
 from torch import Tensor, nn
 
@@ -84,17 +82,13 @@ def results(run: Run) -> Iterator[Result]:
     with progress(len(chosen)) as step, torch.no_grad():
         for method in chosen:
             step(method.name)
-            clock = time.process_time if args.cpu_time else timer
-            rows.append(measure(method, model, images, run.effort, clock))
+            rows.append(measure(method, model, images, run.effort))
     cells = [_cells(row) for row in rows]
-    counted = " Seconds of CPU of the process." if args.cpu_time else ""
-    page = f"{run.machine}; {run.versions}. B = {args.batch}.{counted}\n\n{markdown(COLUMNS, cells)}"
+    page = f"{run.machine}; {run.versions}. B = {args.batch}.\n\n{markdown(COLUMNS, cells)}"
     yield Result({"rows": rows}, page, [(BENCHMARK.title, COLUMNS, cells)])
 
 
-def measure(
-    method: Method, model: nn.Module, images: Tensor, effort: Effort, clock: Callable[[], float]
-) -> dict[str, Any]:
+def measure(method: Method, model: nn.Module, images: Tensor, effort: Effort) -> dict[str, Any]:
     """Times a method, its ideal and the dense model in turns, and counts the launches of the first two."""
     with ExitStack() as stack:
         ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
@@ -107,7 +101,7 @@ def measure(
         stack.enter_context(ideal(theirs, counts, select.placement, open_maps=select.needs_map, span=select.around))
         calls = {"attached": lambda: ours(images), "ideal": lambda: theirs(images), "dense": lambda: model(images)}
         more = operations(calls["attached"]).total() - operations(calls["ideal"]).total()
-        timings = interleave(calls, effort, clock=clock)
+        timings = interleave(calls, effort)
     before = [counts[0]] * len(counts) if select.placement == "around" else counts
     steps = sum(n < m for m, n in zip(before[:-1], counts[1:], strict=True))
     row = {"method": method.name, "counts": counts, "goal": method.goal, "steps": steps}
@@ -119,9 +113,6 @@ def measure(
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="WORD", help="methods whose names have one of these words")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="seconds of this process on its thread, not of the clock"
-    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

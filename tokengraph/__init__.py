@@ -12,6 +12,7 @@ with _warnings.catch_warnings():
 
 from tokengraph import models, schedule
 from tokengraph.attach.attach import Attachment, attach, detach
+from tokengraph.attach.compiled import compile_blocks
 from tokengraph.datasets.dataset import TokenGraphDataset
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, local_knn_graph, window_graph
 from tokengraph.evaluate.evaluate import evaluate
@@ -165,6 +166,7 @@ __all__ = [
     "backends",
     "coarsen",
     "communities",
+    "compile_blocks",
     "compose",
     "connected_components",
     "contract",

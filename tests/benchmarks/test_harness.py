@@ -85,3 +85,14 @@ def test_environment_names_device_threads_and_versions():
     assert found["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"] == torch.__version__
     assert harness.label("cpu") == f"cpu-{torch.get_num_threads()}-core"
+
+
+def test_processor_time_leaves_out_what_others_take():
+    def wait():
+        time.sleep(0.03)
+
+    wall, own = (
+        harness.interleave({"wait": wait}, harness.Effort(3, 1.0, 0.0, clock))["wait"].ms.median
+        for clock in ("wall", "processor")
+    )
+    assert own < 10 < 30 <= wall

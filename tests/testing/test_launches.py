@@ -21,15 +21,15 @@ BUDGETS = {
     "evit": (tg.TopK(fuse=True), THREE, 23),
     "dynamicvit": (tg.DynamicViT(), None, 25),
     "gtp": (tg.GTP(), 8, 54),
-    "expedite": (tg.Expedite(), {4: 0.5}, 104),
+    "expedite": (tg.Expedite(), {4: 0.5}, 84),
     "dpc-knn": (tg.DPCKNN(reduce="mean"), {4: 0.25}, 69),
     "ailurus": (tg.AiluRus(reduce="mean"), {4: 0.25}, 81),
     "token-migration": (tg.TokenMigration(), {4: 0.5}, 54),
     "grid-pool": (tg.GridPool(), {4: 0.25}, 12),
     "random": (tg.Random(), THREE, 11),
     "pitome": (tg.PiToMe.released(), tg.schedule.ratio(0.9125), 32),
-    "tofu": (tg.ToFu(), tg.schedule.ratio(0.9, prefix=1), 36),
-    "mctf": (tg.MCTF(), tg.MCTF.published_schedule(), 94),
+    "tofu": (tg.ToFu(), tg.schedule.ratio(0.9, prefix=1), 33),
+    "mctf": (tg.MCTF(), tg.MCTF.published_schedule(), 73),
     "dtem": (tg.DTEM(), 16, 28),
 }
 

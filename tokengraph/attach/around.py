@@ -83,7 +83,7 @@ def run_around(
     inner = replace(state, lineage=state.lineage.step(assignment, held.after))
 
     def down(rows: Tensor) -> Tensor:
-        rows, size = held.down(rows, state.size, request.select.reduction_at(site.index))
+        rows, size = held.down(rows, state.size, select.reduction_at(site.index), sized=select.weighs)
         inner.size = size if request.select.weighs else None
         return rows
 

@@ -14,6 +14,7 @@ from tokengraph.attach.around import run_around
 from tokengraph.attach.kept import keep_outputs, parts_to_read
 from tokengraph.attach.mask import attention_bias, bar, check_shape
 from tokengraph.attach.plan import PlanTable
+from tokengraph.attach.ragged import in_groups
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import act, begin, begins, hand_out, look, map_edit, restore
@@ -47,11 +48,12 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
     due = table.due(finished, state.lineage, select.acts)
     if select.placement == "ahead":  # the next block is where it acts again
         due = tuple(what for what in due if what == "restore")
+    inside = select.placement == "inside"
+    now, prefix = state.lineage.now, run.num_prefix
     if given is not None:
         x = adapter.feed(block, adapter.attend(block, x, given, **side))  # type: ignore[arg-type]
-    elif "act" in due or select.observes(site.index):
+    elif select.observes(site.index) or ("act" in due and (inside or select.reads != "nothing")):
         x = _attend(site, block, x, _open_mask(site, block, state, bias, table.keep[finished]), side)
-        inside = select.placement == "inside"
         x = x if inside else adapter.feed(block, x)
         if select.observes(site.index):
             state = look(site, state, x, block, bias, side)
@@ -59,13 +61,13 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
             block.__dict__.pop(KEPT, None)
             x = adapter.feed(block, x) if inside else x
     else:
-        x = adapter.whole(block, x, bias, **side)  # type: ignore[arg-type]
+        x = in_groups(lambda rows, own: adapter.whole(block, rows, own, **side), x, bias, now, prefix, side)
     if "restore" in due:
-        x, state = restore(state, run.num_prefix, x)
+        x, state = restore(state, prefix, x)
     if "act" in due:
         x, state = act(site, state, x, table.keep[finished], finished, mask, block, bias, side)
-        if select.placement == "inside":  # placement "before" the next block acts here, after this block's MLP
-            x = adapter.feed(block, x)
+        if inside:  # placement "before" the next block acts here, after this block's MLP
+            x = in_groups(lambda rows, _: adapter.feed(block, rows), x, None, state.lineage.now, prefix, {})
     if finished == run.depth:
         x, state = hand_out(site, state, x, table)
     run.leave(site.index, x, state)

@@ -61,8 +61,17 @@ class Held:
             self._whole = with_prefix(self.given, self.images, self.inside, centers=False)
         return self._whole
 
-    def down(self, x: Tensor, size: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
-        """Reduces ``x [B, P+n, C]`` by sizes ``[B, P+n]``: rows ``[B, P+n', C]`` and their sizes; size 0 is padding."""
+    def down(
+        self, x: Tensor, size: Tensor | None, reduction: str, *, sized: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Reduces ``x [B, P+n, C]`` by sizes ``[B, P+n]``: rows ``[B, P+n', C]`` and their sizes; size 0 is padding.
+
+        Without ``sized`` the result may leave sizes out, for callers that do not read them.
+        """
+        given = self.given
+        if reduction == "center" and not sized and type(given) is Assignment and given.centers is not None:
+            rows = self.source.flat(self._patches(x)).index_select(0, self._centers())
+            return self.behind(x, rows), None
         weights = None if size is None else self.source.flat(self._patches(size))
         rows = self.source.flat(self._patches(x))
         if self._picks:
@@ -70,9 +79,7 @@ class Held:
         elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self.given.adds(rows):
             rows, made = self._added(self.given, rows, weights)
         elif isinstance(self.given, Assignment):
-            whole = self.whole
-            if reduction in CENTERED:
-                whole = with_prefix(self.given, self.images, self.inside)
+            whole = with_prefix(self.given, self.images, self.inside) if reduction in CENTERED else self.whole
             assert isinstance(whole, Assignment)
             rows, made = whole.reduce(rows, weights, reduce=reduction)
         elif reduction != "mean":

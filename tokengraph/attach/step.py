@@ -231,7 +231,7 @@ def _reduced(
     made = assignment.centroids if isinstance(assignment, SoftAssignment) and not select.weighs else None
     held, size = Held.of(assignment, before, num_prefix, apart=made is not None), None
     if made is None:
-        rows, size = held.down(x, state.size, select.reduction_at(site.index))
+        rows, size = held.down(x, state.size, select.reduction_at(site.index), sized=select.weighs)
     else:
         rows = held.behind(x, made)  # the strategy has already computed them
     residue = None

@@ -52,6 +52,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--no-resolution", action="store_true", help="keep the input size")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="of runs and of timing (%(default)s)")
+    parser.add_argument(
+        "--pays", metavar="FILE", help="leave out strategies that save no time here by a table of benchmarks/pays.py"
+    )
     arguments.add_weights(parser)
     parser.add_argument("--out", metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -90,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
         strategies=strategies[0] if strategies in (["all"], ["none"]) else strategies,
         resolution=not options.no_resolution,
         batch_size=options.batch_size,
+        pays=options.pays,
         progress=not options.quiet,
     )
     if options.out:

@@ -42,9 +42,13 @@ def near_origin(x: Tensor) -> Tensor:
     """Approximates :func:`origin` from about 32 tokens of each image ``[B, N, C]``: as accurate, and cheaper."""
     if x.size(1) == 0:
         return x.new_zeros(x.size(0), 1, x.size(2))
-    some = x[:, :: max(1, x.size(1) // 32)]
-    nearest = (some - some.mean(dim=1, keepdim=True)).square_().sum(dim=-1).argmin(dim=1)
-    return some.gather(1, nearest[:, None, None].expand(-1, 1, x.size(2)))
+    return most_central(x[:, :: max(1, x.size(1) // 32)])
+
+
+def most_central(some: Tensor) -> Tensor:
+    """Returns the token nearest to the mean of a few tokens ``[B, n, C]``, n >= 1: ``[B, 1, C]``. Cost: a copy."""
+    gap = torch.linalg.vector_norm(some - some.mean(dim=1, keepdim=True), dim=-1)
+    return some.gather(1, gap.argmin(dim=1)[:, None, None].expand(-1, 1, some.size(2)))
 
 
 def recentre(x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.flat.looks import may_look
 from tokengraph.flat.segment import (
     TINY,
     Runs,
@@ -141,5 +142,7 @@ def counted(weight: Tensor, bins: Bins, backend: str) -> tuple[Tensor, Tensor]:
     """Returns a map's own weights ``[M]`` and their sums ``[K]``; tokens of a cluster with total weight 0 count 1."""
     weight = as_type(weight, wide(weight))
     total = bins.sum(weight, backend)
+    if may_look(total) and total.numel() and float(total.detach().min()) > 0:
+        return weight, total  # the usual case; where a look would wait for the device, the passes below are cheaper
     weight = torch.where(bins.padded(total, 1.0).index_select(0, bins.cluster) > 0, weight, 1.0)
     return weight, bins.sum(weight, backend)

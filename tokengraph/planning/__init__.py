@@ -7,7 +7,7 @@ Start with ``planner``, which is ``tg.plan``.
 | What is asked? | budget, space (sizes, counts and their costs), family (the strategies to try) |
 | How is it found? | shapes (published schedules), similarity (of tokens, by block), explore (measures, proposes, |
 | | fits again), curves (predicted loss), search (dynamic programming), refine (local search) |
-| How long does it take? | clock (predicted), timed (budgets of time) |
+| How long does it take? | clock (predicted), timed (budgets of time), pays (tables of where strategies save time) |
 | What comes out? | record (``Plan``), facts (its parts), table, files (JSON), attach (puts a plan into a model) |
 | How good are plans? | bench |
 """

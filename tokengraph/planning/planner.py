@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,7 @@ from tokengraph.planning.explore import CUTS, PICKS, Explorer, Trial
 from tokengraph.planning.facts import Figures, Target
 from tokengraph.planning.family import Family, families
 from tokengraph.planning.files import PRESERVE
+from tokengraph.planning.pays import PAYS, read_pays, that_pay
 from tokengraph.planning.record import Plan
 from tokengraph.planning.refine import MOVES, refine
 from tokengraph.planning.similarity import similarities
@@ -32,7 +34,6 @@ from tokengraph.planning.timed import in_time, start_clock, times
 
 LEAST_IMAGES = 3
 HELD_OUT = 3  # every third image is held out
-PAYS = 1.03  # a smaller speed-up is none
 
 
 def plan(
@@ -49,6 +50,7 @@ def plan(
     held_out: Tensor | Iterable[Tensor] | None = None,
     batch_size: int = 8,
     memory: dict[str, Any] | None = None,
+    pays: str | Path | None = None,
     progress: bool = True,
 ) -> Plan:
     """Chooses where a model merges its tokens, by which strategy, and on images of which size.
@@ -75,6 +77,9 @@ def plan(
         batch_size: Images of a run, and of timing.
         memory: A dict that keeps measurements. Give the same one again, with the same model and images, to plan for
             another budget in less time.
+        pays: A file of ``benchmarks/pays.py``: strategies that by its measurements save no time on as many tokens as
+            the model's input has, at its width, ``batch_size`` and threads, are left out without being measured. By
+            default nothing is left out; under budgets of time every strategy is timed on this device either way.
         progress: Shows progress.
 
     Returns:
@@ -108,6 +113,7 @@ def plan(
     model.eval()
     try:
         target, pixels = _target(model, resolution)
+        tried, left_out = _that_pay(tried, pays, target, batch_size)
         ours, theirs = _split(model, images, held_out, batch_size)
         body = anatomy(model)
         assert body is not None
@@ -115,6 +121,7 @@ def plan(
         bench = Bench(model, ours, preserve, body, {} if memory is None else _checked(memory, model, ours))
         with Progress(_steps(space, tried), "plan", progress) as shown:
             explorer = Explorer(bench, space, shown)
+            explorer.notes += left_out
             chosen = _search(explorer, tried, _timing(ours, batch_size))
         alike = similarities(model, ours)
         found = _measured(explorer, chosen, Bench(model, theirs, preserve, body), _timing(ours, batch_size))
@@ -146,6 +153,16 @@ def _target(model: nn.Module, resolution: bool) -> tuple[Target, int]:
     embedding = adapter.embedding(core)
     pixels = next((p for p in range(1, 129) if adapter.image_grid(embedding, torch.empty(1, 3, p, p)) == (1, 1)), 0)
     return target, pixels
+
+
+def _that_pay(
+    tried: list[Family], pays: str | Path | None, target: Target, batch_size: int
+) -> tuple[list[Family], list[str]]:
+    """Leaves out strategies that do not pay by the user's table; returns notes about them."""
+    if pays is None:
+        return tried, []
+    facts = {"tokens": target.patches, "channels": target.channels, "batch": batch_size}
+    return that_pay(tried, read_pays(pays), **facts, threads=torch.get_num_threads())
 
 
 def _split(model: nn.Module, images: Any, held_out: Any, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:

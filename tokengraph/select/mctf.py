@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, attention_cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.flat.segment import as_type
 from tokengraph.flat.tables import counting
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule, sparing_last
@@ -175,7 +176,7 @@ def _mctf(
     images, tokens = x.shape[:2]
     first = num_prefix % 2
     lost, kept = count_merges(x, keep, first, mask)
-    received = received.to(torch.promote_types(received.dtype, torch.float32))
+    received = as_type(received, torch.promote_types(received.dtype, torch.float32))
     weight = received if size is None else received * size
     same = counting(tokens, x.device).expand(images, -1)
     if images == 0 or not (max(lost, default=0) if isinstance(lost, list) else lost):
@@ -188,4 +189,4 @@ def _mctf(
         number = merge_both_ways(edges, leave, halves, first, by_index=num_prefix > 0)
         if isinstance(r, Tensor):  # an image that loses nothing keeps its order
             number = torch.where(r == 0, same, number)
-    return Assignment.from_dense(number, kept, mask=mask, weight=weight)
+    return Assignment.from_dense(number, kept, mask=mask, weight=weight, check=False)

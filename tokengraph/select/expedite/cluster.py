@@ -17,7 +17,7 @@ from tokengraph.edges.cells import (
     pool_matrices,
     tile_pairs,
 )
-from tokengraph.edges.distance import origin, products_blur
+from tokengraph.edges.distance import most_central, products_blur
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
@@ -160,7 +160,7 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
         real = None if mask is None else mask[..., None].to(z.dtype)
         z = z if real is None else z * real
         # Any token can be the origin; the one nearest to the mean of a sample is a good choice.
-        zero = origin(z.detach()[:, :: max(1, z.size(1) // 64)])
+        zero = most_central(z.detach()[:, :: max(1, z.size(1) // 64)])
         z = z - zero
         s, t = _start(z, grid, clusters, real), how.inv_temperature
         if isinstance(t, str):
@@ -175,9 +175,7 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
             kind = EdgeList
         with torch.set_grad_enabled(torch.is_grad_enabled() and not how.detach):
             form = kind(replace(case, z=z.detach()) if how.detach else case)
-            for _ in range(how.iterations - 1):
-                _, mean, mass = form(s)
-                s = _settle(mean, mass, s, zero, how.empty)
+            s = _iterate(form, s, zero, how)
         if how.detach and may_differentiate(z):
             form = kind(case)  # gradients reach the last average only
         q, mean, mass = form(s, detach=how.detach)
@@ -185,6 +183,22 @@ def cluster_tokens(x: Tensor, grid: Grid, clusters: Grid, how: How, mask: Tensor
         s = _settle(mean, mass, s, zero, how.empty)
         token, cluster, _ = case.candidates()
         return Clustering(s, zero, weight, token, cluster, t)
+
+
+def _iterate(form: Dense | EdgeList | Tiles, s: Tensor, zero: Tensor, how: How) -> Tensor:
+    """Returns the centres after all iterations but the last."""
+    count = how.iterations - 1
+    if may_look(s) and s.numel() and count > 1:  # one look for all: a cluster is seldom empty
+        at, masses = s, []
+        for _ in range(count):
+            _, at, mass = form(at)
+            masses.append(mass)
+        if float(torch.stack(masses).detach().min()) >= LEAST_MASS:
+            return at
+    for _ in range(count):
+        _, mean, mass = form(s)
+        s = _settle(mean, mass, s, zero, how.empty)
+    return s
 
 
 def _choose(how: How, grid: Grid, clusters: Grid, device: torch.device) -> type[Dense] | type[EdgeList] | type[Tiles]:

@@ -18,9 +18,11 @@ from tokengraph.edges.fractional import fractional_edges
 from tokengraph.edges.grid import Grid
 from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.segment import row_norm, segment_sum, weighted_sum
+from tokengraph.flat.tables import table
 
 FORMS = ("auto", "dense", "edges", "tiles")
 LABEL_MAPS = {"nearest": cell_edges, "trilinear": fractional_edges}  # candidates of each patch
+SMALL = 2**20  # pairs up to which the table of a dense form is kept
 LEAST_MASS = 1e-16  # a cluster with less weight is empty; its mean is its sum divided by this
 
 
@@ -55,12 +57,10 @@ class Dense:
     """Computes all N x M products, then masks them."""
 
     def __init__(self, case: Case) -> None:
-        z, clusters, real = case.z, case.clusters, case.real
-        token, cluster, _ = case.candidates()
-        count = math.prod(clusters)
-        self.z, self.t, self.real, self.slot = z, case.t, real, token * count + cluster
-        barred = z.new_full((z.size(1) * count,), -torch.inf)
-        self.barred = barred.index_fill(0, self.slot, 0.0).view(z.size(1), count)
+        self.z, self.t, self.real = case.z, case.t, case.real
+        facts = case.label_map, str(case.z.device), case.z.dtype == torch.float64, case.window, len(case.grid)
+        small = case.z.size(1) * math.prod(case.clusters) <= SMALL
+        self.slot, self.barred = (_table if small else _all_pairs)(*facts, *case.grid, *case.clusters)
 
     def __call__(self, s: Tensor, *, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Steps once; with ``detach`` no gradient passes through q."""
@@ -80,6 +80,20 @@ class Dense:
     def weights(self, q: Tensor) -> Tensor:
         """Returns the weights of the edges ``[B, E]`` from a step's first result."""
         return q.flatten(1).index_select(1, self.slot)
+
+
+def _all_pairs(label_map: str, device: str, double: bool, window: int, axes: int, *sides: int) -> tuple[Tensor, Tensor]:
+    """Returns where the candidates stand among all pairs, ``[E]``, and 0 there in ``[N, M]``, ``-inf`` elsewhere."""
+    grid, clusters = sides[:axes], sides[axes:]
+    token, cluster, _ = LABEL_MAPS[label_map](grid, clusters, window, device=device)
+    count, slot = math.prod(clusters), token * math.prod(clusters) + cluster
+    barred = torch.full(
+        (math.prod(grid) * count,), -torch.inf, dtype=torch.float64 if double else torch.float32, device=device
+    )
+    return slot, barred.index_fill_(0, slot, 0.0).view(-1, count)
+
+
+_table = table(8)(_all_pairs)
 
 
 class EdgeList:

@@ -42,13 +42,15 @@ def merge_both_ways(
     gone = place < leave_a
     stays = ~gone if in_a is None else ~gone & in_a
     number = stays.cumsum(dim=1) - 1 if by_index else place - leave_a
-    behind = stays.sum(dim=1, keepdim=True)
+    fixed = in_a is None and isinstance(leave_a, int)
+    behind = weight.size(1) - leave_a if fixed else stays.sum(dim=1, keepdim=True)
     if leave_b is None:
-        other = behind + counting(weight.size(2), to.device)
+        other = (counting(weight.size(2), to.device) + behind).expand(weight.size(0), -1)
         return interleave(torch.where(gone, other.gather(1, to), number), other, first)
-    back, home = weight.masked_fill(~stays[..., None], -torch.inf).max(dim=1)
+    leaves = gone if in_a is None else ~stays
+    back, home = weight.masked_fill(leaves[..., None], -torch.inf).max(dim=1)
     rank = _places(back, in_b)
-    other = torch.where(rank < leave_b, number.gather(1, home), behind + rank - leave_b)
+    other = torch.where(rank < leave_b, number.gather(1, home), rank + (behind - leave_b))
     return interleave(torch.where(gone, other.gather(1, to), number), other, first)
 
 
@@ -56,4 +58,4 @@ def _places(score: Tensor, mask: Tensor | None) -> Tensor:
     """The place of each token by falling score ``[B, n]``; tokens that are not there come last."""
     score = score if mask is None else score.masked_fill(~mask, -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(1, order, counting(order.size(1), order.device).expand_as(order))
+    return order.scatter(1, order, counting(order.size(1), order.device).expand(order.shape))

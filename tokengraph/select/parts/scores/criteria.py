@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.segment import as_type
 from tokengraph.select.parts.graphs.halves import cosines, unit_rows
 
 TINY = torch.finfo(torch.float32).tiny
@@ -32,10 +33,13 @@ def by_criteria(
     unit = unit_rows(x if mask is None else x.masked_fill(~mask[..., None], 0.0))
     weight = cosines(unit[:, first::2], unit[:, 1 - first :: 2])
     weight = weight.add_(1.0).mul_(0.5).clamp_min_(0.0).pow_(1.0 / tau[0]) if tau[0] else torch.ones_like(weight)
-    each = torch.ones_like(received, dtype=torch.float32)
+    each = None
     for value, t in ((received, tau[1]), (size, tau[2])):
         if value is not None and t:
-            value = value.detach().float().clamp_min(TINY)
+            value = as_type(value.detach(), torch.float32).clamp_min(TINY)
             least = value if mask is None else value.masked_fill(~mask, torch.inf)
-            each = each * (least.amin(dim=1, keepdim=True) / value).pow(1.0 / t)
+            factor = (least.amin(dim=1, keepdim=True) / value).pow(1.0 / t)
+            each = factor if each is None else each * factor
+    if each is None:
+        return weight
     return weight * each[:, first::2, None] * each[:, None, 1 - first :: 2]

@@ -1,0 +1,127 @@
+"""Images that keep different numbers of tokens run in groups of similar ones: what is padding, and what comes out."""
+
+import pytest
+import torch
+from needs import library
+from strategies import CLASS, STRATEGIES
+from torch.testing import assert_close
+
+import tokengraph as tg
+from tokengraph.attach.ragged import PADDING, groups_of, in_groups, one_group
+from tokengraph.flat.layout import Layout
+from tokengraph.testing import tiny_vit
+
+library("timm")
+RAGGED = ["mpm", "g2tm", "algm", "ats", "avit", "svit", "adavit"]
+
+
+def images(count=6):
+    """Flat images with noise on a share of them that rises, so that thresholds keep more and more tokens."""
+    out = torch.zeros(count, 3, 32, 32)
+    draw = torch.Generator().manual_seed(1)
+    for i in range(count):
+        rows = 8 + 24 * i // max(count - 1, 1)
+        out[i, :, :rows] = torch.randn(3, rows, 32, generator=draw)
+    return out
+
+
+def rows_of_mlps(model):
+    """Counts the rows that the MLPs of a model see."""
+    seen = []
+    for block in model.blocks:
+        block.mlp.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[:2].numel()))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ([100, 40, 95, 42], [[0, 2], [3, 1]]),
+        ([5, 5, 5], [[0, 1, 2]]),
+        ([100, 50, 10, 0], [[0], [1], [2], [3]]),
+        ([], []),
+    ],
+)
+def test_groups_of_puts_similar_images_together(counts, groups):
+    assert groups_of(counts) == groups
+
+
+def test_groups_of_pads_at_most_a_tenth():
+    counts = torch.randint(1, 200, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    groups = groups_of(counts)
+    assert sorted(sum(groups, [])) == list(range(64))
+    for group in groups:
+        rows = max(counts[i] for i in group) * len(group)
+        assert rows - sum(counts[i] for i in group) <= PADDING * rows
+
+
+def test_in_groups_gives_each_group_its_rows_and_leaves_padding_zero():
+    seen = []
+
+    def part(rows, bias):
+        seen.append((list(rows.shape), bias))
+        return rows + 1
+
+    layout = Layout.of(3, 11, (2, 7, 2), torch.device("cpu"))
+    out = in_groups(part, torch.ones(3, 8, 4), None, layout, 1, {})
+    assert seen == [([1, 8, 4], None), ([2, 3, 4], None)]
+    assert out[:, :, 0].tolist() == [[2.0] * 3 + [0.0] * 5, [2.0] * 8, [2.0] * 3 + [0.0] * 5]
+
+
+def test_in_groups_takes_no_mask_where_nothing_is_padding():
+    masks = []
+    layout = Layout.of(2, 9, (2, 7), torch.device("cpu"))
+    bias = torch.tensor([[0.0] * 2 + [-torch.inf] * 5, [0.0] * 7])[:, None, None]
+    in_groups(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
+    assert masks == [None, None]
+    bias[1, ..., 0] = 0.5  # a size
+    in_groups(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
+    assert masks[2].tolist() == [[[[0.5] + [0.0] * 6]]] and masks[3] is None
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_ragged_batches_equal_one_image_at_a_time(name):
+    model, x = tiny_vit(depth=4), images()
+    with tg.attach(model, *(STRATEGIES | CLASS)[name]) as coarse, torch.no_grad():
+        together = model(x)
+        counts = [coarse.trace.counts_per_image(layer) for layer in range(5)]
+        for i in range(len(x)):
+            assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
+            assert [coarse.trace.counts_per_image(layer)[0] for layer in range(5)] == [c[i] for c in counts]
+        with one_group():
+            assert_close(model(x), together, rtol=1e-4, atol=1e-5)
+
+
+def test_dynamicvit_thresholds_run_in_groups_and_equal_one_image_at_a_time():
+    model, x = tiny_vit(depth=4), images()
+    seen = rows_of_mlps(model)
+    with tg.attach(model, tg.DynamicViT(layers=[1, 2], threshold=0.5)) as coarse, torch.no_grad():
+        together = model(x)
+        counts = coarse.trace.counts_per_image(4)
+        grouped = sum(seen)
+        seen.clear()
+        with one_group():
+            assert_close(model(x), together, rtol=1e-4, atol=1e-5)
+        assert len(set(counts)) > 1
+        assert grouped < sum(seen)
+        for i in range(len(x)):
+            assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_groups_have_the_gradients_of_the_padded_batch(checkpointing):
+    model, x = tiny_vit(depth=4), images()
+    model.set_grad_checkpointing(checkpointing)
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        model(x).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    with tg.attach(model, *STRATEGIES["mpm"]):
+        ours = gradients()
+        with one_group():
+            expected = gradients()
+    for own, theirs in zip(ours, expected, strict=True):
+        assert_close(own, theirs, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ BUDGETS = {
     "evit": (tg.TopK(fuse=True), THREE, 23),
     "dynamicvit": (tg.DynamicViT(), None, 25),
     "gtp": (tg.GTP(), 8, 54),
-    "expedite": (tg.Expedite(), {4: 0.5}, 84),
+    "expedite": (tg.Expedite(), {4: 0.5}, 89),
     "dpc-knn": (tg.DPCKNN(reduce="mean"), {4: 0.25}, 69),
     "ailurus": (tg.AiluRus(reduce="mean"), {4: 0.25}, 81),
     "token-migration": (tg.TokenMigration(), {4: 0.5}, 54),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -94,12 +94,13 @@ class Explorer:
         predicted: float | None = None,
         *,
         first: bool = False,
+        rival: Trial | None = None,
     ) -> Trial:
-        """Measures a schedule once, until it falls behind the best one, and fits the strategy's curve to it."""
+        """Measures a schedule once, until it falls behind ``rival`` (or the best), and fits the strategy's curve."""
         key = ("" if family is None else family.name, side, tuple(tokens))
         if key in self._known:
             return self._known[key]
-        plan, best = self.plan(family, side, tokens), self.best()
+        plan, best = self.plan(family, side, tokens), rival or self.best()
         found = self.bench.race(plan, None if best is None else best.measured, first=first)
         trial = Trial(family, side, tuple(tokens), predicted, found)
         self._known[key] = trial
@@ -111,11 +112,21 @@ class Explorer:
 
     def best(self) -> Trial | None:
         """Returns the schedule of the least score within the budget, measured on all images; ``None`` if none is."""
+        return self._least(lambda trial: True)
+
+    def leaders(self, count: int) -> list[Trial]:
+        """Returns the best schedules within the budget of the ``count`` best strategies, one of each."""
+        names = {t.family.leader for t in self.trials if t.family is not None}
+        found = [self._least(lambda t, name=name: t.family is not None and t.family.leader == name) for name in names]
+        return sorted((t for t in found if t is not None), key=lambda t: (t.measured.score, t.tokens))[:count]
+
+    def _least(self, among: Callable[[Trial], bool]) -> Trial | None:
         while True:
-            found = min((t for t in self.trials if self._fits(t)), key=lambda t: t.measured.score, default=None)
+            there = (t for t in self.trials if among(t) and self._fits(t))
+            found = min(there, key=lambda t: t.measured.score, default=None)
             if found is None or found.measured.whole:
                 return found
-            measured = self.bench.run(self.plan(found.family, found.side, found.tokens))  # what beat it no longer fits
+            measured = self.bench.run(self.plan(found.family, found.side, found.tokens))  # what beat it does not count
             whole = replace(found, measured=measured)
             self.trials[self.trials.index(found)] = whole
             self._known["" if found.family is None else found.family.name, found.side, found.tokens] = whole

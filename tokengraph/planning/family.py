@@ -39,6 +39,11 @@ class Family:
         return self.name if self.parts is None else f"{self.parts[0].name} > {self.parts[2].name}"
 
     @property
+    def leader(self) -> str:
+        """The name of its strategy, or of the first of two, without options."""
+        return self.base.strategy or ""
+
+    @property
     def once(self) -> bool:
         """True if it acts once a model."""
         return self.select.needs_grid

@@ -27,7 +27,7 @@ from tokengraph.planning.family import Family, families
 from tokengraph.planning.files import PRESERVE
 from tokengraph.planning.pays import PAYS, read_pays, that_pay
 from tokengraph.planning.record import Plan
-from tokengraph.planning.refine import MOVES, refine
+from tokengraph.planning.refine import MOVES, STARTS, refine
 from tokengraph.planning.similarity import similarities
 from tokengraph.planning.space import Budget, Space
 from tokengraph.planning.timed import in_time, start_clock, times
@@ -219,7 +219,7 @@ def _counted(budget: Budget, target: Target) -> Budget:
 
 
 def _steps(space: Space, tried: Sequence[Family]) -> int:
-    return 20 + len(tried) * (min(CUTS, space.target.depth) + 5) + 2 * PICKS + MOVES
+    return 20 + len(tried) * (min(CUTS, space.target.depth) + 5) + 2 * PICKS + STARTS * MOVES
 
 
 def _timing(batches: Sequence[Tensor], batch_size: int) -> Tensor:

@@ -44,9 +44,14 @@ class Kit:
         """Median milliseconds of each call, all in turns."""
         return {f"{name}_ms": round(t.ms.median, 4) for name, t in interleave(calls, self.effort).items()}
 
+    @property
+    def backend(self) -> str:
+        """What compiles; tiny: nothing generates code."""
+        return "eager" if self.tiny else "inductor"
+
     def compiled(self, model: nn.Module) -> nn.Module:
-        """Compiles a model; tiny: without generating code."""
-        return torch.compile(model, backend="eager" if self.tiny else "inductor")  # type: ignore[return-value]
+        """Compiles a model."""
+        return torch.compile(model, backend=self.backend)  # type: ignore[return-value]
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random numbers on the device, the same each time."""
@@ -138,7 +143,10 @@ def merging(kit: Kit) -> Iterator[Case]:
 
 
 def models(kit: Kit) -> Iterator[Case]:
-    """Whole models, plain, attached and ideal, by batch size; compiled, which takes minutes, at one of them."""
+    """Whole models, plain, attached and ideal, by batch size; compiled, which takes minutes, at one of them.
+
+    Compiled as a whole, and ToMe's also block by block (:func:`tokengraph.compile_blocks`).
+    """
     names = ["tiny"] if kit.tiny else ["deit_small_patch16_224", "vit_large_patch16_224"]
     settings = {"tome": ("tome", 0.93), "topk": (tg.TopK(), 0.7), "gtp": (tg.GTP(), 0.95), "dpc-knn": ("dpc-knn", 0.5)}
     for name in names:
@@ -151,14 +159,16 @@ def models(kit: Kit) -> Iterator[Case]:
                     one_cut = setting in ("topk", "dpc-knn")
                     schedule = {depth // 3: share} if one_cut else tg.schedule.ratio(share)
                     one = setting == "tome" if kit.tiny else batch == 32
-                    for compiled in (False, True) if one and dtype == torch.bfloat16 else (False,):
-                        how = "compiled" if compiled else "eager"
+                    ways = ["eager", *["compiled"] * (one and dtype == torch.bfloat16)]
+                    ways += ["blocks"] * (setting == "tome" and "compiled" in ways)
+                    for how in ways:
                         label = f"{name} B={batch} {str(dtype)[6:]} {setting} {how}"
-                        given = model.to(dtype), images.to(dtype), select, schedule, compiled
+                        given = model.to(dtype), images.to(dtype), select, schedule, how
                         yield label, lambda given=given: _model(kit, *given)
 
 
-def _model(kit: Kit, model: nn.Module, x: Tensor, select: Any, schedule: Any, compiled: bool) -> dict[str, Any]:
+def _model(kit: Kit, model: nn.Module, x: Tensor, select: Any, schedule: Any, how: str) -> dict[str, Any]:
+    """Times a setting; ``how``: eager, compiled as a whole, or by blocks, which the ideal is not."""
     with ExitStack() as stack, torch.inference_mode():
         plain, ours, theirs = (copy.deepcopy(model) for _ in range(3))
         handle = stack.enter_context(tg.attach(ours, select, schedule))
@@ -168,7 +178,12 @@ def _model(kit: Kit, model: nn.Module, x: Tensor, select: Any, schedule: Any, co
         stack.enter_context(ideal(theirs, counts, handle.select.placement, open_maps=open_maps))
         torch.compiler.reset()
         run = {"plain": plain, "attached": ours, "ideal": theirs}
-        run = {name: kit.compiled(m) if compiled else m for name, m in run.items()}
+        if how == "compiled":
+            run = {name: kit.compiled(m) for name, m in run.items()}
+        if how == "blocks":
+            tg.compile_blocks(handle, backend=kit.backend)
+            for block in plain.blocks:  # type: ignore[union-attr]
+                block.compile(backend=kit.backend, dynamic=True)
         times = kit.times({name: lambda m=m: m(x) for name, m in run.items()})
         return times | {"counts": counts, "peak_mib": _mib(lambda: run["attached"](x), kit.device)}
 

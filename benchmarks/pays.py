@@ -129,8 +129,9 @@ def _result(run: Run, rows: list[dict[str, Any]]) -> Result:
             line.append(f"> {most}" if first is None else str(first))
         cells.append([*line, str(most)])
     schedules = ", ".join(f"{name} {words}" for name, (words, _) in STRATEGIES.items())
-    page = f"{run.record['device_name']}; {run.versions}.\n\n{BENCHMARK.notes}\n\nPatch tokens from which on each "
-    page += f"strategy saves 3 % or more. Schedules: {schedules}.\n\n{markdown(columns, cells)}"
+    clock = "; processor time" if run.record.get("clock") == "processor" else ""
+    page = f"{run.record['device_name']}{clock}; {run.versions}.\n\n{BENCHMARK.notes}\n\nPatch tokens from which on "
+    page += f"each strategy saves 3 % or more. Schedules: {schedules}.\n\n{markdown(columns, cells)}"
     return Result({"rows": rows}, page, [(BENCHMARK.title, columns, cells)])
 
 

@@ -27,13 +27,17 @@ def window_distances(x: Tensor, grid: tuple[int, ...], lam: int) -> Tensor:
     step = max(1, BLOCK // max(1, tiles.candidates.size(1) * channels * 4))
     if x.is_cuda or torch.compiler.is_compiling():
         step = max(count, 1)
+    rows, late = x, True
+    if step >= count:  # all at once: one subtraction instead of two
+        rows, late = as_type(x, wide) - zero.squeeze(1), False
     dots, norms = [], []
     for start in range(0, count, step):
         query, candidate, local = (t[start : start + step] for t in tiles[:3])
         a, b = (
-            as_type(x.index_select(1, ids.flatten()), wide).view(images, *ids.shape, channels).sub_(zero)
+            as_type(rows.index_select(1, ids.flatten()), wide).view(images, *ids.shape, channels)
             for ids in (query, candidate)
         )
+        a, b = (a.sub_(zero), b.sub_(zero)) if late else (a, b)
         product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)).view(*a.shape[:3], b.size(2))
         dots.append(product.gather(3, local.expand(images, -1, -1, -1)))
         norms.append(squared_norm(a))

@@ -94,6 +94,18 @@ def _ones(count: int, device: str) -> Tensor:
     return torch.ones(count, dtype=torch.float32, device=device)
 
 
+def zeros(rows: int, columns: int, device: torch.device | str, dtype: torch.dtype = torch.long) -> Tensor:
+    """Returns zeros ``[rows, columns]``, int64 or bool, from a cache. Callers must not write into them."""
+    if torch.compiler.is_compiling():
+        return torch.zeros(rows, columns, dtype=dtype, device=device)
+    return _zeros(rows, columns, int(dtype == torch.bool), str(device))
+
+
+@table(256)
+def _zeros(rows: int, columns: int, truth: int, device: str) -> Tensor:
+    return torch.zeros(rows, columns, dtype=torch.bool if truth else torch.long, device=device)
+
+
 def starts(images: int, each: int, device: torch.device | str) -> Tensor:
     """Returns the first row of each of B images of ``each`` rows, ``[B, 1]`` int64. Callers must not write into it."""
     return equal_ptr(images, each, device)[:-1, None]

@@ -99,7 +99,7 @@ def that_pay(
     """
     kept, notes = [], []
     for family in tried:
-        near = nearest_rows(rows, family.base.strategy or "", channels, batch, threads)
+        near = nearest_rows(rows, family.select.name, channels, batch, threads)
         if not near:
             kept.append(family)
             continue

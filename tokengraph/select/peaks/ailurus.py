@@ -12,7 +12,7 @@ from tokengraph.cost import Cost, distance_cost
 from tokengraph.edges.window import window_graph, window_tiles
 from tokengraph.edges.window_distance import look_up, window_distances
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
-from tokengraph.flat.tables import counting, table
+from tokengraph.flat.tables import counting, table, zeros
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.pool import check_reduction
 from tokengraph.select.base import Select
@@ -163,11 +163,11 @@ def _ailurus(
         sigma = window_distances(x, grid, lam).add_(EPS).mul_(factor)
         score, by_density = window_peaks(sigma, window, k, include_self)
         anchors = choose_centers(score, by_density, keep)
-        anchored = torch.zeros_like(score, dtype=torch.bool).scatter_(1, anchors, True)
-        # The nearest anchor in the window; window columns are sorted by rank, and argmin takes the first of equals.
+        anchored = zeros(images, tokens, x.device, torch.bool).scatter(1, anchors, True)
+        # The nearest anchor in the window; window columns are sorted by rank, and min takes the first of equals.
         reachable = torch.where(look_up(anchored, window), sigma, torch.inf)
-        best = reachable.argmin(dim=2)
-        orphan = reachable.gather(2, best[..., None]).squeeze(2) == torch.inf
+        least, best = reachable.min(dim=2)
+        orphan = least == torch.inf
         center = window.expand(images, -1, -1).gather(2, best[..., None]).squeeze(2)
         center = torch.where(anchored, counting(tokens, x.device), center)
         frames = grid[:1] if len(grid) == 3 else ()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.memory import rows_within
-from tokengraph.flat.tables import counting
+from tokengraph.flat.tables import counting, zeros
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.raster import in_raster_order
 from tokengraph.select.parts.graphs.complete import Distances
@@ -50,7 +50,7 @@ def assign_to_centers(
         counts = tokens if mask is None else mask.sum(dim=1)
         whole = torch.tensor(keep, device=centers.device) >= counts
         centers = torch.where(whole[:, None], centers.sort(dim=1).values, centers)
-    number = center.new_zeros(center.size(0), tokens + 1).scatter_(1, centers, place)
+    number = zeros(center.size(0), tokens + 1, center.device).scatter(1, centers, place)
     centers = centers.clamp_max(max(tokens - 1, 0)) if spare else centers
     assignment = Assignment.from_dense(number.gather(1, center), keep, mask=mask, centers=centers, check=False)
     return in_raster_order(assignment) if order == "raster" else assignment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.edges.distance import LARGE
 from tokengraph.edges.window_distance import look_up
 from tokengraph.flat.segment import TINY
 from tokengraph.flat.tables import counting
@@ -33,12 +34,20 @@ def density_peaks(pairs: Distances, k: int, mask: Tensor | None, include_self: b
     lowest = _joined([b.topk(near, dim=2, largest=False)[0] for _, b in pairs])
     if not include_self:
         lowest = lowest[..., 1:]  # the token itself is first, at distance 0
-    there = lowest < torch.inf
-    count = there.sum(dim=2).clamp_min(1) * -max(pairs.x.size(2), 1)
-    log_density = torch.where(there, lowest, 0.0).sum(dim=2) / count
-    if mask is not None:
+    channels = max(pairs.x.size(2), 1)
+    if mask is None:  # distances that overflowed count as very large
+        log_density = lowest.clamp_max(LARGE).sum(dim=2) / (-channels * max(lowest.size(2), 1))
+    else:
+        there = lowest < torch.inf
+        count = there.sum(dim=2).clamp_min(1) * -channels
+        log_density = torch.where(there, lowest, 0.0).sum(dim=2) / count
         log_density = log_density.masked_fill(~mask, -torch.inf)
     order, rank = density_order(log_density)
+    if mask is None and pairs.step >= tokens:  # one block, whose largest distance is that of the densest token
+        ((_, block),) = pairs
+        far = block.flatten(1).amax(dim=1)[:, None, None]
+        delta = torch.where(rank[:, None, :] < rank[..., None], block, far).amin(dim=2)
+        return torch.add(log_density, (delta / channels).clamp_min(TINY).log(), alpha=0.5), order
     deltas, farthest = [], []
     for start, block in pairs:
         denser = rank[:, None, :] < rank[:, start : start + block.size(1), None]
@@ -49,7 +58,7 @@ def density_peaks(pairs: Distances, k: int, mask: Tensor | None, include_self: b
     if mask is not None:
         far = far.masked_fill(~mask, 0.0)
     delta = torch.where(delta < torch.inf, delta, far.amax(dim=1, keepdim=True))
-    log_delta = (delta / max(pairs.x.size(2), 1)).clamp_min(TINY).log()
+    log_delta = (delta / channels).clamp_min(TINY).log()
     return torch.add(log_density, log_delta, alpha=0.5), order
 
 
@@ -60,9 +69,8 @@ def window_peaks(sigma: Tensor, window: Tensor, k: int, include_self: bool) -> t
     used = max(near + include_self, 1)
     order, rank = density_order(log_density := lowest.square().sum(dim=2) / -used)
     denser = look_up(rank, window) < rank[..., None]
-    delta = (
-        torch.where(denser, sigma, torch.inf).amin(dim=2) if sigma.size(2) else sigma.new_full(rank.shape, torch.inf)
-    )
-    farthest = sigma.flatten(1).amax(dim=1, keepdim=True) if sigma.numel() else sigma.new_ones(rank.size(0), 1)
-    delta = torch.where(delta < torch.inf, delta, farthest)
+    if sigma.numel():  # without a denser token in its window, a token gets the largest distance
+        delta = torch.where(denser, sigma, sigma.flatten(1).amax(dim=1)[:, None, None]).amin(dim=2)
+    else:
+        delta = sigma.new_ones(rank.shape)
     return log_density + delta.clamp_min(TINY).log(), order

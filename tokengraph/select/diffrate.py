@@ -20,8 +20,13 @@ from tokengraph.schedule import Schedule
 from tokengraph.schedule.listed import Listed, scaled
 from tokengraph.select.base import Select
 from tokengraph.select.decided import Moved
-from tokengraph.select.parts.choices.prune_merge import merge_in_place, prune_and_merge, ranks, ranks_by_similarity
-from tokengraph.select.parts.graphs.halves import unit_rows
+from tokengraph.select.parts.choices.prune_merge import (
+    all_cosines,
+    merge_in_place,
+    prune_and_merge,
+    ranks,
+    ranks_by_similarity,
+)
 from tokengraph.select.tokens import Tokens, valid_counts
 
 
@@ -278,7 +283,7 @@ class DiffRate(Select):
         keep = there * torch.where(k < present, prune.mask(rank, k, present), 1.0)  # type: ignore[operator]
         until = torch.minimum(present, k)
         if self.merge_by == "similarity":
-            rank = ranks_by_similarity(rank, unit_rows(tokens.x), until)[1] + 1
+            rank = ranks_by_similarity(rank, all_cosines(tokens.x), until)[1] + 1
         keep = keep * torch.where(m < until, merge.mask(rank, m, until), 1.0)  # type: ignore[operator]
         size = torch.ones_like(keep.detach()) if tokens.size is None else tokens.size
         rows, size = merge_in_place(tokens.x, size, rank, torch.minimum(m, until), until, self.official)

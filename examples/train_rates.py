@@ -1,13 +1,15 @@
 """Learns how many tokens each block of a trained ViT keeps (DiffRate), for a given cost; its weights stay frozen.
 
-The model is the small Fashion-MNIST ViT of train_fashion_vit.py. The cost is that of ToMe with a constant number of
-merges in each block. The learned rates are compared on test images, image by image, with ToMe and with DiffRate's own
-step at ToMe's counts, which shows what learning the rates adds. Minutes on one core. In a run of 192 steps (4,096
-images) learned rates came to 86.7 % of the test images and ToMe to 88.5 % at equal cost. Resuming, several processes
-and bfloat16 are as in train_dynamicvit.py, whose options this script takes.
+The model is the small Fashion-MNIST ViT of train_fashion_vit.py, which also teaches. The cost is that of ToMe with a
+constant number of merges in each block, at whose counts the rates begin. Tokens merge by similarity, our own option of
+DiffRate. The learned rates are compared on test images, image by image, with ToMe, with DiffRate's own step at ToMe's
+counts, and with the best of ten hand-made lists, which show what learning the rates adds; docs/how/training.md has the
+figures. Minutes on one core. Resuming, several processes and bfloat16 are as in train_dynamicvit.py, whose options
+this script takes.
 
     python examples/train_rates.py --data /usr/share/datasets/fashion-mnist
     python examples/train_rates.py --images 2048 --test 2000 --epochs 0 2    (rougher)
+    python examples/train_rates.py --merge-by attention --from-labels --first 1    (the published form)
 """
 
 import argparse

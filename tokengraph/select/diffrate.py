@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -20,8 +19,14 @@ from tokengraph.schedule import Schedule
 from tokengraph.schedule.listed import Listed, scaled
 from tokengraph.select.base import Select
 from tokengraph.select.decided import Moved
-from tokengraph.select.parts.choices.prune_merge import merge_in_place, prune_and_merge, ranks, ranks_by_similarity
-from tokengraph.select.parts.graphs.halves import unit_rows
+from tokengraph.select.parts.choices.prune_merge import (
+    all_cosines,
+    merge_in_place,
+    prune_and_merge,
+    ranks,
+    ranks_by_similarity,
+)
+from tokengraph.select.parts.rate_lists import check_merge_by, read_rates, write_rates
 from tokengraph.select.tokens import Tokens, valid_counts
 
 
@@ -75,28 +80,11 @@ def diffrate(
     """
     check_tokens(x)
     check_mask(mask, x)
-    _check_merge_by(merge_by)
+    check_merge_by(merge_by)
     if score.shape != x.shape[:2]:
         raise ValueError(f"Expected score of shape {list(x.shape[:2])} (got {list(score.shape)}).")
     check_finite(score if mask is None else score[mask])
     return prune_and_merge(score, x, prune, merge, size, mask, official, merge_by == "similarity")
-
-
-def _check_merge_by(merge_by: str) -> None:
-    if merge_by not in ("attention", "similarity"):
-        raise ValueError(f"Expected merge_by to be 'attention' or 'similarity' (got {merge_by!r}).")
-
-
-def _read(file: str | Path) -> tuple[list[int], list[int], int | None, str]:
-    """Reads lists, patches and ``merge_by`` of a JSON file.
-
-    Raises:
-        ValueError: If it has not both lists.
-    """
-    found = json.loads(Path(file).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in ("prune", "merge")):
-        raise ValueError(f'Expected {{"prune": [...], "merge": [...]}} in {Path(file).name} (got {str(found):.60}).')
-    return found["prune"], found["merge"], found.get("patches"), found.get("merge_by", "attention")
 
 
 class DiffRate(Select):
@@ -149,9 +137,9 @@ class DiffRate(Select):
     ) -> None:
         stored = "attention"
         if rates is not None:
-            prune, merge, patches, stored = _read(rates)
+            prune, merge, patches, stored = read_rates(rates)
         self.merge_by = stored if merge_by is None else merge_by
-        _check_merge_by(self.merge_by)
+        check_merge_by(self.merge_by)
         if (prune is None) != (merge is None):
             raise ValueError("Expected both prune and merge, or neither (got one). Repeat a list to do one of both.")
         self.prune = None if prune is None else tuple(int(k) for k in prune)
@@ -203,10 +191,7 @@ class DiffRate(Select):
     def save(self, file: str | Path) -> None:
         """Writes the rates to a JSON file, for ``DiffRate(rates=file)``."""
         prune, merge = self.rates
-        text: dict[str, object] = {"prune": prune, "merge": merge, "patches": self.patches}
-        if self.merge_by != "attention":
-            text["merge_by"] = self.merge_by
-        Path(file).write_text(json.dumps(text) + "\n", encoding="utf-8")
+        write_rates(file, prune, merge, self.patches, self.merge_by)
 
     def begin(self, tokens: Tokens) -> int | list[int]:
         """The number of patches at the input."""
@@ -278,7 +263,7 @@ class DiffRate(Select):
         keep = there * torch.where(k < present, prune.mask(rank, k, present), 1.0)  # type: ignore[operator]
         until = torch.minimum(present, k)
         if self.merge_by == "similarity":
-            rank = ranks_by_similarity(rank, unit_rows(tokens.x), until)[1] + 1
+            rank = ranks_by_similarity(rank, all_cosines(tokens.x), until)[1] + 1
         keep = keep * torch.where(m < until, merge.mask(rank, m, until), 1.0)  # type: ignore[operator]
         size = torch.ones_like(keep.detach()) if tokens.size is None else tokens.size
         rows, size = merge_in_place(tokens.x, size, rank, torch.minimum(m, until), until, self.official)

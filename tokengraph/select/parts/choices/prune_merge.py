@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.layout import take_rows
+from tokengraph.flat.segment import as_type
 from tokengraph.maps.hard import Assignment
-from tokengraph.select.parts.graphs.halves import cosines, unit_rows
+from tokengraph.select.parts.graphs.halves import EPS, SAME, cosines, unit_rows
 from tokengraph.select.tokens import below, clamp_budget, valid_counts
 
 
@@ -20,23 +21,46 @@ def ranks(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter_(1, order, place)
 
 
-def ranks_by_similarity(rank: Tensor, unit: Tensor, until: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
+def all_cosines(x: Tensor) -> Tensor:
+    """Cosines of all pairs, ``[B, N, N]`` float32, without gradient."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        unit = unit_rows(x)
+        return cosines(unit, unit)
+
+
+def ranks_by_similarity(rank: Tensor, edges: Tensor, until: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
     """Ranks again the tokens in front of ``until``: the most similar to one of a better rank comes last.
 
     Args:
         rank: Place of each token by score, ``[B, N]``.
-        unit: Unit rows, ``[B, N, D]``.
+        edges: Similarities of all pairs, ``[B, N, N]``.
         until: Places from it on stay behind all others; for all images or for each, also as ``[B, 1]``.
 
     Returns:
         As :func:`ranks`.
 
-    Cost: ``O(B N^2 D)``, one ``[B, N, N]`` matrix.
+    Cost: one more ``[B, N, N]`` matrix.
     """
-    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
-        better = rank[:, None] < rank[:, :, None]
-        closest = cosines(unit, unit).masked_fill(~better, -torch.inf).amax(dim=2)
-        return ranks(-closest, below(rank, until) if isinstance(until, list) else rank < until)
+    better = rank[:, None] < rank[:, :, None]
+    closest = edges.masked_fill(~better, -torch.inf).amax(dim=2)
+    return ranks(-closest, below(rank, until) if isinstance(until, list) else rank < until)
+
+
+def _between(x: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    """Cosines of few tokens with others, ``[B, S, T]``: all rows are read in place, and only the sources copied."""
+    if x.size(2) % 16:  # products of such widths round by a row's address: see unit_rows
+        unit = unit_rows(x)
+        return cosines(take_rows(unit, sources), take_rows(unit, targets))
+    wide = as_type(x.detach(), torch.float32)
+    length = torch.linalg.vector_norm(wide, dim=2).clamp_min(EPS)
+    rows = take_rows(wide, sources) / length.gather(1, sources)[..., None]
+    edges = torch.matmul(rows, wide.transpose(1, 2)) / length[:, None]
+    return _columns(edges, targets).clamp_max(SAME)
+
+
+def _columns(edges: Tensor, targets: Tensor) -> Tensor:
+    """Entries ``[B, S, T]`` of ``edges [B, S, N]`` for targets ``[B, T]``."""
+    return edges.gather(2, targets[:, None].expand(-1, edges.size(1), -1))
 
 
 def prune_and_merge(
@@ -63,8 +87,9 @@ def prune_and_merge(
         most_m, most_p, least_m = merge, prune, merge
         drops, pure = prune < x.size(1), prune == merge
     order, rank = ranks(score, mask)
-    if similar_first and not pure and x.size(1):
-        order, rank = ranks_by_similarity(rank, unit_rows(x), prune)
+    pairs = all_cosines(x) if similar_first and not pure and x.size(1) else None
+    if pairs is not None:
+        order, rank = ranks_by_similarity(rank, pairs, prune)
     kept = below(rank, merge)
     number = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
     centers = (~kept).argsort(dim=1, stable=True)[:, :most_m]
@@ -72,10 +97,13 @@ def prune_and_merge(
         return Assignment.from_dense(number, merge, mask=mask, drops=drops, centers=centers, single=True)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         targets, sources = order[:, :most_m], order[:, least_m:most_p]
-        unit, there = unit_rows(x), None
+        if pairs is None:
+            edges = _between(x, sources, targets)
+        else:
+            edges = _columns(take_rows(pairs, sources), targets)
         if isinstance(merge, list):
             there = below(torch.arange(most_m, device=x.device).expand_as(targets), merge)
-        edges = cosines(take_rows(unit, sources), take_rows(unit, targets), there)
+            edges = edges.masked_fill(~there[:, None], -torch.inf)
         best, to = edges.max(dim=2)
         to = edges.argmax(dim=2)  # the first of equals
         joins = number.gather(1, targets.gather(1, to))

@@ -41,7 +41,7 @@ class Family:
     @property
     def leader(self) -> str:
         """The name of its strategy, or of the first of two, without options."""
-        return self.base.strategy or ""
+        return str(self.base.strategy)
 
     @property
     def once(self) -> bool:

@@ -91,9 +91,9 @@ def plan(
             or model and options do not fit.
         TypeError: For other kinds of objects.
 
-    Cost: about 110 runs of the images (12 blocks and the default strategies), at half of the plain model's cost on
-        average; a third of them stop after the first batch. A ViT-S/14 and 24 images at 224 px take three minutes on
-        one core, and two more for each further budget with the same ``memory``.
+    Cost: about 150 runs of the images (12 blocks and the default strategies), at half of the plain model's cost on
+        average; a third of them stop after the first batch. A ViT-S/14 and 48 images at 224 px take about three minutes
+        of one core, and two more for each further budget with the same ``memory``.
 
     Example:
         >>> from tokengraph.testing import tiny_vit

@@ -37,6 +37,7 @@ MADE_ON = 48  # images a plan is made on
 PRESERVE = "features"
 SETS = ("photographs", "elpv", "scenes")
 ORIGINS = SETS
+VARIED = "scenes"  # the most varied images that plans are made on: photographs with cut-outs
 HELD = 96  # solar cells and scenes that plans are measured on
 CLOSE = (
     "tome",
@@ -144,16 +145,13 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
                 line["reason"] = row.reason
             else:
                 line |= {"share": row.cost, "metrics": dict(row.metrics)}
-                mine = next((k for k, (t, _) in unique.items() if t == _own(name)), None)
-                if mine in arrays and label != mine:
-                    line["plan_minus_this"] = paired(arrays[label], arrays[mine])
+                for key, origin in (("plan_minus_this", name), ("varied_minus_this", VARIED)):
+                    plan = next((k for k, (t, _) in unique.items() if t == f"plan made on {origin}"), None)
+                    if plan in arrays and label != plan:
+                        line[key] = paired(arrays[label], arrays[plan])
             lines.append(line)
         old = [x for x in read(file) if (x["data"], x["cost"]) != (name, cost)]
         write(file, [*old, *lines])
-
-
-def _own(name: str) -> str:
-    return f"plan made on {name}"
 
 
 def _losses(out: Path, setting: Setting) -> np.ndarray:
@@ -198,10 +196,14 @@ def write_planned(results: Path) -> str:
 HEAD = """# Plans against fixed settings, measured on images that no plan was made on
 
 Written by `python benchmarks/truth plan`; do not edit. Class and patches are mean cosines to the plain model. The last
-column is the mean of both for the plan that was made on like images, minus the same of this row, with a 95 % bootstrap
-interval over images. Of each kind of fixed setting the row shows the one that is best *on these images* of so many.
+columns are the mean of both for the plan that was made on like images, and for the plan that was made on scenes, minus
+the same of this row, with 95 % bootstrap intervals over images. Of each kind of fixed setting the row shows the one
+that is best *on these images* of so many.
 """
-ROWS = ["| cost | kind | setting | its cost | class | patches | plan minus this |", "|---|---|---|---|---|---|---|"]
+ROWS = [
+    "| cost | kind | setting | its cost | class | patches | plan minus this | plan of scenes minus this |",
+    "|---" * 8 + "|",
+]
 
 
 def _mean(line: dict[str, Any]) -> float:
@@ -209,8 +211,12 @@ def _mean(line: dict[str, Any]) -> float:
 
 
 def _row(cost: float, kind: str, line: dict[str, Any], count: int) -> str:
-    gain, metrics = line.get("plan_minus_this"), line["metrics"]
-    shown = "" if gain is None else f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    metrics = line["metrics"]
+    shown = " | ".join(_gain(line.get(key)) for key in ("plan_minus_this", "varied_minus_this"))
     out_of = "" if count == 1 else f" (best of {count})"
     figures = f"{line['share']:.3f} | {metrics['class_cosine']:.4f} | {metrics['patch_cosine']:.4f}"
     return f"| {cost:g} | {kind}{out_of} | `{line['setting']}` | {figures} | {shown} |"
+
+
+def _gain(gain: dict[str, float] | None) -> str:
+    return "" if gain is None else f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"

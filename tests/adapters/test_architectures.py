@@ -53,12 +53,15 @@ COMPILED = KINDS & {  # in seconds each: one model of each adapter, one with rot
     ("timm", "naflexvit_base_patch16_gap"),
     ("transformers", "ViTModel"),
     ("transformers", "BeitModel"),
+    ("transformers", "Data2VecVisionModel"),
+    ("transformers", "YolosModel"),
+    ("transformers", "VJEPA2Model"),
     ("torchvision", "VisionTransformer (vit_b_16, ...)"),
     ("open_clip", "VisionTransformer"),
     ("torch", "nn.TransformerEncoder, by adapter="),
 }
 # Strategies compiled in a model: by keys, by the class token, by the map, learned, stored, reconstructed, around a
-# part, ahead of blocks, by a threshold, by an operator. tests/test_laws.py compiles the choices of all.
+# part, ahead of blocks, by a threshold, by an operator. tests/test_laws.py compiles choices by themselves.
 COMPILED_STRATEGIES = {
     "pitome", "topk-class", "gtp-sparse", "dynamicvit", "migration", "expedite", "around-both", "mctf-ahead", "mpm",
     "spectral",

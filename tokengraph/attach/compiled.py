@@ -49,6 +49,7 @@ def compile_blocks(handle: H, **options: Any) -> H:
         RuntimeError: If torch is older than 2.5, which compiles every block by itself.
 
     Example:
+        >>> import tokengraph as tg
         >>> from tokengraph.testing import tiny_vit
         >>> model = tiny_vit()
         >>> with tg.attach(model, "tome", 3) as coarse, torch.no_grad():

@@ -63,8 +63,7 @@ class WindowCoarsening(Standalone[WindowAttachment]):
         tokens. ToMe matches in each block, and only the MLP runs on ``keep`` of ``a*b`` tokens.
 
     Example:
-        >>> from tokengraph.select.cubist_merge import CubistMerge, coarse_grid
-    from tokengraph.select.expedite.expedite import Expedite
+        >>> from tokengraph import Expedite
         >>> WindowCoarsening(Expedite(clusters=(9, 9)), before=6)
         WindowCoarsening(Expedite, keep=81, before=6)
 

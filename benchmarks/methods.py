@@ -12,47 +12,24 @@ many tokens methods by thresholds keep.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from command import Benchmark, Result, Run
-from harness import Effort, interleave, peak_memory
-from report import markdown, progress, ratio_fields, timing_fields, with_quartiles
-from torch import Tensor, nn
+from harness import Effort, peak_memory
+from over_ideal import Method, add_options, measure_all, shown_counts
+from report import markdown, with_quartiles
+from torch import Tensor
 
 import tokengraph as tg
-from tokengraph.compat import timm
 from tokengraph.select.parts.choices.agglomerate import agglomerate
 from tokengraph.select.parts.scores.energy import energy
-from tokengraph.testing.ideal import ideal
-from tokengraph.testing.launches import operations
 
 COLUMNS = ("method", "tokens worked on", "attached ms", "attached / ideal [quartiles]", "goal", "launches a step")
 MEMORY_COLUMNS = ("method", "features", "peak MiB", "goal")
 POWERS = tg.schedule.powers(0.9, (3, 6, 9))
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method at its published schedule.
-
-    Attributes:
-        name: In the table.
-        select: The strategy.
-        schedule: The schedule; ``None``: its own.
-        goal: The largest ratio to its ideal that is aimed for; 0: none was set.
-    """
-
-    name: str
-    select: Any
-    schedule: Any
-    goal: float = 1.06
 
 
 METHODS = (
@@ -79,15 +56,7 @@ METHODS = (
 def results(run: Run) -> Iterator[Result]:
     """Rows for each method, and for memory."""
     args = run.args
-    chosen = [m for m in METHODS if not args.only or any(word in m.name for word in args.only)]
-    torch.manual_seed(0)
-    model = timm.create_model("deit_small_patch16_224").eval().to(run.device)
-    images = torch.randn(args.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(run.device)
-    rows = []
-    with progress(len(chosen)) as step, torch.no_grad():
-        for method in chosen:
-            step(method.name)
-            rows.append(measure(method, model, images, run.effort))
+    rows = measure_all(run, METHODS, dense=False)
     memory = [] if args.no_memory else list(memories(run.device, args.tokens))
     cells, memory_cells = [_cells(row) for row in rows], [_memory_cells(row) for row in memory]
     page = f"{run.machine}; {run.versions}. B = {args.batch}.\n\n{markdown(COLUMNS, cells)}"
@@ -95,25 +64,6 @@ def results(run: Run) -> Iterator[Result]:
         page += f"\n## Memory of {args.tokens:,} tokens\n\n{markdown(MEMORY_COLUMNS, memory_cells)}"
     tables = [(BENCHMARK.title, COLUMNS, cells), ("Memory", MEMORY_COLUMNS, memory_cells)]
     yield Result({"rows": rows, "memory": memory}, page, tables)
-
-
-def measure(method: Method, model: nn.Module, images: Tensor, effort: Effort) -> dict[str, Any]:
-    """Times a method and its ideal in turns, and counts the launches of both."""
-    with ExitStack() as stack:
-        ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
-        handle = stack.enter_context(tg.attach(ours, method.select, method.schedule))
-        ours.eval()(images)
-        select, counts = handle.select, handle.trace.counts_worked
-        how: dict[str, Any] = {"open_maps": select.needs_map, "span": select.around}
-        stack.enter_context(ideal(theirs, counts, select.placement, **how))
-        calls = {"attached": lambda: ours(images), "ideal": lambda: theirs(images)}
-        more = operations(calls["attached"]).total() - operations(calls["ideal"]).total()
-        timings = interleave(calls, effort)
-    before = [counts[0]] * len(counts) if select.placement == "around" else counts
-    steps = sum(n < m for m, n in zip(before[:-1], counts[1:], strict=True))
-    row = {"method": method.name, "counts": counts, "goal": method.goal, "steps": steps}
-    row |= {"launches": round(more / max(steps, 1), 1)} | timing_fields(timings["attached"])
-    return row | ratio_fields("ratio", timings["attached"].over(timings["ideal"]))
 
 
 def memories(device: torch.device, tokens: int) -> Iterator[dict[str, Any]]:
@@ -142,19 +92,16 @@ def two_rounds(unit: Tensor, linkage: str) -> Tensor:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="methods whose names have one of these words")
-    parser.add_argument("--batch", type=int, default=8)
+    add_options(parser)
     parser.add_argument("--tokens", type=int, default=16384, help="of the section on memory, a square number")
     parser.add_argument("--no-memory", action="store_true", help="leave out that section")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    counts = [f"{n} x{len(list(same))}" for n, same in groupby(row["counts"][1:])]
-    shown = ", ".join(counts) if len(counts) < 5 else f"{row['counts'][1]} down to {row['counts'][-1]}"
     goal = f"{row['goal']:g}" if row["goal"] else ""
     return [
         row["method"],
-        shown,
+        shown_counts(row["counts"], 4),
         f"{row['median_ms']:.0f}",
         with_quartiles(row, "ratio", 3),
         goal,

@@ -1,5 +1,6 @@
 """What the dense examples share: strategies, sliding windows; quality, FLOPs and time of backbone and whole model."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokengraph as tg
+
+
+def effort(text: str, images: int) -> tuple[int, int, int]:
+    """Reads the command line of an example: steps of training, rounds of timing, and images to measure on."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5, help="of timing")
+    parser.add_argument("--quick", action="store_true", help="2 steps, 1 round, 1 image")
+    args = parser.parse_args()
+    return (2, 1, 1) if args.quick else (args.steps, args.rounds, images)
 
 
 def slide(predict: Callable[[Tensor], Tensor], images: Tensor, side: int, stride: int) -> Tensor:

@@ -6,12 +6,11 @@ cluster after a quarter of the blocks, and every patch is back before the pyrami
     python examples/detector.py        (--quick: a few steps, to see it run)
 """
 
-import argparse
 from collections import OrderedDict
 from typing import Any
 
 import torch
-from dense_compare import Meter, compare, ways
+from dense_compare import Meter, compare, effort, ways
 from dense_scenes import KINDS, Scenes, draw_scenes, train
 from torch import Tensor, nn
 
@@ -77,12 +76,7 @@ def average_precision(found: list[dict[str, Tensor]], truth: list[dict[str, Tens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5, help="of timing")
-    parser.add_argument("--quick", action="store_true", help="2 steps, 1 round, 1 image")
-    args = parser.parse_args()
-    steps, rounds, count = (2, 1, 1) if args.quick else (args.steps, args.rounds, 16)
+    steps, rounds, count = effort(__doc__, 16)
     torch.manual_seed(0)
     model = make_model()
     train(model, lambda scenes: loss(model, scenes), steps, (SIDE, SIDE), 1e-3)

@@ -6,12 +6,11 @@ before, and `attach` brings all patches back in front of the queries. Needs the 
     python examples/eomt.py        (--quick: a few steps, to see it run)
 """
 
-import argparse
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dense_compare import Meter, compare, slide, ways
+from dense_compare import Meter, compare, effort, slide, ways
 from dense_scenes import KINDS, Scenes, draw_scenes, mean_iou, train
 from torch import Tensor
 
@@ -44,12 +43,7 @@ def predict(model: Any, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5, help="of timing")
-    parser.add_argument("--quick", action="store_true", help="2 steps, 1 round, 1 image")
-    args = parser.parse_args()
-    steps, rounds, count = (2, 1, 1) if args.quick else (args.steps, args.rounds, 12)
+    steps, rounds, count = effort(__doc__, 12)
     torch.manual_seed(0)
     model = make_model()
     train(model, lambda scenes: loss(model, scenes), steps, (SIDE, SIDE), 1e-3)

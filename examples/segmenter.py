@@ -6,12 +6,11 @@ cluster after a quarter of the blocks, and every patch is back before the mask t
     python examples/segmenter.py        (--quick: a few steps, to see it run)
 """
 
-import argparse
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dense_compare import Meter, compare, slide, ways
+from dense_compare import Meter, compare, effort, slide, ways
 from dense_scenes import KINDS, draw_scenes, mean_iou, train
 from torch import Tensor, nn
 
@@ -53,12 +52,7 @@ class Segmenter(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5, help="of timing")
-    parser.add_argument("--quick", action="store_true", help="2 steps, 1 round, 1 image")
-    args = parser.parse_args()
-    steps, rounds, count = (2, 1, 1) if args.quick else (args.steps, args.rounds, 12)
+    steps, rounds, count = effort(__doc__, 12)
     torch.manual_seed(0)
     side, patch = 128, 8
     model = Segmenter(side, patch)

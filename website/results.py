@@ -13,6 +13,12 @@ COMMANDS = {
     "truth/README.md": "make truth TRUTH=report",
     "truth/planned.md": "python benchmarks/truth plan",
     "token_gnn.md": "python benchmarks/token_gnn",
+    "cpu-1-core/methods_b1.md": "python benchmarks/methods.py --batch 1",
+    "cpu-1-core/vlm_gemma.md": "python benchmarks/vlm.py --cases gemma",
+    "cpu-1-core/vlm_llava.md": "python benchmarks/vlm.py --cases llava",
+    "cpu-1-core/vlm_llava_8_layers.md": "python benchmarks/vlm.py --cases llava --decoder 8",
+    "cpu-1-core/vlm_qwen.md": "python benchmarks/vlm.py --cases qwen --batch 1",
+    "cpu-1-core/vlm_qwen_b8.md": "python benchmarks/vlm.py --cases qwen --batch 8",
 }
 TITLES = {
     "truth/README.md": "Accuracy on real features",
@@ -50,10 +56,16 @@ def contents() -> str:
     rows = ["| results | made by |", "|---|---|"]
     for title, path in titles().items():
         name = sources()[path].relative_to(RESULTS).as_posix()
-        command = COMMANDS.get(name, f"python benchmarks/{sources()[path].stem.removesuffix('_1_thread')}.py")
-        stem = re.sub(r"(_1_thread|_libraries|_b1)\.py", ".py", command)
-        rows.append(f"| [{title}]({path.removeprefix('results/')}) | `{stem}` |")
+        command = COMMANDS.get(name) or f"python benchmarks/{_script(sources()[path].stem)}"
+        rows.append(f"| [{title}]({path.removeprefix('results/')}) | `{command}` |")
     return "\n".join(rows)
+
+
+def _script(stem: str) -> str:
+    """Returns the benchmark that wrote a file: the longest beginning of its name that is one, as in ``methods_b1``."""
+    words = stem.split("_")
+    names = ["_".join(words[:count]) + ".py" for count in range(len(words), 0, -1)]
+    return next(name for name in names if (ROOT / "benchmarks" / name).exists())
 
 
 def readme_table() -> str:

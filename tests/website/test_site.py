@@ -67,6 +67,11 @@ def test_results_pages_carry_their_pictures():
     assert results.contents().count("\n") == len(results.titles()) + 1
 
 
+def test_results_name_commands_that_exist():
+    commands = re.findall(r"`python (benchmarks/[\w./]+)", results.contents())
+    assert len(commands) > 20 and [name for name in commands if not (ROOT / name).exists()] == []
+
+
 def test_llms_txt_lists_every_strategy():
     text = llms.text()
     assert text.startswith("# tokengraph\n\n> ") and all(f"strategies/{name}.html" in text for name in strategies())

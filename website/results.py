@@ -13,7 +13,6 @@ COMMANDS = {
     "truth/README.md": "make truth TRUTH=report",
     "truth/planned.md": "python benchmarks/truth plan",
     "token_gnn.md": "python benchmarks/token_gnn",
-    "cpu-1-core/methods_b1.md": "python benchmarks/methods.py --batch 1",
     "cpu-1-core/vlm_gemma.md": "python benchmarks/vlm.py --cases gemma",
     "cpu-1-core/vlm_llava.md": "python benchmarks/vlm.py --cases llava",
     "cpu-1-core/vlm_llava_8_layers.md": "python benchmarks/vlm.py --cases llava --decoder 8",
@@ -62,7 +61,6 @@ def contents() -> str:
 
 
 def _script(stem: str) -> str:
-    """Returns the benchmark that wrote a file: the longest beginning of its name that is one, as in ``methods_b1``."""
     words = stem.split("_")
     names = ["_".join(words[:count]) + ".py" for count in range(len(words), 0, -1)]
     return next(name for name in names if (ROOT / "benchmarks" / name).exists())

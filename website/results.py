@@ -61,6 +61,7 @@ def contents() -> str:
 
 
 def _script(stem: str) -> str:
+    """Returns the benchmark that wrote a file: the longest beginning of its name, as of ``end_to_end_libraries``."""
     words = stem.split("_")
     names = ["_".join(words[:count]) + ".py" for count in range(len(words), 0, -1)]
     return next(name for name in names if (ROOT / "benchmarks" / name).exists())

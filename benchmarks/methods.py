@@ -6,7 +6,7 @@ The model is timm's deit_small_patch16_224 with random weights and images. An id
 numbers of tokens without any choice (:func:`tokengraph.testing.ideal`); ratios are taken in each interleaved round.
 Launches are counted as :func:`tokengraph.testing.launches` does; a step's are those of the attached model beyond its
 ideal's, divided by the number of blocks that act, so choice, reduction and size bias count. Random images decide how
-many tokens methods by thresholds keep.
+many tokens methods by thresholds keep; their ideals run on the mean.
 """
 
 from __future__ import annotations

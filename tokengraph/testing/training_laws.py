@@ -73,6 +73,8 @@ def _lowered(case: ModelCase, model: nn.Module, share: float) -> float:
 def trains_after_inference_mode(case: ModelCase) -> None:
     """A run under ``inference_mode`` does not break a later backward, unless it does so in the plain model."""
     model = case.make()
+    with torch.no_grad():
+        case.run(model)  # a library that caches tensors by shape for all of its models must not keep inference tensors
     with torch.inference_mode():
         case.run(model)
     try:

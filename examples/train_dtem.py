@@ -128,9 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         done = fit(run, task, images[:count], labels[:count])
         if done and run.first:
             report(run, task, images[-run.args.test :], labels[-run.args.test :])
-    if not done and run.first:
-        print(f"To go on: --resume {run.args.out / 'checkpoint.pt'}")
-    run.processes.close()
+    run.finish(done)
 
 
 if __name__ == "__main__":

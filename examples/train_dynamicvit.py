@@ -229,9 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         done = fit(run, task, images[: run.args.images], labels[: run.args.images])
         if done and run.first:
             report(run, task, images[TRAIN:], labels[TRAIN:])
-    if not done and run.first:
-        print(f"To go on: --resume {run.args.out / 'checkpoint.pt'}")
-    run.processes.close()
+    run.finish(done)
 
 
 if __name__ == "__main__":

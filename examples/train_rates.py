@@ -230,9 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     done = fit(run, task, images, labels)
     if done and run.first:
         report(run, task, shape, dense, *(t[: args.test] for t in load(args.data, "t10k")))
-    elif run.first:
-        print(f"To go on: --resume {args.out / 'checkpoint.pt'}")
-    run.processes.close()
+    run.finish(done)
 
 
 if __name__ == "__main__":

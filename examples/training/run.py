@@ -83,6 +83,12 @@ class Run:
         torch.set_rng_state(self.saved["random"])
         return self.saved["epoch"]
 
+    def finish(self, done: bool) -> None:
+        """Says how to go on with a training that was stopped, and lets the processes go."""
+        if self.first and not done:
+            print(f"To go on: --resume {self.args.out / 'checkpoint.pt'}")
+        self.processes.close()
+
     def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
         with (self.args.out / "log.jsonl").open(mode) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from architectures import cases
+from gradients import parameter_gradients
 from needs import library
 from quick import quick_only
 from strategies import CLASS, STRATEGIES
@@ -144,15 +145,10 @@ def test_compiled_blocks_have_the_gradients_of_the_others(checkpointing):
     model.set_grad_checkpointing(checkpointing)
     model.train()
 
-    def gradients():
-        model.zero_grad()
-        model(x).square().sum().backward()
-        return [p.grad.clone() for p in model.parameters()]
-
     with tg.attach(model, "tome", 3) as coarse:
-        expected = gradients()
+        expected = parameter_gradients(model, x)
         tg.compile_blocks(coarse, backend="aot_eager")
-        for ours, theirs in zip(gradients(), expected, strict=True):
+        for ours, theirs in zip(parameter_gradients(model, x), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

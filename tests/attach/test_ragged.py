@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gradients import parameter_gradients
 from needs import library
 from strategies import CLASS, STRATEGIES
 from torch.testing import assert_close
@@ -108,20 +109,29 @@ def test_dynamicvit_thresholds_run_in_groups_and_equal_one_image_at_a_time():
             assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
+def test_in_groups_passes_over_images_without_tokens():
+    seen, x = [], torch.randn(3, 4, 2)
+
+    def run(rows, bias):
+        seen.append(tuple(rows.shape))
+        return rows + 1
+
+    out = in_groups(run, x, None, Layout.of(3, 5, (4, 0, 1), torch.device("cpu")), 0, {})
+    assert sorted(seen) == [(1, 1, 2), (1, 4, 2)]
+    assert_close(out[0], x[0] + 1)
+    assert_close(out[2, 0], x[2, 0] + 1)
+    assert not out[1].any() and not out[2, 1:].any()
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_groups_have_the_gradients_of_the_padded_batch(checkpointing):
     model, x = tiny_vit(depth=4), images()
     model.set_grad_checkpointing(checkpointing)
     model.train()
 
-    def gradients():
-        model.zero_grad()
-        model(x).square().sum().backward()
-        return [p.grad.clone() for p in model.parameters()]
-
     with tg.attach(model, *STRATEGIES["mpm"]):
-        ours = gradients()
+        ours = parameter_gradients(model, x)
         with one_group():
-            expected = gradients()
+            expected = parameter_gradients(model, x)
     for own, theirs in zip(ours, expected, strict=True):
         assert_close(own, theirs, rtol=1e-4, atol=1e-5)

@@ -50,6 +50,17 @@ def test_images_are_what_they_are_alone(tiny, lively, count, options):
             assert torch.equal(torch.cat(handle.trace.masks, dim=2)[0], masks[i])
 
 
+def test_a_batch_without_images_gives_none(tiny, lively):
+    model = tiny()
+    try:
+        plain = model(images()[:0])
+    except RuntimeError:
+        pytest.skip("the plain model takes no such batch")
+    with torch.no_grad():
+        lively(tg.attach(model, DynamicSpatial(0.7)))
+        assert model(images()[:0]).shape == plain.shape
+
+
 def test_a_threshold_lets_images_differ(tiny, lively):
     model = tiny()
     handle = lively(tg.attach(model, DynamicSpatial(0.7, threshold=0.5)))

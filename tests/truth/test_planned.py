@@ -27,11 +27,12 @@ def tiny(monkeypatch):
         return Source("tiny", lambda size: tiny_vit(img_size=size or 32), DataConfig(32))
 
     monkeypatch.setattr(planned, "TASKS", {"photographs": Task("photographs", source, alone(lambda _: noise(4, 0)))})
-    monkeypatch.setattr(planned, "parts", lambda name, folder, limit: (noise(4, 1), noise(5, 2)))
+    monkeypatch.setattr(planned, "parts", lambda name, folder, limit: (noise(4, len(name)), noise(5, 2)))
 
 
 def test_plans_are_made_once_and_compared_in_pairs(tiny, tmp_path):
     files = make_plans("photographs", tmp_path, tmp_path, [0.6])
+    assert make_plans(planned.VARIED, tmp_path, tmp_path, [0.6]) != files
     made = files[0].read_text()
     assert tg.Plan.load(files[0]).measured.images == 5
     assert make_plans("photographs", tmp_path, tmp_path, [0.6]) == files and files[0].read_text() == made
@@ -44,6 +45,9 @@ def test_plans_are_made_once_and_compared_in_pairs(tiny, tmp_path):
     gain = sum(mine["metrics"][k] - other["metrics"][k] for k in ("class_cosine", "patch_cosine")) / 2
     assert other["plan_minus_this"]["mean"] == pytest.approx(gain, abs=1e-5)
     assert other["plan_minus_this"]["low"] <= gain <= other["plan_minus_this"]["high"]
+    varied = next(line for line in lines if line["kind"] == f"plan made on {planned.VARIED}")
+    gain = sum(varied["metrics"][k] - other["metrics"][k] for k in ("class_cosine", "patch_cosine")) / 2
+    assert other["varied_minus_this"]["mean"] == pytest.approx(gain, abs=1e-5)
     compare("photographs", tmp_path, tmp_path, [0.6], 5)
     assert read(tmp_path / "planned.jsonl") == lines
     table = write_planned(tmp_path)

@@ -48,6 +48,8 @@ def compile_blocks(handle: H, **options: Any) -> H:
         ValueError: If the handle was removed, or its strategy acts around modules, whose norms it replaces.
         RuntimeError: If torch is older than 2.5, which compiles every block by itself.
 
+    Cost: nothing here; the first run compiles up to three graphs, ``docs/how/export.md`` has seconds.
+
     Example:
         >>> import tokengraph as tg
         >>> from tokengraph.testing import tiny_vit

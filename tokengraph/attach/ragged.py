@@ -83,6 +83,8 @@ def in_groups(
     out = x.new_zeros(x.shape)
     for group in groups:
         index, width = torch.tensor(group, device=x.device), counts[group[0]]
+        if not width:  # images without any token come last
+            continue
         own = None if bias is None else bias.index_select(0, index)[..., :width]
         if own is not None and not bool(own.any()):
             own = None  # no padding and no sizes: the attention needs no mask

@@ -37,8 +37,7 @@ class TokenGraph(Data):
         ptr: First node of each image, ``[B+1]`` int64.
         edge_index: ``[2, E]`` int64, source to target; absent until edges are added.
         edge_weight: ``[E]``.
-        grid: ``(H, W)`` of the input patches, ``(T, H, W)`` of a video's, a list of them where images differ, or
-            ``None``.
+        grid: ``(H, W)`` of the input patches, ``(T, H, W)`` of a video's, a list where images differ, or ``None``.
         prefix: Prefix tokens, ``[B, P, C]``; absent when there are none.
     """
 

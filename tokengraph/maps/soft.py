@@ -46,8 +46,7 @@ class SoftAssignment:
         counts: Clusters of each image, if they differ; ``None`` if all have the same number or it is unknown.
         mass: What each token, times its edge weights, adds to the sizes of its clusters, ``[M]``; ``None``: its size.
         steps: The maps that it is composed of, if ``reduce`` must apply them one after another (weights, masses).
-        others: Promises that edge m, for each cluster m, comes from its center with weight 1, and that at most so many
-            others follow for one cluster; ``None``: no promise.
+        others: Promises that edge m comes from cluster m's center with weight 1, and at most so many others follow.
     """
 
     token: Tensor

@@ -116,7 +116,7 @@ class Explorer:
 
     def leaders(self, count: int) -> list[Trial]:
         """Returns the best schedules within the budget of the ``count`` best strategies, one of each."""
-        names = {t.family.leader for t in self.trials if t.family is not None}
+        names = dict.fromkeys(t.family.leader for t in self.trials if t.family is not None)
         found = [self._least(lambda t, name=name: t.family is not None and t.family.leader == name) for name in names]
         return sorted((t for t in found if t is not None), key=lambda t: (t.measured.score, t.tokens))[:count]
 
@@ -171,8 +171,7 @@ class Explorer:
 
     def _halved(self, family: Family, layer: int) -> list[int]:
         depth, patches = self.space.target.depth, self.space.target.patches
-        keep = max(patches // 2, family.select.for_block(layer - 1).fewest(patches))
-        return [patches] * layer + [keep] * (depth + 1 - layer)
+        return [patches] * layer + [max(patches // 2, family.fewest(layer, patches))] * (depth + 1 - layer)
 
     def _cut(self, family: Family) -> None:
         """Measures the loss of one cut to half of the tokens, block by block, on the first images."""

@@ -34,7 +34,7 @@ def _climb(explorer: Explorer, best: Trial) -> None:
         return
     family, left = best.family, MOVES
     for height in HEIGHTS:
-        for side in [side for side in explorer.sides if abs(side - best.side) == 1]:
+        for side in [side for side in explorer.sides if abs(side - best.side) == 1 and left > 0]:
             found = _attempt(explorer, family, side, _removed(best), best)
             left -= found is not None
             best = _better(found, best)
@@ -46,8 +46,8 @@ def _climb(explorer: Explorer, best: Trial) -> None:
                 weights = np.maximum(removed + sign * height * removed.mean() * move, 0)
                 found = _attempt(explorer, family, best.side, weights, best)
                 left -= found is not None
-                if _better(found, best) is found:
-                    best = _better(found, best)
+                before, best = best, _better(found, best)
+                if best is not before:
                     break
 
 

@@ -43,8 +43,7 @@ class Select(Watching, ABC):
         around: With that placement, the modules that run on fewer tokens: ``"attention"``, ``"mlp"``, ``"both"`` of
             them one after another by one map, or the whole ``"block"``.
         merges: True if clusters stand for all their tokens, so that attention should weigh them by size.
-        reduction: How ``Assignment.reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or
-            ``"center"``.
+        reduction: How ``reduce`` pools: ``"mean"``, ``"sum"``, ``"max"``, ``"absmax"``, ``"mlerp"`` or ``"center"``.
         needs_grid: True if it works on the full patch grid only, and therefore once a model.
         reads: The most that it reads of its block's attention: ``"nothing"``; ``"norm"``: the rows that attention
             projects, ``tokens.normed``; ``"keys"``: keys and values, or attention by rows; ``"class"``: the class

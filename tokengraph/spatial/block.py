@@ -32,13 +32,13 @@ class SpatialBlock(Coarse):
         if isinstance(route, Partition):
             mixed, base = self.mix(x)
             mixed, base = self.last(mixed), self.last(x if base is None else base)
-            images, height, width, _ = base.shape
+            images, height, width, channels = base.shape
 
             def slow(rows: Tensor) -> Tensor:
                 return self.slow_rows(rows, route.slow // (height * width), images)
 
             out = slow_fast(mixed.flatten(0, 2), base.flatten(0, 2), route, slow, self.fast)
-            return self.native(out.view(images, height, width, -1))
+            return self.native(out.view(images, height, width, channels))
         assert x2 is not None
         return self._streams(x, x2, route[..., None])
 

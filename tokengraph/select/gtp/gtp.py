@@ -134,8 +134,7 @@ def propagate(
 class GTP(Select):
     """GTP as a strategy, between attention and MLP; see :func:`gtp` and :func:`gtp_score`.
 
-    :func:`~tokengraph.propagation_graph` builds the graph once a run, from the first block's input; outside a model,
-    from the given tokens.
+    :func:`~tokengraph.propagation_graph` builds the graph once a run: from the first block's input, or given tokens.
 
     Args:
         graph: ``"spatial"``, ``"semantic"``, ``"mixed"``, or ``"local"``: semantic within windows, linear in patches.

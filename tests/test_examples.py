@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import quick_only
 
 from tokengraph import compat
 
@@ -161,7 +162,7 @@ def has_nms() -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", quick_only(["segmenter"], DENSE))
 def test_dense_examples_run_every_strategy_in_backbone_and_whole(name):
     rows = dense_rows(name, "--quick")
     assert list(rows) == ["plain", "AiluRus", "Expedite", "MPM"]

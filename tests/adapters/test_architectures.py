@@ -61,10 +61,9 @@ COMPILED = KINDS & {  # in seconds each: one model of each adapter, one with rot
     ("torch", "nn.TransformerEncoder, by adapter="),
 }
 # Strategies compiled in a model: by keys, by the class token, by the map, learned, stored, reconstructed, around a
-# part, ahead of blocks, by a threshold, by an operator. tests/test_laws.py compiles choices by themselves.
+# part, ahead of blocks, by a threshold. tests/test_laws.py compiles choices by themselves.
 COMPILED_STRATEGIES = {
-    "pitome", "topk-class", "gtp-sparse", "dynamicvit", "migration", "expedite", "around-both", "mctf-ahead", "mpm",
-    "spectral",
+    "topk-class", "gtp-sparse", "dynamicvit", "migration", "expedite", "around-both", "mctf-ahead", "mpm",
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+FAMILIES = ("convnext", "convnext-conv", "convnext2", "convnext2-conv", "swin")  # of the fixture ``tiny``
+
 
 def stage_of(model):
     return (model.stages if hasattr(model, "stages") else model.layers)[2]

@@ -23,8 +23,7 @@ timm = library("timm")
 
 SETTINGS = {name: each for name, each in (STRATEGIES | CLASS).items() if not each[0].ragged}
 # Hard and soft maps, scores of keys, of the class token and of the map, learned parts, stored tokens, an operator.
-QUICK = ("tome", "token-transforming", "topk-class", "gtp-sparse", "expedite", "dynamicvit", "migration", "around-both",
-         "ailurus", "heavy-edges")  # fmt: skip
+QUICK = ("tome", "gtp-sparse", "dynamicvit", "migration", "heavy-edges")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 
 

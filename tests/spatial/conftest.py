@@ -57,10 +57,10 @@ TINY = {
 }
 
 
-@pytest.fixture(params=TINY.values(), ids=TINY.keys())
+@pytest.fixture(params=TINY)
 def tiny(request):
     """Makes a tiny model of each family."""
-    return request.param
+    return TINY[request.param]
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from quick import quick_only
+from spatial_cases import FAMILIES
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -65,6 +67,7 @@ def test_the_final_map_is_normalised_position_by_position(tiny):
     assert_close(got, expected)
 
 
+@pytest.mark.parametrize("tiny", quick_only(["convnext", "swin"], FAMILIES), indirect=True)
 def test_training_meets_the_target_share_and_uses_both_paths(tiny):
     teacher = tiny()
     model = tiny()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from needs import library
-from spatial_cases import images, positions, stage_of
+from quick import quick_only
+from spatial_cases import FAMILIES, images, positions, stage_of
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -111,6 +112,7 @@ def test_a_model_in_half_precision_keeps_its_dtype(tiny):
     assert model(images().bfloat16()).dtype == torch.bfloat16 and handle.trace.scores[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("tiny", quick_only(["convnext2-conv", "swin"], FAMILIES), indirect=True)
 def test_compile_has_no_graph_break_in_evaluation(tiny, lively):
     model, x = tiny(), images()
     handle = lively(tg.attach(model, DynamicSpatial(0.7)))
@@ -121,6 +123,7 @@ def test_compile_has_no_graph_break_in_evaluation(tiny, lively):
     assert all(torch.equal(a, b) for a, b in zip(handle.trace.masks, masks, strict=True))
 
 
+@pytest.mark.parametrize("tiny", quick_only(["convnext"], FAMILIES), indirect=True)
 def test_export_gives_the_same(tiny, lively):
     model, x = tiny(), images()
     lively(tg.attach(model, DynamicSpatial(0.7)))

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 PYTEST_ARGS ?=
 # Seconds that each process of `make test` gives to tests marked slow; it skips the others. inf: all of them.
-SLOW_SECONDS ?= 20
+SLOW_SECONDS ?= 10
 # In the environment $(1). One thread a process: no contention.
 pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --slow-seconds $(SLOW_SECONDS) $(PYTEST_ARGS)
 # Not empty: without torch-cluster and torch-scatter `make test` fails instead of skipping their tests.
@@ -22,7 +22,7 @@ help:  ## show this list
 demo: $(VENV)/demo.stamp  ## make and coarsen a graph of a photograph's tokens; run a faster model
 	$(BIN)/python -m tokengraph demo
 
-test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the tests, slow ones for 20 seconds a core; SLOW_SECONDS=inf for all
+test: $(VENV)/test.stamp $(VENV)/cluster.stamp  ## the tests, slow ones for 10 seconds a core; SLOW_SECONDS=inf for all
 	@grep -qx ok $(VENV)/cluster.stamp || { \
 	  echo "torch-cluster or torch-scatter did not install or import: the reason stands in that install's output."; \
 	  echo "Tests that need them are skipped. To try again: rm $(VENV)/cluster.stamp && make test"; \

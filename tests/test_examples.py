@@ -61,6 +61,7 @@ def test_new_strategy_works_by_name_on_graphs_and_in_models():
     assert graph["k-means"] > graph["grid-pool"] and model["k-means"] > model["grid-pool"]
 
 
+@pytest.mark.slow
 def test_vlm_draws_the_kept_tokens_and_shortens_the_prompt(tmp_path):
     printed = run("vlm", "transformers", "PIL", "skimage", "matplotlib", options=("--out", str(tmp_path / "vlm.png")))
     assert "144 of 576 visual tokens" in printed

@@ -46,8 +46,7 @@ STRATEGIES = [
 # Compiled every time, in seconds each: one strategy for each kind of choice (pairs, centers, grids, facilities, scores,
 # graphs of a run, stored rows).
 COMPILED = {
-    "tome", "mctf", "dpc-knn", "ailurus", "expedite", "toma", "grid-pool", "cubist-merge", "topk", "gtp",
-    "token-migration", "heavy-edges",
+    "tome", "dpc-knn", "expedite", "toma", "grid-pool", "topk", "gtp", "token-migration", "heavy-edges",
 }  # fmt: skip
 
 

@@ -82,12 +82,14 @@ def laws_of(name, case):
 
 
 def pairs():
-    """Every law for each strategy on one model; on the other kinds of blocks two laws, for two strategies at least."""
-    kinds = {name[:2] for name in STRATEGY_CASES} - WITH_EVERY_LAW
-    met = {(*kind, strategy) for kind, strategy in paired(sorted(kinds), {name[2]: 0 for name in STRATEGY_CASES})}
+    """Every law for each strategy on one model; on two other kinds of blocks two laws, on one of them in the quick run."""
+    kinds = sorted({name[:2] for name in STRATEGY_CASES} - WITH_EVERY_LAW)
+    strategies = {name[2]: 0 for name in STRATEGY_CASES}
+    met, quick = ({(*kind, name) for kind, name in paired(kinds, strategies, each)} for each in (2, 1))
     for name, case in STRATEGY_CASES.items():
         for law in laws_of(name, case) if name[:2] in WITH_EVERY_LAW or name in met else ():
-            slow = law.__name__ == "compiles_in_one_graph" and name[2] not in COMPILED_STRATEGIES
+            compiles = law.__name__ == "compiles_in_one_graph"
+            slow = name[2] not in COMPILED_STRATEGIES if compiles else name in met - quick
             marks = pytest.mark.slow if slow else ()
             yield pytest.param(name, law, marks=marks, id=f"{'/'.join(name)}/{law.__name__}")
 

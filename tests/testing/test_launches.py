@@ -44,7 +44,7 @@ def deit():
 @pytest.mark.parametrize("name", BUDGETS)
 def test_launches_of_a_step_keep_their_budget(name, deit):
     select, schedule, budget = BUDGETS[name]
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with tg.attach(deit, select, schedule):

@@ -34,14 +34,20 @@ def test_compiled_model_is_compiled_once_for_each_shape(name):
 
 
 @pytest.mark.parametrize("name", quick_only(["tome"], ["tome", "ailurus", "grid-pool", "dpc-knn"]))
-def test_dynamic_shapes_compile_and_a_dynamic_batch_exports(name):
+def test_dynamic_shapes_compile(name):
     model = tiny_vit(dynamic_img_size=True)
     torch.compiler.reset()
     with tg.attach(model, *STRATEGIES[name]), torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="eager")
-        for size in ((32, 32), (32, 48), (48, 64)):
+        for size in ((32, 32), (48, 64)):
             x = torch.randn(2, 3, *size)
             torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("name", quick_only(["tome"], ["tome", "ailurus", "grid-pool", "dpc-knn"]))
+def test_a_dynamic_batch_exports(name):
+    model = tiny_vit()
+    with tg.attach(model, *STRATEGIES[name]), torch.no_grad():
         batch = torch.export.Dim("batch", min=2, max=64)
         program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
         x = torch.randn(5, 3, 32, 32)

@@ -18,6 +18,7 @@ def pytest_collection_finish():
     """The garbage collector need not look through all that is imported again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # torch.compile makes many objects
 
 
 def pytest_addoption(parser):

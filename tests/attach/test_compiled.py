@@ -76,7 +76,7 @@ ALL = STRATEGIES | CLASS
 AROUND = {name for name, (select, _) in ALL.items() if select.placement == "around"}
 
 
-@pytest.mark.parametrize("name", quick_only(["tome", "mctf-ahead", "expedite", "idlevit"], sorted(ALL)))
+@pytest.mark.parametrize("name", quick_only(["mctf-ahead", "expedite", "idlevit"], sorted(ALL)))
 def test_compile_blocks_changes_no_strategy(name):
     model, x = tiny_vit(), images(2)
     with tg.attach(model, *ALL[name]) as coarse, torch.no_grad():
@@ -90,7 +90,7 @@ def test_compile_blocks_changes_no_strategy(name):
             torch.testing.assert_close(model(x), expected)
 
 
-@pytest.mark.parametrize("place", quick_only([("transformers", "BeitModel")], sorted(KINDS)), ids="-".join)
+@pytest.mark.parametrize("place", quick_only([], sorted(KINDS)), ids="-".join)
 def test_compile_blocks_serves_every_family(place):
     case = cases()[place]
     model = case.make()

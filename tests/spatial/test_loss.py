@@ -67,7 +67,7 @@ def test_the_final_map_is_normalised_position_by_position(tiny):
     assert_close(got, expected)
 
 
-@pytest.mark.parametrize("tiny", quick_only(["convnext", "swin"], FAMILIES), indirect=True)
+@pytest.mark.parametrize("tiny", quick_only(["convnext"], FAMILIES), indirect=True)
 def test_training_meets_the_target_share_and_uses_both_paths(tiny):
     teacher = tiny()
     model = tiny()

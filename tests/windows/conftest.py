@@ -42,10 +42,13 @@ def swin():
     return tiny_swin
 
 
-@pytest.fixture(params=[tiny_sam, tiny_swin, tiny_swin2], ids=["sam", "swin", "swin2"])
+TINY = {"sam": tiny_sam, "swin": tiny_swin, "swin2": tiny_swin2}
+
+
+@pytest.fixture(params=TINY)
 def tiny(request):
     """Makes a tiny model of each family."""
-    return request.param
+    return TINY[request.param]
 
 
 @pytest.fixture

@@ -265,6 +265,7 @@ def test_float64_models_stay_in_float64(tiny, images, kind):
 COMPILED = quick_only([KINDS["expedite"]], KINDS.values())
 
 
+@pytest.mark.parametrize("tiny", quick_only(["sam", "swin2"], ["sam", "swin", "swin2"]), indirect=True)
 @pytest.mark.parametrize("kind", COMPILED, indirect=True, ids=KINDS)
 def test_evaluation_compiles_as_one_graph(tiny, images, kind):
     torch._dynamo.reset()

@@ -82,7 +82,7 @@ def laws_of(name, case):
 
 
 def pairs():
-    """Every law for each strategy on one model; on two other kinds of blocks two laws, on one of them in the quick run."""
+    """All laws for each strategy on one model; two of them on two other kinds of blocks, in the quick run on one."""
     kinds = sorted({name[:2] for name in STRATEGY_CASES} - WITH_EVERY_LAW)
     strategies = {name[2]: 0 for name in STRATEGY_CASES}
     met, quick = ({(*kind, name) for kind, name in paired(kinds, strategies, each)} for each in (2, 1))

@@ -12,6 +12,7 @@ from tokengraph.flat.looks import may_differentiate, may_look, transforming
 from tokengraph.flat.tables import counting
 
 CROWD = 256  # with more rows of one index, a running float32 sum loses visible digits
+RUN = 8  # rows that a long float32 sum adds before float64 adds these sums: 10,000 equal rows stay within 2e-7
 BACKENDS = ("auto", "index_add", "segment")
 TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: bounds divisors and arguments of log away from 0
 
@@ -189,22 +190,21 @@ def _bags(x: Tensor, weight: Tensor, index: Tensor, rows: int, source: Tensor | 
 
 
 def _sums_of_runs(x: Tensor, weight: Tensor, source: Tensor, index: Tensor, ends: Tensor, crowded: bool) -> Tensor:
-    """Sums edges sorted by index; adds runs of more than ``CROWD`` edges in float64 if some are ``crowded``."""
+    """Sums edges sorted by index; where more than ``CROWD`` meet, ``RUN`` at a time, and these sums in float64."""
+    starts = ends[:-1]
     if not crowded or x.dtype != torch.float32:
-        return bag_sums(x, weight, source, index, ends[:-1])
-    if may_differentiate(x) or may_differentiate(weight):
-        return bag_sums(x.double(), weight.double(), source, index, ends[:-1])
-    out, bounds = bag_sums(x, weight, source, index, ends[:-1]), ends.tolist()
-    for row in (ends.diff() > CROWD).nonzero().flatten().tolist():
-        run = slice(bounds[row], bounds[row + 1])
-        out[row] = _wide_sum(x, weight[run], source[run])
-    return out
-
-
-def _wide_sum(x: Tensor, weight: Tensor, source: Tensor) -> Tensor:
-    """Sums edges of one row in float64, a few at a time: a wide copy of all rows costs four times as much."""
-    parts = zip(weight.split(CROWD), source.split(CROWD), strict=True)
-    return torch.stack([part.double() @ x.index_select(0, rows).double() for part, rows in parts]).sum(dim=0)
+        return bag_sums(x, weight, source, index, starts)
+    long = ends.diff() > CROWD
+    number = torch.where(long, (ends.diff() + RUN - 1) // RUN, 1)  # of pieces, for each row
+    first = number.cumsum(0) - number
+    row = torch.repeat_interleave(counting(starts.numel(), x.device), number)
+    begins = starts[row] + RUN * (counting(row.numel(), x.device) - first[row])
+    piece = first[index] + torch.where(long[index], (counting(index.numel(), x.device) - starts[index]) // RUN, 0)
+    parts = bag_sums(x, weight, source, piece, begins)
+    pieces, rows = long[row].nonzero().view(-1), long.nonzero().view(-1)
+    sums = parts.new_zeros(rows.numel(), x.size(1), dtype=torch.float64)
+    sums = sums.index_add(0, (long.cumsum(0) - 1)[row[pieces]], parts.index_select(0, pieces).double())
+    return parts.index_select(0, first).index_copy_(0, rows, sums.float())
 
 
 def _sorted_sum(x: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -29,6 +29,9 @@ from tokengraph.select.base import Select
 from tokengraph.viz.features import feature_colors
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+from website.gallery import why_not  # noqa: E402
+
 OUT = ROOT / "docs" / "gallery"
 NAMES = ("chelsea", "coffee", "astronaut")
 SIDE, PATCH = 448, 14  # pixels; 32 x 32 patches
@@ -91,8 +94,8 @@ def schedule(select: Select, depth: int = 12) -> object:
 def draw(model: nn.Module, photos: Tensor, name: str) -> str:
     """Writes the picture of one strategy; returns the reason if it has none."""
     select = tg.resolve(name)
-    if select.learns or select.placement == "around":
-        return "not drawn: it has to be trained" if select.learns else "not drawn: all tokens return"
+    if why := why_not(name):
+        return why
     fine = tg.TokenGraph.from_model(model, normal(photos), layer=LAYER)
     with tg.attach(model, select, schedule(select)) as handle:
         model(normal(photos))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tokengraph as tg
 from website.measured import ROOT
 from website.names import strategies
 
 FOLDER = ROOT / "docs" / "gallery"
+HALTS = "avit"  # reads a channel of the model, in which only a trained model halts
 
 
 def every() -> str:
@@ -16,7 +18,7 @@ def every() -> str:
         parts.append(
             f"![{name}](../gallery/{name}.webp)"
             if picture(name)
-            else MISSING.get(name, "No picture yet: `make gallery`.")
+            else why_not(name) or "No picture yet: `make gallery`."
         )
     return "\n\n".join(parts)
 
@@ -26,8 +28,9 @@ def picture(name: str) -> bool:
     return (FOLDER / f"{name}.webp").exists()
 
 
-MISSING = {
-    "around": "All tokens return after each module, so no patches share one in the end.",
-    "dynamicvit": "It has to be trained first: untrained predictors choose at random.",
-    "dtem": "It has to be trained first: an untrained metric merges at random.",
-}
+def why_not(name: str) -> str:
+    """Returns why the strategy has no picture by its nature, or nothing."""
+    select = tg.resolve(name)
+    if select.learns or name == HALTS:
+        return "No picture: it has to be trained first."
+    return "No picture: all tokens return, so no patches share one in the end." if select.placement == "around" else ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tokengraph as tg
 from website.measured import ROOT
 from website.names import strategies
+from website.strategies import training
 
 FOLDER = ROOT / "docs" / "gallery"
-HALTS = "avit"  # reads a channel of the model, in which only a trained model halts
 
 
 def every() -> str:
@@ -31,6 +31,6 @@ def picture(name: str) -> bool:
 def why_not(name: str) -> str:
     """Returns why the strategy has no picture by its nature, or nothing."""
     select = tg.resolve(name)
-    if select.learns or name == HALTS:
+    if training(type(select), select.learns):
         return "No picture: it has to be trained first."
     return "No picture: all tokens return, so no patches share one in the end." if select.placement == "around" else ""

@@ -167,10 +167,18 @@ def _facts(name: str) -> str:
         "on graphs without a model": "yes" if found["graphs"] else "no",
         "needs the full grid": "yes, so it acts once a model" if found["needs_grid"] else "",
         "number of tokens": "by a threshold, for each image" if found["ragged"] else "",
-        "training": "it has parameters to train" if found["learns"] else "none needed",
+        "training": training(kind, found["learns"]) or "none needed",
         "options": ", ".join(f"`{key}={value}`" for key, value in found["options"].items()),
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+
+
+def training(kind: type, learns: bool) -> str:
+    """Returns what has to be trained before the strategy is of use, or nothing."""
+    if learns:
+        return "it has parameters to train"
+    needed = "needs training" in provenance().get(kind.__name__, {"source": ""})["source"].lower()
+    return "the model must be trained with it" if needed else ""
 
 
 def _provenance(kind: type) -> list[str]:
@@ -241,7 +249,7 @@ def overview() -> str:
         won = ", ".join(ahead) or ("none" if made else "not measured")
         rows.append(
             [f"[{kind.__name__}]({name}.md)", found["acts"], found["reads"], "yes" if found["graphs"] else "no"]
-            + ["yes" if found["learns"] else "no", won]
+            + ["yes" if training(kind, found["learns"]) else "no", won]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -166,11 +166,11 @@ def by_prompt(images: tuple[int, ...]) -> dict[str, Any]:
 def _connected(name: str) -> Case:
     import transformers
 
-    vision = {k: v for k, v in SIGLIP.items() if k != "model_type"}
+    vision = {k: v for k, v in SIGLIP.items() if k != "model_type"} | {"patch_size": 4}
     config = getattr(transformers, f"{name}Config")(
         vision_config=vision, text_config=llama(), image_token_id=IMAGE, scale_factor=2, pad_token_id=0
     )
-    return Case(made(f"{name}ForConditionalGeneration", config), by_prompt, 4, (2, 2), nested=True)
+    return Case(made(f"{name}ForConditionalGeneration", config), by_prompt, 16, (4, 4), nested=True)
 
 
 @builder("paligemma")

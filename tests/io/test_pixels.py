@@ -117,6 +117,10 @@ def test_load_photo_shows_red_as_red_in_every_colour_mode(mode, tmp_path):
         return
     else:
         red.convert(mode).save(tmp_path / "red.tiff")
+        try:
+            image.open(tmp_path / "red.tiff").load()
+        except OSError as error:  # Pillow 12.3 with YCbCr
+            pytest.skip(f"this Pillow does not read what it wrote: {error}")
     colour = load_photo(tmp_path / "red.tiff", 16)[:, 8, 8]
     assert colour[0] > 0.93 and colour[1:].max() < 0.07
 

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("transformers", minversion="5.18")
 
 from vlm_models import BUILDERS, Case
+from vlm_oracle import direct
 
 import tokengraph as tg
 from tokengraph.vlm.families.find import find_base
@@ -65,6 +66,6 @@ def test_merging_equal_patches_changes_nothing_behind_the_projector(case):
 
 def test_generate_runs_with_a_strategy_inside_and_fewer_tokens_behind(case):
     with tg.attach(case.model, "tome", {1: 0.5}):
-        reduced = tg.vlm.reduce(case.model, case.inputs((1,)), "dpc-knn", 0.5)
+        reduced = direct(tg.vlm.reduce(case.model, case.inputs((1,)), "dpc-knn", 0.5))
         new = case.model.generate(**reduced, max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert new.size(1) == reduced["input_ids"].size(1) + 2

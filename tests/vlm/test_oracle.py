@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers", minversion="5.18")
 
 from vlm_models import BUILDERS, END, IMAGE, START, VIDEO, Case
-from vlm_oracle import generated_by_hand, kept_columns, masked_logits, real_logits, whole_positions
+from vlm_oracle import direct, generated_by_hand, kept_columns, masked_logits, real_logits, whole_positions
 
 import tokengraph as tg
 from tokengraph import vlm
@@ -69,7 +69,7 @@ def test_reduce_gives_a_prompt_the_same_logits_alone_and_in_a_batch(case):
 
 def test_merged_tokens_equal_a_prompt_made_by_hand(case):
     inputs = case.inputs()
-    reduced = vlm.reduce(case.model, inputs, "tome", 0.5)
+    reduced = direct(vlm.reduce(case.model, inputs, "tome", 0.5))
     whole = vlm.Visual.of("image", vlm.reduce(case.model, inputs, NORM, 1.0)["mm_encoder_outputs"]["image"])
     image = reduced.record.images[0]
     belongs = image.lift(torch.eye(image.kept)) > 0  # which cluster each token is of

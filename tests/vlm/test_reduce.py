@@ -254,6 +254,12 @@ def test_models_that_take_no_encoder_outputs_get_embeddings(name, monkeypatch): 
     assert torch.equal(case.model(**whole).logits, case.model(**inputs).logits)
 
 
+def test_models_that_take_encoder_outputs_in_runs_alone_get_embeddings(monkeypatch):  # SmolVLM of transformers 5.20
+    case = case_of("smolvlm")
+    monkeypatch.setattr(type(case.model.model), "inputs_merger", None, raising=False)
+    assert "inputs_embeds" in vlm.reduce(case.model, case.inputs((1, 2)), NORM, 0.5)
+
+
 def test_deepstack_needs_models_that_take_encoder_outputs(monkeypatch):
     case = case_of("qwen3_vl")
     from tokengraph.vlm import embeds

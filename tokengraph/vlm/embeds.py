@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tokengraph.vlm.families.base import Family
 
+IN_RUNS = ("smolvlm", "modernvbert")  # with an inputs_merger, models take encoder outputs in runs of patch_size tokens
+
 
 def check_runs_on_features(model: Any) -> None:
     """Raises ValueError if the model cannot be called without pixels."""
@@ -27,14 +29,14 @@ def check_runs_on_features(model: Any) -> None:
 
 
 def takes_encoder_outputs(model: Any, base: Any, deep: bool) -> bool:
-    """Returns whether the model's forward takes ``mm_encoder_outputs``.
+    """Returns whether the model's forward takes ``mm_encoder_outputs`` of any length.
 
     Raises:
         ValueError: If it does not and its language layers add DeepStack features, which then cannot reach them.
     """
     forward = getattr(model, "_orig_mod", model).forward
     if "mm_encoder_outputs" in inspect.signature(forward).parameters or _inner_takes(model, base):
-        return True
+        return getattr(base.config, "model_type", "") not in IN_RUNS or not hasattr(base, "inputs_merger")
     if deep:
         raise ValueError(
             f"Expected transformers from 5.18 on for {type(base).__name__}, whose language layers add DeepStack "

@@ -36,6 +36,30 @@ def add_extra(
     return as_type(rows, x.dtype), sizes.index_add_(0, cluster, as_type(more, sizes.dtype))
 
 
+def mean_with_joined(x: Tensor, mass: Tensor, own: Tensor, token: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
+    """Picks each cluster's own row, and takes the plain mean with the rows that join it; without gradient.
+
+    Args:
+        x: Token rows, ``[M, C]``.
+        mass: What each token adds to its cluster's size, ``[M]``.
+        own: The token of each cluster, ``[K]``.
+        token: Tokens that join, ``[E]``.
+        cluster: Their clusters, ``[E]``.
+
+    Returns:
+        Rows ``[K, C]`` in the dtype of ``x``, and sizes ``[K]``.
+
+    Cost: one copy of the picked rows, and three of those that join; no sort.
+    """
+    rows, theirs = (as_type(x.index_select(0, ids), wide(x)) for ids in (own, token))
+    rows.index_add_(0, cluster, theirs)
+    count = rows.new_ones(rows.size(0)).index_add_(0, cluster, rows.new_ones(token.size(0)))
+    means = rows.index_select(0, cluster) / count.index_select(0, cluster).view(-1, *[1] * (x.dim() - 1))
+    rows.index_copy_(0, cluster, means)  # those of one cluster are equal
+    sizes = mass.index_select(0, own).index_add_(0, cluster, mass.index_select(0, token))
+    return as_type(rows, x.dtype), sizes
+
+
 def sorted_sums(
     x: Tensor, weight: Tensor, mass: Tensor, token: Tensor, cluster: Tensor, rows: int, normalize: bool
 ) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class Held:
         rows = self.source.flat(self._patches(x))
         if self._picks:
             rows, made = self._picked(rows, weights)
-        elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self.given.adds(rows):
+        elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self._adds(self.given, rows, weights):
             rows, made = self._added(self.given, rows, weights)
         elif reduction == "mean" and isinstance(self.given, Assignment) and self._joins(self.given, rows):
             rows, made = self._joined(self.given, rows)
@@ -113,7 +113,17 @@ class Held:
         if self.inside:
             token = behind_prefix(token, self.images, given.num_tokens // self.images, self.inside)
             cluster = behind_prefix(cluster, self.images, given.num_clusters // self.images, self.inside)
+        if given.normalize:
+            return mean_with_joined(rows, None, self._centers(), token, cluster, weight)
         return add_extra(rows, weights, self._centers(), token, cluster, weight)
+
+    def _adds(self, given: SoftAssignment, rows: Tensor, weights: Tensor | None) -> bool:
+        """True if ``reduce`` picks the centers' rows and adds those of other edges; means where all sizes are 1."""
+        if not given.normalize or given.others is None or given.counts_apart or weights is not None:
+            return given.adds(rows)
+        eager = may_look(rows) and may_write(rows)
+        eager = eager and not may_differentiate(rows) and not may_differentiate(given.weight)
+        return eager and few(given.cluster[given.num_clusters :], given.others)
 
     def _joins(self, given: Assignment, rows: Tensor) -> bool:
         """True if a mean picks the centers' rows ``[M, C]`` and adds those of the few tokens that join them."""

@@ -193,3 +193,15 @@ def test_rates_by_similarity_train_to_what_they_evaluate_to(vectors, tmp_path):
         handle.select.save(tmp_path / "rates.json")
     again = tg.DiffRate(rates=tmp_path / "rates.json")
     assert again.merge_by == "similarity" and "merge_by='similarity'" in repr(again)
+
+
+@pytest.mark.parametrize("merge_by", ["attention", "similarity"])
+def test_diffrate_of_equal_images_is_that_with_a_mask_of_all(merge_by):
+    g = torch.Generator().manual_seed(0)
+    x, score = torch.randn(2, 150, 16, generator=g), torch.rand(2, 150, generator=g)
+    size, mask = torch.rand(2, 150, generator=g) + 0.5, torch.ones(2, 150, dtype=torch.bool)
+    x[:, 70] = x[:, 3]  # a tie
+    made = [tg.diffrate(score, x, 140, 90, size=size, mask=m, merge_by=merge_by) for m in (None, mask)]
+    assert torch.equal(made[0].cluster, made[1].cluster) and torch.equal(made[0].centers, made[1].centers)
+    rows = [a.reduce(x.flatten(0, 1), size.flatten()) for a in made]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*rows, strict=True))

@@ -99,7 +99,7 @@ def _tps(
     up = (token, cluster, torch.ones_like(weight, requires_grad=False))
     return SoftAssignment(
         token, cluster, weight, hard.num_tokens, hard.num_clusters, True, None if official else up,
-        hard.ptr, hard.cluster_ptr, hard.centers, counts=hard.counts,
+        hard.ptr, hard.cluster_ptr, hard.centers, counts=hard.counts, others=None if official else x.size(1),
     )  # fmt: skip
 
 

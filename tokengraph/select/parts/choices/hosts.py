@@ -42,7 +42,10 @@ def find_hosts(unit: Tensor, kept: Tensor, most: int, fewest: int, mask: Tensor 
     order = (~stays).long().argsort(dim=1, stable=True)  # those that stay in front, by index
     host = order[:, :most]
     leaves = kept if mask is None else stays | ~mask
-    guest = leaves.long().argsort(dim=1, stable=True)[:, : unit.size(1) - fewest]
+    if mask is None and most == fewest:
+        guest = order[:, most:]
+    else:
+        guest = leaves.long().argsort(dim=1, stable=True)[:, : unit.size(1) - fewest]
     edges = torch.matmul(take_rows(unit, guest), take_rows(unit, host).transpose(1, 2))
     real = None
     if mask is not None or most != fewest:

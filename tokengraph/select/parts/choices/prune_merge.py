@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.layout import take_rows
+from tokengraph.flat.looks import may_write
 from tokengraph.flat.segment import as_type
+from tokengraph.flat.tables import counting, equal_ptr, ones, starts, table
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.graphs.halves import EPS, SAME, cosines, unit_rows
 from tokengraph.select.tokens import below, clamp_budget, valid_counts
+
+CHUNK = 64  # rows of similarities measured at a time
 
 
 def ranks(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -46,6 +50,40 @@ def ranks_by_similarity(rank: Tensor, edges: Tensor, until: int | list[int] | Te
     return ranks(-closest, below(rank, until) if isinstance(until, list) else rank < until)
 
 
+def _order_by_similarity(x: Tensor, first: Tensor) -> Tensor:
+    """:func:`ranks_by_similarity` for equal images: all tokens, the most similar of ``first`` behind the others.
+
+    Args:
+        x: ``[B, N, C]``.
+        first: Tokens that do not drop, by falling score, ``[B, P]``.
+
+    Returns:
+        ``[B, N]``, ties by index.
+
+    Cost: two thirds of the product of all pairs of P tokens, as only similarities to better tokens are measured.
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        unit, closest = unit_rows(take_rows(x, first)), []
+        for start in range(0, first.size(1), CHUNK):
+            rows = unit[:, start : start + CHUNK]
+            edges = torch.matmul(rows, unit[:, : start + CHUNK].transpose(1, 2))
+            edges[:, :, start:].masked_fill_(_not_below(rows.size(1), x.device), -torch.inf)
+            closest.append(edges.amax(dim=2))
+        score = x.new_full(x.shape[:2], -torch.inf, dtype=unit.dtype)
+        score.scatter_(1, first, -torch.cat(closest, dim=1).clamp_max(SAME))
+    return score.argsort(dim=1, descending=True, stable=True)
+
+
+def _not_below(count: int, device: torch.device) -> Tensor:
+    """Returns ``[count, count]`` bool, True where the column is not below the row."""
+    return _upper(count, str(device))
+
+
+@table(CHUNK)
+def _upper(count: int, device: str) -> Tensor:
+    return torch.ones(count, count, dtype=torch.bool, device=device).triu()
+
+
 def _between(x: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
     """Cosines of few tokens with others, ``[B, S, T]``: all rows are read in place, and only the sources copied."""
     if x.size(2) % 16:  # products of such widths round by a row's address: see unit_rows
@@ -54,8 +92,8 @@ def _between(x: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
     wide = as_type(x.detach(), torch.float32)
     length = torch.linalg.vector_norm(wide, dim=2).clamp_min(EPS)
     rows = take_rows(wide, sources) / length.gather(1, sources)[..., None]
-    edges = torch.matmul(rows, wide.transpose(1, 2)) / length[:, None]
-    return _columns(edges, targets).clamp_max(SAME)
+    edges = _columns(torch.matmul(rows, wide.transpose(1, 2)), targets)
+    return (edges / length.gather(1, targets)[:, None]).clamp_max(SAME)
 
 
 def _columns(edges: Tensor, targets: Tensor) -> Tensor:
@@ -75,6 +113,8 @@ def prune_and_merge(
 ) -> Assignment:
     """Returns the map of one step; see :func:`tokengraph.diffrate`."""
     merge, prune = clamp_budget(merge, x, mask), clamp_budget(prune, x, mask)
+    if isinstance(merge, int) and isinstance(prune, int) and mask is None and score.numel() and may_write(score):
+        return _equal(score, x, max(prune, merge), merge, size, official, similar_first)
     if isinstance(merge, list) or isinstance(prune, list):
         counts = valid_counts(x, mask)
         merge, prune = (k if isinstance(k, list) else [k] * len(counts) for k in (merge, prune))
@@ -117,6 +157,33 @@ def prune_and_merge(
         number, mass = number.scatter(1, sources, joins), mass.scatter(1, sources, adds)
     one = torch.ones_like(mass)
     return Assignment.from_dense(number, merge, mask=mask, drops=True, centers=centers, weight=one, mass=mass)
+
+
+def _equal(
+    score: Tensor, x: Tensor, prune: int, merge: int, size: Tensor | None, official: bool, similar_first: bool
+) -> Assignment:
+    """:func:`prune_and_merge` where all images keep as many tokens: the map is made from the kept ones."""
+    images, tokens, total = *score.shape, score.size(0) * merge
+    order = score.detach().argsort(dim=1, descending=True, stable=True)
+    if similar_first and prune > merge:
+        order = _order_by_similarity(x, order[:, :prune])
+    place = order + starts(images, tokens, x.device)
+    centers, number = place[:, :merge].sort(dim=1)[0].flatten(), counting(total, x.device)
+    cluster = torch.full((images * tokens,), total, dtype=torch.long, device=x.device).scatter_(0, centers, number)
+    ptr, ends = (equal_ptr(images, n, x.device) for n in (tokens, merge))
+    if prune == merge:
+        return Assignment(cluster, total, merge < tokens, ptr, ends, centers, single=True)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        edges = _between(x, order[:, merge:prune], order[:, :merge])
+        to = edges.argmax(dim=2)  # the first of equals
+        best = edges.gather(2, to[..., None])[..., 0]
+        joins = place[:, merge:prune].flatten()
+        cluster.index_copy_(0, joins, cluster.index_select(0, place.gather(1, to).flatten()))
+        adds, one = best if official else best.clamp_min(0), ones(images * tokens, x.device)
+        mass = one if size is None else size.float().flatten()
+        adds = adds.flatten() if size is None else adds.flatten() * mass.index_select(0, joins)
+        mass = mass.index_copy(0, joins, adds)
+    return Assignment(cluster, total, True, ptr, ends, centers, weight=one, mass=mass, joins=joins)
 
 
 def merge_in_place(

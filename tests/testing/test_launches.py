@@ -31,8 +31,8 @@ BUDGETS = {
     "tofu": (tg.ToFu(), tg.schedule.ratio(0.9, prefix=1), 33),
     "mctf": (tg.MCTF(), tg.MCTF.published_schedule(), 73),
     "dtem": (tg.DTEM(), 16, 28),
-    "diffrate": (tg.DiffRate(), 13, 54.25),
-    "diffrate by similarity": (tg.DiffRate(merge_by="similarity"), 13, 72),
+    "diffrate": (tg.DiffRate(), 13, 63),
+    "diffrate by similarity": (tg.DiffRate(merge_by="similarity"), 13, 80),
     "tps": (tg.TPS(), None, 63),
 }
 

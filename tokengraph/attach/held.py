@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.layout import Layout
 from tokengraph.flat.looks import may_differentiate, may_look, may_write
 from tokengraph.flat.segment import few
 from tokengraph.flat.tables import ones
-from tokengraph.maps.edge_sums import add_extra, mean_with_joined
+from tokengraph.maps.edge_sums import add_extra, mean_with_extra
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.prefix import behind_prefix, centers_behind, with_prefix
 from tokengraph.maps.soft import SoftAssignment
@@ -81,8 +80,6 @@ class Held:
             rows, made = self._picked(rows, weights)
         elif isinstance(self.given, SoftAssignment) and reduction == "mean" and self._adds(self.given, rows, weights):
             rows, made = self._added(self.given, rows, weights)
-        elif reduction == "mean" and isinstance(self.given, Assignment) and self._joins(self.given, rows):
-            rows, made = self._joined(self.given, rows)
         elif isinstance(self.given, Assignment):
             whole = with_prefix(self.given, self.images, self.inside) if reduction in CENTERED else self.whole
             assert isinstance(whole, Assignment)
@@ -114,7 +111,7 @@ class Held:
             token = behind_prefix(token, self.images, given.num_tokens // self.images, self.inside)
             cluster = behind_prefix(cluster, self.images, given.num_clusters // self.images, self.inside)
         if given.normalize:
-            return mean_with_joined(rows, None, self._centers(), token, cluster, weight)
+            return mean_with_extra(rows, self._centers(), token, cluster, weight)
         return add_extra(rows, weights, self._centers(), token, cluster, weight)
 
     def _adds(self, given: SoftAssignment, rows: Tensor, weights: Tensor | None) -> bool:
@@ -124,23 +121,6 @@ class Held:
         eager = may_look(rows) and may_write(rows)
         eager = eager and not may_differentiate(rows) and not may_differentiate(given.weight)
         return eager and few(given.cluster[given.num_clusters :], given.others)
-
-    def _joins(self, given: Assignment, rows: Tensor) -> bool:
-        """True if a mean picks the centers' rows ``[M, C]`` and adds those of the few tokens that join them."""
-        if given.joins is None or given.centers is None or given.mass is None or given.steps:
-            return False
-        eager = may_look(rows) and may_write(rows) and not may_differentiate(rows)
-        return eager and few(given.joins, given.joins.numel() // self.images + 1)
-
-    def _joined(self, given: Assignment, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Picks the rows ``[M, C]`` of centers, and takes means with those of the tokens that join them."""
-        assert given.joins is not None and given.mass is not None
-        token, cluster, mass = given.joins, given.cluster.index_select(0, given.joins), given.mass
-        if self.inside:
-            token = behind_prefix(token, self.images, given.num_tokens // self.images, self.inside)
-            cluster = behind_prefix(cluster, self.images, given.num_clusters // self.images, self.inside)
-            mass = F.pad(mass.view(self.images, -1), (self.inside, 0), value=1.0).flatten()
-        return mean_with_joined(rows, mass, self._centers(), token, cluster)
 
     def _centers(self) -> Tensor:
         """The rows of the map's centers, behind the prefix tokens' rows."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.segment import TINY, Runs, as_type, wide
-from tokengraph.flat.tables import ones
 
 
 def add_extra(
@@ -37,36 +36,28 @@ def add_extra(
     return as_type(rows, x.dtype), sizes.index_add_(0, cluster, as_type(more, sizes.dtype))
 
 
-def mean_with_joined(
-    x: Tensor, mass: Tensor | None, own: Tensor, token: Tensor, cluster: Tensor, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Picks each cluster's own row, and takes the mean with the rows that join it; without gradient.
+def mean_with_extra(x: Tensor, own: Tensor, token: Tensor, cluster: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Picks each cluster's own row, and takes the mean with the weighted rows of the other edges; without gradient.
 
     Args:
         x: Token rows, ``[M, C]``.
-        mass: What each token adds to its cluster's size, ``[M]``; ``None``: its weight.
         own: The token of each cluster, ``[K]``, of weight 1.
-        token: Tokens that join, ``[E]``.
-        cluster: Their clusters, ``[E]``.
-        weight: Their weights, ``[E]``; ``None``: ones.
+        token: Token of each other edge, ``[E]``.
+        cluster: Its cluster, ``[E]``.
+        weight: Its weight, ``[E]``.
 
     Returns:
-        Rows ``[K, C]`` in the dtype of ``x``, and sizes ``[K]``.
+        Rows ``[K, C]`` in the dtype of ``x``, and the sum of the weights, ``[K]``.
 
-    Cost: one copy of the picked rows, and three of those that join; no sort.
+    Cost: one copy of the picked rows, and three of the edges' rows; no sort.
     """
     rows, theirs = (as_type(x.index_select(0, ids), wide(x)) for ids in (own, token))
-    if weight is None:
-        weight = ones(token.size(0), x.device)
-    else:
-        theirs = theirs.mul_(as_type(weight, theirs.dtype).view(-1, *[1] * (x.dim() - 1)))
+    theirs = theirs.mul_(as_type(weight, theirs.dtype).view(-1, *[1] * (x.dim() - 1)))
     total = weight.new_ones(rows.size(0)).index_add_(0, cluster, weight)
     rows.index_add_(0, cluster, theirs)
     share = as_type(total.index_select(0, cluster), rows.dtype).view(-1, *[1] * (x.dim() - 1))
     rows.index_copy_(0, cluster, rows.index_select(0, cluster).div_(share))  # those of one cluster are equal
-    if mass is None:
-        return as_type(rows, x.dtype), total
-    return as_type(rows, x.dtype), mass.index_select(0, own).index_add_(0, cluster, mass.index_select(0, token))
+    return as_type(rows, x.dtype), total
 
 
 def sorted_sums(

@@ -43,7 +43,6 @@ class Assignment:
         mass: Contribution of each token to its cluster's size, ``[M]``; ``None`` means its size.
         steps: The maps that this one is composed of, if their weights or masses rule out a reduction in one pass.
             ``reduce`` then applies them one after another.
-        joins: Promises that weights are 1 and that all tokens but centers and these, ``[E]``, B equal shares, drop.
 
     Example:
         >>> a = Assignment(torch.tensor([0, 0, 1]), 2)
@@ -63,7 +62,6 @@ class Assignment:
     weight: Tensor | None = None
     mass: Tensor | None = None
     steps: tuple[Assignment, ...] = ()
-    joins: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.single and self.centers is None:
@@ -276,7 +274,7 @@ class Assignment:
 
     def by_size(self) -> Assignment:
         """Returns the map without weight and mass: every input patch counts alike, as for positions and masks."""
-        return replace(self, weight=None, mass=None, steps=(), joins=None) if self.counts_apart else self
+        return replace(self, weight=None, mass=None, steps=()) if self.counts_apart else self
 
     def to(self, device: torch.device | str) -> Assignment:
         """The same map on another device."""

@@ -183,7 +183,7 @@ def _equal(
         mass = one if size is None else size.float().flatten()
         adds = adds.flatten() if size is None else adds.flatten() * mass.index_select(0, joins)
         mass = mass.index_copy(0, joins, adds)
-    return Assignment(cluster, total, True, ptr, ends, centers, weight=one, mass=mass, joins=joins)
+    return Assignment(cluster, total, True, ptr, ends, centers, weight=one, mass=mass)
 
 
 def merge_in_place(

@@ -13,6 +13,7 @@ from tokengraph.adapters.base import Adapter
 from tokengraph.attach.changes import Change
 from tokengraph.attach.handle import Handle
 from tokengraph.schedule import Schedule
+from tokengraph.select.kinds import explain_kinds
 
 H = TypeVar("H", bound=Handle, covariant=True)
 
@@ -38,6 +39,10 @@ class Standalone(Generic[H]):
 
     HINT: ClassVar[str]
     learns: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        explain_kinds(cls)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tokengraph.cost import Cost
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.flags import FLAGS, reads_by_flags
+from tokengraph.select.kinds import explain_kinds
 from tokengraph.select.tokens import Tokens
 from tokengraph.select.watch import Watching
 
@@ -70,6 +71,7 @@ class Select(Watching, ABC):
         if isinstance(cls.placement, str) and cls.placement not in PLACEMENTS:
             raise ValueError(f"Expected placement to be before, inside or after (got {cls.placement!r}), or around.")
         own = cls.__dict__
+        explain_kinds(cls)
         if "reads" not in own and any(flag in own for flag in FLAGS):
             cls.reads = property(lambda select: reads_by_flags(select, Select))  # type: ignore[assignment,misc]
         elif isinstance(cls.reads, str) and cls.reads not in READS:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokengraph.flat.segment import wide
 from tokengraph.losses import distillation_loss, ratio_loss, token_distillation_loss
+from tokengraph.select.kinds import explains
 
 WEIGHTS = {"classification": 1.0, "ratio": 10.0, "distillation": 0.5, "feature": 0.5}
 
@@ -31,6 +32,7 @@ class DynamicSpatialLoss(nn.Module):
     Source: the code of Rao et al., *Dynamic Spatial Sparsification*, TPAMI 2023.
     """
 
+    @explains
     def __init__(
         self,
         ratios: Sequence[float],

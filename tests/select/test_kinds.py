@@ -1,0 +1,96 @@
+"""Options of a wrong kind are named, whichever strategy they are of."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import pytest
+import torch
+
+import tokengraph as tg
+from tokengraph.select.kinds import fits
+from tokengraph.spatial import DynamicSpatialLoss
+
+WRONG = ((1.0,), [0.5], "x", None, {1: 2}, float("nan"), 1j, torch.ones(2), object(), ("a",), lambda: 1)
+
+
+def options():
+    """Every option of every registered strategy that is made without arguments, and of the two that stand alone."""
+    kinds = {kind.__name__: (kind, {}) for kind in tg.registry().values() if kind.__module__.startswith("tokengraph.")}
+    kinds |= {"DynamicSpatial": (tg.DynamicSpatial, {}), "WindowCoarsening": (tg.WindowCoarsening, {})}
+    kinds["Around"] = (tg.Around, {"select": tg.ToMe()})
+    for kind, needed in kinds.values():
+        for name, option in inspect.signature(kind).parameters.items():
+            if option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
+                yield pytest.param(kind, needed, name, id=f"{kind.__name__}-{name}")
+
+
+@pytest.mark.parametrize(("kind", "needed", "name"), list(options()))
+def test_no_strategy_gives_an_error_of_python_for_an_option_of_a_wrong_kind(kind, needed, name):
+    for value in WRONG:
+        try:
+            kind(**needed | {name: value})
+        except FileNotFoundError:  # a path, of no file
+            continue
+        except Exception as error:
+            assert str(error).startswith("Expected"), (value, error)
+
+
+def test_the_error_names_option_kind_and_value():
+    with pytest.raises(TypeError, match=r"^Expected keep of DynamicViT as .*float.* \(got \(1.0,\)\)\.$"):
+        tg.DynamicViT((1.0,))
+    with pytest.raises(TypeError, match=r"^Expected keep of DynamicSpatial as .*float.* \(got \(1.0,\)\)\.$"):
+        tg.DynamicSpatial((1.0,))
+    with pytest.raises(TypeError, match=r"Expected ratios of DynamicSpatialLoss as Sequence\[float\] \(got None\)"):
+        DynamicSpatialLoss(None)
+
+
+def test_strategies_of_users_are_explained_too():
+    @dataclass(frozen=True)
+    class Half(tg.Select):
+        share: float = 0.5
+        seen: int = field(default=0, init=False)
+
+        def __post_init__(self):
+            if not 0 < self.share < 1:
+                raise ValueError("Expected share in (0, 1).")
+            if self.share == 0.25:
+                raise RuntimeError("of another kind")
+
+        def __call__(self, tokens, budget):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=r"Expected share of Half as float \(got 'a'\)"):
+        Half("a")
+    with pytest.raises(ValueError, match=r"^Expected share in \(0, 1\)\.$"):
+        Half(2.0)
+    with pytest.raises(RuntimeError, match="of another kind"):  # all options are right: the error stays
+        Half(0.25)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'part'"):
+        Half(part=1)
+    assert [f.name for f in fields(Half)] == ["share", "seen"] and Half(0.75).share == 0.75
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "fit"),
+    [
+        (1, float, True),
+        (True, float, False),
+        (1.0, int, False),
+        (None, int | None, True),
+        ("a", int | None, False),
+        ((1, 2.0), tuple[float, ...], True),
+        ([1], Sequence[int], True),
+        ("12", Sequence[int], False),
+        ((1, "a"), tuple[int, str], True),
+        ((1,), tuple[int, str], False),
+        ({}, dict[str, int], True),
+        ("mean", Literal["mean"], True),
+        ("sum", Literal["mean"], False),
+        (len, type(len), True),
+        (object(), Any, True),
+    ],
+)
+def test_fits_reads_annotations(value, kind, fit):
+    assert fits(value, kind) is fit

@@ -150,6 +150,7 @@ def test_source_of_gives_random_weights_only_where_asked(monkeypatch):
     ("name", "message"),
     [
         ("vit_smal_patch16_224", "Did you mean 'vit_small_patch16_224'"),
+        ("deit_tiny", "Did you mean 'deit_tiny_patch16_224'"),
         ("torchvision:vit_b_61", "Did you mean 'vit_b_16'"),
         ("open_clip:ViT-B-61", "Expected an open_clip model with weights"),
         ("no-one/nothing", "Expected weights of no-one/nothing"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +45,19 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
         ) from error
 
 
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    """Returns a hint: the shortest name that begins like this one, or else the most similar one, or nothing."""
+    longer = sorted((each for each in known if each.startswith(name)), key=len) if name else []
+    near = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def of_timm_name(name: str, pretrained: bool, classes: int | None = None) -> Found:
     """Finds a timm model; ``create_model`` resamples the checkpoint's positions to the size."""
     from tokengraph.compat import timm
 
     if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else " See timm.list_models()."
+        hint = _suggestion(name, timm.list_models()) or " See timm.list_models()."
         raise ValueError(f"Expected a model name that timm knows (got {name!r}).{hint}")
 
     def build(size: int | None) -> nn.Module:
@@ -139,8 +145,7 @@ def of_torchvision_name(name: str, pretrained: bool, classes: int | None = None)
 
     models = torchvision.models
     if name not in models.list_models():
-        near = difflib.get_close_matches(name, models.list_models(), n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = _suggestion(name, models.list_models())
         raise ValueError(f"Expected a model name that torchvision knows (got {name!r}).{hint}")
     weights = models.get_model_weights(name).DEFAULT
 

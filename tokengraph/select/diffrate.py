@@ -21,12 +21,13 @@ from tokengraph.select.base import Select
 from tokengraph.select.decided import Moved
 from tokengraph.select.parts.choices.prune_merge import (
     all_cosines,
+    check_merge_by,
     merge_in_place,
     prune_and_merge,
     ranks,
     ranks_by_similarity,
 )
-from tokengraph.select.parts.rate_lists import check_merge_by, read_rates, write_rates
+from tokengraph.select.parts.rate_lists import read_rates, write_rates
 from tokengraph.select.tokens import Tokens, valid_counts
 
 

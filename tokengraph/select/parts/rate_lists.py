@@ -6,12 +6,6 @@ import json
 from pathlib import Path
 
 
-def check_merge_by(merge_by: str) -> None:
-    """Raises ValueError for another order of merging than DiffRate has."""
-    if merge_by not in ("attention", "similarity"):
-        raise ValueError(f"Expected merge_by to be 'attention' or 'similarity' (got {merge_by!r}).")
-
-
 def read_rates(file: str | Path) -> tuple[list[int], list[int], int | None, str]:
     """Reads lists, patches and ``merge_by`` of a JSON file.
 

@@ -17,6 +17,12 @@ from tokengraph.select.tokens import below, clamp_budget, valid_counts
 CHUNK = 64  # rows of similarities measured at a time
 
 
+def check_merge_by(merge_by: str) -> None:
+    """Raises ValueError for another order of merging than DiffRate has."""
+    if merge_by not in ("attention", "similarity"):
+        raise ValueError(f"Expected merge_by to be 'attention' or 'similarity' (got {merge_by!r}).")
+
+
 def ranks(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens by falling score ``[B, N]``, ties by index and others than ``mask`` last, and the rank of each token."""
     score = score.detach() if mask is None else score.detach().masked_fill(~mask, -torch.inf)

@@ -144,3 +144,26 @@ def test_rocksdb_holds_what_sqlite_holds(written, folder, quick, tmp_path):
     assert (ours.paths, ours.skipped, ours.labels.tolist()) == (theirs.paths, theirs.skipped, theirs.labels.tolist())
     for a, b in zip(*(DataLoader(d, batch_size=5, num_workers=2) for d in (ours, theirs)), strict=True):
         assert torch.equal(a.x, b.x) and torch.equal(a.edge_index, b.edge_index)
+
+
+def test_a_run_that_fails_before_its_first_graph_leaves_the_folder_as_it_was(folder, quick, tmp_path):
+    library("timm")
+    with pytest.raises(ValueError, match="Expected a layer"):
+        write_dataset(tiny_vit(), folder, tmp_path / "set", Recipe(layer=99), options=quick)
+    assert not (tmp_path / "set").exists()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="Expected images that can be read"):
+        write_dataset(tiny_vit(), tmp_path / "broken", tmp_path / "set", options=quick)
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["notes.txt"]
+    done = write_dataset(tiny_vit(), folder, tmp_path / "set", options=quick)
+    assert done.graphs == 17
+
+
+def test_a_run_that_fails_over_another_data_set_leaves_it(written, folder, quick):
+    before = {path: path.read_bytes() for path in written.root.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="Expected a folder of the same data set"):
+        write_dataset(tiny_vit(), folder, written.root, Recipe(layer=1), options=quick)
+    assert {path: path.read_bytes() for path in written.root.rglob("*") if path.is_file()} == before

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,16 +106,43 @@ def write_dataset(
         raise ValueError("Expected at least one image (got none).")
     ranks = find_ranks()
     maker = Maker(source_of(model, adapter=adapter), recipe, options, ranks.local)
-    manifest = _begin(root, _plan(maker, images, backend), ranks)
-    start = time.monotonic()
-    before = _stored(root, manifest) if ranks.first else 0
-    ranks.wait()
-    _run(maker, root, manifest, images, ranks)
-    ranks.wait()
-    if ranks.first:
-        finish(root)
-    ranks.wait()
+    with _left_as_it_was(root, ranks):
+        manifest = _begin(root, _plan(maker, images, backend), ranks)
+        start = time.monotonic()
+        before = _stored(root, manifest) if ranks.first else 0
+        ranks.wait()
+        _run(maker, root, manifest, images, ranks)
+        ranks.wait()
+        if ranks.first:
+            finish(root)
+        ranks.wait()
     return _told(root, before, time.monotonic() - start)
+
+
+@contextmanager
+def _left_as_it_was(root: Path, ranks: Ranks) -> Iterator[None]:
+    """Takes a data set that was begun here away again if the run fails before it has a graph."""
+    began, there = ranks.first and not (root / FILE).exists(), root.exists()
+    try:
+        yield
+    except BaseException:
+        if began and (root / FILE).exists() and not _graphs(root):
+            shutil.rmtree(root / "shards", ignore_errors=True)
+            (root / FILE).unlink()
+            if not there and not any(root.iterdir()):
+                root.rmdir()
+        raise
+
+
+def _graphs(root: Path) -> int:
+    """Returns the number of graphs in finished chunks."""
+    manifest = read_manifest(root)
+    shards = Shards(root, manifest)
+    try:
+        there = [n for n in range(manifest.shards) if manifest.file(root, n).exists()]
+        return sum(one.count for n in there for one in shards.shard(n).added())
+    finally:
+        shards.close()
 
 
 def begin(maker: Maker, images: Images, out: str | os.PathLike[str], backend: str = "sqlite") -> Manifest:

@@ -82,8 +82,7 @@ class Select(Watching, ABC):
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"Expected a new strategy name (got {cls.name!r}, which is {known.__name__}'s).")
         _REGISTRY[_key(cls.name)] = cls  # a reloaded module registers its class again
-        for alias, settings in cls.__dict__.get("aliases", {}).items():
-            _ALIASES[_key(alias)] = cls, settings
+        _ALIASES.update({_key(alias): (cls, settings) for alias, settings in own.get("aliases", {}).items()})
 
     @abstractmethod
     def __call__(self, tokens: Tokens, budget: int | list[int]) -> Assignment | SoftAssignment:

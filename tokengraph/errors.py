@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import overload
 
 import torch
@@ -55,6 +56,18 @@ def check_mask(mask: Tensor | None, x: Tensor, *, leading: bool = False) -> None
                 f"Expected real tokens first in every image (got padding in front of tokens in {bad} images). "
                 "Move the tokens to the front: order = mask.int().argsort(dim=1, descending=True, stable=True)."
             )
+
+
+def check_kind(value: object, kind: type, name: str) -> None:
+    """Raises TypeError unless ``value`` is of the class ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Expected {name} to be a {kind.__name__} (got {type(value).__name__}).")
+
+
+def check_layer(layer: object) -> None:
+    """Raises TypeError unless it is an int."""
+    if not isinstance(layer, Integral | torch.SymInt) or isinstance(layer, bool):
+        raise TypeError(f"Expected a layer as an int, the number of finished blocks (got {layer!r}).")
 
 
 def check_positive(**values: int) -> None:

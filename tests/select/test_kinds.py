@@ -11,6 +11,7 @@ import torch
 import tokengraph as tg
 from tokengraph.select.kinds import fits
 from tokengraph.spatial import DynamicSpatialLoss
+from tokengraph.testing import tiny_vit
 
 WRONG = ((1.0,), [0.5], "x", None, {1: 2}, float("nan"), 1j, torch.ones(2), object(), ("a",), lambda: 1)
 
@@ -94,3 +95,27 @@ def test_strategies_of_users_are_explained_too():
 )
 def test_fits_reads_annotations(value, kind, fit):
     assert fits(value, kind) is fit
+
+
+GRAPH = tg.TokenGraph.from_tokens(torch.randn(1, 16, 4), grid=(4, 4)).connect_grid()
+PUBLIC = {
+    "model to attach": lambda wrong: tg.attach(wrong, "tome", 2),
+    "prop_attn": lambda wrong: tg.attach(tiny_vit(), "tome", 2, prop_attn=wrong),
+    "graph to coarsen": lambda wrong: tg.coarsen(wrong, "tome", 0.5),
+    "tokens of a graph": tg.TokenGraph.from_tokens,
+    "layer of a model": lambda wrong: tg.TokenGraph.from_model(tiny_vit(), torch.randn(1, 3, 32, 32), layer=wrong),
+    "neighbours on a grid": GRAPH.connect_grid,
+    "neighbours": GRAPH.connect_knn,
+    "images of fidelity": lambda wrong: tg.fidelity(tiny_vit(), wrong, "tome:2"),
+    "model to plan": lambda wrong: tg.plan(wrong, torch.randn(8, 3, 32, 32), cost=0.5),
+    "images to plan on": lambda wrong: tg.plan(tiny_vit(), wrong, cost=0.5),
+    "graph of quality": lambda wrong: tg.quality(wrong, tg.tome(torch.randn(1, 16, 4), 8)),
+    "budget": lambda wrong: tg.tome(torch.randn(1, 16, 4), wrong),
+}
+
+
+@pytest.mark.parametrize("what", PUBLIC)
+def test_no_public_function_gives_an_error_of_python_for_a_wrong_kind(what):
+    for wrong in (0.3, "x", (1.5,), [0.5, "a"], {1: 2}, object(), 1j):
+        with pytest.raises((TypeError, ValueError), match="^Expected"):
+            PUBLIC[what](wrong)

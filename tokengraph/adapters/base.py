@@ -13,6 +13,7 @@ from tokengraph.adapters.parts.input_shape import InputShape
 from tokengraph.adapters.parts.norms import find_norms
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.attention.stats import AttentionStats
+from tokengraph.errors import check_layer
 from tokengraph.maps.lineage import Lineage
 
 
@@ -241,8 +242,9 @@ def count_finished(layer: int, depth: int) -> int:
     """Number of finished blocks that ``layer`` means: a negative one counts from the end, -1 for all blocks.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer. TypeError: If it is no int.
     """
+    check_layer(layer)
     if not -depth - 1 <= layer <= depth:
         raise ValueError(f"Expected a layer in [0, {depth}], finished blocks, or [{-depth - 1}, -1] (got {layer}).")
     return layer % (depth + 1)
@@ -253,13 +255,11 @@ def check_images(images: Any) -> None:
 
     Raises:
         ValueError: For another shape.
-        TypeError: For a mapping or integers.
+        TypeError: For anything but a tensor, or integers.
     """
-    if isinstance(images, Mapping):
-        raise TypeError(
-            f"Expected images as a Tensor [B, 3, H, W] (got {type(images).__name__}). From the processor's output "
-            'take inputs["pixel_values"].'
-        )
+    if not isinstance(images, Tensor):
+        hint = ' From the processor\'s output take inputs["pixel_values"].' if isinstance(images, Mapping) else ""
+        raise TypeError(f"Expected images as a Tensor [B, 3, H, W] (got {type(images).__name__}).{hint}")
     if images.dim() != 4:
         hint = " Give one image as images[None]." if images.dim() == 3 else ""
         raise ValueError(f"Expected images of shape [B, 3, H, W] (got {list(images.shape)}).{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from tokengraph.attach.lifting import Lifting
 from tokengraph.attach.run import Run
 from tokengraph.attach.state import State
+from tokengraph.errors import check_layer
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.lineage import Lineage
 from tokengraph.maps.soft import SoftAssignment
@@ -138,8 +138,7 @@ class Trace(Lifting):
             TypeError: For a layer that is no int.
         """
         layer = self.depth if layer is None else layer
-        if not isinstance(layer, Integral | torch.SymInt) or isinstance(layer, bool):
-            raise TypeError(f"Expected a layer as an int, the number of finished blocks (got {layer!r}).")
+        check_layer(layer)
         if not 0 <= layer <= self.depth:
             raise ValueError(f"Expected a layer in [0, {self.depth}] (got {layer}).")
         if layer >= self.run.start and (state := self.run.at(layer)) is not None:

@@ -47,7 +47,7 @@ class SizeRule:
             raise ValueError(f"Expected size_bias to be auto, mask or fold (got {way!r}).")
         if isinstance(prop_attn, bool):
             return cls(float(prop_attn), way)
-        if prop_attn not in POWERS:
+        if not isinstance(prop_attn, str) or prop_attn not in POWERS:
             raise ValueError(f"Expected prop_attn to be {', '.join(POWERS)}, True or False (got {prop_attn!r}).")
         return cls(POWERS[prop_attn], way)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def grid_graph(
     """
     sides = check_sides(grid)
     known = NEIGHBORS[len(sides)]
-    if neighbors is not None and neighbors not in known:
+    if neighbors is not None and (not isinstance(neighbors, Hashable) or neighbors not in known):
         *most, last = known
         where = " in a video" if len(sides) == 3 else ""
         raise ValueError(f"Expected neighbors to be {', '.join(map(str, most))} or {last}{where} (got {neighbors}).")

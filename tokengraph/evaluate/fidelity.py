@@ -104,6 +104,8 @@ def fidelity(
 
 
 def _compare(model: nn.Module, images: Tensor | Iterable[Tensor], handle: Handle) -> Fidelity:
+    if not isinstance(images, Iterable):
+        raise TypeError(f"Expected images as a tensor [B, 3, H, W], or several (got {type(images).__name__}).")
     batches, own = [images] if isinstance(images, Tensor) else images, _adapter(model)
     parts, ours, theirs = [], [], []
     for batch in batches:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.edges.grid import Grid
-from tokengraph.errors import check_finite, check_sorted
+from tokengraph.errors import check_finite, check_kind, check_sorted
 from tokengraph.graph.as_tokens import tokens_of
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.counts import with_ptr
@@ -62,6 +62,7 @@ def coarsen(
         >>> coarse.counts, assignment.lift(coarse.x).shape
         ([5, 5], torch.Size([32, 8]))
     """
+    check_kind(graph, TokenGraph, "graph")
     select = resolve(select)
     if graph.batch is not None:
         check_sorted(graph.batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.errors import check_finite, check_sorted
+from tokengraph.errors import check_finite, check_kind, check_sorted
 from tokengraph.graph.token_graph import TokenGraph
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.coarsening.methods import Linked
@@ -25,6 +25,7 @@ def linked(graph: TokenGraph, weight: str, *, least: float = 0.0) -> Linked:
     Raises:
         ValueError: If the graph has no edges, edges between images, tokens that are not finite, or for another weight.
     """
+    check_kind(graph, TokenGraph, "graph")
     if weight not in WEIGHTS:
         raise ValueError(f"Expected weight to be one of {', '.join(WEIGHTS)} (got {weight!r}).")
     if graph.edge_index is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from tokengraph.errors import check_kind
 from tokengraph.graph.masks import Segments, against_mask, check_mask_of
 from tokengraph.graph.partition import linked
 from tokengraph.graph.token_graph import TokenGraph
@@ -115,6 +116,7 @@ def quality(
         >>> quality(graph, Assignment(torch.tensor([0, 0, 1, 1]), 2))
         Quality(clusters=2, spectral=0.5, cut=0, modularity=0.5, variance=0, compactness=0.69813)
     """
+    check_kind(graph, TokenGraph, "graph")
     cluster, count = _hard(graph, assignment)
     if mask is not None:
         mask = check_mask_of(graph, mask)

@@ -16,6 +16,7 @@ from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import check_images
 from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.resize import resizable
+from tokengraph.errors import check_kind
 from tokengraph.evaluate.costs import anatomy
 from tokengraph.evaluate.progress import Progress
 from tokengraph.evaluate.settings import Setting
@@ -108,6 +109,7 @@ def plan(
         raise ValueError(f"Expected preserve as one of {', '.join(PRESERVE)} (got {preserve!r}).")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"Expected batch_size >= 1 (got {batch_size!r}).")
+    check_kind(model, nn.Module, "model")
     tried = families(strategies)
     was_training = model.training
     model.eval()
@@ -195,6 +197,8 @@ def _checked(memory: dict[str, Any], model: nn.Module, batches: Sequence[Tensor]
 
 
 def _joined(images: Any, what: str) -> Tensor:
+    if not isinstance(images, Iterable):
+        raise TypeError(f"Expected {what} as tensors [B, 3, H, W] (got {type(images).__name__}).")
     batches = [images] if isinstance(images, Tensor) else list(images)
     for batch in batches:
         if not isinstance(batch, Tensor):

@@ -151,15 +151,30 @@ def test_a_run_that_fails_before_its_first_graph_leaves_the_folder_as_it_was(fol
     with pytest.raises(ValueError, match="Expected a layer"):
         write_dataset(tiny_vit(), folder, tmp_path / "set", Recipe(layer=99), options=quick)
     assert not (tmp_path / "set").exists()
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "notes.txt").write_text("mine")
+    (tmp_path / "set" / "shards").mkdir(parents=True)
+    (tmp_path / "set" / "shards" / "notes.txt").write_text("mine")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="Expected images that can be read"):
         write_dataset(tiny_vit(), tmp_path / "broken", tmp_path / "set", options=quick)
-    assert [path.name for path in (tmp_path / "set").iterdir()] == ["notes.txt"]
+    assert (tmp_path / "set" / "shards" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "set" / "dataset.json").exists()
     done = write_dataset(tiny_vit(), folder, tmp_path / "set", options=quick)
     assert done.graphs == 17
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_is_resumed(error, folder, quick, tmp_path, monkeypatch):
+    library("timm")
+
+    def stop(*args):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr("tokengraph.datasets.write.Maker.add", stop)
+        write_dataset(tiny_vit(), folder, tmp_path / "set", options=quick)
+    assert (tmp_path / "set" / "dataset.json").exists()
+    assert write_dataset(tiny_vit(), folder, tmp_path / "set", options=quick).graphs == 17
 
 
 def test_a_run_that_fails_over_another_data_set_leaves_it(written, folder, quick):

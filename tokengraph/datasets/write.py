@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,17 +120,27 @@ def write_dataset(
 
 @contextmanager
 def _left_as_it_was(root: Path, ranks: Ranks) -> Iterator[None]:
-    """Takes a data set that was begun here away again if the run fails before it has a graph."""
-    began, there = ranks.first and not (root / FILE).exists(), root.exists()
+    """Takes a data set that this run began away again, if the run is refused before it has a graph.
+
+    Only then: after a kill or an interruption another process may be at work in the folder. Files that were there stay.
+    """
+    new, before, began = not root.exists(), _files(root), ranks.first and not (root / FILE).exists()
     try:
         yield
-    except BaseException:
-        if began and (root / FILE).exists() and not _graphs(root):
-            shutil.rmtree(root / "shards", ignore_errors=True)
-            (root / FILE).unlink()
-            if not there and not any(root.iterdir()):
-                root.rmdir()
+    except (ValueError, TypeError):
+        with suppress(ValueError, OSError):  # the error that stopped the run counts
+            if began and (root / FILE).exists() and not _graphs(root):
+                for path in sorted(_files(root) - before, reverse=True):  # files before their folders
+                    path.rmdir() if path.is_dir() else path.unlink()
+                if new:
+                    root.rmdir()
         raise
+
+
+def _files(root: Path) -> set[Path]:
+    """Returns the files and folders of a data set that are there."""
+    shards = root / "shards"
+    return {path for path in (root / FILE, shards, *shards.rglob("*")) if path.exists()}
 
 
 def _graphs(root: Path) -> int:

@@ -125,19 +125,21 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
             plan = results / "plans" / f"{origin}-{PRESERVE}-{cost:g}.json"
             if plan.exists():
                 settings.append((f"plan made on {origin}", read_setting(str(plan))))
-        unique = {setting.name: (kind, setting) for kind, setting in settings}
+        unique = {setting.name: setting for _, setting in settings}  # two plans may be the same, or a published one
         report = tg.evaluate(
             source,
-            [setting for _, setting in unique.values()],
+            list(unique.values()),
             held,
             out=out,
             controls=False,
             options=Options(time=False, memory=False),
         )
         rows = {row.name: row for row in report.rows}
-        arrays = {name: _losses(out, setting) for name, (_, setting) in unique.items() if not rows[name].reason}
+        arrays = {name: _losses(out, setting) for name, setting in unique.items() if not rows[name].reason}
+        plans = {kind: setting.name for kind, setting in settings}
         lines = []
-        for label, (kind, _) in unique.items():
+        for kind, setting in settings:
+            label = setting.name
             row = rows[label]
             line = {"data": name, "images": len(held), "cost": cost, "kind": kind, "setting": label}
             line |= {"commit": commit(ROOT), "code": digest(), "model": source.name}
@@ -146,9 +148,9 @@ def compare(name: str, folder: Path, results: Path, costs: Sequence[float], limi
             else:
                 line |= {"share": row.cost, "metrics": dict(row.metrics)}
                 for key, origin in (("plan_minus_this", name), ("varied_minus_this", VARIED)):
-                    plan = next((k for k, (t, _) in unique.items() if t == f"plan made on {origin}"), None)
-                    if plan in arrays and label != plan:
-                        line[key] = paired(arrays[label], arrays[plan])
+                    plan = f"plan made on {origin}"
+                    if kind != plan and plans.get(plan) in arrays:
+                        line[key] = paired(arrays[label], arrays[plans[plan]])
             lines.append(line)
         old = [x for x in read(file) if (x["data"], x["cost"]) != (name, cost)]
         write(file, [*old, *lines])

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from needs import library
+from needs import library, timm_model
 
 from tokengraph.testing import ModelCase
 
@@ -101,9 +101,8 @@ def hiera():
 
 
 def qwen3():
-    timm = library("timm")
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
-    return spread(lambda: timm.create_model("qwen3_vit_88m", **sizes, mlp_ratio=2.0, pos_embed_grid_size=4))
+    return spread(lambda: timm_model("qwen3_vit_88m", **sizes, mlp_ratio=2.0, pos_embed_grid_size=4))
 
 
 def dense():

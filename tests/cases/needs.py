@@ -21,6 +21,14 @@ def library(name):
         pytest.skip(str(error), allow_module_level=True)
 
 
+def timm_model(name, **options):
+    """A model of timm by name; the test is skipped where this timm has none such."""
+    timm = library("timm")
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    return timm.create_model(name, **options)
+
+
 def made(case):
     """The case's model; skips where this version of its library has none such, or one that is refused for its age."""
     try:

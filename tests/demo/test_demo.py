@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from needs import library
+from needs import library, timm_model
 
 import tokengraph as tg
 from tokengraph.__main__ import main
@@ -151,7 +151,7 @@ def test_demo_runs_with_every_family_of_the_table(name, shallow, photo, tmp_path
 
 
 def test_make_runs_leaves_out_ideals_that_cannot_run():
-    model = library("timm").create_model("vit_small_patch16_dinov3", depth=3, img_size=64, num_classes=0).eval()
+    model = timm_model("vit_small_patch16_dinov3", depth=3, img_size=64, num_classes=0).eval()
     with torch.no_grad():
         made, left_out = runs.make_runs(model, torch.randn(1, 3, 64, 64), 2)
     assert [run.kind for run in made] == ["plain", "attached", "attached", "attached"]

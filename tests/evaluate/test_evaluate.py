@@ -53,7 +53,9 @@ def test_evaluate_gives_the_accuracy_that_a_loop_gives(pictures, quick):
         (plain.argmax(1) == coarse.argmax(1)).float().mean()
     )
     kl = nn.functional.kl_div(coarse.log_softmax(1), plain.log_softmax(1), log_target=True, reduction="batchmean")
-    assert report.row("tome:4").metrics["kl"] == pytest.approx(kl.item(), rel=1e-3)
+    assert report.row("tome:4").metrics["kl"] == pytest.approx(
+        kl.item(), rel=1e-3, abs=1e-7
+    )  # of logits near 1 in float32
 
 
 def test_evaluate_adds_controls_at_the_cost_of_each_setting(pictures, quick):

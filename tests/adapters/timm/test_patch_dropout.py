@@ -2,16 +2,14 @@
 
 import pytest
 from architectures import IMAGES, spread
-from needs import library
+from needs import timm_model
 
 import tokengraph as tg
-
-timm = library("timm")
 
 
 def make(name="vit_tiny_patch16_224", rate=0.25):
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
-    return spread(lambda: timm.create_model(name, pretrained=False, **sizes, patch_drop_rate=rate)).train()
+    return spread(lambda: timm_model(name, pretrained=False, **sizes, patch_drop_rate=rate)).train()
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def test_timm_and_transformers_of_the_same_weights_agree(kind, images):
     if "layers.0.attention.o_proj.weight" not in core.state_dict():
         pytest.skip("this transformers has BEiT's parameters by other names")
     report = core.load_state_dict(copied, strict=False)
-    assert not report.missing_keys and set(report.unexpected_keys) == {"head.weight", "head.bias"}
+    unknown = {name for name in report.unexpected_keys if not name.endswith("relative_position_index")}  # a buffer
+    assert not report.missing_keys and unknown == {"head.weight", "head.bias"}
     for select, schedule in ((None, None), *STRATEGIES.values()):
         if select is not None and select.learns:
             continue  # modules of its own

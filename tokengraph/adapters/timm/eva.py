@@ -89,7 +89,8 @@ class TimmEva(GammaBlocks):
         rope = side.get("rope")
         if rope is None:
             return side
-        if rope.dim() > 3:
+        mixed = hasattr(sys.modules["timm.layers"], "RotaryEmbeddingMixed")  # three sides: one table for each head
+        if rope.dim() > (3 if mixed else 2):
             raise ValueError(
                 "Expected rotary tables of the whole grid (got those of patch dropout, which acts in train mode). Make "
                 "the model with patch_drop_rate=0, or set model.patch_drop = None."

@@ -270,9 +270,7 @@ def registry() -> dict[str, type[Select]]:
 
 
 def resolve(select: str | type[Select] | Select) -> Select:
-    """Returns an instance of a strategy given by name, class or instance.
-
-    Published names work too: ``"evit"`` is ``TopK(fuse=True)``, ``"tcformer"`` is ``DPCKNN(k=5)``.
+    """Returns an instance of a strategy given by name, published name (``"evit"``: EViT), class or instance.
 
     Raises:
         ValueError: For an unknown name; suggests the nearest known one.

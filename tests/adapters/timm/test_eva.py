@@ -3,7 +3,6 @@
 The laws that every model keeps are in ``test_architectures.py``.
 """
 
-import inspect
 
 import pytest
 import torch
@@ -105,7 +104,5 @@ def test_what_cannot_be_served_is_refused_by_name(images):
     with pytest.raises(ValueError, match="blocks of class EvaBlock .got EvaBlockPostNorm at 0"):
         tg.attach(make("eva", use_post_norm=True, init_values=None), "tome", 3)
     model = make("eva02", patch_drop_rate=0.5).train()
-    if "rope_type" not in inspect.signature(timm.models.eva.Eva).parameters:
-        pytest.skip("this timm hands the tables of dropped patches over in a form like that of a table for each head")
     with tg.attach(model, "tome", 1), pytest.raises(ValueError, match="rotary tables of the whole grid"):
         model(images)

@@ -3,7 +3,6 @@
 The laws that every model keeps are in ``test_architectures.py``.
 """
 
-
 import pytest
 import torch
 from needs import library

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from needs import library
 
+library("transformers")  # with a torchvision that its models can import
 TEXT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=120, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,

@@ -9,7 +9,7 @@ ROOT = Path(tokengraph.__file__).parent
 # From the ground up; rooms of one line do not import each other. The face (__init__) may import everything.
 FLOORS = [
     ["moved"],
-    ["optional"],
+    ["optional", "kinds"],
     ["compat"],
     ["flat"],
     ["errors"],

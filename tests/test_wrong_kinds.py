@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tokengraph as tg
-from tokengraph.select.kinds import fits
+from tokengraph.kinds import fits
 from tokengraph.spatial import DynamicSpatialLoss
 from tokengraph.testing import tiny_vit
 

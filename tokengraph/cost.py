@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from tokengraph.kinds import explains
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -29,6 +31,7 @@ class Cost:
         return Cost(self.flops * times, self.bytes * times)
 
 
+@explains
 def distance_cost(queries: int, candidates: int, channels: int) -> Cost:
     """Counts all products between ``queries`` and ``candidates`` tokens of ``channels`` features.
 
@@ -41,6 +44,7 @@ def distance_cost(queries: int, candidates: int, channels: int) -> Cost:
     return Cost(flops, 4 * (queries * channels + candidates * channels + queries * candidates))
 
 
+@explains
 def build_cost(num_tokens: int, channels: int, *, neighbors: int) -> Cost:
     """Counts building a k-nearest-neighbour graph by matrix products.
 
@@ -54,6 +58,7 @@ def build_cost(num_tokens: int, channels: int, *, neighbors: int) -> Cost:
     return distance_cost(num_tokens, num_tokens, channels) + Cost(0, 12 * num_tokens * neighbors)
 
 
+@explains
 def reduce_cost(num_tokens: int, keep: int, channels: int) -> Cost:
     """Counts the size-weighted mean of ``num_tokens`` rows into ``keep`` rows: a product and an addition per entry.
 
@@ -66,6 +71,7 @@ def reduce_cost(num_tokens: int, keep: int, channels: int) -> Cost:
     return Cost(flops, 4 * (2 * num_tokens * channels + keep * channels + 3 * num_tokens))
 
 
+@explains
 def lift_cost(num_tokens: int, keep: int, channels: int) -> Cost:
     """Counts copying ``keep`` rows to ``num_tokens`` rows: no arithmetic.
 
@@ -77,6 +83,7 @@ def lift_cost(num_tokens: int, keep: int, channels: int) -> Cost:
     return Cost(0, 4 * (keep + num_tokens) * channels + 8 * num_tokens)
 
 
+@explains
 def attention_cost(num_tokens: int, channels: int) -> Cost:
     """Counts the attention half of a block: four ``C x C`` projections, ``QK^T`` and ``AV``, without map in memory.
 
@@ -88,6 +95,7 @@ def attention_cost(num_tokens: int, channels: int) -> Cost:
     return Cost(flops, 4 * (4 * channels**2 + 8 * num_tokens * channels))
 
 
+@explains
 def mlp_cost(num_tokens: int, channels: int, hidden: int) -> Cost:
     """Counts the MLP half of a block: two projections.
 
@@ -130,6 +138,7 @@ class Costed(Protocol):
         ...
 
 
+@explains
 def vit_cost(
     counts: Sequence[int],
     channels: int,

@@ -12,6 +12,7 @@ from tokengraph.attach.guards import check_untouched
 from tokengraph.attach.handle import Handle
 from tokengraph.attach.plain import Attachment
 from tokengraph.attach.planner import H, Options, Standalone, planner_of
+from tokengraph.kinds import explains
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select, resolve
 
@@ -29,6 +30,7 @@ def attach(
     lift: bool = False,
     adapter: Adapter | None = None,
 ) -> Attachment: ...
+@explains
 def attach(
     model: nn.Module,
     select: str | type[Select | Standalone[Any]] | Select | Standalone[Any],
@@ -119,6 +121,7 @@ def _made(select: Any, options: Options) -> Select | Standalone[Any]:
     return select
 
 
+@explains
 def detach(model: nn.Module) -> None:
     """Removes every attached strategy from a model, a copy of it, or a loaded one. Does nothing if there is none.
 

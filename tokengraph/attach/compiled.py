@@ -19,11 +19,13 @@ from tokengraph.attach.kept import KeptOutput, parts_to_read
 from tokengraph.attach.plain import Attachment
 from tokengraph.attach.site import Site
 from tokengraph.flat.looks import under_vmap
+from tokengraph.kinds import explains
 
 OUTPUT = "_tokengraph_output"  # the attribute with a part's output, inside compiled code
 H = TypeVar("H", bound=Attachment)
 
 
+@explains
 def compile_blocks(handle: H, **options: Any) -> H:
     """Compiles attention and MLP of an attached model's blocks: once for all blocks, and not again for other shapes.
 

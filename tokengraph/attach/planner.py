@@ -12,8 +12,8 @@ from torch import nn
 from tokengraph.adapters.base import Adapter
 from tokengraph.attach.changes import Change
 from tokengraph.attach.handle import Handle
+from tokengraph.kinds import explain_kinds
 from tokengraph.schedule import Schedule
-from tokengraph.select.kinds import explain_kinds
 
 H = TypeVar("H", bound=Handle, covariant=True)
 

@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from tokengraph.attention.edge_gradient import CAP, attention_gradients
 from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
 from tokengraph.flat.segment import wide
+from tokengraph.kinds import explains
 
 
+@explains
 def masked_softmax(
     scores: Tensor, keep: Tensor, *, official: bool = False, eps: float = 1e-6, cap: float = CAP
 ) -> Tensor:
@@ -68,6 +70,7 @@ def edge_softmax(p: Tensor, edge: Tensor, official: bool, eps: float, cap: float
     return e / e.sum(dim=-1, keepdim=True)
 
 
+@explains
 def additive_mask(keep: Tensor) -> Tensor:
     """Returns ``log G``, an additive mask that gives the same softmax: ``[B, 1, N, N]`` in float32 or wider.
 
@@ -85,6 +88,7 @@ def additive_mask(keep: Tensor) -> Tensor:
     return mask
 
 
+@explains
 def masked_attention(
     q: Tensor,
     k: Tensor,

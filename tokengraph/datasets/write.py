@@ -29,6 +29,7 @@ from tokengraph.evaluate.progress import Progress
 from tokengraph.evaluate.ranks import Ranks, find_ranks
 from tokengraph.evaluate.source import Source, source_of
 from tokengraph.evaluate.store import fingerprint
+from tokengraph.kinds import explains
 
 LARGEST = 1024  # images of a shard
 
@@ -64,6 +65,7 @@ class Written:
         return self.new / self.seconds if self.new else 0.0
 
 
+@explains
 def write_dataset(
     model: str | nn.Module | Source,
     data: Images | str | os.PathLike[str],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.tables import table
+from tokengraph.kinds import explains
 
 Grid = tuple[int, ...]  # (H, W), or (T, H, W) for a video
 Grids = tuple[tuple[int, int], ...]  # (H, W) of each image in a batch
@@ -17,6 +18,7 @@ Grids = tuple[tuple[int, int], ...]  # (H, W) of each image in a batch
 NEIGHBORS = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 
+@explains
 def grid_graph(
     grid: Grid, neighbors: int | None = None, *, batch_size: int = 1, device: torch.device | str = "cpu"
 ) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tokengraph.edges import knn_extension, knn_torch
 from tokengraph.errors import check_finite, check_positive, check_ptr, check_tokens
 from tokengraph.flat.looks import may_look
+from tokengraph.kinds import explains
 from tokengraph.optional import backends
 
 BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
@@ -17,6 +18,7 @@ BACKENDS = ("auto", "torch", "torch-cluster", "pyg-lib")
 AUTO = "torch"
 
 
+@explains
 def knn_graph(
     x: Tensor,
     k: int,
@@ -64,6 +66,7 @@ def knn_graph(
     return torch.stack([neighbors[there], target[there]]), weight[there]
 
 
+@explains
 @torch.no_grad()
 def knn_neighbors(
     x: Tensor,

@@ -14,10 +14,12 @@ from tokengraph.edges.window_distance import window_distances
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
 from tokengraph.flat.segment import as_type, wide
 from tokengraph.flat.tables import counting, starts
+from tokengraph.kinds import explains
 
 WINDOW = 50
 
 
+@explains
 def local_knn_graph(
     x: Tensor, grid: tuple[int, ...], k: int, window: int = WINDOW, *, cosine: bool = False
 ) -> tuple[Tensor, Tensor]:

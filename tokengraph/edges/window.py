@@ -12,8 +12,10 @@ from torch import Tensor
 from tokengraph.edges.grid import Grid, check_sides
 from tokengraph.errors import check_positive
 from tokengraph.flat.tables import table
+from tokengraph.kinds import explains
 
 
+@explains
 def window_graph(grid: Grid, lam: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Lists each patch's ``lam`` nearest patches on the grid, nearest first.
 

@@ -31,10 +31,12 @@ from tokengraph.evaluate.run import DENSE, Runner
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.evaluate.source import Source, source_of
 from tokengraph.evaluate.store import Store
+from tokengraph.kinds import explains
 
 Given = str | Mapping[str, Any] | Setting
 
 
+@explains
 def evaluate(
     model: str | nn.Module | Source,
     settings: Sequence[Given],

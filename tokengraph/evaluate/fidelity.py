@@ -18,6 +18,7 @@ from tokengraph.evaluate.compare import counted, joined, measures, summary
 from tokengraph.evaluate.costs import anatomy, multiply_adds
 from tokengraph.evaluate.read import Outputs, Reader
 from tokengraph.evaluate.settings import Setting, read_setting
+from tokengraph.kinds import explains
 from tokengraph.select.base import Select
 
 
@@ -48,6 +49,7 @@ class Fidelity:
     counts: tuple[float, ...] = ()
 
 
+@explains
 def fidelity(
     model: nn.Module,
     images: Tensor | Iterable[Tensor],

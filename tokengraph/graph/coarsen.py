@@ -13,6 +13,7 @@ from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_kind, check_sorted
 from tokengraph.graph.as_tokens import tokens_of
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explains
 from tokengraph.maps.counts import with_ptr
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
@@ -28,6 +29,7 @@ class Coarsening(NamedTuple):
     assignment: Assignment | SoftAssignment
 
 
+@explains
 def coarsen(
     graph: TokenGraph,
     select: str | type[Select] | Select,
@@ -89,6 +91,7 @@ def _check_reach(select: Select, counts: list[int], budgets: list[int]) -> None:
             )
 
 
+@explains
 def apply(graph: TokenGraph, assignment: Assignment | SoftAssignment, *, reduction: str = "mean") -> TokenGraph:
     """Coarsens a graph by a given map; :func:`coarsen` describes the fields of the result.
 
@@ -147,6 +150,7 @@ class Hierarchy:
         return self.between(level, to).lift(y)
 
 
+@explains
 def hierarchy(
     graph: TokenGraph, select: str | type[Select] | Select, schedule: Sequence[int | float], *, clamp: bool = False
 ) -> Hierarchy:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokengraph.errors import check_finite, check_kind, check_sorted
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.coarsening.methods import Linked
 from tokengraph.select.coarsening.operator import linked_by
@@ -37,6 +38,7 @@ def linked(graph: TokenGraph, weight: str, *, least: float = 0.0) -> Linked:
     return linked_by((graph.edge_index, graph.edge_weight), graph.x, size, graph.ptr, weight, least=least)
 
 
+@explains
 def threshold_components(
     graph: TokenGraph, tau: float, keep: int | list[int] = 1, *, weight: str = "cosine"
 ) -> Assignment:
@@ -80,6 +82,7 @@ def threshold_components(
     return _map(root, tokens)
 
 
+@explains
 def k_mis(graph: TokenGraph, hops: int = 1, *, order: str = "index") -> Assignment:
     """Pools nodes into a maximal k-independent set: centres more than k hops apart that reach every node within k.
 
@@ -118,6 +121,7 @@ def k_mis(graph: TokenGraph, hops: int = 1, *, order: str = "index") -> Assignme
     return _map(center, tokens, centers=True)
 
 
+@explains
 def communities(graph: TokenGraph, *, weight: str = "cosine") -> Assignment:
     """Merges communities as long as a merge adds modularity; see :class:`tokengraph.Modularity`.
 

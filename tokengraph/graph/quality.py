@@ -11,6 +11,7 @@ from tokengraph.errors import check_kind
 from tokengraph.graph.masks import Segments, against_mask, check_mask_of
 from tokengraph.graph.partition import linked
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.coarsening.methods import Linked
@@ -53,6 +54,7 @@ class Quality:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+@explains
 @torch.no_grad()
 def quality(
     graph: TokenGraph,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.flat.segment import segment_sum, wide
+from tokengraph.kinds import explains
 from tokengraph.nn.modes import in_eval
 
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
@@ -18,6 +19,7 @@ Outputs = tuple[Tensor, Tensor | None]  # logits and tokens
 Teacher = nn.Module | Outputs
 
 
+@explains
 def ratio_loss(
     decisions: Sequence[Tensor],
     ratios: Sequence[float],
@@ -66,6 +68,7 @@ def ratio_loss(
     return torch.stack(terms).sum() / (len(terms) if divisor is None else divisor)
 
 
+@explains
 def token_distillation_loss(
     tokens: Tensor,
     teacher_tokens: Tensor,
@@ -115,6 +118,7 @@ def token_distillation_loss(
     return mean.sum() / real.sum().clamp_min(1)
 
 
+@explains
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     r"""Computes the mean over images of :math:`\mathrm{KL}(\text{teacher} \,\Vert\, \text{student})`.
 
@@ -234,6 +238,7 @@ class DynamicViTLoss(nn.Module):
         return terms
 
 
+@explains
 @torch.no_grad()
 def teacher_outputs(teacher: nn.Module, x: Tensor) -> Outputs:
     """Runs a teacher in eval mode without gradient, and restores its mode.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.errors import check_positive, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.models.gathering import TokenGathering
 from tokengraph.models.main_block import MainBlock
 from tokengraph.models.main_stage import TokenRecord, main_stage
@@ -227,21 +228,25 @@ def _grid(height: int, width: int) -> tuple[int, int]:
     return height // PATCH, width // PATCH
 
 
+@explains
 def fast_itpn_tiny(num_classes: int = 1000, **options: Any) -> FastITPN:
     """Makes Fast-iTPN-T, 24.2 M parameters: ``fast_itpn_tiny_1112_patch16_224``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["tiny"], num_classes=num_classes, **options)
 
 
+@explains
 def fast_itpn_small(num_classes: int = 1000, **options: Any) -> FastITPN:
     """Makes Fast-iTPN-S, 39.9 M parameters: ``fast_itpn_small_2220_patch16_224``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["small"], num_classes=num_classes, **options)
 
 
+@explains
 def fast_itpn_base(num_classes: int = 1000, **options: Any) -> FastITPN:
     """Makes Fast-iTPN-B, 84.8 M parameters: ``fast_itpn_base_3324_patch16_224``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["base"], num_classes=num_classes, **options)
 
 
+@explains
 def fast_itpn_large(num_classes: int = 1000, **options: Any) -> FastITPN:
     """Makes Fast-iTPN-L, 312.0 M parameters: ``fast_itpn_large_2240_patch16_256``; options as :class:`FastITPN`."""
     return FastITPN(*CONFIGS["large"], num_classes=num_classes, **options)

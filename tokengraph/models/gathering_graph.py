@@ -10,9 +10,11 @@ from torch import Tensor
 from torch_geometric.utils import softmax
 
 from tokengraph.flat.segment import segment_sum
+from tokengraph.kinds import explains
 from tokengraph.models.gathering import make_windows
 
 
+@explains
 def gathering_edges(
     grid: tuple[int, int], window: tuple[int, int] | None, hubs: int = 0, *, ids: Tensor | None = None
 ) -> Tensor:
@@ -50,6 +52,7 @@ def gathering_edges(
     return torch.stack([source, target]) + image * joined.size(1)
 
 
+@explains
 def edge_attention(q: Tensor, k: Tensor, v: Tensor, edge_index: Tensor) -> Tensor:
     r"""Computes attention over the edges of a graph, with one softmax over the sources of each node.
 

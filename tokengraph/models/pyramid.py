@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokengraph.kinds import explains
 from tokengraph.models.fast_itpn import CONFIGS, FastITPNTrunk
 from tokengraph.models.main_stage import TokenRecord
 from tokengraph.models.stem import EPS, Pointwise, Split, StemBlock
@@ -142,6 +143,7 @@ def _check_levels(levels: Sequence[str]) -> tuple[str, ...]:
     return tuple(levels)
 
 
+@explains
 def fast_itpn_pyramid(size: str, **options: Any) -> FastITPNPyramid:
     """Makes Fast-iTPN with its pyramid: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``.
 

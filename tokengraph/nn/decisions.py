@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.segment import wide
+from tokengraph.kinds import explains
 
 
+@explains
 def gumbel_keep(
     logp: Tensor,
     previous: Tensor | None = None,

@@ -20,6 +20,7 @@ from tokengraph.errors import check_kind
 from tokengraph.evaluate.costs import anatomy
 from tokengraph.evaluate.progress import Progress
 from tokengraph.evaluate.settings import Setting
+from tokengraph.kinds import explains
 from tokengraph.planning.bench import Bench, figures
 from tokengraph.planning.budget import read_budget
 from tokengraph.planning.explore import CUTS, PICKS, Explorer, Trial
@@ -37,6 +38,7 @@ LEAST_IMAGES = 3
 HELD_OUT = 3  # every third image is held out
 
 
+@explains
 def plan(
     model: nn.Module,
     images: Tensor | Iterable[Tensor],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tokengraph.kinds import explains
 from tokengraph.schedule.budget import check_layers, tokens_to_keep
 from tokengraph.schedule.counts import Schedule, removals
 from tokengraph.schedule.rules import Relative
 
 
+@explains
 def tokens_around(
     schedule: Schedule,
     depth: int,

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 
+from tokengraph.kinds import explains
 
+
+@explains
 def tokens_to_keep(keep: int | float, num_tokens: int) -> int:
     """Converts a budget to a number of tokens, at most ``num_tokens``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 
+from tokengraph.kinds import explains
 from tokengraph.schedule.budget import check_layers, tokens_to_keep
 from tokengraph.schedule.rules import Relative, Removal, Rule
 
@@ -14,6 +15,7 @@ WORDS = ("cluster", "reconstruct")
 RECONSTRUCT = -1  # in a list of removals: restores all tokens
 
 
+@explains
 def tokens_per_layer(
     schedule: Schedule,
     depth: int,
@@ -68,6 +70,7 @@ def tokens_per_layer(
     return _removed(removals(schedule, depth, num_tokens), num_tokens, least)
 
 
+@explains
 def returning(schedule: Schedule, depth: int, num_tokens: int) -> frozenset[int]:
     """Layers at which every token comes back before some leave again; arguments as for :func:`tokens_per_layer`."""
     if isinstance(schedule, Mapping):

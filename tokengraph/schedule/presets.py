@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokengraph.kinds import explains
 from tokengraph.schedule.budget import check_layers
 
 
+@explains
 def evit(rate: float | Sequence[float] = 0.7, layers: Sequence[int] = (4, 7, 10), fuse: bool = True) -> EViT:
     """Keeps ``ceil(rate * n)`` of the n current tokens at each of ``layers``, and one more: the fused token.
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from tokengraph.kinds import explains
 from tokengraph.schedule.budget import check_layers, tokens_to_keep
 
 Removal = int | tuple[int, int]
 Rule = Callable[[int, int], Sequence[Removal]]
 
 
+@explains
 def constant(removed: int) -> Rule:
     """Removes the same number of tokens in every block (ToMe's ``r``), as the int ``removed`` does by itself.
 
@@ -21,6 +23,7 @@ def constant(removed: int) -> Rule:
     return _Constant(removed)
 
 
+@explains
 def linear(removed: int) -> Rule:
     """Removes ``2 * removed`` tokens in the first block and linearly fewer down to none in the last one.
 
@@ -34,6 +37,7 @@ def linear(removed: int) -> Rule:
     return _Linear(removed)
 
 
+@explains
 def ratio(keep: float, *, prefix: int = 0) -> Rule:
     """Keeps the share ``keep`` of the current tokens in every block, rounded up.
 
@@ -45,6 +49,7 @@ def ratio(keep: float, *, prefix: int = 0) -> Rule:
     return _Ratio(keep, prefix)
 
 
+@explains
 def powers(keep: float, layers: Sequence[int]) -> Rule:
     """Keeps ``int(N * keep)`` of the N input tokens at the first of ``layers``, ``int(N * keep ** 2)`` at the second...
 
@@ -67,6 +72,7 @@ def powers(keep: float, layers: Sequence[int]) -> Rule:
     return _Powers(float(keep), tuple(layers))
 
 
+@explains
 def relative(keep: Mapping[int, float]) -> Relative:
     """Keeps shares of the current tokens, not of the input: ``{3: 0.7, 6: 0.7}`` keeps 70 %, then 49 %.
 

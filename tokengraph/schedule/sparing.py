@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tokengraph.kinds import explains
 from tokengraph.schedule.counts import RECONSTRUCT, Schedule, removals
 from tokengraph.schedule.rules import Relative, Removal, Rule
 
 
+@explains
 def sparing_last(schedule: Schedule) -> Schedule:
     """Returns the same schedule without removals behind the last block.
 
@@ -21,6 +23,7 @@ def sparing_last(schedule: Schedule) -> Schedule:
     return schedule if isinstance(schedule, Mapping | Relative) else _SparingLast(schedule)
 
 
+@explains
 def counts_ahead(plan: Sequence[int], num_tokens: int) -> list[int]:
     """Returns the tokens before the first block and after each, if a strategy acts ahead of blocks.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.choices.edges import Halves, contract_halves, count_merges
 from tokengraph.select.parts.choices.roots import all_single
@@ -26,6 +27,7 @@ RELEASED = {
 }
 
 
+@explains
 def algm_local(
     x: Tensor, grid: tuple[int, ...], tau: float, *, window: tuple[int, int] = (2, 2), keep: int | list[int] = 1
 ) -> Assignment:
@@ -68,6 +70,7 @@ def algm_local(
     return _local(x, grid, tau, window, keep)
 
 
+@explains
 def algm_global(
     x: Tensor, layer: int, *, num_prefix: int = 0, keep: int | list[int] = 1, mask: Tensor | None = None
 ) -> Assignment:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule, powers
 from tokengraph.select.base import Select
@@ -20,6 +21,7 @@ from tokengraph.select.parts.graphs.linkage import LINKAGES
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
+@explains
 def atc(metric: Tensor, keep: int | list[int], *, linkage: str = "average", mask: Tensor | None = None) -> Assignment:
     r"""Merges the closest two clusters again and again, until ``keep`` are there.
 

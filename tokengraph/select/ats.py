@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule
 from tokengraph.select.parts.choices.best import keep_best
@@ -21,6 +22,7 @@ from tokengraph.select.threshold import ThresholdSelect
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
+@explains
 def ats(
     score: Tensor, samples: int | list[int], *, least: int | list[int] = 1, mask: Tensor | None = None,
     official: bool = False,

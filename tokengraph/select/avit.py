@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.cost import Cost
+from tokengraph.kinds import explains
 from tokengraph.losses.ponder import Pondered
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule
@@ -43,6 +44,7 @@ class Halting:
     num_prefix: int
 
 
+@explains
 def halt(score: Tensor, total: Tensor, rest: Tensor, eps: float = 0.01) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step of adaptive computation: how much a block's output counts for each token.
 

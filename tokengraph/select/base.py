@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from tokengraph.cost import Cost
+from tokengraph.kinds import explain_kinds, explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.flags import FLAGS, reads_by_flags
-from tokengraph.select.kinds import explain_kinds
 from tokengraph.select.tokens import Tokens
 from tokengraph.select.watch import Watching
 
@@ -269,6 +269,7 @@ def registry() -> dict[str, type[Select]]:
     return {cls.name: cls for cls in _REGISTRY.values()}
 
 
+@explains
 def resolve(select: str | type[Select] | Select) -> Select:
     """Returns an instance of a strategy given by name, published name (``"evit"``: EViT), class or instance.
 

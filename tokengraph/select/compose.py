@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.schedule import Schedule
@@ -26,6 +27,7 @@ PLACES = (*PLACEMENTS[:3], "around")
 METRICS = ("keys", "features")
 
 
+@explains
 def compose(
     *,
     score: str | Score | None = None,

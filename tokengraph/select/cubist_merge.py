@@ -12,6 +12,7 @@ from torch import Tensor
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.layout import take_rows
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.lines import shorten
@@ -22,6 +23,7 @@ REDUCE = ("absmax", "mean")
 Grid = tuple[int, int]
 
 
+@explains
 def cubist_merge(
     x: Tensor, grid: Grid, coarse: Grid, *, size: Tensor | None = None, reduce: str = "absmax"
 ) -> Assignment:

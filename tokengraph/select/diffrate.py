@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.nn.rates import Rates
 from tokengraph.schedule import Schedule
@@ -31,6 +32,7 @@ from tokengraph.select.parts.rate_lists import read_rates, write_rates
 from tokengraph.select.tokens import Tokens, valid_counts
 
 
+@explains
 def diffrate(
     score: Tensor,
     x: Tensor,

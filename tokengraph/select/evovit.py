@@ -12,6 +12,7 @@ from torch import Tensor
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
 from tokengraph.flat.segment import TINY
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.schedule import Schedule
@@ -21,6 +22,7 @@ from tokengraph.select.parts.choices.best import among_best, keep_best
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
+@explains
 def slow_fast_stage(
     score: Tensor, keep: int | list[int], *, summary: bool = False, mask: Tensor | None = None
 ) -> Assignment | SoftAssignment:

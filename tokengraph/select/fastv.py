@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.topk import topk
 
 
+@explains
 def fastv(
     attention: Tensor, keep: int | list[int], query: int | None = -1, *, mask: Tensor | None = None
 ) -> Assignment:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.tables import table
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.choices.roots import all_single, map_of_roots
 from tokengraph.select.parts.graphs.components import components_left
@@ -20,6 +21,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget
 TAU = {"ade20k": 0.88, "cityscapes": 0.94}
 
 
+@explains
 def connected_components(x: Tensor, grid: tuple[int, ...], tau: float, keep: int | list[int] = 1) -> Assignment:
     r"""Merges the connected components of the grid's edges between similar patches.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.nn.gates import LinearGate, MlpGate, gumbel_gate
 from tokengraph.schedule import Schedule
@@ -19,6 +20,7 @@ from tokengraph.select.base import Select
 from tokengraph.select.tokens import Tokens
 
 
+@explains
 def gate(logits: Tensor, threshold: float = 0.5, *, mask: Tensor | None = None) -> Assignment:
     """Selects the tokens whose gate is at least the threshold, in order; an image may select none.
 

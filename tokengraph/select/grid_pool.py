@@ -10,12 +10,14 @@ from torch import Tensor
 
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.cells import grid_cells, pack_cells
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
+@explains
 def grid_pool(pos: Tensor, keep: int | list[int], grid: tuple[int, ...], *, mask: Tensor | None = None) -> Assignment:
     """Pools tokens into cells with equal counts: horizontal bands, each cut from left to right.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_grid, check_tokens
 from tokengraph.flat.layout import take_rows
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.around import Around
 from tokengraph.select.base import Select
@@ -23,6 +24,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 Grid = tuple[int, int]
 
 
+@explains
 def grid_destinations(
     x: Tensor, grid: Grid, keep: int, *, cell: tuple[int, int] = (2, 2), pick: Tensor | None = None
 ) -> Assignment:

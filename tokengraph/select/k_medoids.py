@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule, powers
 from tokengraph.select.base import Select
@@ -22,6 +23,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget
 OBJECTIVES = ("cluster", "released")
 
 
+@explains
 def k_medoids(
     x: Tensor,
     keep: int | list[int],

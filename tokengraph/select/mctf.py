@@ -12,6 +12,7 @@ from tokengraph.cost import Cost, attention_cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.flat.segment import as_type
 from tokengraph.flat.tables import counting
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule, sparing_last
 from tokengraph.select.base import Select
@@ -24,6 +25,7 @@ from tokengraph.select.tokens import Tokens
 TAU = (1.0, 20.0, 40.0)
 
 
+@explains
 def mctf(
     x: Tensor,
     received: Tensor,

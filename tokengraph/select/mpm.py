@@ -11,6 +11,7 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.flat.tables import counting
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.parts.choices.best import among_best
 from tokengraph.select.parts.choices.roots import all_single, map_of_roots
@@ -20,6 +21,7 @@ from tokengraph.select.threshold import ThresholdSelect
 from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 
 
+@explains
 def mpm(x: Tensor, keep: int | list[int] = 1, *, mask: Tensor | None = None) -> Assignment:
     r"""Merges every pair of tokens that are each other's nearest neighbour by cosine.
 

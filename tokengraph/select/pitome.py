@@ -13,6 +13,7 @@ from torch import Tensor
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
 from tokengraph.flat.tables import counting
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.edges import count_merges
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MODES = ("energy", "bsm")
 
 
+@explains
 def pitome(
     metric: Tensor,
     keep: int | list[int],

@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.errors import check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.join import join
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.parts.choices.best import among_best
 
 
+@explains
 def prumerge(
     x: Tensor,
     q: Tensor,

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokengraph.kinds import explains
+
 
 class Matrices(NamedTuple):
     """Matrices around a block: ``x = recover @ block(merge @ x) + (1 - mask) * x``.
@@ -41,6 +43,7 @@ def position_score(attention: Tensor, gradient: Tensor, layer: int = 0, decay: f
     return score / score.norm().clamp_min(1e-12) * (1 - decay * layer)
 
 
+@explains
 def prune_merge_matrices(
     rank: Tensor, keep: int, prune: int = 0, *, num_prefix: int = 1, official: bool = False
 ) -> Matrices:
@@ -84,6 +87,7 @@ def prune_merge_matrices(
     return _whole(torch.stack(found), 1.0 - gone.float(), num_prefix, official)
 
 
+@explains
 def segment_matrices(
     rank: Tensor, keep: int, prune: int = 0, *, num_prefix: int = 1, official: bool = False
 ) -> Matrices:

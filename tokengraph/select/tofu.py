@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule, ratio
 from tokengraph.select.base import Select
@@ -20,6 +21,7 @@ from tokengraph.select.tokens import Tokens
 REDUCE = {"mlerp": "mlerp", "mean": "mean", "released": "released-mlerp", "prune": "center"}
 
 
+@explains
 def tofu(metric: Tensor, keep: int | list[int], *, num_prefix: int = 0, mask: Tensor | None = None) -> Assignment:
     r"""Pairs tokens as :func:`~tokengraph.tome` does, and names of each pair the token that the other merges into.
 

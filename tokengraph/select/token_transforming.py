@@ -12,6 +12,7 @@ from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
 from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.layout import take_rows
+from tokengraph.kinds import explains
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.best import among_best
@@ -22,6 +23,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget
 IMPORTANCE = ("class", "received", "norm")
 
 
+@explains
 def token_transforming(
     keys: Tensor,
     importance: Tensor,

@@ -14,6 +14,7 @@ from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.layout import take_rows
 from tokengraph.flat.tables import equal_ptr, table
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.around import Around
@@ -26,6 +27,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget
 Grid = tuple[int, int]
 
 
+@explains
 def facility_location(
     x: Tensor,
     keep: int,
@@ -66,6 +68,7 @@ def facility_location(
         return _choose(x, keep, None if tiles is None else grid, tiles)[0]
 
 
+@explains
 def toma(
     x: Tensor,
     keep: int | list[int],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.raster import in_raster_order
 from tokengraph.select.base import Select
@@ -17,6 +18,7 @@ from tokengraph.select.parts.choices.edges import merge_halves
 from tokengraph.select.tokens import Tokens
 
 
+@explains
 def tome(
     metric: Tensor,
     keep: int | list[int],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
@@ -19,6 +20,7 @@ from tokengraph.select.parts.scores.norm import feature_norm
 from tokengraph.select.tokens import Tokens
 
 
+@explains
 def topk(score: Tensor, keep: int | list[int], *, mask: Tensor | None = None) -> Assignment:
     """Keeps the tokens with the highest scores, in index order, and drops the others.
 

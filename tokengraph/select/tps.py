@@ -11,6 +11,7 @@ from torch import Tensor
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.nn.squeeze import EPS, squeeze
 from tokengraph.select.decided import Moved
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tokengraph.schedule import Schedule
 
 
+@explains
 def tps(
     score: Tensor,
     x: Tensor,

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.each_image import each_image
 from tokengraph.select.parts.choices.best import among_best
 
 
+@explains
 def visionzip(
     x: Tensor,
     attention: Tensor,

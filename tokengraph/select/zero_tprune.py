@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule
 from tokengraph.select.base import Select
@@ -22,6 +23,7 @@ from tokengraph.select.tokens import Tokens, clamp_budget, valid_counts
 VARIANCE = (0.01, 0.7)  # published bounds
 
 
+@explains
 def zero_tprune(
     attention: Tensor,
     keys: Tensor,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.flat.segment import wide
+from tokengraph.kinds import explains
 from tokengraph.losses import distillation_loss, ratio_loss, token_distillation_loss
-from tokengraph.select.kinds import explains
 
 WEIGHTS = {"classification": 1.0, "ratio": 10.0, "distillation": 0.5, "feature": 0.5}
 
@@ -89,6 +89,7 @@ class DynamicSpatialLoss(nn.Module):
         return total, {name: term.detach() for name, term in terms.items()}
 
 
+@explains
 def final_map(model: nn.Module, features: Tensor) -> Tensor:
     """The final map as :class:`DynamicSpatialLoss` reads it: normalised position by position, ``[B, N, C]``.
 

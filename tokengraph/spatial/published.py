@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from tokengraph.kinds import explains
+
 RENAMES = {
     "convnext": (
         (r"^downsample_layers\.0\.", "stem."),
@@ -23,6 +25,7 @@ RENAMES = {
 BUFFERS = ("relative_position_index", "attn_mask")  # timm makes them itself
 
 
+@explains
 def published_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames a published state dict of a sparsified ConvNeXt or Swin, for a timm model with DynamicSpatial attached.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokengraph.attach.attach import detach
 from tokengraph.attach.handle import Handle
+from tokengraph.kinds import explains
 from tokengraph.testing.hold import hold
 from tokengraph.testing.model_case import anatomy, same, tensors
 
@@ -145,6 +146,7 @@ ATTACH_LAWS: list[Callable[[AttachCase], None]] = [
 ]
 
 
+@explains
 def check_attach(case: AttachCase, *, without: Sequence[str] = ()) -> None:
     """Checks a way of attaching against every law; see :func:`tokengraph.testing.check_select` for ``without``.
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokengraph.adapters.coarse import SITE
 from tokengraph.attach.pause import paused
+from tokengraph.kinds import explains
 
 # Views and metadata: no work on the device. Everything else counts, a copy of a tensor's type that changes nothing too.
 VIEWS = frozenset(
@@ -53,6 +54,7 @@ class Launches:
         return self.beyond / max(self.steps, 1)
 
 
+@explains
 def launches(model: nn.Module, *inputs: Any, **named: Any) -> Launches:
     """Counts the operations of an attached model beyond those of the plain one, by step and by kind.
 

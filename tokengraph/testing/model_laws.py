@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from tokengraph.adapters.base import Adapter
 from tokengraph.attach.attach import attach, detach
+from tokengraph.kinds import explains
 from tokengraph.testing.anatomy_laws import counts_the_tokens_of_the_model
 from tokengraph.testing.hold import hold
 from tokengraph.testing.meaning_laws import (
@@ -193,6 +194,7 @@ MODEL_LAWS: list[Callable[[ModelCase], None]] = [
 ]
 
 
+@explains
 def check_model(
     make: Callable[[], nn.Module],
     *inputs: Any,

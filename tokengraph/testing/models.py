@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokengraph.kinds import explains
 
+
+@explains
 def tiny_vit(*, seed: int = 0, **options: Any) -> nn.Module:
     """Makes a timm ``VisionTransformer`` of 3 blocks, 32 channels, 4 x 4 patches of 8 pixels, in eval mode.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tokengraph.kinds import explains
 from tokengraph.select.base import Select, resolve
 from tokengraph.testing import choice_laws, map_laws, padding_laws
 from tokengraph.testing.hold import hold
@@ -29,6 +30,7 @@ SELECT_LAWS: list[Callable[[Select], None]] = [
 ]
 
 
+@explains
 def check_select(select: str | type[Select] | Select, *, without: Sequence[str] = ()) -> None:
     """Checks a strategy against all laws.
 

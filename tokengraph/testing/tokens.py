@@ -7,9 +7,11 @@ from torch import Tensor
 
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.edges.grid import grid_positions
+from tokengraph.kinds import explains
 from tokengraph.select.tokens import Tokens
 
 
+@explains
 def make_tokens(x: Tensor, grid: tuple[int, int] | None, *, layer: int = 0, mask: Tensor | None = None) -> Tokens:
     """Makes tokens of a full grid with a class token before them, and attention from the features.
 

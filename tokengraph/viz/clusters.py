@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokengraph.edges.grid import Grid
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.viz.figure import new_figure, show
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@explains
 def cluster_overlay(
     image: Any,
     clusters: Any,
@@ -96,6 +98,7 @@ def labels_of(clusters: Any, grid: Grid, index: int = 0) -> np.ndarray:
     return one_of(flat, grid, index, "clusters")
 
 
+@explains
 def plot_clusters(
     image: Any,
     methods: Mapping[str, Any],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tokengraph.kinds import explains
 from tokengraph.optional import optional
 from tokengraph.viz.figure import AMBER, BLUE, FAINT, GREY, INK, ROSE, TEAL, new_figure, plain_axes
 
@@ -19,6 +20,7 @@ FORMS = ("graph", "dense")
 KINDS = {"plain": GREY, "attached": BLUE, "ideal": "#b9cdf3"}
 
 
+@explains
 def plot_stage_costs(rows: Sequence[Row], *, title: str = "", subtitle: str = "") -> Figure:
     """Draws stacked bars of each method's stages, as graph operations and as dense matrices, one panel per shape.
 
@@ -52,6 +54,7 @@ def plot_stage_costs(rows: Sequence[Row], *, title: str = "", subtitle: str = ""
     return figure
 
 
+@explains
 def plot_end_to_end(rows: Sequence[Row], *, title: str = "", subtitle: str = "") -> Figure:
     """Compares times of whole models: plain, attached, and ideal (the same token counts without selection).
 

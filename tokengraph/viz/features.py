@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokengraph.edges.grid import Grid
+from tokengraph.kinds import explains
 from tokengraph.viz.figure import new_figure, show
 from tokengraph.viz.image import one_of, to_array, to_rgb
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@explains
 def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 0) -> np.ndarray:
     r"""Shows the first three principal components of features as red, green and blue.
 
@@ -41,6 +43,7 @@ def feature_colors(features: Any, grid: Grid, *, like: Any = None, index: int = 
     return _paint(x, _Palette.of(x if like is None else _all_rows(like)), grid)
 
 
+@explains
 def plot_features(
     image: Any,
     maps: Mapping[str, Any],

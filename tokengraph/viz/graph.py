@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explains
 from tokengraph.optional import optional
 from tokengraph.viz.figure import caption, new_figure
 from tokengraph.viz.image import enlarge, to_array, to_rgb
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@explains
 def plot_graph(
     image: Any,
     graph: TokenGraph,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_grid
+from tokengraph.kinds import explains
 
 
 def to_array(values: Any, name: str) -> np.ndarray:
@@ -27,6 +28,7 @@ def to_array(values: Any, name: str) -> np.ndarray:
     return array
 
 
+@explains
 def to_rgb(image: Any) -> np.ndarray:
     """Converts an image of any usual layout.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tokengraph.graph.quality import Quality
+from tokengraph.kinds import explains
 from tokengraph.viz.figure import BLUE, GREY, INK, TEAL, new_figure, plain_axes
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MEASURES = {  # name on the axis, and whether more is better
 }
 
 
+@explains
 def plot_quality(methods: Mapping[str, Quality], *, columns: int = 4, title: str = "", subtitle: str = "") -> Figure:
     """Draws a panel of bars for each measure: the mean over images of each method, its best method in another colour.
 

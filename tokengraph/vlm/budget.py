@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+from tokengraph.kinds import explains
 from tokengraph.schedule.budget import tokens_to_keep
 
 
@@ -24,6 +25,7 @@ def check_keep(keep: int | float) -> None:
         raise ValueError(f"Expected keep as a share in (0, 1], or an int (got keep={keep}).")
 
 
+@explains
 def retained_count(n: int, keep: int | float) -> int:
     """Number of tokens that remain of an image with ``n``.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.vlm.columns import check_prompt
 from tokengraph.vlm.embeds import takes_encoder_outputs
@@ -23,6 +24,7 @@ from tokengraph.vlm.visual import Visual
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
+@explains
 def drop_duplicates(model: Any, inputs: Mapping[str, Any], *, tolerance: float = 0.0) -> ReducedInputs:
     """Leaves units of pixels out that repeat others of their image or video, before the tower sees them.
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tokengraph.kinds import explains
 from tokengraph.select.base import Select
 from tokengraph.vlm.budget import check_keep
 from tokengraph.vlm.columns import check_prompt
@@ -37,6 +38,7 @@ class ReducedInputs(dict):
         return super().__iter__()
 
 
+@explains
 def reduce(
     model: Any,
     inputs: Mapping[str, Any],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.errors import check_tokens
+from tokengraph.kinds import explains
 from tokengraph.select.base import Select
 from tokengraph.select.rounds import choose, reduce_rows, representatives
 from tokengraph.vlm.budget import check_keep, retained_count, split_budget
@@ -17,6 +18,7 @@ from tokengraph.vlm.selectors.names import resolve
 Grids = Tensor | Sequence[Sequence[int]]
 
 
+@explains
 def retained_counts(grid_thw: Grids, merge_size: int, keep: int | float, *, across: bool = False) -> list[int]:
     """Number of tokens that remain of each image or video.
 
@@ -37,6 +39,7 @@ def retained_counts(grid_thw: Grids, merge_size: int, keep: int | float, *, acro
     return [sum(_budgets(frames, size, keep, across)) for frames, size, _ in _shapes(grid_thw, merge_size)]
 
 
+@explains
 def retention_mask(
     embeds: Tensor,
     grid_thw: Grids,
@@ -71,6 +74,7 @@ def retention_mask(
     return retain(embeds, grid_thw, merge_size, keep, select=select, across=across)[1]
 
 
+@explains
 @torch.no_grad()
 def retain(
     embeds: Tensor,
@@ -129,6 +133,7 @@ def retain(
     return torch.cat(rows), mask
 
 
+@explains
 def retained_positions(mask: Tensor, grid_thw: Grids, merge_size: int) -> Tensor:
     """Where the retained tokens are: ``[K, 3]`` int64 as (t, y, x), in tokens of their image or video.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokengraph.flat.segment import weighted_sum
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.cubist_merge import CubistMerge
 from tokengraph.select.expedite.cluster import Clustering, How, cluster_tokens
@@ -110,6 +111,7 @@ class MergedWindows(WindowClusters):
         return self.assignment.lift(rows)
 
 
+@explains
 def cluster_windows(
     x: Tensor, window: Pair, clusters: Pair, select: Expedite | CubistMerge, *, padding: str = "tokens"
 ) -> WindowClusters:

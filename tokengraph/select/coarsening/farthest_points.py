@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_mask, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 from tokengraph.select.coarsening.heavy_edges import BACKENDS
@@ -19,6 +20,7 @@ from tokengraph.select.parts.graphs.complete import Distances
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 
+@explains
 def farthest_points(
     x: Tensor, keep: int | list[int], *, mask: Tensor | None = None, backend: str = "torch"
 ) -> Assignment:

@@ -22,6 +22,7 @@ from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_tokens
 from tokengraph.flat.looks import may_differentiate, may_look
 from tokengraph.flat.segment import as_type, wide
+from tokengraph.kinds import explains
 from tokengraph.select.expedite.forms import FORMS, LABEL_MAPS, LEAST_MASS, Case, Dense, EdgeList, Tiles
 
 EMPTY = ("keep", "zero")
@@ -55,6 +56,7 @@ class Clustering(NamedTuple):
     inv_temperature: float | Tensor  # [B, 1, 1] if each image has its own
 
 
+@explains
 def token_clustering(
     x: Tensor,
     grid: Grid,

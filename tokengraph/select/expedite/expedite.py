@@ -15,6 +15,7 @@ from tokengraph.edges.grid import Grid
 from tokengraph.errors import check_finite, check_grid, check_mask, check_positive, check_tokens
 from tokengraph.flat.segment import as_type, wide
 from tokengraph.flat.tables import equal_ptr
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import Edges, SoftAssignment
 from tokengraph.select.base import Select
@@ -26,6 +27,7 @@ INV_TEMPERATURE = "auto"  # the best fixed value differs with model and depth, 2
 RELEASED = 0.02  # suits the residual stream of the published ViT-L
 
 
+@explains
 def expedite(
     x: Tensor,
     grid: Grid,

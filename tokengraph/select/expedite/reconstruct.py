@@ -12,6 +12,7 @@ from tokengraph.errors import check_finite, check_tokens
 from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.looks import may_look
 from tokengraph.flat.segment import weighted_sum, wide
+from tokengraph.kinds import explains
 from tokengraph.maps.soft import Edges
 from tokengraph.select.expedite.cluster import check_temperature
 
@@ -21,6 +22,7 @@ TIES = ("k", "released")
 MODES = ("soft", "hard")
 
 
+@explains
 def token_reconstruction(
     x: Tensor,
     centers: Tensor,

@@ -14,6 +14,7 @@ from tokengraph.cost import Cost
 from tokengraph.edges.local import WINDOW
 from tokengraph.errors import check_finite, check_positive, check_tokens
 from tokengraph.flat.tables import counting
+from tokengraph.kinds import explains
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
 from tokengraph.select.parts.choices.peaks import check_order
@@ -30,6 +31,7 @@ DEIT_B = {
 }  # fmt: skip
 
 
+@explains
 def gtp(
     score: Tensor,
     keep: int,

@@ -13,6 +13,7 @@ from tokengraph.edges.window import window_graph, window_tiles
 from tokengraph.edges.window_distance import look_up, window_distances
 from tokengraph.errors import check_finite, check_grid, check_positive, check_tokens
 from tokengraph.flat.tables import counting, table, zeros
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.pool import check_reduction
 from tokengraph.select.base import Select
@@ -22,6 +23,7 @@ from tokengraph.select.peaks.orphans import EPS, adopt_orphans
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 
+@explains
 def ailurus(
     x: Tensor,
     keep: int,

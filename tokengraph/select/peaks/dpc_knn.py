@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.pool import check_reduction
 from tokengraph.schedule import Schedule, powers
@@ -24,6 +25,7 @@ from tokengraph.select.peaks.dpc_knn_parity import dpc_knn_parity
 from tokengraph.select.tokens import Tokens, clamp_budget
 
 
+@explains
 def dpc_knn(
     x: Tensor,
     keep: int | list[int],

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokengraph.edges import grid_positions
 from tokengraph.edges.local import WINDOW
 from tokengraph.errors import check_finite, check_grid, check_tokens
+from tokengraph.kinds import explains
 from tokengraph.select.parts.graphs.propagation_slots import (
     Slots,
     first_patch,
@@ -139,6 +140,7 @@ class PropagationGraph:
         return fields
 
 
+@explains
 @torch.no_grad()
 def propagation_graph(
     x: Tensor,
@@ -209,6 +211,7 @@ def connect_patches(
     return PropagationGraph(start, *slots, flat, images, grid, *near)
 
 
+@explains
 def gtp_graph(
     x: Tensor, grid: tuple[int, ...] | None = None, *, graph: str = "mixed", neighbors: int = 8
 ) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from tokengraph.attention.edge_gradient import CAP, attention_gradients
 from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
 from tokengraph.flat.segment import wide
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_kinds, explains
 
 
 @explains
@@ -50,6 +50,8 @@ def masked_softmax(
     """
     if scores.dim() != 4 or scores.size(-1) != scores.size(-2):
         raise ValueError(f"Expected scores of shape [B, H, N, N] (got {list(scores.shape)}).")
+    if not cap >= 1:
+        raise ValueError(f"Expected cap >= 1 (got {cap}).")
     _check_keep(keep, scores.size(0), scores.size(-1))
     tokens = scores.size(-1)
     if tokens == 0:
@@ -126,6 +128,7 @@ def masked_attention(
     return _attend(q, k, v, keep, None, q.size(-1) ** -0.5 if scale is None else scale, official, dropout_p)
 
 
+@explain_kinds
 class KeepMask(MaskObject):
     """A keep decision in place of a block's attention mask: pass it as ``attn_mask``.
 

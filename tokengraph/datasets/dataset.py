@@ -16,8 +16,10 @@ from tokengraph.datasets.recipe import Recipe
 from tokengraph.datasets.rows import decode
 from tokengraph.datasets.shards import Shards
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explain_kinds
 
 
+@explain_kinds
 class TokenGraphDataset(OnDiskDataset):
     """The graphs that ``tokengraph graph DIR --out DATASET`` wrote: one :class:`TokenGraph` an image.
 

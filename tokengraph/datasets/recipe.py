@@ -14,6 +14,7 @@ from tokengraph.evaluate.read import final_norm
 from tokengraph.evaluate.settings import Setting
 from tokengraph.graph.coarsen import hierarchy
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explain_kinds
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.base import Select
 
@@ -22,6 +23,7 @@ EDGES = "knn:8, knn:8,cosine, local:8, grid, grid:4, window:50 or none"
 
 
 @dataclass(frozen=True)
+@explain_kinds
 class Recipe:
     """What becomes a graph, and how.
 

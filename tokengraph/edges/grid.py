@@ -46,6 +46,8 @@ def grid_graph(
         [[1, 0, 2, 1], [0, 1, 1, 2]]
     """
     sides = check_sides(grid)
+    if batch_size < 0:
+        raise ValueError(f"Expected batch_size >= 0 (got {batch_size}).")
     known = NEIGHBORS[len(sides)]
     if neighbors is not None and (not isinstance(neighbors, Hashable) or neighbors not in known):
         *most, last = known

@@ -11,6 +11,7 @@ from tokengraph.errors import check_sorted, check_tokens
 from tokengraph.graph.coarsen import apply, assign
 from tokengraph.graph.fields import batch_layout
 from tokengraph.graph.token_graph import TokenGraph
+from tokengraph.kinds import explain_kinds
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.schedule import tokens_to_keep
@@ -28,6 +29,7 @@ class Pooled(NamedTuple):
     assignment: Assignment | SoftAssignment
 
 
+@explain_kinds
 class TokenPooling(nn.Module):
     r"""Pools the nodes of each graph of a batch by a strategy.
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.flat.segment import segment_sum, wide
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_kinds, explains
 from tokengraph.nn.modes import in_eval
 
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
@@ -138,6 +138,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return divergence.sum() / max(divergence.numel(), 1)
 
 
+@explain_kinds
 class DynamicViTLoss(nn.Module):
     r"""The training loss of DynamicViT, :math:`L = L_{cls} + 2 L_{ratio} + 0.5 L_{KL} + 0.5 L_{token}`.
 

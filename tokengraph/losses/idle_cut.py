@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.flat.segment import wide
+from tokengraph.kinds import explain_kinds
 
 
+@explain_kinds
 class IdleCutLoss(nn.Module):
     r"""How much attention crosses between running and idle tokens, in each block with idle tokens.
 

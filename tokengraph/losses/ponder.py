@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengraph.kinds import explain_kinds
+
 
 class Pondered(NamedTuple):
     """What tokens spent: of a run of :class:`tokengraph.AViT`.
@@ -26,6 +28,7 @@ class Pondered(NamedTuple):
     num_prefix: int = 1
 
 
+@explain_kinds
 class PonderLoss(nn.Module):
     r"""Ponder cost and halting prior, :math:`w_p \overline{\rho} + w_d \operatorname{KL}(p \,\Vert\, \overline{h})`.
 

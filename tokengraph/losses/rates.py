@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengraph.flat.segment import wide
+from tokengraph.kinds import explain_kinds
 from tokengraph.nn.rates import Rates, count_flops
 
 
+@explain_kinds
 class DiffRateLoss(nn.Module):
     r"""The training loss of DiffRate, :math:`L_{cls} + \lambda (F / u - \text{target})^2`.
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tokengraph.kinds import explain_kinds
 from tokengraph.losses.dynamicvit import ratio_loss
 
 
+@explain_kinds
 class ShareLoss(nn.Module):
     r"""The mean over gates of the squared distance of the share of selected tokens from its target.
 

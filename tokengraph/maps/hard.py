@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.flat.segment import as_type, takes_bags, wide
 from tokengraph.flat.tables import equal_ptr, ones
+from tokengraph.kinds import explains
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.connect import connect_hard
 from tokengraph.maps.dense import flatten_clusters
@@ -88,12 +89,14 @@ class Assignment:
         return self.drops
 
     @classmethod
+    @explains
     def identity(cls, num_tokens: int, *, ptr: Tensor | None = None, device: torch.device | None = None) -> Assignment:
         """The map that keeps every one of ``num_tokens`` tokens as it is."""
         ids = torch.arange(num_tokens, device=device)
         return cls(ids, num_tokens, ptr=ptr, cluster_ptr=ptr, centers=ids, single=True)
 
     @classmethod
+    @explains
     def from_dense(
         cls,
         cluster: Tensor,
@@ -134,6 +137,7 @@ class Assignment:
             weight, mass = (t if t is None else t.flatten() if mask is None else t[mask] for t in (weight, mass))
         return cls(*fields, single, each, weight, mass)
 
+    @explains
     def reduce(
         self, x: Tensor, size: Tensor | None = None, *, reduce: str = "mean", backend: str = "auto"
     ) -> tuple[Tensor, Tensor]:
@@ -202,6 +206,7 @@ class Assignment:
         each = self.num_tokens // max(images, 1)
         return each if images > 1 and self.ptr is equal_ptr(images, each, self.cluster.device) else self.num_tokens
 
+    @explains
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
     ) -> tuple[Tensor, Tensor]:
@@ -220,6 +225,7 @@ class Assignment:
         """
         return connect_hard(self.cluster, self.num_clusters, edge_index, edge_weight, loops)
 
+    @explains
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Gives every token its cluster's row: ``[K, C]`` to ``[M, C]``.
 
@@ -237,10 +243,12 @@ class Assignment:
         kept = (self.cluster < self.num_clusters).view(-1, *[1] * (y.dim() - 1))
         return torch.where(kept, out, fill.to(out.dtype))
 
+    @explains
     def then(self, other: Follows[Map]) -> Map:
         """Composes with a coarsening of the clusters; the result reduces as both maps do one after another."""
         return other.after(self)
 
+    @explains
     def after(self, first: Assignment) -> Assignment:
         """``first.then(self)``."""
         self, other = first, self
@@ -276,6 +284,7 @@ class Assignment:
         """Returns the map without weight and mass: every input patch counts alike, as for positions and masks."""
         return replace(self, weight=None, mass=None, steps=()) if self.counts_apart else self
 
+    @explains
     def to(self, device: torch.device | str) -> Assignment:
         """The same map on another device."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
@@ -286,6 +295,7 @@ class Assignment:
         return select_output(self.cluster, self.num_clusters, self.drops, self.weight, self.mass)
 
     @classmethod
+    @explains
     def from_select_output(cls, output: SelectOutput) -> Assignment:
         """Reads PyG's ``SelectOutput`` in which each node has at most one cluster; nodes without one are dropped.
 

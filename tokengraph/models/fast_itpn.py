@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.errors import check_positive, check_tokens
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_kinds, explains
 from tokengraph.models.gathering import TokenGathering
 from tokengraph.models.main_block import MainBlock
 from tokengraph.models.main_stage import TokenRecord, main_stage
@@ -139,6 +139,7 @@ class FastITPNTrunk(nn.Module):
             nn.init.trunc_normal_(self.gather_tokens, std=0.02)
 
 
+@explain_kinds
 class FastITPN(FastITPNTrunk):
     """Fast-iTPN as a classifier, with the official parameter names.
 
@@ -184,6 +185,8 @@ class FastITPN(FastITPNTrunk):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Gives the model a new head; 0 removes it."""
+        if num_classes < 0:
+            raise ValueError(f"Expected num_classes >= 0 (got {num_classes}). 0: no head.")
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes:

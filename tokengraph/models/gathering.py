@@ -17,6 +17,7 @@ from torch import Tensor
 from tokengraph.errors import check_grid, check_positive
 from tokengraph.flat.looks import may_look
 from tokengraph.flat.tables import table
+from tokengraph.kinds import explain_kinds
 from tokengraph.select.migration.redundancy import take_rows
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each [B, n, H, D], to [B, n, H, D]
@@ -174,6 +175,7 @@ def _window_bias(windows: Windows, sources: Tensor, q: Tensor, key_bias: Tensor 
 
 
 @dataclass(frozen=True)
+@explain_kinds
 class TokenGathering:
     """Settings of token gathering, after Fast-iTPN; the definition is this project's own.
 

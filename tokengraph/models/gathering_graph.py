@@ -69,6 +69,8 @@ def edge_attention(q: Tensor, k: Tensor, v: Tensor, edge_index: Tensor) -> Tenso
 
     Cost: ``O(E H D)`` time and memory.
     """
+    if q.dim() != 3 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"Expected q, k and v of one shape [M, H, D] (got {[list(t.shape) for t in (q, k, v)]}).")
     source, target = edge_index
     score = (q.index_select(0, target) * k.index_select(0, source)).sum(dim=-1) * q.size(-1) ** -0.5
     weight = softmax(score, target, num_nodes=q.size(0))

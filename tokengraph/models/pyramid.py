@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_kinds, explains
 from tokengraph.models.fast_itpn import CONFIGS, FastITPNTrunk
 from tokengraph.models.main_stage import TokenRecord
 from tokengraph.models.stem import EPS, Pointwise, Split, StemBlock
@@ -31,6 +31,7 @@ class FeatureInfo(list):
         return [info["module"] for info in self]
 
 
+@explain_kinds
 class FastITPNPyramid(FastITPNTrunk):
     r"""Fast-iTPN as a backbone for dense prediction, with the pyramid that it was pre-trained with.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengraph.flat.segment import wide
+from tokengraph.kinds import explain_kinds
 
 
 class Mlp(nn.Module):
@@ -20,6 +21,7 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+@explain_kinds
 class MlpGate(nn.Module):
     r"""SViT's gate: :math:`\operatorname{LogSoftmax}(W_2 \operatorname{GELU}(W_1 \operatorname{LN}(x)))`.
 
@@ -45,6 +47,7 @@ class MlpGate(nn.Module):
         return out.to(wide(out)).log_softmax(dim=-1)
 
 
+@explain_kinds
 class LinearGate(nn.Module):
     """AdaViT's token gate: one logit a token, from the rows that attention projects.
 

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from tokengraph.errors import check_tokens
 from tokengraph.flat.segment import as_type, segment_sum, wide
+from tokengraph.kinds import explain_kinds
 
 POOLINGS = ("masked", "mean")
 
 
+@explain_kinds
 class TokenPredictor(nn.Module):
     r"""Scores tokens by their own features and by one summary of their image.
 

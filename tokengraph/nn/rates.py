@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tokengraph.kinds import explain_kinds
+
 
 class Rate(nn.Module):
     r"""One rate: a distribution :math:`\pi` over candidate counts of patches, of which the mean, rounded up, is kept.
@@ -51,6 +53,7 @@ class Rate(nn.Module):
         return hard + (soft - soft.detach())
 
 
+@explain_kinds
 class Rates(nn.Module):
     """Two rates for each block: tokens not dropped, and tokens behind merging.
 

@@ -63,6 +63,8 @@ def ats(
     if score.dim() != 2:
         raise ValueError(f"Expected score of shape [B, N] (got {list(score.shape)}).")
     check_mask(mask, score)
+    if min([samples] if isinstance(samples, int) else samples, default=0) < 0:
+        raise ValueError(f"Expected samples >= 0 (got {samples}).")
     check_finite(score if mask is None else score[mask])
     return _ats(score, samples, least, mask, official)
 

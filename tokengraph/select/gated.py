@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokengraph.attention.keep_mask import KeepMask
 from tokengraph.cost import Cost
+from tokengraph.errors import check_mask
 from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.nn.gates import LinearGate, MlpGate, gumbel_gate
@@ -42,6 +43,7 @@ def gate(logits: Tensor, threshold: float = 0.5, *, mask: Tensor | None = None) 
         raise ValueError(
             f"Expected logits of shape [B, N] and a threshold in (0, 1) (got {list(logits.shape)}, {threshold})."
         )
+    check_mask(mask, logits)
     return select_marked(logits.detach().sigmoid() >= threshold, mask)
 
 

@@ -57,6 +57,7 @@ def visionzip(
     Source: Yang et al., *VisionZip*, CVPR 2025, and its code, with ``official``; the mean is our own.
     """
     check_tokens(x)
+    check_tokens(keys, name="keys")
     check_mask(mask, x)
     score = attention.sum(dim=1) if attention.dim() == 3 else attention
     if score.shape != x.shape[:2] or keys.shape[:2] != x.shape[:2]:

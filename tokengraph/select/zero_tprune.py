@@ -61,6 +61,9 @@ def zero_tprune(
     restart are **our own**, as no code of the authors was found.
     """
     check_tokens(keys)
+    check_tokens(attention, dims=(4,), name="attention of every head")
+    if similar != similar:
+        raise ValueError("Expected similar as a count or a share (got NaN).")
     check_mask(mask, keys, leading=True)
     return _zero_tprune(attention, keys, keep, similar, rounds, uniform, variance, mask)
 

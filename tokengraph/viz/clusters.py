@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokengraph.edges.grid import Grid
+from tokengraph.errors import check_positive
 from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
@@ -138,6 +139,7 @@ def plot_clusters(
         return _plot_frames(to_frames(image, grid[0]), methods, grid, index, fill, title, subtitle)
     rgb = to_rgb(image)
     count = 1 + len(methods)
+    check_positive(columns=columns)
     columns = min(columns, count)
     rows = -(-count // columns)
     tall = 3.0 * rgb.shape[0] / rgb.shape[1] + 0.35

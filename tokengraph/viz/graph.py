@@ -62,6 +62,8 @@ def plot_graph(
             f"Expected a graph with a grid (H, W) (got {graph.grids[index]}). For a video, draw the clusters with "
             "plot_clusters."
         )
+    if ax is not None and not hasattr(ax, "imshow"):
+        raise TypeError(f"Expected ax as axes of matplotlib (got {ax!r}).")
     rgb = to_rgb(image)
     one = graph.split()[index] if graph.num_images > 1 else graph
     height, width = rgb.shape[:2]

@@ -23,7 +23,7 @@ def to_array(values: Any, name: str) -> np.ndarray:
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
     array = np.asarray(values)
-    if array.dtype == object:
+    if array.dtype.kind not in "biuf":
         raise TypeError(f"Expected {name} as a tensor or an array (got {type(values).__name__}).")
     return array
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tokengraph.errors import check_positive
 from tokengraph.graph.quality import Quality
 from tokengraph.kinds import explains
 from tokengraph.viz.figure import BLUE, GREY, INK, TEAL, new_figure, plain_axes
@@ -56,6 +57,7 @@ def plot_quality(methods: Mapping[str, Quality], *, columns: int = 4, title: str
     shown = [key for key in MEASURES if any(not math.isnan(mean[key]) for mean in means.values())]
     if not shown:
         raise ValueError("Expected a measure that applies to some method (got none).")
+    check_positive(columns=columns)
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     tall = 0.28 * len(methods) + 0.75

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokengraph.errors import check_tokens
+from tokengraph.errors import check_positive, check_tokens
 from tokengraph.kinds import explains
 from tokengraph.select.base import Select
 from tokengraph.select.rounds import choose, reduce_rows, representatives
@@ -158,6 +158,7 @@ def retained_positions(mask: Tensor, grid_thw: Grids, merge_size: int) -> Tensor
 
 def _shapes(grid_thw: Grids, merge_size: int) -> list[tuple[int, int, tuple[int, int]]]:
     """Frames, tokens a frame and the frame's grid in tokens, of each image or video."""
+    check_positive(merge_size=merge_size)
     grids = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
     found = []
     for grid in grids:

@@ -1,5 +1,6 @@
 """Options of a wrong kind are named, whichever strategy they are of."""
 
+import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from right_arguments import RIGHT
 
 import tokengraph as tg
 from tokengraph.kinds import fits
@@ -119,3 +121,63 @@ def test_no_public_function_gives_an_error_of_python_for_a_wrong_kind(what):
     for wrong in (0.3, "x", (1.5,), [0.5, "a"], {1: 2}, object(), 1j):
         with pytest.raises((TypeError, ValueError), match="^Expected"):
             PUBLIC[what](wrong)
+
+
+ROOMS = ("schedule", "losses", "nn", "models", "windows", "vlm", "datasets", "spatial", "viz", "testing")
+
+
+def found(name):
+    """The public function, class or constructor of a name."""
+    room, _, rest = name.partition(".")
+    part = importlib.import_module(f"tokengraph.{room}") if room in (*ROOMS, "cost") else getattr(tg, room)
+    return getattr(part, rest) if rest else part
+
+
+def arguments():
+    for name in RIGHT:
+        for argument in inspect.signature(found(name)).parameters.values():
+            if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+                yield pytest.param(name, argument.name, id=f"{name}-{argument.name}")
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_arguments_are_taken(name):
+    found(name)(**RIGHT[name])
+
+
+@pytest.mark.parametrize(("name", "argument"), list(arguments()))
+def test_no_public_function_gives_an_error_of_python_for_an_argument_of_a_wrong_kind(name, argument):
+    for value in ((1.5,), [0.5, "a"], "x", {1: 2}, 1j, object()):
+        try:
+            found(name)(**RIGHT[name] | {argument: value})
+        except (FileNotFoundError, ImportError):  # a path, or an extra, of no file
+            continue
+        except Exception as error:
+            assert str(error).startswith("Expected"), (value, error)
+
+
+def test_every_public_function_explains_wrong_kinds():
+    unexplained = set()
+    for room in (tg, *(importlib.import_module(f"tokengraph.{room}") for room in ROOMS)):
+        for name in room.__all__:
+            each = getattr(room, name)
+            if inspect.isfunction(each) and inspect.signature(each).parameters and not hasattr(each, "__wrapped__"):
+                unexplained.add(name)
+    assert unexplained <= set()
+
+
+def test_the_error_names_argument_function_and_annotation():
+    with pytest.raises(TypeError, match=r"^Expected scale of toma as float \(got None\)\.$"):
+        tg.toma(torch.randn(1, 4, 4), 2, scale=None)
+    with pytest.raises(TypeError, match=r"^Expected score of tps as Tensor \(got 0\.5\)\.$"):
+        tg.tps(x=torch.randn(1, 4, 4), score=0.5, keep=2)
+    with pytest.raises(TypeError, match=r"^Expected cosine of knn_graph as bool \(got Tensor of shape \[2\]\)\.$"):
+        tg.knn_graph(torch.randn(4, 4), 2, cosine=torch.ones(2))
+
+
+def test_the_error_before_it_is_the_cause_and_other_errors_stay():
+    with pytest.raises(TypeError) as raised:
+        tg.toma(torch.randn(1, 4, 4), 2, scale=None)
+    assert isinstance(raised.value.__cause__, TypeError)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'keep'"):
+        tg.toma(torch.randn(1, 4, 4))

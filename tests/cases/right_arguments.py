@@ -1,0 +1,91 @@
+"""Right arguments of public functions, for tests that make one of them wrong."""
+
+import torch
+
+import tokengraph as tg
+
+X, SCORE = torch.randn(2, 16, 8), torch.rand(2, 16)
+GRAPH = tg.TokenGraph.from_tokens(X, grid=(4, 4)).connect_knn(3)
+MAP = tg.tome(X, 8)
+MAPS = torch.rand(2, 2, 17, 17).softmax(-1)
+HEADS = torch.randn(32, 2, 4)
+VIDEO = {"grid_thw": [(1, 8, 8)], "merge_size": 2, "keep": 0.5}
+PHOTO = torch.rand(3, 32, 32)
+
+RIGHT = {
+    "ailurus": {"x": X, "keep": 8, "grid": (4, 4)},
+    "algm_global": {"x": X, "layer": 1},
+    "algm_local": {"x": X, "grid": (4, 4), "tau": 0.5},
+    "atc": {"metric": X, "keep": 8},
+    "ats": {"score": SCORE, "samples": 6},
+    "coarsen": {"graph": GRAPH, "select": "tome", "keep": 0.5},
+    "compose": {"choose": "top-edges"},
+    "contract": {"graph": GRAPH, "assignment": MAP},
+    "cubist_merge": {"x": X, "grid": (4, 4), "coarse": (3, 3)},
+    "diffrate": {"x": X, "score": SCORE, "prune": 8, "merge": 6},
+    "dpc_knn": {"x": X, "keep": 8},
+    "expedite": {"x": X, "grid": (4, 4), "clusters": (2, 2)},
+    "fastv": {"attention": MAPS, "keep": 8},
+    "gate": {"logits": SCORE},
+    "grid_destinations": {"x": X, "grid": (4, 4), "keep": 8},
+    "grid_graph": {"grid": (4, 4)},
+    "grid_pool": {"pos": torch.rand(2, 16, 2) * 4, "keep": 4, "grid": (4, 4)},
+    "gtp": {"score": SCORE, "keep": 8, "graph": tg.propagation_graph(X, (4, 4))},
+    "halt": {"score": SCORE, "total": SCORE, "rest": SCORE},
+    "hierarchy": {"graph": GRAPH, "select": "tome", "schedule": [0.5]},
+    "knn_graph": {"x": X, "k": 3},
+    "knn_neighbors": {"x": X, "k": 3},
+    "local_knn_graph": {"x": X, "grid": (4, 4), "k": 3},
+    "mctf": {"x": X, "received": SCORE, "keep": 8},
+    "pitome": {"metric": X, "keep": 8, "margin": 0.5},
+    "ppt": {"score": SCORE, "keys": X, "keep": 8},
+    "propagation_graph": {"x": X, "grid": (4, 4)},
+    "quality": {"graph": GRAPH, "assignment": MAP},
+    "slow_fast_stage": {"score": SCORE, "keep": 8},
+    "threshold_components": {"graph": GRAPH, "tau": 0.5},
+    "tofu": {"metric": X, "keep": 8},
+    "token_clustering": {"x": X, "grid": (4, 4), "clusters": (2, 2)},
+    "token_reconstruction": {"x": X, "centers": X[:, :4], "refined": X[:, :4]},
+    "token_transforming": {"keys": X, "importance": SCORE, "keep": 8},
+    "toma": {"x": X, "keep": 8},
+    "tome": {"metric": X, "keep": 8},
+    "topk": {"score": SCORE, "keep": 8},
+    "tps": {"x": X, "score": SCORE, "keep": 8},
+    "visionzip": {"x": X, "attention": SCORE, "keys": X, "dominant": 6, "contextual": 2},
+    "window_graph": {"grid": (4, 4), "lam": 3},
+    "zero_tprune": {"attention": MAPS, "keys": X, "keep": 8},
+    "schedule.counts_ahead": {"plan": [16, 8], "num_tokens": 16},
+    "schedule.evit": {},
+    "schedule.powers": {"keep": 0.5, "layers": [3, 6]},
+    "schedule.relative": {"keep": {3: 0.5}},
+    "schedule.returning": {"schedule": 2, "depth": 4, "num_tokens": 16},
+    "schedule.tokens_around": {"schedule": 2, "depth": 4, "num_tokens": 16},
+    "schedule.tokens_per_layer": {"schedule": 2, "depth": 4, "num_tokens": 16},
+    "schedule.tokens_to_keep": {"keep": 0.5, "num_tokens": 16},
+    "cost.attention_cost": {"num_tokens": 16, "channels": 8},
+    "cost.vit_cost": {"counts": [16, 8], "channels": 8},
+    "losses.ratio_loss": {"decisions": [SCORE], "ratios": [0.5]},
+    "nn.additive_mask": {"keep": SCORE},
+    "nn.masked_softmax": {"scores": MAPS[..., :16, :16], "keep": SCORE},
+    "models.edge_attention": {"q": HEADS, "k": HEADS, "v": HEADS, "edge_index": GRAPH.edge_index},
+    "models.gathering_edges": {"grid": (4, 4), "window": (2, 2)},
+    "vlm.retained_counts": VIDEO,
+    "vlm.retain": {"embeds": torch.randn(16, 8)} | VIDEO,
+    "windows.cluster_windows": {
+        "x": torch.randn(2, 8, 8, 4),
+        "window": (4, 4),
+        "clusters": (2, 2),
+        "select": tg.CubistMerge(),
+    },
+    "TokenGraph.from_tokens": {"tokens": X, "grid": (4, 4)},
+    "TokenGraph.from_propagation": {"graph": tg.propagation_graph(X, (4, 4))},
+    "Assignment.from_dense": {"cluster": torch.arange(16).repeat(2, 1) // 2, "num_clusters": 8},
+    "SoftAssignment.from_matrix": {"matrix": torch.rand(2, 4, 16)},
+    "losses.DynamicViTLoss": {"ratios": (0.5,)},
+    "losses.ShareLoss": {"targets": (0.5,)},
+    "nn.KeepMask": {"keep": SCORE},
+    "nn.Rates": {"depth": 2, "patches": 16},
+    "models.FastITPN": {"width": 16, "depths": (1, 1, 1), "heads": 2},
+    "models.TokenGathering": {},
+    "datasets.Recipe": {},
+}

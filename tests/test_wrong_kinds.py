@@ -163,7 +163,7 @@ def test_every_public_function_explains_wrong_kinds():
             each = getattr(room, name)
             if inspect.isfunction(each) and inspect.signature(each).parameters and not hasattr(each, "__wrapped__"):
                 unexplained.add(name)
-    assert unexplained <= set()
+    assert unexplained == {"warn_of_idle"}  # a frame more would move the line that its warning names
 
 
 def test_the_error_names_argument_function_and_annotation():
@@ -171,8 +171,8 @@ def test_the_error_names_argument_function_and_annotation():
         tg.toma(torch.randn(1, 4, 4), 2, scale=None)
     with pytest.raises(TypeError, match=r"^Expected score of tps as Tensor \(got 0\.5\)\.$"):
         tg.tps(x=torch.randn(1, 4, 4), score=0.5, keep=2)
-    with pytest.raises(TypeError, match=r"^Expected cosine of knn_graph as bool \(got Tensor of shape \[2\]\)\.$"):
-        tg.knn_graph(torch.randn(4, 4), 2, cosine=torch.ones(2))
+    with pytest.raises(TypeError, match=r"^Expected cosine of knn_neighbors as bool \(got Tensor of shape \[2\]\)\.$"):
+        tg.knn_neighbors(torch.randn(4, 4), 2, cosine=torch.ones(2))
 
 
 def test_the_error_before_it_is_the_cause_and_other_errors_stay():

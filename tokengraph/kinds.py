@@ -25,6 +25,16 @@ def explain_kinds(cls: C) -> C:
     return cls
 
 
+def explain_methods(cls: C) -> C:
+    """Makes the constructor and the public methods of a class name an argument of a wrong kind; returns the class."""
+    for name, each in list(vars(cls).items()):
+        if isinstance(each, classmethod) and not name.startswith("_"):
+            setattr(cls, name, classmethod(explains(each.__func__)))
+        elif inspect.isfunction(each) and not name.startswith("_"):
+            setattr(cls, name, explains(each))
+    return explain_kinds(cls)
+
+
 def explains(function: F) -> F:
     """Wraps a function: where it fails over an argument's kind, the error names the argument.
 

@@ -19,10 +19,11 @@ from tokengraph.flat.layout import pad
 from tokengraph.graph.fields import Size, batch_layout, grid_of_each, is_one
 from tokengraph.graph.inputs import check_images, check_token_sets
 from tokengraph.graph.split import cut
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_methods
 from tokengraph.select.parts.graphs.propagation import PropagationGraph
 
 
+@explain_methods
 class TokenGraph(Data):
     """A graph whose nodes are patch tokens. Prefix tokens (class, distillation, registers) are a separate field.
 
@@ -47,7 +48,6 @@ class TokenGraph(Data):
     batch: Tensor
 
     @classmethod
-    @explains
     def from_tokens(
         cls,
         tokens: Tensor | Sequence[Tensor],
@@ -96,7 +96,6 @@ class TokenGraph(Data):
         return cls(**fields)
 
     @classmethod
-    @explains
     def from_propagation(
         cls, graph: PropagationGraph, patch: Tensor | None = None, size: Tensor | None = None
     ) -> TokenGraph:
@@ -109,7 +108,6 @@ class TokenGraph(Data):
         return cls(**fields, **batch_layout([count] * graph.images, graph.x))
 
     @classmethod
-    @explains
     def from_model(cls, model: nn.Module, images: Tensor | Mapping[str, Tensor], *, layer: int = -1) -> TokenGraph:
         """Runs a supported vision transformer and takes its tokens after ``layer`` blocks, before the final norm.
 
@@ -142,7 +140,6 @@ class TokenGraph(Data):
         return stored.as_subclass(Size)
 
     @size.setter
-    @explains
     def size(self, value: Tensor) -> None:
         self._store["size"] = value.as_subclass(Tensor)
 
@@ -159,7 +156,6 @@ class TokenGraph(Data):
         return batch_layout(counts, self.x)["ptr"]
 
     @ptr.setter
-    @explains
     def ptr(self, value: Tensor) -> None:
         self._store["ptr"] = value
 
@@ -169,7 +165,6 @@ class TokenGraph(Data):
         return self._store.get("grid")
 
     @grid.setter
-    @explains
     def grid(self, value: Any) -> None:
         self._store["grid"] = value
 
@@ -191,8 +186,7 @@ class TokenGraph(Data):
     @property
     def grids(self) -> list[Grid] | None:
         """The patch grid of each image, or ``None``."""
-        grid = self._store.get("grid")
-        if grid is None:
+        if (grid := self._store.get("grid")) is None:
             return None
         if is_one(grid):
             return [tuple(int(side) for side in grid)] * self.num_images
@@ -214,7 +208,6 @@ class TokenGraph(Data):
         tokens = self._with_prefix(dense)
         return tokens, torch.cat([mask.new_ones(mask.size(0), tokens.size(1) - mask.size(1)), mask], dim=1)
 
-    @explains
     def with_edges(self, edge_index: Tensor, edge_weight: Tensor | None = None) -> TokenGraph:
         """Returns the same nodes with edges ``[2, E]`` int64 and weights ``[E]``; raises on other shapes."""
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
@@ -224,7 +217,6 @@ class TokenGraph(Data):
         graph.edge_index, graph.edge_weight = edge_index, ones if edge_weight is None else edge_weight
         return graph
 
-    @explains
     def connect_knn(self, k: int, *, cosine: bool = False, backend: str = "auto") -> TokenGraph:
         """Returns the same nodes with edges from each node's k nearest; see :func:`tokengraph.knn_graph`."""
         if self.batch is not None:
@@ -233,18 +225,15 @@ class TokenGraph(Data):
         x = self.x if ptr is not None else self.x.view(self.num_images, -1, self.x.size(1))
         return self.with_edges(*knn_graph(x, k, ptr=ptr, cosine=cosine, backend=backend))
 
-    @explains
     def connect_grid(self, neighbors: int | None = None) -> TokenGraph:
         """Returns the same nodes with the edges of the patch grid; see :func:`tokengraph.grid_graph`."""
         parts = [grid_graph(g, neighbors, device=self.x.device) for g in self._full_grids()]
         return self.with_edges(self._shift(parts))
 
-    @explains
     def connect_window(self, lam: int) -> TokenGraph:
         """Returns the same nodes with edges from the ``lam`` nearest patches; see :func:`tokengraph.window_graph`."""
         return self.with_edges(self._shift([window_edges(g, lam, device=self.x.device) for g in self._full_grids()]))
 
-    @explains
     def connect_local(self, k: int, window: int = WINDOW, *, cosine: bool = False) -> TokenGraph:
         """Returns the same nodes with edges from the k nearest nearby; see :func:`tokengraph.local_knn_graph`."""
         return self.with_edges(*local_edges(self.x.split(self.counts), self._full_grids(), k, window, cosine=cosine))

@@ -14,7 +14,6 @@ from tokengraph.nn.modes import in_eval
 
 WEIGHTS = {"classification": 1.0, "ratio": 2.0, "distillation": 0.5, "token": 0.5}
 OFFICIAL_STAGES = 3  # the published loss always divides by this
-
 Outputs = tuple[Tensor, Tensor | None]  # logits and tokens
 Teacher = nn.Module | Outputs
 
@@ -285,17 +284,15 @@ def _image_means(values: Tensor, counted: Tensor, ptr: Tensor | None) -> tuple[T
         total, count = values.sum(dim=1), counted.sum(dim=1)
     else:
         image = torch.repeat_interleave(ptr.diff(), output_size=values.size(0))
-        total = segment_sum(values, image, ptr.numel() - 1)
-        count = segment_sum(counted.to(values.dtype), image, ptr.numel() - 1)
+        total, count = (segment_sum(v, image, ptr.numel() - 1) for v in (values, counted.to(values.dtype)))
     return total / count.clamp_min(1), count > 0
 
 
 def _check_ratios(ratios: Sequence[float]) -> None:
     if not ratios:
         raise ValueError("Expected at least one ratio (got none).")
-    for ratio in ratios:
-        if not 0 < ratio <= 1:
-            raise ValueError(f"Expected ratios in (0, 1] (got {ratio}).")
+    if bad := [ratio for ratio in ratios if not 0 < ratio <= 1]:
+        raise ValueError(f"Expected ratios in (0, 1] (got {bad[0]}).")
 
 
 def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:

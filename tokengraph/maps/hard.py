@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokengraph.flat.segment import as_type, takes_bags, wide
 from tokengraph.flat.tables import equal_ptr, ones
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_methods
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.connect import connect_hard
 from tokengraph.maps.dense import flatten_clusters
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch_geometric.nn.pool.select import SelectOutput
 
 
+@explain_methods
 @dataclass(frozen=True, eq=False)
 class Assignment:
     r"""A map from M tokens to K clusters, flat over the whole batch.
@@ -89,14 +90,12 @@ class Assignment:
         return self.drops
 
     @classmethod
-    @explains
     def identity(cls, num_tokens: int, *, ptr: Tensor | None = None, device: torch.device | None = None) -> Assignment:
         """The map that keeps every one of ``num_tokens`` tokens as it is."""
         ids = torch.arange(num_tokens, device=device)
         return cls(ids, num_tokens, ptr=ptr, cluster_ptr=ptr, centers=ids, single=True)
 
     @classmethod
-    @explains
     def from_dense(
         cls,
         cluster: Tensor,
@@ -137,7 +136,6 @@ class Assignment:
             weight, mass = (t if t is None else t.flatten() if mask is None else t[mask] for t in (weight, mass))
         return cls(*fields, single, each, weight, mass)
 
-    @explains
     def reduce(
         self, x: Tensor, size: Tensor | None = None, *, reduce: str = "mean", backend: str = "auto"
     ) -> tuple[Tensor, Tensor]:
@@ -206,7 +204,6 @@ class Assignment:
         each = self.num_tokens // max(images, 1)
         return each if images > 1 and self.ptr is equal_ptr(images, each, self.cluster.device) else self.num_tokens
 
-    @explains
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
     ) -> tuple[Tensor, Tensor]:
@@ -225,7 +222,6 @@ class Assignment:
         """
         return connect_hard(self.cluster, self.num_clusters, edge_index, edge_weight, loops)
 
-    @explains
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Gives every token its cluster's row: ``[K, C]`` to ``[M, C]``.
 
@@ -243,12 +239,10 @@ class Assignment:
         kept = (self.cluster < self.num_clusters).view(-1, *[1] * (y.dim() - 1))
         return torch.where(kept, out, fill.to(out.dtype))
 
-    @explains
     def then(self, other: Follows[Map]) -> Map:
         """Composes with a coarsening of the clusters; the result reduces as both maps do one after another."""
         return other.after(self)
 
-    @explains
     def after(self, first: Assignment) -> Assignment:
         """``first.then(self)``."""
         self, other = first, self
@@ -284,7 +278,6 @@ class Assignment:
         """Returns the map without weight and mass: every input patch counts alike, as for positions and masks."""
         return replace(self, weight=None, mass=None, steps=()) if self.counts_apart else self
 
-    @explains
     def to(self, device: torch.device | str) -> Assignment:
         """The same map on another device."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
@@ -295,7 +288,6 @@ class Assignment:
         return select_output(self.cluster, self.num_clusters, self.drops, self.weight, self.mass)
 
     @classmethod
-    @explains
     def from_select_output(cls, output: SelectOutput) -> Assignment:
         """Reads PyG's ``SelectOutput`` in which each node has at most one cluster; nodes without one are dropped.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokengraph.flat.looks import may_write
 from tokengraph.flat.segment import TINY, as_type, crowded, segment_sum, takes_bags, weighted_sum
-from tokengraph.kinds import explains
+from tokengraph.kinds import explain_methods
 from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.connect import connect_soft
 from tokengraph.maps.edge_sums import add_extra, sorted_sums
@@ -22,6 +22,7 @@ from tokengraph.maps.shown import shown
 __all__ = ["Edges", "SoftAssignment"]
 
 
+@explain_methods
 @dataclass(frozen=True, eq=False)
 class SoftAssignment:
     r"""Weighted edges from M tokens to K clusters, flat over the whole batch, with their own way back.
@@ -85,7 +86,6 @@ class SoftAssignment:
         return not self.lossless
 
     @classmethod
-    @explains
     def from_hard(cls, hard: Assignment) -> SoftAssignment:
         """Returns the map as edges of weight one; dropped tokens have none."""
         output = hard.to_select_output()
@@ -107,7 +107,6 @@ class SoftAssignment:
         )
 
     @classmethod
-    @explains
     def from_matrix(
         cls,
         matrix: Tensor,
@@ -138,7 +137,6 @@ class SoftAssignment:
         """
         return cls(**matrix_fields(matrix, num_clusters, mask, topk, centers), normalize=normalize, lossless=lossless)
 
-    @explains
     def reduce(self, x: Tensor, size: Tensor | None = None, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
         r"""Pools token rows ``[M, C]`` into cluster rows ``[K, C]``.
 
@@ -188,7 +186,6 @@ class SoftAssignment:
             weight = mass / total.clamp_min(TINY).index_select(0, self.cluster)
         return self._propagate(x, self.token, self.cluster, weight, self.num_clusters, backend), new_size
 
-    @explains
     def adds(self, x: Tensor, backend: str = "auto") -> bool:
         """True if ``reduce`` picks the centers' rows and adds those of other edges to them."""
         if self.others is None or self.normalize or self.counts_apart or backend != "auto" or not may_write(x):
@@ -196,7 +193,6 @@ class SoftAssignment:
         sums = crowded(x, self.cluster[self.num_clusters :], self.others)  # in float32 would lose digits
         return not sums and not (x.is_cuda and torch.are_deterministic_algorithms_enabled())
 
-    @explains
     def connect(
         self, edge_index: Tensor, edge_weight: Tensor | None = None, *, loops: bool = True
     ) -> tuple[Tensor, Tensor]:
@@ -212,7 +208,6 @@ class SoftAssignment:
         """
         return connect_soft((self.token, self.cluster, self.weight), self.num_tokens, edge_index, edge_weight, loops)
 
-    @explains
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Expands cluster rows ``[K, C]`` to token rows ``[M, C]``: a weighted mean, or the edges of ``up``.
 
@@ -231,12 +226,10 @@ class SoftAssignment:
         reached = segment_sum((weight != 0).float(), token, self.num_tokens) > 0
         return torch.where(reached.view(-1, *[1] * (y.dim() - 1)), out, fill.to(out.dtype))
 
-    @explains
     def after(self, first: Assignment) -> SoftAssignment:
         """Returns ``first.then(self)``, the composition of ``first`` and this map."""
         return SoftAssignment.from_hard(first).then(self)
 
-    @explains
     def then(self, other: Assignment | SoftAssignment) -> SoftAssignment:
         """Composes with a coarsening of the clusters; multiplies out the edges of ``reduce`` and of ``lift``.
 
@@ -245,8 +238,7 @@ class SoftAssignment:
         Raises:
             ValueError: If ``other`` is a map over another number of clusters.
         """
-        if isinstance(other, Assignment):
-            other = SoftAssignment.from_hard(other)
+        other = SoftAssignment.from_hard(other) if isinstance(other, Assignment) else other
         if other.num_tokens != self.num_clusters:
             raise ValueError(f"Expected a map over K={self.num_clusters} clusters (got one over {other.num_tokens}).")
         down = (self.token, self.cluster, self.weight), (other.token, other.cluster, other.weight)
@@ -278,7 +270,6 @@ class SoftAssignment:
         """Returns the map as a mean by edge weights and sizes alone, as for positions and masks."""
         return replace(self, normalize=True, mass=None, steps=())
 
-    @explains
     def to(self, device: torch.device | str) -> SoftAssignment:
         """The same map on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

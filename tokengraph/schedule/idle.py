@@ -5,11 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from tokengraph.kinds import explains
 
-
-@explains
-def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 4) -> None:
+def warn_of_idle(schedule: object, plan: Sequence[int], *, stacklevel: int = 5) -> None:
     """Warns if entries of a schedule ``{l: keep}`` remove nothing, unless they are 1.0.
 
     Args:

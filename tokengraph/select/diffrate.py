@@ -291,8 +291,7 @@ class DiffRate(Select):
         at = tokens.memory if tokens.memory is not None else tokens.x.size(1)
         own = [scaled(listed[tokens.layer], self.patches, n) for n in (at if isinstance(at, list) else [at])]
         if isinstance(budget, list):
-            own = own * len(budget) if len(own) == 1 else own
-            return [max(k, p) for k, p in zip(budget, own, strict=True)]
+            return [max(k, p) for k, p in zip(budget, own * len(budget) if len(own) == 1 else own, strict=True)]
         return max(budget, own[0]) if len(own) == 1 else [max(budget, p) for p in own]
 
     def cost(self, num_tokens: int, keep: int, channels: int, head_width: int = 64) -> Cost:

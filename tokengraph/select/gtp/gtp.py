@@ -292,9 +292,7 @@ def _gtp(
 
 
 def _check(alpha: float, mode: str, order: str) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"Expected alpha as a float (got {alpha!r}).")
-    if not (alpha >= 0 and math.isfinite(alpha)):
+    if isinstance(alpha, bool) or not (alpha >= 0 and math.isfinite(alpha)):
         raise ValueError(f"Expected a finite alpha >= 0 (got alpha={alpha}).")
     if mode not in MODES:
         raise ValueError(f"Expected mode to be one of {', '.join(MODES)} (got {mode!r}).")

@@ -249,7 +249,7 @@ def _dpc_knn(
         return Assignment.from_dense(everyone, budget, mask=mask, centers=everyone[:, :most])
     if include_self and k == 1 and not torch.compiler.is_compiling():
         warnings.warn("k=1 with the token itself counted: all densities are equal, centres follow the index.",
-                      stacklevel=3)  # fmt: skip
+                      stacklevel=4)  # fmt: skip
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         pairs = Distances(x.detach(), mask)
         if importance is None:

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from architectures import from_torchvision
 from needs import library
 from torch import nn
 
@@ -400,3 +401,13 @@ def test_copies_of_compiled_blocks_run_their_own_weights():
         for parameter in model.parameters():
             parameter.zero_()
         torch.testing.assert_close(twin(IMAGES), expected)
+
+
+@pytest.mark.parametrize("select", ["tome", "topk", "dpc-knn"])
+def test_from_model_gives_the_plain_tokens_of_an_attached_model(select):
+    for model in (tiny_vit(), from_torchvision()):
+        expected = tg.TokenGraph.from_model(model.eval(), IMAGES)
+        with tg.attach(model, select, {1: 0.5}) as handle:
+            assert torch.equal(tg.TokenGraph.from_model(model, IMAGES).x, expected.x)
+            model(IMAGES)
+            assert handle.trace.counts[-1] == 8  # what is attached is back

@@ -98,3 +98,9 @@ def test_eval_stopped_by_the_user_says_how_to_go_on(model, photos, tmp_path, cap
     run = ["eval", *model, "tome:8", "--data", str(photos), "--labels", "none", "--out", str(tmp_path / "out")]
     assert main(run) == 130
     assert capsys.readouterr().err == "tokengraph: stopped. Repeat the same command to resume.\n"
+
+
+def test_eval_names_the_file_of_settings_that_is_no_json(model, photos, tmp_path, capsys):
+    (tmp_path / "cut.json").write_text('[{"strategy": ')
+    assert main(["eval", *model, str(tmp_path / "cut.json"), "--data", str(photos), "--labels", "none"]) == 1
+    assert f"Expected settings as JSON in {tmp_path / 'cut.json'} (got " in capsys.readouterr().err

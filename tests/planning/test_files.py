@@ -3,12 +3,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import tokengraph as tg
+from tokengraph.evaluate import Arrays, Options
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.planning import Figures, Plan, Target
+from tokengraph.testing import tiny_vit
 
 TARGET = Target("VisionTransformer", 3, 32, 4, 16)
 PLAN = Plan(
@@ -124,3 +127,34 @@ def test_read_setting_refuses_a_plan_of_another_format(file):
 def test_save_explains_a_strategy_without_a_name(tmp_path):
     with pytest.raises(ValueError, match="Expected a strategy by name"):
         Plan(Setting(tg.ToMe(), [1, 2, 0], resolution=24), (9, 8, 6, 6), TARGET).save(tmp_path / "a.json")
+
+
+def test_load_says_which_keys_are_missing_and_which_unknown(file):
+    made = json.loads(file.read_text())
+    del made["target"]
+    file.write_text(json.dumps(made | {"extra": 1}))
+    with pytest.raises(ValueError, match=r"\(got 'without target, with extra'\)"):
+        Plan.load(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tokens": [9, 8, 6]}, "4 token counts for 3 blocks"),
+        ({"tokens": [9, 8, 7, 6]}, r"the schedule that gives the plan's tokens, \[1, 1, 1\]"),
+        ({"target": {"depth": "3"}}, "depth, channels and patches"),
+    ],
+)
+def test_read_setting_refuses_a_plan_that_does_not_fit_itself(file, change, told):
+    with pytest.raises(ValueError, match=told):
+        read_setting({**json.loads(file.read_text()), **change})
+
+
+@pytest.mark.parametrize("give", [lambda file: str(file), Plan.load])
+def test_evaluate_refuses_a_plan_made_for_another_model(file, give):
+    images = Arrays(np.zeros((2, 32, 32, 3), np.uint8))
+    how = Options(time=False, memory=False, progress=False)
+    for model, fits in ((tiny_vit(), True), (tiny_vit(depth=4), False), (tiny_vit(img_size=16), False)):
+        row = tg.evaluate(model, [give(file)], images, controls=False, options=how).rows[1]
+        assert fits == (not row.reason), row.reason
+        assert fits or "Expected the model that the plan was made for, with 3 blocks, 32 channels" in row.reason

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tokengraph.adapters.pause import paused
 from tokengraph.attach.changes import undo
-from tokengraph.attach.pause import paused
 
 if TYPE_CHECKING:
     from typing_extensions import Self

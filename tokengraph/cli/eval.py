@@ -107,7 +107,10 @@ def run(options: argparse.Namespace) -> int:
 def _settings(text: str) -> list[Any]:
     """Reads one setting, or the settings in a JSON file."""
     if text.endswith(".json") and Path(text).is_file():
-        found = json.loads(Path(text).read_text(encoding="utf-8"))
+        try:
+            found = json.loads(Path(text).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"Expected settings as JSON in {text} (got {error}).") from error
         return found if isinstance(found, list) else [found]
     return [text]
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from tokengraph.cli import backends, bench, check, demo, graph, models, plan, strategies
 from tokengraph.cli import eval as evaluation
+from tokengraph.cli.own import import_own
 
 COMMANDS: tuple[ModuleType, ...] = (demo, graph, plan, evaluation, bench, check, strategies, models, backends)
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
+        import_own(options.imports)
         return options.run(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"tokengraph: {error}", file=sys.stderr)
@@ -63,4 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    for each in _leaves(parser):
+        each.add_argument(
+            "--import",
+            dest="imports",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="a Python file or module with strategies or adapters of your own",
+        )
     return parser
+
+
+def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Returns the parsers of commands that have no commands below them."""
+    below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return [leaf for a in below for one in a.choices.values() for leaf in _leaves(one)] if below else [parser]

@@ -71,7 +71,10 @@ def run(options: argparse.Namespace) -> int:
     from tokengraph.evaluate.images import limited
     from tokengraph.evaluate.options import Options
     from tokengraph.planning import plan
+    from tokengraph.planning.files import check_writable
 
+    if options.out:
+        check_writable(options.out)  # now, not after minutes of search
     images = limited(arguments.images(options.data, labels="none"), options.limit, options.seed)
     source = arguments.source(options)
     model = source.build(None).eval().to(Options(device=options.device).place(0))

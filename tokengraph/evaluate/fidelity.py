@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tokengraph.adapters.base import Adapter, check_images
 from tokengraph.adapters.coarse import SITE
+from tokengraph.adapters.pause import is_paused
 from tokengraph.attach.attach import attach
 from tokengraph.attach.handle import Handle
-from tokengraph.attach.pause import is_paused
 from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.compare import counted, joined, measures, summary
 from tokengraph.evaluate.costs import anatomy, multiply_adds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from tokengraph.attach.attach import attach
 from tokengraph.evaluate.config import DataConfig, config_of_model
 from tokengraph.evaluate.costs import Anatomy, anatomy
 from tokengraph.evaluate.images import Images
+from tokengraph.evaluate.own import find_own
 from tokengraph.evaluate.read import Reader
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.source import Source, source_of
@@ -69,6 +71,8 @@ class Forms:
     @contextmanager
     def open(self, setting: Setting) -> Iterator[Reader]:
         """Attaches the setting and yields a reader; the model is plain again at the end."""
+        if setting.made_for is not None:
+            self._check_made_for(setting)
         model = self.model(setting)
         select = setting.select()
         if select is None:
@@ -80,6 +84,17 @@ class Forms:
         with attach(model, kind, setting.schedule, **how) as handle:
             self._learned(handle, setting)
             yield Reader(model, handle, own)
+
+    def _check_made_for(self, setting: Setting) -> None:
+        """Raises if a plan was made for another model."""
+        core, adapter = find_own(self.model(), self.source.adapter)
+        theirs = len(adapter.blocks(core)), adapter.channels(core), math.prod(adapter.grid(core))
+        if setting.made_for != theirs:
+            told = ["{} blocks, {} channels and {} patches".format(*each) for each in (setting.made_for, theirs)]
+            raise ValueError(
+                f"Expected the model that the plan was made for, with {told[0]} (got one with {told[1]}). "
+                "Make a plan for this model."
+            )
 
     def _learned(self, handle: Any, setting: Setting) -> None:
         """Loads a trained strategy's weights, with the model that it was trained in."""

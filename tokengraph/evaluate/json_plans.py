@@ -42,13 +42,9 @@ def fields_of(plan: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If the plan has unknown keys, values of other kinds, or another format.
     """
+    made_for = None
     if plan.get("kind") == PLAN_KIND:
-        if plan.get("format") != PLAN_FORMAT or not isinstance(plan.get("setting"), Mapping):
-            raise ValueError(
-                f"Expected a plan of format {PLAN_FORMAT} with a setting (got format {plan.get('format')!r}). Make the "
-                "plan again, or use the version of tokengraph that made it."
-            )
-        plan = plan["setting"]
+        made_for, plan = _made_for(plan), plan["setting"]
     unknown = [str(key) for key in plan if key not in (*KEYS, "label")]
     if unknown:
         raise ValueError(f"Expected keys of a plan: {', '.join(KEYS)} (got {', '.join(unknown)}).")
@@ -82,7 +78,33 @@ def fields_of(plan: Mapping[str, Any]) -> dict[str, Any]:
         weights=plan.get("weights"),
         label=plan.get("label") or "",
         then=plan.get("then"),
+        made_for=made_for,
     )
+
+
+def _made_for(plan: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Checks a file of the planner; returns blocks, channels and patches of the model that it is for.
+
+    Raises:
+        ValueError: If it has another format, or its schedule and model do not fit its token counts.
+    """
+    setting, target, tokens = plan.get("setting"), plan.get("target"), plan.get("tokens")
+    if plan.get("format") != PLAN_FORMAT or not isinstance(setting, Mapping):
+        raise ValueError(
+            f"Expected a plan of format {PLAN_FORMAT} with a setting (got format {plan.get('format')!r}). Make the "
+            "plan again, or use the version of tokengraph that made it."
+        )
+    numbers = [target.get(key) for key in ("depth", "channels", "patches")] if isinstance(target, Mapping) else []
+    if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ValueError(f"Expected depth, channels and patches of the plan's target (got {target!r}).")
+    if not isinstance(tokens, list) or not all(isinstance(n, int) for n in tokens) or len(tokens) != numbers[0] + 1:
+        raise ValueError(f"Expected {numbers[0] + 1} token counts for {numbers[0]} blocks of a plan (got {tokens!r}).")
+    falls = [a - b for a, b in zip(tokens[:-1], tokens[1:], strict=True)]
+    if setting.get("strategy") is not None and setting.get("schedule") != falls:
+        raise ValueError(
+            f"Expected the schedule that gives the plan's tokens, {falls} (got {setting.get('schedule')!r})."
+        )
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _schedule(value: Any) -> Schedule | None:

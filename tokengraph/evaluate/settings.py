@@ -37,6 +37,7 @@ class Setting:
         label: Its name in reports; by default derived from the setting.
         then: ``{l: strategy}``: other strategies that act in block l (from 1) and after it, each a text with options
             but without a schedule.
+        made_for: Blocks, channels and patches of the model that a plan is for; another model refuses it.
     """
 
     strategy: str | Select | Standalone[Any] | None = None
@@ -49,6 +50,7 @@ class Setting:
     weights: str | None = None
     label: str = ""
     then: Mapping[int, str] = field(default_factory=dict)
+    made_for: tuple[int, int, int] | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -201,7 +203,9 @@ def read_setting(given: str | Mapping[str, Any] | Setting | Planned) -> Setting:
     if isinstance(given, Setting):
         return given
     if isinstance(given, Planned) and isinstance(given.setting, Setting):
-        return given.setting
+        target = getattr(given, "target", None)
+        made_for = None if target is None else (target.depth, target.channels, target.patches)
+        return replace(given.setting, made_for=made_for)
     if isinstance(given, Mapping):
         return _of_plan(given)
     if not isinstance(given, str):

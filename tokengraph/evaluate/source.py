@@ -12,7 +12,7 @@ from torch import nn
 from tokengraph.adapters import find_adapter
 from tokengraph.adapters.base import Adapter
 from tokengraph.adapters.coarse import SITE
-from tokengraph.attach.pause import is_paused
+from tokengraph.adapters.pause import is_paused
 from tokengraph.evaluate.config import DataConfig
 from tokengraph.evaluate.libraries import LIBRARIES, Found
 from tokengraph.evaluate.resolution import resized

@@ -55,3 +55,13 @@ def batch_layout(counts: list[int], like: Tensor) -> dict[str, Tensor]:
     ptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
     image = torch.arange(len(counts), device=like.device)
     return {"batch": torch.repeat_interleave(image, count, output_size=sum(counts)), "ptr": ptr}
+
+
+def summary(graph: Any) -> str:
+    """Returns one line about a token graph: images, nodes, edges, channels, grid and prefix tokens."""
+    edges = 0 if graph.edge_index is None else graph.edge_index.size(1)
+    prefix = graph.prefix.size(1) if "prefix" in graph else 0
+    return (
+        f"{type(graph).__name__}(images={graph.num_images}, nodes={graph.x.size(0)}, edges={edges}, "
+        f"channels={graph.x.size(1)}, grid={graph._store.get('grid')}, prefix={prefix})"
+    )

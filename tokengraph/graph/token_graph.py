@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from tokengraph.adapters import find_adapter
+from tokengraph.adapters.pause import paused
 from tokengraph.edges import grid_graph, grid_positions, knn_graph
 from tokengraph.edges.grid import Grid
 from tokengraph.edges.local import WINDOW, local_edges
 from tokengraph.edges.window import window_edges
 from tokengraph.errors import check_finite, check_grid, check_sorted
 from tokengraph.flat.layout import pad
-from tokengraph.graph.fields import Size, batch_layout, grid_of_each, is_one
+from tokengraph.graph.fields import Size, batch_layout, grid_of_each, is_one, summary
 from tokengraph.graph.inputs import check_images, check_token_sets
 from tokengraph.graph.split import cut
 from tokengraph.kinds import explain_methods
@@ -112,7 +113,8 @@ class TokenGraph(Data):
         """Runs a supported vision transformer and takes its tokens after ``layer`` blocks, before the final norm.
 
         Args:
-            model: A model that :func:`tokengraph.attach` supports; it is not changed.
+            model: A model that :func:`tokengraph.attach` supports; it is not changed. What is attached to it is paused:
+                the tokens are the plain model's. ``handle.trace`` has those that a strategy leaves.
             images: ``[B, 3, H, W]``, normalised as the model expects; for models of images of any shape (NaFlex) a
                 mapping of their inputs by name.
             layer: Number of finished blocks, as in schedules and ``trace``: 0 for the input of the first block, the
@@ -127,7 +129,8 @@ class TokenGraph(Data):
         """
         check_images(images)
         model, adapter = find_adapter(model)
-        tokens, grid = adapter.features(model, images, layer)  # type: ignore[arg-type]
+        with paused(model):  # what is attached would leave fewer tokens than the grid has
+            tokens, grid = adapter.features(model, images, layer)  # type: ignore[arg-type]
         return cls.from_tokens(tokens, grid, num_prefix=adapter.num_prefix(model))
 
     @property
@@ -279,14 +282,7 @@ class TokenGraph(Data):
         return super().__getstate__()
 
     def __repr__(self) -> str:
-        if self.x is None:  # while PyG fills the fields one after another
-            return super().__repr__()
-        edges = 0 if self.edge_index is None else self.edge_index.size(1)
-        prefix = self.prefix.size(1) if "prefix" in self else 0
-        return (
-            f"{type(self).__name__}(images={self.num_images}, nodes={self.x.size(0)}, edges={edges}, "
-            f"channels={self.x.size(1)}, grid={self._store.get('grid')}, prefix={prefix})"
-        )
+        return super().__repr__() if self.x is None else summary(self)  # None while PyG fills the fields
 
     def _with_prefix(self, tokens: Tensor) -> Tensor:
         return torch.cat([self.prefix, tokens], dim=1) if "prefix" in self else tokens

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -58,6 +60,19 @@ def write_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(made, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"Expected a file to write the plan to (got {str(path)!r}: {error.strerror}).") from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if a plan cannot be written to a file; makes its folder, and leaves the file as it is."""
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
     except OSError as error:
         raise ValueError(f"Expected a file to write the plan to (got {str(path)!r}: {error.strerror}).") from error
 
@@ -216,7 +231,8 @@ def _number(value: Any, what: str) -> Any:
 
 def _check_keys(given: dict[str, Any], known: Sequence[str], what: str) -> None:
     missing, unknown = [k for k in known if k not in given], [str(k) for k in given if k not in known]
-    _check(not missing and not unknown, f"keys of {what}: {', '.join(known)}", ", ".join(missing + unknown))
+    told = [f"without {', '.join(missing)}"] * bool(missing) + [f"with {', '.join(unknown)}"] * bool(unknown)
+    _check(not told, f"keys of {what}: {', '.join(known)}", ", ".join(told))
 
 
 def _check(right: bool, wanted: str, got: Any, hint: str = "") -> None:

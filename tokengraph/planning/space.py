@@ -104,7 +104,7 @@ class Space:
         """Returns whether a schedule is within the budget."""
         if self.budget.tokens is not None:
             return tokens[-1] <= self.budget.tokens
-        return self.spent([round(n) for n in tokens], family) <= self.limit * 1.002
+        return self.spent([round(n) for n in tokens], family) <= self.limit * (1 + 1e-9)
 
     def sides(self) -> list[int]:
         """Returns the numbers of patches along a side that are worth trying, falling, the model's own first."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokengraph.adapters.coarse import SITE
-from tokengraph.attach.pause import paused
+from tokengraph.adapters.pause import paused
 from tokengraph.kinds import explains
 
 # Views and metadata: no work on the device. Everything else counts, a copy of a tensor's type that changes nothing too.

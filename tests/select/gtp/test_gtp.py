@@ -359,7 +359,7 @@ def test_strategy_refuses_bad_options(options, message):
 
 
 def test_strategy_refuses_options_of_another_kind():
-    with pytest.raises(TypeError, match="Expected alpha as a float"):
+    with pytest.raises(TypeError, match="Expected alpha of (GTP|gtp) as float"):
         GTP(alpha="0.1")
     with pytest.raises(TypeError, match="Expected neighbors to be an int"):
         GTP(neighbors=1.5)

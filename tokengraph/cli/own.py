@@ -1,0 +1,42 @@
+"""Imports a user's own strategies and adapters, for ``--import``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+
+def import_own(names: Sequence[str]) -> None:
+    """Imports Python files (``mine.py``) or modules (``package.module``), which register what they define.
+
+    Raises:
+        ValueError: If one is not there, or raises; the message names the error.
+    """
+    for name in names:
+        try:
+            _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+        except Exception as error:
+            told = str(error).splitlines()[0] if str(error) else ""
+            raise ValueError(
+                f"Expected a Python file or module that can be imported (got {name!r}: {type(error).__name__}: {told})."
+            ) from error
+
+
+def _import_file(file: Path) -> None:
+    """Runs a file as the module of its name, so that other files find it there."""
+    spec = spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError("no such file")
+    module = module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)
+    spec.loader.exec_module(module)
+
+
+def _import_module(name: str) -> None:
+    """Imports a module, also from the folder in which the command runs."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    import_module(name)

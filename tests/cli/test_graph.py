@@ -81,3 +81,14 @@ def test_graph_teaches_in_its_help(capsys):
         main(["graph", "--help"])
     printed = capsys.readouterr().out
     assert "ailurus:0.25" in printed and "torchrun" in printed and "TokenGraphDataset" in printed
+
+
+def test_graph_draws_one_image(model, photos, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    image = next(file for file in sorted(photos.rglob("*.png")) if "broken" not in file.name)
+    run = ["graph", str(image), *model, "--out", str(tmp_path / "one.pt"), "--plot", str(tmp_path / "new" / "one.png")]
+    for more in ([], ["--coarsen", "dpc-knn:8"], ["--connect", "none"]):
+        assert main([*run, *more]) == 0
+        assert (tmp_path / "new" / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["graph", str(photos), *model, "--plot", str(tmp_path / "many.png")]) == 1
+    assert "Expected one image to plot" in capsys.readouterr().err

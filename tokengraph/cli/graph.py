@@ -11,12 +11,12 @@ from typing import Any
 from tokengraph.cli import arguments
 
 EPILOG = """\
-edges (--connect):       knn:8   knn:8,cosine   grid   grid:4   window:50   none
+edges (--connect):       knn:8   knn:8,cosine   local:8   grid   grid:4   window:50   none
 coarsening (--coarsen):  ailurus:0.25   dpc-knn:49,k=5   "tome:[0.5, 0.5]"   none
                          (tokens an image, a share of them, or one of these for each level)
 
 examples:
-  tokengraph graph photo.jpg --connect knn:8 --coarsen ailurus:0.25
+  tokengraph graph photo.jpg --connect knn:8 --coarsen ailurus:0.25 --plot graph.png
   tokengraph graph photos --model vit_small_patch14_dinov2 --norm --connect knn:8 --dtype float16 --out graphs
   torchrun --nproc-per-node 2 -m tokengraph graph photos --out graphs
 
@@ -53,6 +53,7 @@ def add(commands: Any) -> None:
     model.add_argument("--amp", choices=("bfloat16", "float16"), help="run under autocast")
     run_ = parser.add_argument_group("run")
     run_.add_argument("--out", metavar="PATH", type=Path, help="data set (outputs/graphs), or file of one graph")
+    run_.add_argument("--plot", metavar="FILE", type=Path, help="of one image: draw its graph (extra: viz)")
     run_.add_argument("--batch-size", metavar="N", type=int, default=32, help="%(default)s")
     run_.add_argument("--chunk", metavar="N", type=int, default=64, help="images between two saves (%(default)s)")
     run_.add_argument("--workers", metavar="N", type=int, default=2, help="threads that read images (%(default)s)")
@@ -67,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
     recipe = Recipe(options.layer, options.norm, options.connect, options.coarsen, options.dtype)
     how = arguments.runs(options)
+    if options.plot and not options.images.is_file():
+        raise ValueError(f"Expected one image to plot (got {str(options.images)!r}).")
     if not options.images.exists():
         raise ValueError(f"Expected an image or a folder (got {str(options.images)!r}: not there).")
     source = arguments.source(options)
@@ -91,12 +94,25 @@ def _one(options: argparse.Namespace, source: Any, recipe: Any, how: Any) -> int
     out = options.out or Path("outputs/graphs") / f"{options.images.stem}.pt"
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(graph, out)
+    if options.plot:
+        _plot(graph, maker.config, prepared.inputs[0], options.plot)
     edges = 0 if graph.edge_index is None else graph.edge_index.size(1)
     found = {"out": str(out), "nodes": graph.num_nodes, "edges": edges, "channels": graph.x.size(1)}
     found |= {"grid": list(graph.grid), "prefix": graph.prefix.size(1) if "prefix" in graph else 0}
     found |= {"dtype": str(graph.x.dtype).removeprefix("torch."), "bytes": row_bytes(row)}
     print(json.dumps(found) if options.json else f"{graph}, {found['bytes']:,} bytes\nWritten to {out}")
     return 0
+
+
+def _plot(graph: Any, config: Any, pixels: Any, file: Path) -> None:
+    """Draws a graph over the photograph as the model sees it, scaled and cut."""
+    import torch
+
+    from tokengraph.viz import plot_graph
+
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plot_graph((pixels * std + mean).clamp(0, 1), graph).savefig(file)
 
 
 def _many(options: argparse.Namespace, source: Any, recipe: Any, how: Any) -> int:

@@ -1,6 +1,8 @@
 """tokengraph strategies, models, backends, bench and check."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from needs import library
@@ -93,3 +95,9 @@ def test_every_command_teaches_and_has_json(capsys):
         with pytest.raises(SystemExit, match="0"):
             main([*command.split(), "--help"])
         assert "--json" in capsys.readouterr().out
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    code = f"{sys.executable} -m tokengraph strategies | head -n 1"
+    done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() and not done.stderr

@@ -142,7 +142,8 @@ def check_takes_mask(adapter: Adapter, block: nn.Module, channels: int) -> None:
     if complaint is not None:
         raise ValueError(
             f"Expected the attention of {type(block).__name__} to add its mask to the logits (got {complaint}). "
-            'Turn its fused attention on, or attach with prop_attn="none". Nothing changed.'
+            "Turn its fused attention on, let attend() of an adapter of your own pass the mask on, or attach with "
+            'prop_attn="none". Nothing changed.'
         )
 
 

@@ -41,7 +41,7 @@ def load_model(name: str, *, img_size: int, pretrained: bool = True, seed: int =
 
     if not timm.is_model(name):
         known = timm.list_models()
-        near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known, n=1, cutoff=0.65)
         hint = f" Did you mean {near[0]!r}?" if near else " See timm.list_models()."
         raise ValueError(f"Expected a model name that timm knows (got {name!r}).{hint}")
 

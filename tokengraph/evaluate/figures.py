@@ -188,8 +188,9 @@ def check_labels(images: Images, head: int | None) -> None:
             return
     elif (classes := 1 + max(images.label(i) for i in range(len(images)))) <= head:
         return
+    empty = "".join(f" {note[0].upper()}{note[1:]}." for note in images.notes if "holds no image" in note)
     raise ValueError(
-        f"Expected images of the head's {head} classes (got {classes} classes). Number the folders by a "
+        f"Expected images of the head's {head} classes (got {classes} classes).{empty} Number the folders by a "
         "file (synsets=, --synsets FILE), say how many classes the checkpoint's head has (num_classes=, --num-classes "
         "N), fit a probe (probe='linear', --probe linear), or ignore labels (find_images(root, labels='none'), "
         "--labels none)."

@@ -48,7 +48,7 @@ def _reached(what: str, load: Callable[[], Any]) -> Any:
 def _suggestion(name: str, known: Sequence[str]) -> str:
     """Returns a hint: the shortest name that begins like this one, or else the most similar one, or nothing."""
     longer = sorted((each for each in known if each.startswith(name)), key=len) if name else []
-    near = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -46,7 +46,10 @@ class Store:
         other = [key for key in ours if theirs.get(key) != ours[key]]
         if other:
             told = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in other)
-            raise ValueError(f"Expected a folder of the same run to resume (got {str(folder)!r} of another: {told}).")
+            raise ValueError(
+                f"Expected a folder of the same run to resume (got {str(folder)!r} of another: {told}). "
+                "Give a new folder."
+            )
 
     def _file(self, part: str, setting: str, chunk: int) -> Path:
         return self.folder / "predictions" / part / slug(setting) / f"{chunk:06d}.npz"

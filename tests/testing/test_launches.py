@@ -21,7 +21,7 @@ BUDGETS = {
     "evit": (tg.TopK(fuse=True), THREE, 23),
     "dynamicvit": (tg.DynamicViT(), None, 25),
     "gtp": (tg.GTP(), 8, 54),
-    "expedite": (tg.Expedite(), {4: 0.5}, 89),
+    "expedite": (tg.Expedite(), {4: 0.5}, 85),
     "dpc-knn": (tg.DPCKNN(), {4: 0.25}, 64),
     "ailurus": (tg.AiluRus(), {4: 0.25}, 78),
     "token-migration": (tg.TokenMigration(), {4: 0.5}, 54),

@@ -24,15 +24,15 @@ BUDGETS = {
     "expedite": (tg.Expedite(), {4: 0.5}, 85),
     "dpc-knn": (tg.DPCKNN(), {4: 0.25}, 64),
     "ailurus": (tg.AiluRus(), {4: 0.25}, 78),
-    "token-migration": (tg.TokenMigration(), {4: 0.5}, 54),
+    "token-migration": (tg.TokenMigration(), {4: 0.5}, 50),
     "grid-pool": (tg.GridPool(), {4: 0.25}, 12),
     "random": (tg.Random(), THREE, 11),
     "pitome": (tg.PiToMe.released(), tg.schedule.ratio(0.9125), 30),
     "tofu": (tg.ToFu(), tg.schedule.ratio(0.9, prefix=1), 30),
     "mctf": (tg.MCTF(), tg.MCTF.published_schedule(), 56),
     "dtem": (tg.DTEM(), 16, 28),
-    "diffrate": (tg.DiffRate(), 13, 55),
-    "diffrate by similarity": (tg.DiffRate(merge_by="similarity"), 13, 72),
+    "diffrate": (tg.DiffRate(), 13, 52),
+    "diffrate by similarity": (tg.DiffRate(merge_by="similarity"), 13, 70),
     "tps": (tg.TPS(), None, 63),
 }
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from tokengraph.attention.edge_gradient import CAP, attention_gradients
 from tokengraph.attention.mask_object import SOFTMAXES, MaskObject
-from tokengraph.flat.segment import wide
+from tokengraph.flat.segment import as_type, wide
 from tokengraph.kinds import explain_kinds, explains
 
 
@@ -56,7 +56,7 @@ def masked_softmax(
     tokens = scores.size(-1)
     if tokens == 0:
         return scores.clone()
-    p = scores.to(wide(scores))
+    p = as_type(scores, wide(scores))
     keep = keep.to(p.dtype)[:, None, None, :]
     edge = keep + (1 - keep) * torch.eye(tokens, dtype=p.dtype, device=p.device)
     return edge_softmax(p, edge, official, eps, cap).to(scores.dtype)

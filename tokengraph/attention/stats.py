@@ -129,10 +129,12 @@ class AttentionStats:
     def rows(self, start: int, stop: int) -> Tensor:
         """Computes only rows ``start : stop`` of the map after softmax, ``[B, H, stop - start, P+N]``."""
         if self.attention is not None:
-            return self.attention[:, :, start:stop].float()
+            return as_type(self.attention[:, :, start:stop], torch.float32)
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
-            logits = torch.matmul(q[:, :, start:stop].float() * self.scale, k.float().transpose(2, 3))
+            logits = torch.matmul(
+                as_type(q[:, :, start:stop], torch.float32) * self.scale, as_type(k, torch.float32).transpose(2, 3)
+            )
             if isinstance(self.bias, KeepMask):
                 return self.bias.rows(logits, start)
             if self.bias is not None:
@@ -140,7 +142,7 @@ class AttentionStats:
                 bias = self.bias[..., start:stop, :] if full else self.bias
                 if bias.dtype == torch.bool:
                     bias = torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf)
-                logits = logits + bias.float()
+                logits = logits + as_type(bias, torch.float32)
             return logits.softmax(dim=-1)
 
     def whole_map(self) -> Tensor:
@@ -165,7 +167,7 @@ class AttentionStats:
             query = (row[..., None] * heads[:, None]).flatten(1, 2)  # [B, H*D, H]
             logits = torch.matmul(as_type(k, torch.float32).transpose(1, 2).flatten(2), query)
             if bias is not None:
-                logits = logits + bias[:, :, 0].transpose(1, 2).float()
+                logits = logits + as_type(bias[:, :, 0].transpose(1, 2), torch.float32)
             return logits.softmax(dim=1).transpose(1, 2)[..., self.num_prefix :]
 
     def class_logits(self) -> Tensor:
@@ -177,7 +179,7 @@ class AttentionStats:
             return self._logits()[:, self.num_prefix :]
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
-            rows = k[:, :, self.num_prefix :].float() * q[:, :, :1].float()
+            rows = as_type(k[:, :, self.num_prefix :], torch.float32) * as_type(q[:, :, :1], torch.float32)
             return rows.sum(dim=3).mean(dim=1)
 
     def mean_logits(self) -> Tensor:
@@ -187,7 +189,7 @@ class AttentionStats:
         """
         q, k = self._queries_keys()
         with torch.autocast(q.device.type, enabled=False):
-            q, k = (t.float().transpose(1, 2).flatten(2) for t in (q, k))
+            q, k = (as_type(t, torch.float32).transpose(1, 2).flatten(2) for t in (q, k))
             logits = torch.matmul(q, k.transpose(1, 2)) * (self.scale / self._queries_keys()[0].size(1))
             if self._valid is not None:
                 logits = logits.masked_fill(~self._valid[:, None], -torch.inf)

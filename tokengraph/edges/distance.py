@@ -188,5 +188,5 @@ def products_blur(a: Tensor, b: Tensor, scale: float | Tensor) -> bool:
         return False
     with torch.no_grad():
         longest = [torch.linalg.vector_norm(t.detach(), dim=2).amax(dim=1) for t in (a, b)]
-        error = (longest[0] + longest[1]).square() * product_rounding(a)
-        return not bool((error * (scale.flatten() if isinstance(scale, Tensor) else scale) < BLUR).all())
+        squared = (longest[0] + longest[1]).square() * (scale.flatten() if isinstance(scale, Tensor) else scale)
+        return not float(squared.max()) * product_rounding(a) < BLUR

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.flat.bags import bag_sums
@@ -92,8 +93,7 @@ def row_norm(x: Tensor) -> Tensor:
 
 def with_norm(x: Tensor, norm: Tensor) -> Tensor:
     """Scales rows ``[M, ...]`` to the norms ``[M]``; zero rows stay zero. Returns the dtype of ``x``."""
-    own = row_norm(x)
-    scale = torch.where(own > 0, norm / own.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    scale = norm / F.threshold(row_norm(x), TINY, 1.0)  # 1: rows of zeros may have any factor
     return as_type(x * scale.view(-1, *[1] * (x.dim() - 1)), x.dtype)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tokengraph.flat.looks import may_differentiate
 from tokengraph.flat.segment import as_type, takes_bags, wide
 from tokengraph.flat.tables import equal_ptr, ones
 from tokengraph.kinds import explain_methods
@@ -15,7 +16,7 @@ from tokengraph.maps.check import check_each, check_rows
 from tokengraph.maps.connect import connect_hard
 from tokengraph.maps.dense import flatten_clusters
 from tokengraph.maps.follows import Follows, Map
-from tokengraph.maps.pool import MEANS, Bins, check_pooling, counted, pool, pool_by_size, with_bin
+from tokengraph.maps.pool import MEANS, Bins, check_pooling, counted, pool, pool_sorted, with_bin
 from tokengraph.maps.pyg import clusters_of, select_output
 from tokengraph.maps.shown import shown
 
@@ -185,9 +186,10 @@ class Assignment:
             assert self.centers is not None
             return x.index_select(0, self.centers), mass.index_select(0, self.centers)
         bins = Bins(self.cluster, self.num_clusters, self.drops, self._most())
-        own = self.weight is not None or self.mass is not None
-        if reduce in MEANS and not own and takes_bags(x, size, self.cluster, backend):
-            return pool_by_size(x, bins, size, reduce, self.centers)
+        own = size if self.weight is None else as_type(self.weight, wide(self.weight))
+        apart = mass is not own and may_differentiate(mass)
+        if reduce in MEANS and not apart and takes_bags(x, own, self.cluster, backend):
+            return pool_sorted(x, bins, own, mass, reduce, self.centers, given=self.weight is not None)
         new_size = bins.sum(mass, backend)
         if reduce == "center":
             assert self.centers is not None

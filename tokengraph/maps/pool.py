@@ -82,20 +82,25 @@ class Bins(NamedTuple):
         return self.padded(y).index_select(0, self.cluster)
 
 
-def pool_by_size(
-    x: Tensor, bins: Bins, size: Tensor, reduce: str, centers: Tensor | None = None
+def pool_sorted(
+    x: Tensor, bins: Bins, weight: Tensor, mass: Tensor, reduce: str, centers: Tensor | None = None, *, given: bool
 ) -> tuple[Tensor, Tensor]:
-    """:func:`pool` weighted by ``size``, and the sums of sizes ``[K]``: rows are sorted once for both.
+    """:func:`pool` weighted by ``weight``, and the sums of ``mass [K]``: rows are sorted once for both.
 
-    For means and mlerp on tensors for which ``takes_bags`` holds.
+    For means and mlerp on tensors for which ``takes_bags`` holds. ``given``: weights are not sizes, and those of a
+    cluster may sum to zero; see :func:`counted`.
     """
     rows = as_type(x, wide(x))
     runs = Runs.of(bins.cluster, bins.rows, bins.most)
-    size = size.index_select(0, runs.order)
-    total = runs.sum(size)
-    share = size / total.clamp_min(TINY).index_select(0, runs.index)
+    own = weight.index_select(0, runs.order)
+    total = runs.sum(own)
+    new_size = total if mass is weight else runs.sum(mass.index_select(0, runs.order))
+    if given and not _all_count(bins.trim(total)):
+        own = torch.where(total.index_select(0, runs.index) > 0, own, 1.0)
+        total = runs.sum(own)
+    share = own / total.clamp_min(TINY).index_select(0, runs.index)
     mean = as_type(bins.trim(runs.weighted(rows, as_type(share, rows.dtype))), x.dtype)
-    return _long(x, bins, mean, reduce, centers), bins.trim(total)
+    return _long(x, bins, mean, reduce, centers), bins.trim(new_size)
 
 
 def pool(
@@ -142,7 +147,12 @@ def counted(weight: Tensor, bins: Bins, backend: str) -> tuple[Tensor, Tensor]:
     """Returns a map's own weights ``[M]`` and their sums ``[K]``; tokens of a cluster with total weight 0 count 1."""
     weight = as_type(weight, wide(weight))
     total = bins.sum(weight, backend)
-    if may_look(total) and total.numel() and float(total.detach().min()) > 0:
-        return weight, total  # the usual case; where a look would wait for the device, the passes below are cheaper
+    if _all_count(total):
+        return weight, total
     weight = torch.where(bins.padded(total, 1.0).index_select(0, bins.cluster) > 0, weight, 1.0)
     return weight, bins.sum(weight, backend)
+
+
+def _all_count(total: Tensor) -> bool:
+    """True if no cluster's weights sum to zero; where a look would wait for the device, the cure is cheaper."""
+    return may_look(total) and total.numel() > 0 and float(total.detach().min()) > 0

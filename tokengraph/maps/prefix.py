@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengraph.flat.tables import equal_ptr, table
+from tokengraph.flat.segment import as_type
+from tokengraph.flat.tables import equal_ptr, ones, table
 from tokengraph.maps.gated import Gated
 from tokengraph.maps.hard import Assignment
 from tokengraph.maps.soft import SoftAssignment
@@ -131,7 +132,8 @@ def _ahead(values: Tensor | None, images: int, num_prefix: int) -> Tensor | None
     if values is None:
         return None
     rows = values.view(images, -1)
-    return torch.cat([rows.new_ones(images, num_prefix), rows], dim=1).flatten()
+    ahead = as_type(ones(images * num_prefix, rows.device), rows.dtype).view(images, num_prefix)
+    return torch.cat([ahead, rows], dim=1).flatten()
 
 
 def _steps(assignment: Assignment | SoftAssignment, images: int, num_prefix: int) -> tuple[Any, ...]:

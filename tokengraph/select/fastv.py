@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from tokengraph.flat.segment import as_type
 from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.select.topk import topk
@@ -40,4 +42,4 @@ def fastv(
     if query is not None and not -rows <= query < rows:
         raise ValueError(f"Expected query to be one of {rows} rows of attention (got {query}).")
     row = attention.mean(dim=2) if query is None else attention[:, :, query]
-    return topk(row.float().mean(dim=1), keep, mask=mask)
+    return topk(as_type(row, torch.float32).mean(dim=1), keep, mask=mask)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost
 from tokengraph.errors import check_finite, check_grid, check_tokens
+from tokengraph.flat.segment import as_type
 from tokengraph.flat.tables import table
 from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
@@ -136,7 +137,7 @@ def grid_pairs(*grid: int) -> tuple[Tensor, Tensor]:
 
 def neighbour_cosines(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Cosines of the patches ``[B, N, C]`` that share a side, ``[B, E]`` float32, at most 1; axis by axis."""
-    wide = x.detach().float()
+    wide = as_type(x.detach(), torch.float32)
     unit = torch.nn.functional.normalize(wide, dim=2).unflatten(1, grid)
     found = []
     for axis, side in enumerate(grid):

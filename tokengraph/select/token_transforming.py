@@ -12,6 +12,7 @@ from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_finite, check_mask, check_positive, check_tokens
 from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.layout import take_rows
+from tokengraph.flat.segment import as_type
 from tokengraph.kinds import explains
 from tokengraph.maps.soft import SoftAssignment
 from tokengraph.select.base import Select
@@ -153,7 +154,8 @@ def _token_transforming(
         own = centers[:, None] == torch.arange(tokens, device=keys.device)[:, None]  # [B, N, K]
         if not isinstance(budget, list) and budget == tokens:
             return SoftAssignment.from_matrix(own.float(), budget, topk=1, mask=mask, centers=centers, lossless=True)
-        keys = keys.float() if mask is None else keys.float().masked_fill(~mask[..., None], 0.0)
+        keys = as_type(keys, torch.float32)
+        keys = keys if mask is None else keys.masked_fill(~mask[..., None], 0.0)
         length = torch.linalg.vector_norm(keys, dim=2, keepdim=True)
         unit = keys / torch.where(length > 0, length, 1.0)  # a zero row has cosine 0 with all, and a finite gradient
         logits = scale * torch.matmul(unit, take_rows(unit, centers).transpose(1, 2))

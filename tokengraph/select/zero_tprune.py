@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokengraph.cost import Cost, distance_cost
 from tokengraph.errors import check_mask, check_tokens
+from tokengraph.flat.segment import as_type
 from tokengraph.kinds import explains
 from tokengraph.maps.hard import Assignment
 from tokengraph.schedule import Schedule
@@ -84,7 +85,7 @@ def _zero_tprune(
     prefix = attention.size(2) - keys.size(1)
     weight = 1.0 if uniform or prefix == 0 else "sqrt"
     with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
-        attention = attention.float()
+        attention = as_type(attention, torch.float32)
         first = rank_importance(page_rank(attention, 1, weight, prefix, mask), prefix, variance, mask)
         if isinstance(budget, list):
             counts = valid_counts(keys, mask)

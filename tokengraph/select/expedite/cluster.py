@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokengraph.edges.cells import (
@@ -246,8 +247,7 @@ def _temperature(z: Tensor, s: Tensor, grid: Grid, clusters: Grid, mask: Tensor 
         middle = (mask.sum(dim=1, keepdim=True) - 1).clamp_min(0) // 2
         median = squared.masked_fill(~mask, torch.inf).sort(dim=1).values.gather(1, middle)[:, 0]
         median = median.masked_fill(~mask.any(dim=1), 0.0)
-    smallest = torch.finfo(z.dtype).tiny
-    return torch.where(median > smallest, SHARPNESS / median.clamp_min(smallest), 1.0)[:, None, None]
+    return (SHARPNESS / F.threshold(median, torch.finfo(z.dtype).tiny, SHARPNESS))[:, None, None]  # of zero: 1
 
 
 def _settle(mean: Tensor, mass: Tensor, before: Tensor, zero: Tensor, empty: str) -> Tensor:

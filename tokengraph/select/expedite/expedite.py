@@ -293,5 +293,5 @@ class _Reconstruction:
 
     def __call__(self) -> Edges:
         made, how = self.made, self.how
-        z = self.x.to(wide(self.x)) - made.origin
+        z = as_type(self.x, wide(self.x)) - made.origin
         return make_edges(z, made.centers, made.inv_temperature, how.neighbors, how.normalize, how.ties, how.mode)

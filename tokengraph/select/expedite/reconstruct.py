@@ -11,7 +11,7 @@ from tokengraph.edges.knn_torch import lowest
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.flat.faint import drop_faint
 from tokengraph.flat.looks import may_look
-from tokengraph.flat.segment import weighted_sum, wide
+from tokengraph.flat.segment import as_type, weighted_sum, wide
 from tokengraph.kinds import explains
 from tokengraph.maps.soft import Edges
 from tokengraph.select.expedite.cluster import check_temperature
@@ -216,6 +216,6 @@ def _recentred(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         )
     check_finite(x)
     check_finite(centers, "centers")
-    z = x.to(wide(x))
+    z = as_type(x, wide(x))
     zero = origin(z.detach()[:, :: max(1, z.size(1) // 64)]) if z.size(1) else z.new_zeros(z.size(0), 1, z.size(2))
-    return z - zero, centers.to(z.dtype) - zero
+    return z - zero, as_type(centers, z.dtype) - zero

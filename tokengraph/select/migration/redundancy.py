@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokengraph.errors import check_finite, check_tokens
 from tokengraph.flat.layout import take_rows
-from tokengraph.flat.segment import wide
+from tokengraph.flat.segment import as_type, wide
 from tokengraph.flat.tables import table
 
 REPLENISH = ("identity", "zero", "twin_copy", "twin_delta")
@@ -110,7 +110,7 @@ def pick_redundant(keys: Tensor, removed: int, grid: tuple[int, ...] | None = No
         everyone = torch.arange(count, device=keys.device).expand(images, count)
         return Redundant(everyone, none, none, keys.new_empty(images, 0, dtype=wide(keys)))
     with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
-        features = keys.detach().to(wide(keys))
+        features = as_type(keys.detach(), wide(keys))
         unit = F.normalize(features.mean(dim=2) if keys.dim() == 4 else features, dim=-1)
         if grid is None:
             a, b = unit[:, 0::2], unit[:, 1::2]

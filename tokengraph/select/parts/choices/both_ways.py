@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokengraph.flat.layout import take_rows
+from tokengraph.flat.looks import may_write
 from tokengraph.flat.tables import counting
 from tokengraph.select.parts.graphs.halves import interleave
 
@@ -38,6 +40,8 @@ def merge_both_ways(
     (leave_a, leave_b), (in_a, in_b) = lost, mask
     weight = weight if in_b is None else weight.masked_fill(~in_b[:, None], -torch.inf)
     best, to = weight.max(dim=2)
+    if by_index and isinstance(leave_a, int) and isinstance(leave_b, int) and in_a is None and may_write(weight):
+        return _equal(weight, best, to, leave_a, leave_b, first)
     place = _places(best, in_a)
     gone = place < leave_a
     stays = ~gone if in_a is None else ~gone & in_a
@@ -52,6 +56,21 @@ def merge_both_ways(
     rank = _places(back, in_b)
     other = torch.where(rank < leave_b, number.gather(1, home), rank + (behind - leave_b))
     return interleave(torch.where(gone, other.gather(1, to), number), other, first)
+
+
+def _equal(weight: Tensor, best: Tensor, to: Tensor, leave_a: int, leave_b: int, first: int) -> Tensor:
+    """:func:`merge_both_ways` by index where images lose as many tokens: numbers are written where they belong."""
+    images, in_a, in_b = weight.shape
+    left = in_a - leave_a
+    rest = best.argsort(dim=1, descending=True, stable=True)[:, leave_a:].sort(dim=1)[0]
+    back, of_b = take_rows(weight, rest).max(dim=1)  # the place among the rest is its number
+    stay = back.argsort(dim=1, descending=True, stable=True)[:, leave_b:]
+    of_b.scatter_(1, stay, counting(left + in_b - leave_b, to.device)[left:].expand(images, -1))
+    number = of_b.new_empty(images, in_a + in_b)
+    number[:, 1 - first :: 2] = of_b
+    of_a = torch.gather(of_b, 1, to, out=number[:, first::2])
+    of_a.scatter_(1, rest, counting(left, to.device).expand(images, -1))
+    return number
 
 
 def _places(score: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -142,11 +143,12 @@ def _equal_merges(
     a = cluster[:, first::2]
     a.scatter_(1, rest, counting(left, order.device).expand(images, -1))
     a.scatter_(1, order[:, :merged], partner + left)
-    centers = None
-    if receivers:
-        of_b = counting(tokens, order.device)[1 - first :: 2].expand(images, -1)
-        centers = torch.cat([rest * 2 + first, of_b], dim=1)
-    return Assignment.from_dense(cluster, tokens - merged, centers=centers, check=False)
+    assignment = Assignment.from_dense(cluster, tokens - merged, check=False)
+    if not receivers:
+        return assignment
+    ids = counting(images * tokens, order.device).view(images, tokens)
+    centers = torch.cat([ids[:, first::2].gather(1, rest), ids[:, 1 - first :: 2]], dim=1)
+    return replace(assignment, centers=centers.flatten())
 
 
 @table(256)

@@ -153,7 +153,7 @@ def prune_and_merge(
         best, to = edges.max(dim=2)
         to = edges.argmax(dim=2)  # the first of equals
         joins = number.gather(1, targets.gather(1, to))
-        mass = torch.ones_like(score, dtype=torch.float32) if size is None else size.float()
+        mass = torch.ones_like(score, dtype=torch.float32) if size is None else as_type(size, torch.float32)
         adds = mass.gather(1, sources) * (best if official else best.clamp_min(0))
         if isinstance(merge, list) and isinstance(prune, list):
             place = torch.arange(least_m, most_p, device=x.device).expand_as(sources)
@@ -181,12 +181,11 @@ def _equal(
         return Assignment(cluster, total, merge < tokens, ptr, ends, centers, single=True)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         edges = _between(x, order[:, merge:prune], order[:, :merge])
-        to = edges.argmax(dim=2)  # the first of equals
-        best = edges.gather(2, to[..., None])[..., 0]
+        best, to = edges.max(dim=2)  # the first of equals
         joins = place[:, merge:prune].flatten()
         cluster.index_copy_(0, joins, cluster.index_select(0, place.gather(1, to).flatten()))
         adds, one = best if official else best.clamp_min(0), ones(images * tokens, x.device)
-        mass = one if size is None else size.float().flatten()
+        mass = one if size is None else as_type(size, torch.float32).flatten()
         adds = adds.flatten() if size is None else adds.flatten() * mass.index_select(0, joins)
         mass = mass.index_copy(0, joins, adds)
     return Assignment(cluster, total, True, ptr, ends, centers, weight=one, mass=mass)

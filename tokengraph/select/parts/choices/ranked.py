@@ -59,13 +59,10 @@ def _equal(unit: Tensor, order: Tensor, lost: int, mode: str) -> Tensor:
     first = tokens - 2 * lost if mode == "energy" else (tokens + 1) // 2 - lost
     number = _numbers(tokens, taking, lost, first, str(order.device)).expand(images, -1).clone()  # by rank
     a = number[:, 0:taking:2]
-    if mode == "energy":
-        torch.add(to, first, out=a)
-    else:
-        falling = best.argsort(dim=1, descending=True, stable=True)
-        gone, rest = falling[:, :lost], falling[:, lost:]
+    torch.add(to, first, out=a)  # as if all of A merged
+    if mode == "bsm":
+        rest = best.argsort(dim=1, descending=True, stable=True)[:, lost:]
         a.scatter_(1, rest, counting(rest.size(1), order.device).expand(images, -1))
-        a.scatter_(1, gone, to.gather(1, gone) + first)
     return order.scatter(1, order, number)
 
 

@@ -23,19 +23,20 @@ def unit_rows(metric: Tensor) -> Tensor:
     return F.pad(unit, (0, -unit.size(2) % 16)) if unit.size(2) % 16 else unit
 
 
-def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None) -> Tensor:
+def cosines(a: Tensor, b: Tensor, mask_b: Tensor | None = None, *, least: float | None = None) -> Tensor:
     """Returns the edges from A to B, ``[B, n_a, n_b]``: cosines of unit rows; values of 1 up to rounding are equal.
 
     Args:
         a: ``[B, n_a, D]``.
         b: ``[B, n_b, D]``.
         mask_b: ``[B, n_b]`` bool, True where B has a token.
+        least: Raises lower cosines to this.
     """
     score = torch.matmul(a, b.transpose(1, 2))
     if type(score) is not Tensor:  # traced into a program, for which translations write nothing in place
-        score = score.clamp_max(SAME)
+        score = score.clamp(least, SAME)
         return score if mask_b is None else score.masked_fill(~mask_b[:, None], -torch.inf)
-    score = score.clamp_max_(SAME)
+    score = score.clamp_(least, SAME)
     return score if mask_b is None else score.masked_fill_(~mask_b[:, None], -torch.inf)
 
 

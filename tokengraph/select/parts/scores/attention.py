@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengraph.attention.stats import AttentionStats
 from tokengraph.flat.looks import may_look, transforming
-from tokengraph.flat.segment import wide
+from tokengraph.flat.segment import as_type, wide
 
 SCORES = (
     *(f"{what}-{over}" for what in ("cls", "image", "diag", "mixed", "cosine") for over in ("mean", "max")),
@@ -106,7 +106,7 @@ def _unlike_others(stats: AttentionStats, over: str) -> Tensor:
 
 def _nth_smallest(values: Tensor, n: int) -> Tensor:
     """Returns the n-th smallest value of each row, n from 1: ``[..., J]`` to ``[...]``."""
-    values = values.to(wide(values))  # NumPy has no bfloat16, and kthvalue no float16
+    values = as_type(values, wide(values))  # NumPy has no bfloat16, and kthvalue no float16
     if may_look(values) and not transforming():
         # An order of magnitude faster than kthvalue on processors for which NumPy vectorises it.
         return torch.from_numpy(np.partition(values.numpy(), n - 1, axis=-1)[..., n - 1].copy())

@@ -31,8 +31,9 @@ def by_criteria(
         ``[B, n_a, n_b]`` float32.
     """
     unit = unit_rows(x if mask is None else x.masked_fill(~mask[..., None], 0.0))
-    weight = cosines(unit[:, first::2], unit[:, 1 - first :: 2])
-    weight = weight.add_(1.0).mul_(0.5).clamp_min_(0.0).pow_(1.0 / tau[0]) if tau[0] else torch.ones_like(weight)
+    weight = cosines(unit[:, first::2], unit[:, 1 - first :: 2], least=-1.0)
+    weight = weight.add_(1.0).mul_(0.5) if tau[0] else torch.ones_like(weight)
+    weight = weight if tau[0] in (0, 1) else weight.pow_(1.0 / tau[0])
     each = None
     for value, t in ((received, tau[1]), (size, tau[2])):
         if value is not None and t:

@@ -41,8 +41,8 @@ def energy_of(unit: Tensor, margin: float, alpha: float, mask: Tensor | None) ->
     step, rows = rows_within(unit.size(0), unit.size(1), unit.size(1), blocks=4), []
     for block in (unit,) if step >= unit.size(1) else unit.split(step, dim=1):
         above = F.elu(torch.bmm(block, unit.transpose(1, 2)).sub_(margin), alpha)
-        rows.append(above.sum(dim=2) if mask is None else (above * mask[:, None]).sum(dim=2))
+        rows.append(above.mean(dim=2) if mask is None else (above * mask[:, None]).sum(dim=2))
     total = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
     if mask is None:
-        return total / max(unit.size(1), 1)
+        return total
     return (total / mask.sum(dim=1, keepdim=True).clamp_min(1)).masked_fill(~mask, -torch.inf)

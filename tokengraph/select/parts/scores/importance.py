@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokengraph.flat.segment import TINY
+from tokengraph.flat.segment import TINY, as_type
 from tokengraph.select.tokens import Tokens
 
 
@@ -30,7 +30,7 @@ def ppt_score(class_row: Tensor, value_norms: Tensor, mask: Tensor | None = None
     Source: Fayyaz et al., *Adaptive Token Sampling*, ECCV 2022; Wu et al., *PPT*, 2023, and their codes.
     """
     wide = torch.promote_types(class_row.dtype, torch.float32)
-    product = class_row.detach().to(wide).sum(dim=1) * value_norms.detach().to(wide)
+    product = as_type(class_row.detach(), wide).sum(dim=1) * as_type(value_norms.detach(), wide)
     there = torch.ones_like(product) if mask is None else mask.to(wide)
     product = product * there if mask is None else torch.where(mask, product, 0.0)
     product = product / product.amax(dim=1, keepdim=True).clamp_min(TINY)  # sums of huge values overflow

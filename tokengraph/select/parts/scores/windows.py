@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.flat.segment import as_type
 from tokengraph.flat.tables import table
 
 
@@ -52,7 +53,7 @@ def window_similarity(x: Tensor, members: Tensor) -> Tensor:
     Source: ALGM (Norouzi et al., CVPR 2024), which takes all pairs.
     """
     with torch.autocast(x.device.type, enabled=False):
-        unit = F.normalize(x.detach().float(), dim=2)
+        unit = F.normalize(as_type(x.detach(), torch.float32), dim=2)
         each = unit.index_select(1, members.flatten()).unflatten(1, tuple(members.shape))
         k = members.size(1)
         total = each.sum(dim=2).square().sum(dim=2) - each.square().sum(dim=(2, 3))

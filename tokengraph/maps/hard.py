@@ -194,10 +194,8 @@ class Assignment:
         if reduce == "center":
             assert self.centers is not None
             return x.index_select(0, self.centers), new_size
-        if self.weight is not None:
-            weight, total = counted(self.weight, bins, backend)
-        else:
-            weight, total = size, new_size if self.mass is None else bins.sum(size, backend)
+        weight, total = (size, new_size) if self.weight is None else counted(self.weight, bins, backend)
+        total = bins.sum(size, backend) if self.weight is None and self.mass is not None else total
         return pool(x, bins, weight, total, reduce, backend, self.centers), new_size
 
     def _most(self) -> int:

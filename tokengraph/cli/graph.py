@@ -68,10 +68,10 @@ def run(options: argparse.Namespace) -> int:
 
     recipe = Recipe(options.layer, options.norm, options.connect, options.coarsen, options.dtype)
     how = arguments.runs(options)
-    if options.plot and not options.images.is_file():
-        raise ValueError(f"Expected one image to plot (got {str(options.images)!r}).")
     if not options.images.exists():
         raise ValueError(f"Expected an image or a folder (got {str(options.images)!r}: not there).")
+    if options.plot and not options.images.is_file():
+        raise ValueError(f"Expected one image to plot (got the folder {str(options.images)!r}).")
     source = arguments.source(options)
     return (_one if options.images.is_file() else _many)(options, source, recipe, how)
 

@@ -114,7 +114,7 @@ class TokenGraph(Data):
 
         Args:
             model: A model that :func:`tokengraph.attach` supports; it is not changed. What is attached to it is paused:
-                the tokens are the plain model's. ``handle.trace`` has those that a strategy leaves.
+                the tokens are the plain model's.
             images: ``[B, 3, H, W]``, normalised as the model expects; for models of images of any shape (NaFlex) a
                 mapping of their inputs by name.
             layer: Number of finished blocks, as in schedules and ``trace``: 0 for the input of the first block, the

@@ -442,3 +442,8 @@ def test_plot_quality_has_a_panel_for_each_measure_that_applies():
 def test_plot_quality_refuses_nothing():
     with pytest.raises(ValueError, match=r"Expected at least one method's quality \(got none\)"):
         viz.plot_quality({})
+
+
+def test_plot_clusters_counts_in_the_unit_given():
+    figure = viz.plot_clusters(torch.rand(3, 8, 8), {"mask": torch.tensor([0, 0, 1, 1])}, (2, 2), unit="regions")
+    assert figure.axes[1].get_title(loc="right") == "2 regions"

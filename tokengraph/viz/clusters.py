@@ -108,6 +108,7 @@ def plot_clusters(
     index: int = 0,
     fill: float = 1.0,
     columns: int = 4,
+    unit: str = "tokens",
     title: str = "",
     subtitle: str = "",
 ) -> Figure:
@@ -122,6 +123,7 @@ def plot_clusters(
         index: Which image of the batch.
         fill: Opacity of the mean colours.
         columns: Pictures in a row; a video's rows have its T frames.
+        unit: What the number beside a name counts; ``"regions"`` for masks.
         title: Above the figure.
         subtitle: Below the title, fainter.
 
@@ -136,7 +138,7 @@ def plot_clusters(
     if not methods:
         raise ValueError("Expected at least one method's clusters (got none).")
     if len(grid) == 3:
-        return _plot_frames(to_frames(image, grid[0]), methods, grid, index, fill, title, subtitle)
+        return _plot_frames(to_frames(image, grid[0]), methods, grid, index, fill, unit, title, subtitle)
     rgb = to_rgb(image)
     count = 1 + len(methods)
     check_positive(columns=columns)
@@ -148,14 +150,21 @@ def plot_clusters(
     show(axes[0], rgb, "photograph", f"{grid[0]} x {grid[1]} patches")
     for ax, (name, clusters) in zip(axes[1:count], methods.items(), strict=True):
         labels = labels_of(clusters, grid, index)
-        show(ax, cluster_overlay(rgb, labels, grid, fill=fill), name, _note(labels))
+        show(ax, cluster_overlay(rgb, labels, grid, fill=fill), name, _note(labels, unit))
     for ax in axes[count:]:
         ax.set_axis_off()
     return figure
 
 
 def _plot_frames(
-    frames: np.ndarray, methods: Mapping[str, Any], grid: Grid, index: int, fill: float, title: str, subtitle: str
+    frames: np.ndarray,
+    methods: Mapping[str, Any],
+    grid: Grid,
+    index: int,
+    fill: float,
+    unit: str,
+    title: str,
+    subtitle: str,
 ) -> Figure:
     """Draws the frames in a row, and below them a row for each method."""
     rows, columns = 1 + len(methods), len(frames)
@@ -165,16 +174,16 @@ def _plot_frames(
     pictures = {"video": (frames, " x ".join(map(str, grid)))}
     for name, clusters in methods.items():
         labels = labels_of(clusters, grid, index)
-        pictures[name] = cluster_overlay(frames, labels, grid, fill=fill), _note(labels)
+        pictures[name] = cluster_overlay(frames, labels, grid, fill=fill), _note(labels, unit)
     for row, (name, (video, note)) in zip(axes, pictures.items(), strict=True):
         for t, (ax, frame) in enumerate(zip(row, video, strict=True)):
             show(ax, frame, name if t == 0 else "", note if t == columns - 1 else "")
     return figure
 
 
-def _note(labels: np.ndarray) -> str:
+def _note(labels: np.ndarray, unit: str) -> str:
     kept = len(np.unique(labels[labels >= 0]))
-    return f"{kept} of {labels.size} kept" if (labels < 0).any() else f"{kept} tokens"
+    return f"{kept} of {labels.size} kept" if (labels < 0).any() else f"{kept} {unit}"
 
 
 def _mean_colors(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from right_arguments import RIGHT
 
 import tokengraph as tg
-from tokengraph.kinds import fits
+from tokengraph.kinds import explains, fits
 from tokengraph.spatial import DynamicSpatialLoss
 from tokengraph.testing import tiny_vit
 
@@ -93,6 +93,8 @@ def test_strategies_of_users_are_explained_too():
         ("sum", Literal["mean"], False),
         (len, type(len), True),
         (object(), Any, True),
+        (torch.tensor(2), int, True),
+        (torch.tensor([2]), int, False),
     ],
 )
 def test_fits_reads_annotations(value, kind, fit):
@@ -181,3 +183,19 @@ def test_the_error_before_it_is_the_cause_and_other_errors_stay():
     assert isinstance(raised.value.__cause__, TypeError)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'keep'"):
         tg.toma(torch.randn(1, 4, 4))
+
+
+def test_errors_of_the_device_stay():
+    class OutOfMemoryError(RuntimeError): ...
+
+    @explains
+    def fails(count: int, run):
+        return run()
+
+    def run():
+        raise OutOfMemoryError("out of memory")
+
+    with pytest.raises(OutOfMemoryError):
+        fails("a", run)
+    with pytest.raises(TypeError, match=r"^Expected count of fails as int \(got 'a'\)\.$"):
+        fails("a", None)

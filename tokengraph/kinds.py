@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 # By Python and torch for operands of a wrong kind.
 RAISED = (TypeError, ValueError, AttributeError, LookupError, RuntimeError)
+OF_THE_DEVICE = ("OutOfMemoryError", "AcceleratorError")  # RuntimeErrors that no argument's kind explains
 MAKING = ("__init__", "__post_init__")
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -49,7 +50,7 @@ def explains(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except RAISED as error:
-            if "Expected" in str(error):
+            if "Expected" in str(error) or type(error).__name__ in OF_THE_DEVICE:
                 raise
             name = type(args[0]).__name__ if function.__name__ in MAKING else function.__name__
             found = _wrong(function, args, kwargs)
@@ -127,6 +128,8 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, part) for part in parts)
     if origin is typing.Literal:
         return any(type(value) is type(part) and value == part for part in parts)
+    if kind in (int, float, bool) and getattr(value, "shape", None) == ():
+        return True  # a number of NumPy, or a tensor with one
     if kind in (None, type(None), bool, str):
         return isinstance(value, type(None) if kind is None else kind)
     if kind in (int, float):

@@ -42,11 +42,18 @@ def test_import_adds_a_strategy_of_a_module(own, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("none.py", "no such file"), ("no_such_module", "No module named"), ("raises.py", "division by")]
+    ("name", "told"),
+    [
+        ("json.py", "another module is called json"),
+        ("none.py", "no such file"),
+        ("no_such_module", "No module named"),
+        ("raises.py", "division by"),
+    ],
 )
 def test_import_names_what_cannot_be_imported(tmp_path, capsys, monkeypatch, name, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "raises.py").write_text("1 / 0")
+    (tmp_path / "json.py").write_text("")
     assert main(["strategies", "--import", name]) == 1
     assert f"Expected a Python file or module that can be imported (got '{name}'" in (said := capsys.readouterr().err)
     assert told in said
@@ -57,3 +64,15 @@ def test_every_command_takes_import(command, capsys):
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
     assert "--import FILE" in capsys.readouterr().out
+
+
+def test_import_finds_files_beside_the_file_and_forgets_one_that_failed(tmp_path, own, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (own.parent / "helper_of_own.py").write_text("VALUE = 1")
+    own.write_text("import helper_of_own\n1 / 0")
+    assert main(["strategies", "--import", str(own)]) == 1
+    assert "own_strategies" not in sys.modules and "helper_of_own" in sys.modules
+    del sys.modules["helper_of_own"]
+    own.write_text(OWN)
+    assert main(["strategies", "--import", str(own), "--import", str(own)]) == 0
+    assert capsys.readouterr().out.count("\nevery-other ") == 1

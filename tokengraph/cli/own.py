@@ -26,13 +26,30 @@ def import_own(names: Sequence[str]) -> None:
 
 
 def _import_file(file: Path) -> None:
-    """Runs a file as the module of its name, so that other files find it there."""
-    spec = spec_from_file_location(file.stem, file)
-    if not file.is_file() or spec is None or spec.loader is None:
+    """Runs a file as the module of its name, once; it finds the files beside it.
+
+    Raises:
+        ImportError: If another module has this name.
+    """
+    file = file.resolve()
+    if not file.is_file():
         raise FileNotFoundError("no such file")
+    known = sys.modules.get(file.stem)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() != file:
+            raise ImportError(f"another module is called {file.stem}; rename the file")
+        return
+    spec = spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    spec.loader.exec_module(module)
+    sys.modules[file.stem] = module
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
 
 
 def _import_module(name: str) -> None:

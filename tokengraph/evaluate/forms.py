@@ -71,8 +71,7 @@ class Forms:
     @contextmanager
     def open(self, setting: Setting) -> Iterator[Reader]:
         """Attaches the setting and yields a reader; the model is plain again at the end."""
-        if setting.made_for is not None:
-            self._check_made_for(setting)
+        self._check_made_for(setting.made_for)
         model = self.model(setting)
         select = setting.select()
         if select is None:
@@ -85,12 +84,14 @@ class Forms:
             self._learned(handle, setting)
             yield Reader(model, handle, own)
 
-    def _check_made_for(self, setting: Setting) -> None:
-        """Raises if a plan was made for another model."""
+    def _check_made_for(self, ours: tuple[int, int, int] | None) -> None:
+        """Raises if a plan was made for another model; ``None`` is no plan."""
+        if ours is None:
+            return
         core, adapter = find_own(self.model(), self.source.adapter)
         theirs = len(adapter.blocks(core)), adapter.channels(core), math.prod(adapter.grid(core))
-        if setting.made_for != theirs:
-            told = ["{} blocks, {} channels and {} patches".format(*each) for each in (setting.made_for, theirs)]
+        if ours != theirs:
+            told = ["{} blocks, {} channels and {} patches".format(*each) for each in (ours, theirs)]
             raise ValueError(
                 f"Expected the model that the plan was made for, with {told[0]} (got one with {told[1]}). "
                 "Make a plan for this model."

@@ -94,7 +94,9 @@ def _made_for(plan: Mapping[str, Any]) -> tuple[int, int, int]:
             f"Expected a plan of format {PLAN_FORMAT} with a setting (got format {plan.get('format')!r}). Make the "
             "plan again, or use the version of tokengraph that made it."
         )
-    numbers = [target.get(key) for key in ("depth", "channels", "patches")] if isinstance(target, Mapping) else []
+    numbers: list[Any] = (
+        [target.get(key) for key in ("depth", "channels", "patches")] if isinstance(target, Mapping) else []
+    )
     if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ValueError(f"Expected depth, channels and patches of the plan's target (got {target!r}).")
     if not isinstance(tokens, list) or not all(isinstance(n, int) for n in tokens) or len(tokens) != numbers[0] + 1:

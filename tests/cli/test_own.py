@@ -23,6 +23,7 @@ class EveryOther(tg.Select):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # it is known in this test alone
     file = tmp_path / "own_strategies.py"
     file.write_text(OWN)
@@ -45,6 +46,7 @@ def test_import_adds_a_strategy_of_a_module(own, capsys, monkeypatch):
     ("name", "told"),
     [
         ("json.py", "another module is called json"),
+        ("this.py", "another module is called this"),
         ("none.py", "no such file"),
         ("no_such_module", "No module named"),
         ("raises.py", "division by"),
@@ -53,7 +55,8 @@ def test_import_adds_a_strategy_of_a_module(own, capsys, monkeypatch):
 def test_import_names_what_cannot_be_imported(tmp_path, capsys, monkeypatch, name, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "raises.py").write_text("1 / 0")
-    (tmp_path / "json.py").write_text("")
+    for other in ("json.py", "this.py"):  # one is imported, the other not
+        (tmp_path / other).write_text("")
     assert main(["strategies", "--import", name]) == 1
     assert f"Expected a Python file or module that can be imported (got '{name}'" in (said := capsys.readouterr().err)
     assert told in said
@@ -66,8 +69,7 @@ def test_every_command_takes_import(command, capsys):
     assert "--import FILE" in capsys.readouterr().out
 
 
-def test_import_finds_files_beside_the_file_and_forgets_one_that_failed(tmp_path, own, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_import_finds_files_beside_the_file_and_forgets_one_that_failed(own, capsys):
     (own.parent / "helper_of_own.py").write_text("VALUE = 1")
     own.write_text("import helper_of_own\n1 / 0")
     assert main(["strategies", "--import", str(own)]) == 1

@@ -150,6 +150,16 @@ def test_read_setting_refuses_a_plan_that_does_not_fit_itself(file, change, told
         read_setting({**json.loads(file.read_text()), **change})
 
 
+def test_fidelity_refuses_a_plan_made_for_another_model(tmp_path):
+    plan = replace(PLAN, setting=replace(PLAN.setting, resolution=None, then={}), tokens=(16, 15, 13, 13))
+    plan.save(tmp_path / "plan.json")
+    images = torch.randn(2, 3, 32, 32)
+    assert tg.fidelity(tiny_vit(), images, str(tmp_path / "plan.json")).counts == (16, 15, 13, 13)
+    for given in (str(tmp_path / "plan.json"), plan):
+        with pytest.raises(ValueError, match="Expected the model that the plan was made for"):
+            tg.fidelity(tiny_vit(depth=4), images, given)
+
+
 @pytest.mark.parametrize("give", [lambda file: str(file), Plan.load])
 def test_evaluate_refuses_a_plan_made_for_another_model(file, give):
     images = Arrays(np.zeros((2, 32, 32, 3), np.uint8))

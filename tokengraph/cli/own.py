@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 
@@ -35,9 +35,10 @@ def _import_file(file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError("no such file")
     known = sys.modules.get(file.stem)
+    other = getattr(known, "__file__", None) if known is not None else getattr(find_spec(file.stem), "origin", None)
+    if (known is not None or other is not None) and Path(other or "").resolve() != file:
+        raise ImportError(f"another module is called {file.stem}; rename the file")
     if known is not None:
-        if Path(getattr(known, "__file__", None) or "").resolve() != file:
-            raise ImportError(f"another module is called {file.stem}; rename the file")
         return
     spec = spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None

@@ -16,6 +16,7 @@ from tokengraph.attach.handle import Handle
 from tokengraph.attach.planner import Standalone
 from tokengraph.evaluate.compare import counted, joined, measures, summary
 from tokengraph.evaluate.costs import anatomy, multiply_adds
+from tokengraph.evaluate.own import check_made_for
 from tokengraph.evaluate.read import Outputs, Reader
 from tokengraph.evaluate.settings import Setting, read_setting
 from tokengraph.kinds import explains
@@ -100,6 +101,7 @@ def fidelity(
             f"Expected a strategy alone (got {setting.name!r}). "
             "tg.evaluate takes resolutions and models; of a file of tg.plan give tg.Plan.load(file)."
         )
+    check_made_for(setting.made_for, model)
     options = {"prop_attn": setting.prop_attn, "size_bias": setting.size_bias}
     with attach(model, select, setting.schedule, **options) as handle:
         return _compare(model, images, handle)

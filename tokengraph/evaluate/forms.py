@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from tokengraph.attach.attach import attach
 from tokengraph.evaluate.config import DataConfig, config_of_model
 from tokengraph.evaluate.costs import Anatomy, anatomy
 from tokengraph.evaluate.images import Images
-from tokengraph.evaluate.own import find_own
+from tokengraph.evaluate.own import check_made_for
 from tokengraph.evaluate.read import Reader
 from tokengraph.evaluate.settings import Setting
 from tokengraph.evaluate.source import Source, source_of
@@ -71,7 +70,7 @@ class Forms:
     @contextmanager
     def open(self, setting: Setting) -> Iterator[Reader]:
         """Attaches the setting and yields a reader; the model is plain again at the end."""
-        self._check_made_for(setting.made_for)
+        check_made_for(setting.made_for, self.model(), self.source.adapter)
         model = self.model(setting)
         select = setting.select()
         if select is None:
@@ -83,19 +82,6 @@ class Forms:
         with attach(model, kind, setting.schedule, **how) as handle:
             self._learned(handle, setting)
             yield Reader(model, handle, own)
-
-    def _check_made_for(self, ours: tuple[int, int, int] | None) -> None:
-        """Raises if a plan was made for another model; ``None`` is no plan."""
-        if ours is None:
-            return
-        core, adapter = find_own(self.model(), self.source.adapter)
-        theirs = len(adapter.blocks(core)), adapter.channels(core), math.prod(adapter.grid(core))
-        if ours != theirs:
-            told = ["{} blocks, {} channels and {} patches".format(*each) for each in (ours, theirs)]
-            raise ValueError(
-                f"Expected the model that the plan was made for, with {told[0]} (got one with {told[1]}). "
-                "Make a plan for this model."
-            )
 
     def _learned(self, handle: Any, setting: Setting) -> None:
         """Loads a trained strategy's weights, with the model that it was trained in."""

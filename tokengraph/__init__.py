@@ -17,6 +17,7 @@ from tokengraph.datasets.dataset import TokenGraphDataset
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, local_knn_graph, window_graph
 from tokengraph.evaluate.evaluate import evaluate
 from tokengraph.evaluate.fidelity import Fidelity, fidelity
+from tokengraph.evaluate.realign import Realignment, realign
 from tokengraph.flat.memory import set_memory_budget
 from tokengraph.graph.coarsen import apply as contract
 from tokengraph.graph.coarsen import coarsen, hierarchy
@@ -128,6 +129,7 @@ __all__ = [
     "PropagationGraph",
     "Quality",
     "Random",
+    "Realignment",
     "Select",
     "SoftAssignment",
     "SpectralClustering",
@@ -198,6 +200,7 @@ __all__ = [
     "ppt",
     "propagation_graph",
     "quality",
+    "realign",
     "registry",
     "resolve",
     "schedule",

@@ -18,6 +18,7 @@ from truth.weights import NAME
 SCORES = {  # percentages, with their differences from the dense model
     "top1": "top-1",
     "probe_as_is": "probe as it is",
+    "probe_mapped": "probe, features mapped",
     "probe_refit": "probe fitted again",
     "miou": "IoU",
     "biou": "boundary IoU",

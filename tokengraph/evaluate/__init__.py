@@ -11,7 +11,7 @@ the report.
 | Which settings? | settings, grammar (as text), json_plans, controls |
 | How is it run? | options, run, read, ranks (several processes), store (resumes), progress |
 | How right is it? | evaluate, fidelity, compare, dense (masks), probe, patch_probe (backbones without a head), |
-| | figures, statistics |
+| | realign (maps features back), figures, statistics |
 | How fast is it? | costs (multiply-adds), measure, timing, memory |
 | What is written? | report, row, rows, facts, tables |
 """

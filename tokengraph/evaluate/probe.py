@@ -1,4 +1,4 @@
-"""Deterministic probes for backbones without a head: linear (LBFGS) and nearest neighbours."""
+"""Deterministic probes for backbones without a head, linear (LBFGS) and nearest neighbours, and their protocols."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengraph.evaluate.realign import FEWEST, realign
+
 PROBES = ("linear", "knn")
+MOST = 2048  # images that a map of features is fitted on, at most: evenly spaced ones of more
 TEMPERATURE = 0.07  # temperature of neighbours' votes, as published for DINO
 
 
@@ -79,7 +82,8 @@ def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 class Protocol:
-    """A probe on stored features by both protocols: fitted once on dense features, or refitted for each setting.
+    """A probe on stored features by three protocols: fitted once on dense features, without and with a map of a setting's
+    features back to them (:func:`~tokengraph.evaluate.realign.realign`, no labels), or refitted for each setting.
 
     Args:
         kind: ``"linear"`` or ``"knn"``.
@@ -120,3 +124,36 @@ class Protocol:
             out = self.fold == number
             found[out] = probe(self.kind, source[~out], self.labels[~out], test[out], **self.how)  # type: ignore[arg-type]
         return found
+
+    @property
+    def can_map(self) -> bool:
+        """Whether enough images are left to fit a map on."""
+        if self.fold is None:
+            return len(self.dense) >= FEWEST
+        return bool(len(self.fold) - np.bincount(self.fold).max() >= FEWEST)
+
+    def mapped(self, test: np.ndarray, train: np.ndarray | None = None) -> np.ndarray:
+        """Returns ``test [m, C]`` mapped to dense features without labels, for :meth:`answers`.
+
+        Args:
+            test: Features of a setting; with folds, of the same images as the training features.
+            train: The setting's features of the training images; with folds ``None``: a map is fitted on the images of
+                the other folds.
+
+        Raises:
+            ValueError: If too few images are left to fit on.
+        """
+        if self.fold is None:
+            assert train is not None
+            return _mapped(train, self.dense, test)
+        found = np.empty(test.shape, dtype=np.float64)
+        for number in np.unique(self.fold):
+            out = self.fold == number
+            found[out] = _mapped(test[~out], self.dense[~out], test[out])
+        return found
+
+
+def _mapped(coarse: np.ndarray, dense: np.ndarray, test: np.ndarray) -> np.ndarray:
+    some = np.linspace(0, len(coarse) - 1, min(MOST, len(coarse))).round().astype(int)
+    fit = realign(torch.from_numpy(coarse[some]).double(), torch.from_numpy(dense[some]).double())
+    return fit(torch.from_numpy(test).double()).numpy()

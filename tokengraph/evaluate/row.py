@@ -17,9 +17,9 @@ class Row:
         kind: ``"dense"``, ``"setting"`` or ``"control"``.
         reason: The error of a failed setting, which has no figures; otherwise empty.
         metrics: Figures by name: ``top1``, ``top5``, ``miou``, ``biou``, ``agreement``, ``kl``, ``class_cosine``,
-            ``class_worst``, ``patch_cosine``, ``patch_worst``, ``probe_as_is``, ``probe_refit``; with a
-            probe on patches ``miou`` and ``biou`` use the dense model's probe, ``miou_refit`` and ``biou_refit`` a
-            refitted one.
+            ``class_worst``, ``patch_cosine``, ``patch_worst``, ``probe_as_is``, ``probe_mapped``
+            (the same probe after :func:`tokengraph.realign`), ``probe_refit``; with a probe on patches ``miou`` and
+            ``biou`` use the dense model's probe, ``miou_refit`` and ``biou_refit`` a refitted one.
         intervals: 95 % intervals of figures, by bootstrap over images.
         differences: Figures minus the dense model's, paired.
         gmacs: Billions of multiply-adds of the blocks for an image, merging included; ``None`` if unknown.

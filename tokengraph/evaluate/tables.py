@@ -13,7 +13,7 @@ from typing import Any
 from tokengraph.evaluate.row import Row
 
 Skipped = Sequence[tuple[str, str]]
-SCORES = ("top1", "top5", "miou", "biou", "miou_refit", "biou_refit", "probe_as_is", "probe_refit")
+SCORES = ("top1", "top5", "miou", "biou", "miou_refit", "biou_refit", "probe_as_is", "probe_mapped", "probe_refit")
 FIDELITY = ("agreement", "kl", "class_cosine", "class_worst", "patch_cosine", "patch_worst")
 TITLES = {
     "top1": "top-1",
@@ -23,6 +23,7 @@ TITLES = {
     "miou_refit": "mIoU, probe fitted again",
     "biou_refit": "boundary IoU, fitted again",
     "probe_as_is": "probe as it is",
+    "probe_mapped": "probe, features mapped",
     "probe_refit": "probe fitted again",
     "agreement": "agreement",
     "kl": "KL",

@@ -1,4 +1,4 @@
-"""The parts of the GPU kit: laws of the device, neighbours, merging, whole models, size bias, prefill, launches."""
+"""The parts of the GPU kit: laws of the device, neighbours, merging, models, ragged batches, size bias, prefill."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from harness import Effort, interleave, peak_memory
 from launches import COUNTED, count
 from merge_cases import Problem, cases
+from ragged import images_of, measure
 from size_bias import kernels
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import tokengraph as tg
 from tokengraph.compat import timm
@@ -49,9 +51,10 @@ class Kit:
         """What compiles; tiny: nothing generates code."""
         return "eager" if self.tiny else "inductor"
 
-    def compiled(self, model: nn.Module) -> nn.Module:
-        """Compiles a model."""
-        return torch.compile(model, backend=self.backend)  # type: ignore[return-value]
+    def compiled(self, model: nn.Module, *, graphs: bool = False) -> nn.Module:
+        """Compiles a model; with ``graphs`` into CUDA graphs, which replay its launches."""
+        mode = {"mode": "reduce-overhead"} if graphs and not self.tiny else {}
+        return torch.compile(model, backend=self.backend, **mode)  # type: ignore[return-value]
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random numbers on the device, the same each time."""
@@ -145,7 +148,8 @@ def merging(kit: Kit) -> Iterator[Case]:
 def models(kit: Kit) -> Iterator[Case]:
     """Whole models, plain, attached and ideal, by batch size; compiled, which takes minutes, at one of them.
 
-    Compiled as a whole, and ToMe's also block by block (:func:`tokengraph.compile_blocks`).
+    Compiled as a whole, and ToMe's also block by block (:func:`tokengraph.compile_blocks`); ToMe and TopK into CUDA
+    graphs too, for which fixed budgets read no value.
     """
     names = ["tiny"] if kit.tiny else ["deit_small_patch16_224", "vit_large_patch16_224"]
     settings = {"tome": ("tome", 0.93), "topk": (tg.TopK(), 0.7), "gtp": (tg.GTP(), 0.95), "dpc-knn": ("dpc-knn", 0.5)}
@@ -161,6 +165,8 @@ def models(kit: Kit) -> Iterator[Case]:
                     one = setting == "tome" if kit.tiny else batch == 32
                     ways = ["eager", *["compiled"] * (one and dtype == torch.bfloat16)]
                     ways += ["blocks"] * (setting == "tome" and "compiled" in ways)
+                    few = batch < 256 and dtype == torch.bfloat16
+                    ways += ["graphs"] * (few and setting in ("tome", "topk"))
                     for how in ways:
                         label = f"{name} B={batch} {str(dtype)[6:]} {setting} {how}"
                         given = model.to(dtype), images.to(dtype), select, schedule, how
@@ -168,7 +174,10 @@ def models(kit: Kit) -> Iterator[Case]:
 
 
 def _model(kit: Kit, model: nn.Module, x: Tensor, select: Any, schedule: Any, how: str) -> dict[str, Any]:
-    """Times a setting; ``how``: eager, compiled as a whole, or by blocks, which the ideal is not."""
+    """Times a setting; ``how``: eager, compiled as a whole, into CUDA graphs, or by blocks, which the ideal is not.
+
+    ``graph_skips`` counts graphs that torch ran without CUDA graphs, of all three models.
+    """
     with ExitStack() as stack, torch.inference_mode():
         plain, ours, theirs = (copy.deepcopy(model) for _ in range(3))
         handle = stack.enter_context(tg.attach(ours, select, schedule))
@@ -178,14 +187,30 @@ def _model(kit: Kit, model: nn.Module, x: Tensor, select: Any, schedule: Any, ho
         stack.enter_context(ideal(theirs, counts, handle.select.placement, open_maps=open_maps))
         torch.compiler.reset()
         run = {"plain": plain, "attached": ours, "ideal": theirs}
-        if how == "compiled":
-            run = {name: kit.compiled(m) for name, m in run.items()}
+        counters["inductor"].clear()
+        if how in ("compiled", "graphs"):
+            run = {name: kit.compiled(m, graphs=how == "graphs") for name, m in run.items()}
         if how == "blocks":
             tg.compile_blocks(handle, backend=kit.backend)
             for block in plain.blocks:  # type: ignore[union-attr]
                 block.compile(backend=kit.backend, dynamic=True)
         times = kit.times({name: lambda m=m: m(x) for name, m in run.items()})
-        return times | {"counts": counts, "peak_mib": _mib(lambda: run["attached"](x), kit.device)}
+        found = times | {"counts": counts, "peak_mib": _mib(lambda: run["attached"](x), kit.device)}
+        return found | ({"graph_skips": counters["inductor"]["cudagraph_skips"]} if how == "graphs" else {})
+
+
+def ragged(kit: Kit) -> Iterator[Case]:
+    """Images that keep different numbers of tokens: padded, in groups, packed by a nested tensor, and one by one."""
+    side, patch, batches = (4, 8, (3,)) if kit.tiny else (14, 16, (32, 128))
+    layers = {"layers": (1, 2)} if kit.tiny else {}
+    settings = {"dynamicvit": tg.DynamicViT(threshold=0.5, **layers), "mpm": tg.MPM(**layers)}
+    model = (tiny_vit() if kit.tiny else timm.create_model("deit_small_patch16_224")).eval().to(kit.device)
+    for batch in batches:
+        images, noise = (t.to(kit.device) for t in images_of(batch, side, patch))
+        for dtype in (torch.float32, torch.bfloat16):
+            for name, select in settings.items():
+                given = copy.deepcopy(model), select, images, noise, kit.effort
+                yield f"{name} B={batch} {str(dtype)[6:]}", lambda given=given, dtype=dtype: measure(*given, dtype)
 
 
 def biases(kit: Kit) -> Iterator[Case]:
@@ -275,5 +300,6 @@ PARTS: dict[str, Callable[[Kit], Iterator[Case]]] = {
     "merging": merging,
     "size bias": biases,
     "prefill": prefill,
+    "ragged": ragged,
     "models": models,
 }

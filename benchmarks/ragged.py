@@ -1,12 +1,13 @@
-"""Images that keep different numbers of tokens: one padded batch, groups of similar images, and one image at a time.
+"""Images that keep different numbers of tokens: one padded batch, groups of similar images, packed, and one by one.
 
 Run: ``python benchmarks/ragged.py [--quick] [--batch 16] [--threads 1]``
 
 The model is timm's deit_small_patch16_224 with random weights. Images are noise on a share of them that rises from an
 eighth to all, and flat elsewhere. DynamicViT's predictors are fitted to keep patches of noise, so that images keep from
 few to all tokens; the threshold is a probability. MPM merges as it likes. Groups hold images whose padding is at most a
-tenth of the rows (``tokengraph/attach/ragged.py``); they are the default on CPU. All three run in interleaved rounds;
-the last column is how much outputs differ from those of one image at a time.
+tenth of the rows (``tokengraph/attach/ragged.py``); they are the default on CPU. Packed images lie in one sequence and
+attend within themselves by a nested tensor, which has one fused kernel on CUDA and none on CPU. All four run in
+interleaved rounds; the last column is how much outputs differ from those of one image at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from report import markdown, progress, ratio_fields, with_quartiles
 from torch import Tensor, nn
 
 import tokengraph as tg
-from tokengraph.attach.ragged import one_group
+from tokengraph.attach.ragged import ragged_batches
 from tokengraph.compat import timm
 
 COLUMNS = (
@@ -32,21 +34,23 @@ COLUMNS = (
     "padding",
     "padded, images / s",
     "groups, images / s",
+    "packed, images / s",
     "one at a time, images / s",
     "groups over padded [quartiles]",
     "largest difference",
 )
+BATCHED = ("padded", "groups", "packed")
 FIT = 40  # steps of fitting each predictor
 
 
-def images_of(batch: int) -> tuple[Tensor, Tensor]:
-    """Images ``[B, 3, 224, 224]``, and whether each patch is noise, ``[B, 196]``."""
-    draw, images = torch.Generator().manual_seed(0), torch.zeros(batch, 3, 224, 224)
-    noise = torch.zeros(batch, 196)
+def images_of(batch: int, side: int = 14, patch: int = 16) -> tuple[Tensor, Tensor]:
+    """Images of ``side * side`` patches, ``[B, 3, S, S]``, and whether each patch is noise, ``[B, side * side]``."""
+    draw, patches = torch.Generator().manual_seed(0), side * side
+    images, noise = torch.zeros(batch, 3, side * patch, side * patch), torch.zeros(batch, patches)
     for i in range(batch):
-        count = round(196 * (1 + 7 * i / max(batch - 1, 1)) / 8)
-        noise[i, torch.randperm(196, generator=draw)[:count]] = 1.0
-    rows = noise.view(batch, 1, 14, 14).repeat_interleave(16, 2).repeat_interleave(16, 3)
+        count = round(patches * (1 + 7 * i / max(batch - 1, 1)) / 8)
+        noise[i, torch.randperm(patches, generator=draw)[:count]] = 1.0
+    rows = noise.view(batch, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return images + rows * torch.randn(images.shape, generator=draw), noise
 
 
@@ -83,8 +87,15 @@ def results(run: Run) -> Iterator[Result]:
             yield Result({"rows": rows}, page + markdown(COLUMNS, cells), [(BENCHMARK.title, COLUMNS, cells)])
 
 
-def measure(model: nn.Module, select: Any, images: Tensor, noise: Tensor, effort: Effort) -> dict[str, Any]:
-    """Times one strategy in three ways, in turns."""
+def measure(
+    model: nn.Module,
+    select: Any,
+    images: Tensor,
+    noise: Tensor,
+    effort: Effort,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Times one strategy in four ways, in turns, on the device of the images; DynamicViT's predictors are fitted."""
     with ExitStack() as stack:
         handle = stack.enter_context(tg.attach(model, select))
         if isinstance(handle.select, tg.DynamicViT):
@@ -93,18 +104,19 @@ def measure(model: nn.Module, select: Any, images: Tensor, noise: Tensor, effort
                 fit(model, handle.select.predictors, handle.select.layers, images, noise)  # type: ignore[arg-type]
             model.eval()
         stack.enter_context(torch.inference_mode())
+        model, images = model.to(dtype), images.to(dtype)
 
-        def padded() -> Tensor:
-            with one_group():
+        def run(way: str) -> Tensor:
+            with ragged_batches(way):
                 return model(images)
 
         def alone() -> Tensor:
             return torch.cat([model(image) for image in images.split(1)])
 
-        difference = (model(images) - alone()).abs().max().item()
-        model(images)
+        expected = alone()
+        difference = max((run(way) - expected).abs().max().item() for way in BATCHED)
         counts = handle.trace.counts_per_image(handle.trace.depth)
-        timings = interleave({"padded": padded, "groups": lambda: model(images), "alone": alone}, effort)
+        timings = interleave({way: partial(run, way) for way in BATCHED} | {"alone": alone}, effort)
     row = {"counts": counts, "padding": round(1 - sum(counts) / (max(counts) * len(counts)), 3)}
     for name, timing in timings.items():
         row[f"{name}_per_s"] = round(1e3 * len(images) / timing.ms.median, 2)
@@ -117,7 +129,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["strategy"],
         f"{min(counts)} to {max(counts)}",
         f"{row['padding']:.0%}",
-        *(f"{row[f'{name}_per_s']:.1f}" for name in ("padded", "groups", "alone")),
+        *(f"{row[f'{name}_per_s']:.1f}" for name in (*BATCHED, "alone")),
         with_quartiles(row, "ratio", 3),
         f"{row['difference']:.1g}",
     ]

@@ -8,7 +8,7 @@ from strategies import CLASS, STRATEGIES
 from torch.testing import assert_close
 
 import tokengraph as tg
-from tokengraph.attach.ragged import PADDING, groups_of, in_groups, one_group
+from tokengraph.attach.ragged import BEST, PADDING, groups_of, ragged_batches, run_ragged
 from tokengraph.flat.layout import Layout
 from tokengraph.testing import tiny_vit
 
@@ -64,7 +64,7 @@ def test_in_groups_gives_each_group_its_rows_and_leaves_padding_zero():
         return rows + 1
 
     layout = Layout.of(3, 11, (2, 7, 2), torch.device("cpu"))
-    out = in_groups(part, torch.ones(3, 8, 4), None, layout, 1, {})
+    out = run_ragged(part, torch.ones(3, 8, 4), None, layout, 1, {})
     assert seen == [([1, 8, 4], None), ([2, 3, 4], None)]
     assert out[:, :, 0].tolist() == [[2.0] * 3 + [0.0] * 5, [2.0] * 8, [2.0] * 3 + [0.0] * 5]
 
@@ -73,10 +73,10 @@ def test_in_groups_takes_no_mask_where_nothing_is_padding():
     masks = []
     layout = Layout.of(2, 9, (2, 7), torch.device("cpu"))
     bias = torch.tensor([[0.0] * 2 + [-torch.inf] * 5, [0.0] * 7])[:, None, None]
-    in_groups(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
+    run_ragged(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
     assert masks == [None, None]
     bias[1, ..., 0] = 0.5  # a size
-    in_groups(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
+    run_ragged(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
     assert masks[2].tolist() == [[[[0.5] + [0.0] * 6]]] and masks[3] is None
 
 
@@ -89,8 +89,9 @@ def test_ragged_batches_equal_one_image_at_a_time(name):
         for i in range(len(x)):
             assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
             assert [coarse.trace.counts_per_image(layer)[0] for layer in range(5)] == [c[i] for c in counts]
-        with one_group():
-            assert_close(model(x), together, rtol=1e-4, atol=1e-5)
+        for way in ("padded", "packed"):
+            with ragged_batches(way):
+                assert_close(model(x), together, rtol=1e-4, atol=1e-5)
 
 
 def test_dynamicvit_thresholds_run_in_groups_and_equal_one_image_at_a_time():
@@ -101,10 +102,14 @@ def test_dynamicvit_thresholds_run_in_groups_and_equal_one_image_at_a_time():
         counts = coarse.trace.counts_per_image(4)
         grouped = sum(seen)
         seen.clear()
-        with one_group():
+        with ragged_batches("padded"):
             assert_close(model(x), together, rtol=1e-4, atol=1e-5)
         assert len(set(counts)) > 1
         assert grouped < sum(seen)
+        seen.clear()
+        with ragged_batches("packed"):
+            assert_close(model(x), together, rtol=1e-4, atol=1e-5)
+        assert seen[-1] == 6 + sum(counts)  # no padding
         for i in range(len(x)):
             assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
 
@@ -116,7 +121,7 @@ def test_in_groups_passes_over_images_without_tokens():
         seen.append(tuple(rows.shape))
         return rows + 1
 
-    out = in_groups(run, x, None, Layout.of(3, 5, (4, 0, 1), torch.device("cpu")), 0, {})
+    out = run_ragged(run, x, None, Layout.of(3, 5, (4, 0, 1), torch.device("cpu")), 0, {})
     assert sorted(seen) == [(1, 1, 2), (1, 4, 2)]
     assert_close(out[0], x[0] + 1)
     assert_close(out[2, 0], x[2, 0] + 1)
@@ -131,7 +136,82 @@ def test_groups_have_the_gradients_of_the_padded_batch(checkpointing):
 
     with tg.attach(model, *STRATEGIES["mpm"]):
         ours = parameter_gradients(model, x)
-        with one_group():
+        with ragged_batches("padded"):
             expected = parameter_gradients(model, x)
     for own, theirs in zip(ours, expected, strict=True):
         assert_close(own, theirs, rtol=1e-4, atol=1e-5)
+
+
+def families():
+    """Models of the libraries, and one whose attention adds its mask to its scores."""
+    own = tiny_vit(depth=4)
+    for block in own.blocks:
+        block.attn.fused_attn = False
+    yield "timm, unfused", own
+    transformers, torchvision = library("transformers"), library("torchvision")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    for attention in ("sdpa", "eager"):
+        config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, attn_implementation=attention)
+        yield f"transformers, {attention}", transformers.ViTModel(config).eval()
+    yield "torchvision", torchvision.models.VisionTransformer(32, 8, 4, 4, 32, 64, num_classes=5).eval()
+
+
+@pytest.mark.parametrize("name", ["timm, unfused", "transformers, sdpa", "transformers, eager", "torchvision"])
+@pytest.mark.parametrize("size_bias", ["mask", "fold"])
+def test_packed_images_equal_padded_ones_in_every_library(name, size_bias):
+    model, x = dict(families())[name], images()
+    with tg.attach(model, tg.MPM(layers=(1, 2)), size_bias=size_bias) as coarse, torch.no_grad():
+        found = {}
+        for way in ("padded", "groups", "packed"):
+            with ragged_batches(way):
+                out = model(x)
+                found[way] = out if isinstance(out, torch.Tensor) else out.last_hidden_state[:, 0]
+        assert len(set(coarse.trace.counts_per_image(4))) > 1
+    assert_close(found["groups"], found["padded"], rtol=1e-4, atol=1e-5)
+    assert_close(found["packed"], found["padded"], rtol=1e-4, atol=1e-5)
+
+
+def test_packed_images_have_the_gradients_of_the_padded_batch():
+    model, x = tiny_vit(depth=4), images()
+    with tg.attach(model, *STRATEGIES["mpm"]):
+        with ragged_batches("packed"):
+            ours = parameter_gradients(model, x)
+        with ragged_batches("padded"):
+            expected = parameter_gradients(model, x)
+    for own, theirs in zip(ours, expected, strict=True):
+        assert_close(own, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_rows_run_once_without_padding():
+    seen = []
+
+    def part(rows, mask):
+        seen.append((list(rows.shape), mask.counts, mask.biased))
+        return rows + 1
+
+    layout = Layout.of(4, 11, (2, 0, 7, 2), torch.device("cpu"))
+    x = torch.arange(4 * 7.0).view(4, 7, 1)
+    with ragged_batches("packed"):
+        out = run_ragged(part, x, None, layout, 0, {})
+        assert seen == [([1, 11, 1], (2, 7, 2), False)]
+        assert_close(out, torch.where(layout.valid[..., None], x + 1, 0.0))
+        padded = run_ragged(lambda rows, mask: rows, x, None, layout, 0, {}, training=True)
+        assert padded is x  # dropout of whole images sees images
+
+
+def test_a_bias_that_hides_padding_alone_is_not_folded():
+    seen, layout = [], Layout.of(2, 9, (2, 7), torch.device("cpu"))
+    bias = torch.tensor([[0.0] * 2 + [-torch.inf] * 5, [0.5] + [0.0] * 6])[:, None, None]
+    part = lambda rows, mask: seen.append(mask) or rows  # noqa: E731
+    with ragged_batches("packed"):
+        run_ragged(part, torch.ones(2, 7, 4), bias, layout, 0, {}, only_padding=True)
+        run_ragged(part, torch.ones(2, 7, 4), bias, layout, 0, {})
+    assert not seen[0].biased and seen[1].bias.flatten().tolist() == [0.0, 0.0, 0.5] + [0.0] * 6
+
+
+def test_ways_are_named():
+    with pytest.raises(ValueError, match="Expected a way of auto, padded, groups, packed .got 'nested'"):
+        with ragged_batches("nested"):
+            pass
+    assert BEST == {"cpu": "groups"}  # a device comes in when it was measured

@@ -14,7 +14,7 @@ from tokengraph.attach.around import run_around
 from tokengraph.attach.kept import keep_outputs, parts_to_read
 from tokengraph.attach.mask import attention_bias, bar, check_shape
 from tokengraph.attach.plan import PlanTable
-from tokengraph.attach.ragged import in_groups
+from tokengraph.attach.ragged import run_ragged
 from tokengraph.attach.site import Site
 from tokengraph.attach.state import State
 from tokengraph.attach.step import act, begin, begins, hand_out, look, map_edit, restore
@@ -61,13 +61,16 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
             block.__dict__.pop(KEPT, None)
             x = adapter.feed(block, x) if inside else x
     else:
-        x = in_groups(lambda rows, own: adapter.whole(block, rows, own, **side), x, bias, now, prefix, side)
+        alone = barred is None and (state.size is None or not site.request.rule.power)
+        how = {"only_padding": alone, "training": block.training}
+        x = run_ragged(lambda rows, own: adapter.whole(block, rows, own, **side), x, bias, now, prefix, side, **how)
     if "restore" in due:
         x, state = restore(state, prefix, x)
     if "act" in due:
         x, state = act(site, state, x, table.keep[finished], finished, mask, block, bias, side)
         if inside:  # placement "before" the next block acts here, after this block's MLP
-            x = in_groups(lambda rows, _: adapter.feed(block, rows), x, None, state.lineage.now, prefix, {})
+            feed = {"training": block.training}
+            x = run_ragged(lambda rows, _: adapter.feed(block, rows), x, None, state.lineage.now, prefix, {}, **feed)
     if finished == run.depth:
         x, state = hand_out(site, state, x, table)
     run.leave(site.index, x, state)

@@ -1,4 +1,4 @@
-"""Runs a block on images with different numbers of tokens: in groups of similar images, so that little is padding."""
+"""Runs a block on images with different numbers of tokens: padded, in groups of similar images, or packed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengraph.attention.jagged import Jagged
+from tokengraph.attention.size_bias import SizeBias
 from tokengraph.flat.layout import Layout
 from tokengraph.flat.looks import may_write
 
 PADDING = 0.1  # share of a group's rows that may be padding
-_GROUPS = [True]
+WAYS = ("auto", "padded", "groups", "packed")
+# What "auto" does by device type, as measured (benchmarks/ragged.py); "padded" on all others. CUDA was not measured.
+BEST = {"cpu": "groups"}
+_WAY = ["auto"]
 
 
 @contextmanager
-def one_group() -> Iterator[None]:
-    """Pads all images of a batch to the longest one within the ``with``, to compare with groups."""
-    _GROUPS.append(False)
+def ragged_batches(way: str) -> Iterator[None]:
+    """Chooses how attached models run images that keep different numbers of tokens, within the ``with``.
+
+    Outputs are equal up to rounding. Blocks that take more inputs than tokens and mask (rotary tables) run padded, and
+    so do packed blocks in training mode.
+
+    Args:
+        way: ``"padded"``: to the longest image, with a mask. ``"groups"``: each of similar images, at most a tenth of
+            whose rows is padding. ``"packed"``: all tokens in one sequence without padding, attention by a nested
+            tensor, which torch (2.5 or later) runs in one fused kernel on CUDA. ``"auto"``: groups on CPU, where they
+            measured fastest; padded elsewhere, because nothing was measured there.
+
+    Raises:
+        ValueError: For another way.
+
+    Example:
+        >>> from tokengraph import MPM
+        >>> from tokengraph.attach import attach
+        >>> from tokengraph.testing import tiny_vit
+        >>> model, images = tiny_vit(), torch.rand(3, 3, 32, 32)
+        >>> with attach(model, MPM(layers=(1,))), ragged_batches("packed"), torch.inference_mode():
+        ...     model(images).shape
+        torch.Size([3, 5])
+    """
+    if way not in WAYS:
+        raise ValueError(f"Expected a way of {', '.join(WAYS)} (got {way!r}).")
+    _WAY.append(way)
     try:
         yield
     finally:
-        _GROUPS.pop()
+        _WAY.pop()
 
 
 def groups_of(counts: Sequence[int]) -> list[list[int]]:
@@ -53,13 +82,18 @@ def groups_of(counts: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def in_groups(
-    run: Callable[[Tensor, Any], Tensor], x: Tensor, bias: Any, layout: Layout, num_prefix: int, side: dict[str, Any]
+def run_ragged(
+    run: Callable[[Tensor, Any], Tensor],
+    x: Tensor,
+    bias: Any,
+    layout: Layout,
+    num_prefix: int,
+    side: dict[str, Any],
+    *,
+    only_padding: bool = False,
+    training: bool = False,
 ) -> Tensor:
-    """Runs part of a block, where images have different numbers of tokens in groups of similar ones.
-
-    On CPU alone: there a group costs little more than its rows. It is not measured on a GPU, where the batch stays
-    padded to the longest image. So it does for inputs that have a row for each token, such as rotary tables.
+    """Runs part of a block, where images have different numbers of tokens as :func:`ragged_batches` says.
 
     Args:
         run: The part, which takes rows ``[b, P+n, C]`` and their bias.
@@ -67,16 +101,25 @@ def in_groups(
         bias: The bias on the attention's logits, ``[B, 1, 1, P+n]``, or ``None``.
         layout: How the patch tokens lie.
         num_prefix: P.
-        side: The block's other inputs.
+        side: The block's other inputs, which are rows of tokens or tables if any are tensors.
+        only_padding: Whether the bias hides padding and says nothing else; known without a look at its values.
+        training: Whether the block trains. Its dropout of whole images would take a packed sequence for one image.
 
     Returns:
-        ``[B, P+n, C]``; zeros at padding, where groups were made.
+        ``[B, P+n, C]``; zeros at padding, unless the batch was padded.
 
-    Cost: one copy of the rows, there and back.
+    Cost: groups and packed: one copy of the rows, there and back.
     """
-    if layout.counts is None or not _splits(x, bias, side):
+    way = BEST.get(x.device.type, "padded") if _WAY[-1] == "auto" else _WAY[-1]
+    if layout.counts is None or way == "padded" or not _splits(x, bias, side):
         return run(x, bias)
     counts = [num_prefix + count for count in layout.counts]
+    if way == "packed":
+        return (
+            run(x, bias)
+            if training or len(set(counts)) == 1
+            else _packed(run, x, None if only_padding else bias, counts)
+        )
     groups = groups_of(counts)
     if len(groups) == 1:
         return run(x, bias)
@@ -85,17 +128,37 @@ def in_groups(
         index, width = torch.tensor(group, device=x.device), counts[group[0]]
         if not width:  # images without any token come last
             continue
-        own = None if bias is None else bias.index_select(0, index)[..., :width]
-        if own is not None and not bool(own.any()):
+        own = None if bias is None else _keys(bias, lambda b, i=index, w=width: b.index_select(0, i)[..., :w])
+        if isinstance(own, Tensor) and not bool(own.any()):
             own = None  # no padding and no sizes: the attention needs no mask
         out[:, :width].index_copy_(0, index, run(x[:, :width].index_select(0, index), own))
     return out
 
 
+def _packed(run: Callable[[Tensor, Any], Tensor], x: Tensor, bias: Any, counts: Sequence[int]) -> Tensor:
+    """Runs a part on all tokens as one sequence."""
+    there = [count for count in counts if count]
+    length = torch.tensor(counts, device=x.device)
+    image = torch.arange(len(counts), device=x.device).repeat_interleave(length, output_size=sum(there))
+    gaps = torch.arange(len(counts), device=x.device) * x.size(1) - (length.cumsum(0) - length)  # padding before each
+    rows = torch.arange(sum(there), device=x.device) + gaps[image]
+    own = None
+    if bias is not None:
+        numbers = bias.bias if isinstance(bias, SizeBias) else bias
+        own = numbers.float().flatten().index_select(0, rows).view(1, 1, 1, -1)
+    mask = Jagged(there, own, x.dtype, x.device)
+    done = run(x.flatten(0, 1).index_select(0, rows)[None], mask)
+    return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, rows, done[0]).view(x.shape)
+
+
 def _splits(x: Tensor, bias: Any, side: dict[str, Any]) -> bool:
-    """Returns whether rows and bias can be taken apart by images, and it pays on this device."""
-    if not (_GROUPS[-1] and x.device.type == "cpu" and may_write(x)):
+    """Returns whether rows and bias can be taken apart by images."""
+    if not may_write(x) or any(isinstance(value, Tensor | tuple) for value in side.values()):
         return False
-    if any(isinstance(value, Tensor | tuple) for value in side.values()):
-        return False
-    return bias is None or (isinstance(bias, Tensor) and bias.dim() == 4 and bias.shape[:3] == (x.size(0), 1, 1))
+    numbers = bias.bias if isinstance(bias, SizeBias) else bias
+    return bias is None or (isinstance(numbers, Tensor) and numbers.shape[:3] == (x.size(0), 1, 1))
+
+
+def _keys(bias: Any, take: Callable[[Tensor], Tensor]) -> Any:
+    """Takes keys out of a bias of either kind."""
+    return SizeBias(take(bias.bias), bias.dtype) if isinstance(bias, SizeBias) else take(bias)

@@ -98,9 +98,20 @@ def folded_attention(
     """
     if bias.dim() != 4 or bias.shape[1:3] != (1, 1) or bias.size(3) != k.size(2):
         raise ValueError(f"Expected a bias of shape [B, 1, 1, {k.size(2)}] (got {list(bias.shape)}).")
+    width = v.size(-1)
+    q, k, v, scale = fold(q, k, v, bias, scale)
+    grouped: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}  # torch 2.4 has no such argument
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale, **grouped)[..., :width]
+
+
+def fold(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Returns queries, keys and values with the bias in two more entries of each head, and the scale to use.
+
+    Takes the arguments of :func:`folded_attention`, which has the formula. The head widths become equal.
+    """
     width = q.size(-1)
     scale = float(width**-0.5 if scale is None else scale)
-    padded = -(-(width + 2) // MULTIPLE) * MULTIPLE
+    padded = -(-max(width + 2, v.size(-1)) // MULTIPLE) * MULTIPLE
     factor = 2.0 ** round(-math.log2(scale))
     wanted = (bias.float() / (factor * scale)).view(bias.size(0), 1, -1, 1).expand(-1, k.size(1), -1, -1)
     high = wanted.to(k.dtype)
@@ -109,11 +120,7 @@ def folded_attention(
     q = torch.cat([q, q.new_full((*q.shape[:-1], 2), factor), q.new_zeros(*q.shape[:-1], rest)], dim=-1)
     k = torch.cat([k, high.expand(k.size(0), -1, -1, -1), low.expand(k.size(0), -1, -1, -1),
                    k.new_zeros(*k.shape[:-1], rest)], dim=-1)  # fmt: skip
-    grouped: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}  # torch 2.4 has no such argument
-    out = F.scaled_dot_product_attention(
-        q, k, F.pad(v, (0, padded - v.size(-1))), dropout_p=dropout_p, scale=scale, **grouped
-    )
-    return out[..., : v.size(-1)]
+    return q, k, F.pad(v, (0, padded - v.size(-1))), scale
 
 
 class SizeBias(MaskObject):

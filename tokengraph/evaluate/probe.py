@@ -82,8 +82,10 @@ def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 class Protocol:
-    """A probe on stored features by three protocols: fitted once on dense features, without and with a map of a setting's
-    features back to them (:func:`~tokengraph.evaluate.realign.realign`, no labels), or refitted for each setting.
+    """A probe on stored features by three protocols.
+
+    Fitted once on dense features; the same, for features that :func:`~tokengraph.evaluate.realign.realign` maps back to
+    dense ones without labels; or fitted again for each setting.
 
     Args:
         kind: ``"linear"`` or ``"knn"``.

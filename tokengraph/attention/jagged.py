@@ -79,7 +79,7 @@ class Jagged(SizeBias):
     def _nested(self, heads: Tensor) -> Any:
         """``[1, H, T, D]`` as a nested tensor ``[B, H, n, D]`` of n different for each image."""
         rows = heads[0].transpose(0, 1).contiguous()
-        how = {"min_seqlen": min(self.counts), "max_seqlen": max(self.counts)}  # else the kernel would ask the device
+        how: Any = {"min_seqlen": min(self.counts), "max_seqlen": max(self.counts)}  # else kernels ask the device
         return torch.nested.nested_tensor_from_jagged(rows, self.offsets, **how).transpose(1, 2)
 
 

@@ -9,6 +9,7 @@
     python benchmarks/truth all        run the commands above in turn
     python benchmarks/truth curves     vary one parameter at a time, for defaults: on three kinds of images
     python benchmarks/truth plan       make plans on photographs and solar cells; compare with fixed settings, paired
+    python benchmarks/truth realign    map features of solar cells back to dense ones, fitted on 30 to 640 images
     python benchmarks/truth floors     measure the fidelity of the small ViT at fixed settings again, for tests/truth
 
 --tasks chooses tasks, so that two processes can share the work; --limit, --costs and --only make a smaller run.

@@ -16,6 +16,7 @@ from truth.fetch import fetch
 from truth.floors import write_floors
 from truth.planned import HELD, ORIGINS, SETS, compare, make_plans, write_planned
 from truth.readme import write_readme
+from truth.realigned import realigned
 from truth.report import scores, write_report
 from truth.results import read
 from truth.run import RESULTS, Place, run
@@ -192,6 +193,15 @@ def _report(choice: Choice) -> int:
     return 0
 
 
+def _realign(choice: Choice) -> int:
+    try:
+        print(realigned(choice.data, choice.results, choice.limit))
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        print(f"not run: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _floors(choice: Choice) -> int:
     for setting, kept in write_floors(choice.data, TASKS["fashion"].body(choice.data)).items():
         print(setting, kept)
@@ -212,6 +222,7 @@ COMMANDS: dict[str, Callable[[Choice], int]] = {
     "headline": _headline,
     "frontier": _frontier,
     "report": _report,
+    "realign": _realign,
     "floors": _floors,
     "all": _all,
 }

@@ -110,6 +110,7 @@ class Scorer:
         classes = int(max(labels.max(), test.max() if test is not None and len(test) else 0)) + 1
         fold = folds_of(labels, self.options.folds, self.options.seed) if self.train is None else None
         numbers: dict[str, Any] = {"l2": self.options.l2, "neighbors": self.options.neighbors, "classes": classes}
+        numbers["map_images"] = self.options.map_images
         return Protocol(kind, found["pooled"], labels, fold, **numbers)
 
     def _scores(self, name: str, found: Found) -> dict[str, Score]:

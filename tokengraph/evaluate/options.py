@@ -26,6 +26,7 @@ class Options:
         folds: Folds of a probe without training images of its own.
         l2: Weight decay of the linear probe.
         neighbors: Neighbours of the nearest-neighbour probe.
+        map_images: The most images that the map of ``probe_mapped`` is fitted on; of more it takes evenly spaced ones.
         workers: Threads that read images ahead.
         progress: Shows progress.
 
@@ -47,6 +48,7 @@ class Options:
     folds: int = 5
     l2: float = 0.01
     neighbors: int = 20
+    map_images: int = 2048
     workers: int = 2
     progress: bool = True
 

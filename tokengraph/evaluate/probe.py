@@ -10,7 +10,6 @@ from torch import Tensor
 from tokengraph.evaluate.realign import FEWEST, realign
 
 PROBES = ("linear", "knn")
-MOST = 2048  # images that a map of features is fitted on, at most: evenly spaced ones of more
 TEMPERATURE = 0.07  # temperature of neighbours' votes, as published for DINO
 
 
@@ -95,6 +94,7 @@ class Protocol:
         l2: Weight decay of the linear probe.
         neighbors: Neighbours of the nearest-neighbour probe.
         classes: Number of classes.
+        map_images: The most images that a map of features is fitted on; of more it takes evenly spaced ones.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ class Protocol:
         l2: float,
         neighbors: int,
         classes: int,
+        map_images: int = 2048,
     ) -> None:
+        self.map_images = map_images
         self.kind, self.dense, self.labels, self.fold = kind, dense, labels, fold
         self.how = {"l2": l2, "neighbors": neighbors, "classes": classes}
 
@@ -147,15 +149,14 @@ class Protocol:
         """
         if self.fold is None:
             assert train is not None
-            return _mapped(train, self.dense, test)
+            return self._mapped(train, self.dense, test)
         found = np.empty(test.shape, dtype=np.float64)
         for number in np.unique(self.fold):
             out = self.fold == number
-            found[out] = _mapped(test[~out], self.dense[~out], test[out])
+            found[out] = self._mapped(test[~out], self.dense[~out], test[out])
         return found
 
-
-def _mapped(coarse: np.ndarray, dense: np.ndarray, test: np.ndarray) -> np.ndarray:
-    some = np.linspace(0, len(coarse) - 1, min(MOST, len(coarse))).round().astype(int)
-    fit = realign(torch.from_numpy(coarse[some]).double(), torch.from_numpy(dense[some]).double())
-    return fit(torch.from_numpy(test).double()).numpy()
+    def _mapped(self, coarse: np.ndarray, dense: np.ndarray, test: np.ndarray) -> np.ndarray:
+        some = np.linspace(0, len(coarse) - 1, min(self.map_images, len(coarse))).round().astype(int)
+        fit = realign(torch.from_numpy(coarse[some]).double(), torch.from_numpy(dense[some]).double())
+        return fit(torch.from_numpy(test).double()).numpy()

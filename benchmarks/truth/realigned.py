@@ -1,4 +1,4 @@
-"""How many images without labels a map of features needs: the dense model's probe on mapped features, by their number."""
+"""How many images without labels a map of features needs: the dense model's probe on mapped features."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SETTINGS = ("resolution:168", "resolution:140", "tome:20,reduce=mlerp", "ailurus
 NUMBERS = (30, 100, 300, 640)
 HEAD = """# Features mapped back to dense ones: how many images without labels the map needs
 
-Written by `python benchmarks/truth realign`; do not edit. Defects of solar cells by the dense model's linear probe, five folds; the map
-(`tokengraph.realign`) is fitted on so many images of the other folds, evenly spaced. Differences from the dense model are paired, with
-95 % bootstrap intervals.
+Written by `python benchmarks/truth realign`; do not edit. Defects of solar cells by the dense model's linear probe, in
+five folds; the map (`tokengraph.realign`) is fitted on so many images of the other folds, evenly spaced. Differences from
+the dense model are paired, with 95 % bootstrap intervals.
 """
 
 
@@ -51,9 +51,8 @@ def realigned(folder: Path, results: Path, limit: int | None = None) -> Path:
         table.append([f"`{name}`", f"{rows[0].cost or 1:.2f}", _figure(rows[0], "probe_as_is")])
         table[-1] += [_figure(row, "probe_mapped") for row in rows]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    page.write_text(
-        f"{HEAD}\n{source.name[:1].upper()}{source.name[1:]}, {len(data)} images.\n\n{text}\n", encoding="utf-8"
-    )
+    model = f"{source.name[:1].upper()}{source.name[1:]}, {len(data)} images."
+    page.write_text(f"{HEAD}\n{model}\n\n{text}\n", encoding="utf-8")
     return page
 
 

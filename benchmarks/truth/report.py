@@ -36,8 +36,8 @@ beside no published ones), official weights where a hub was reachable, or our ow
 Cost is the share of the dense model's multiply-adds in its blocks, choosing and merging included (`tokengraph.cost`).
 Brackets are 95 % bootstrap intervals over images; differences are paired with the dense model on the same images, and
 p is McNemar's. Each task names its images; the dense model of the same run stands first.
-*Probe, features mapped* is the dense model's probe as it is, on features that a linear map brings back to the dense ones
-(`tokengraph.realign`): fitted without labels, on the images that the probe is fitted on.
+*Probe, features mapped* is the dense model's probe as it is, on features that a linear map brings back to the dense
+ones (`tokengraph.realign`): fitted without labels, on the images that the probe is fitted on.
 A search chooses settings on the images that it reports, so its rows flatter them.
 Rows say which commit made them. Where a default changed since, the row has the value that it was measured with.
 """

@@ -187,15 +187,17 @@ def test_evaluate_runs_no_model_again_for_other_labels(pictures, quick, tmp_path
 
 
 @pytest.mark.parametrize("probe", ["linear", "knn"])
-def test_evaluate_probes_by_both_protocols(pictures, quick, probe):
+def test_evaluate_probes_by_every_protocol(pictures, quick, probe):
     model, quick = tiny_vit(num_classes=0), replace(quick, neighbors=3)
     report = tg.evaluate(model, ["tome:4", "resolution:24"], pictures, probe=probe, controls=False, options=quick)
     dense = report.rows[0].metrics
     assert dense["probe_as_is"] == dense["probe_refit"] > 0.5 and "top1" not in dense and "agreement" not in dense
-    assert {"probe_as_is", "probe_refit"} <= set(report.row("resolution:24").metrics)
+    assert {"probe_as_is", "probe_mapped", "probe_refit"} <= set(report.row("resolution:24").metrics)
+    assert dense["probe_mapped"] == dense["probe_as_is"]
+    assert "probe_mapped" in report.row("resolution:24").differences
     train = Arrays([pictures.image(i) for i in range(10)], [pictures.label(i) for i in range(10)])
     split = tg.evaluate(model, ["tome:4"], pictures, probe=probe, train=train, controls=False, options=quick)
-    assert split.rows[0].metrics["probe_as_is"] > 0.5
+    assert split.rows[0].metrics["probe_as_is"] > 0.5 and "probe_mapped" in split.row("tome:4").metrics
     again = tg.evaluate(model, ["tome:4"], pictures, probe=probe, train=train, controls=False, options=quick)
     assert same(split, again)
 

@@ -120,3 +120,14 @@ def test_few_images_are_not_mapped():
     assert Protocol("knn", np.eye(6), labels, np.arange(6) % 2, l2=0.1, neighbors=1, classes=2).can_map
     assert not Protocol("knn", np.eye(4), labels[:4], np.arange(4) % 2, l2=0.1, neighbors=1, classes=2).can_map
     assert not Protocol("knn", np.eye(2), labels[:2], None, l2=0.1, neighbors=1, classes=2).can_map
+
+
+def test_the_map_is_fitted_on_at_most_so_many_images():
+    labels, dense = np.arange(90) % 3, features(90, 3)
+    coarse = moved(dense, 0.5).numpy()
+    given = {"l2": 0.01, "neighbors": 5, "classes": 3}
+    whole, few = (Protocol("knn", dense.numpy(), labels, None, map_images=n, **given) for n in (90, 4))
+    expected = tg.realign(torch.from_numpy(coarse[[0, 30, 59, 89]]), dense[[0, 30, 59, 89]])
+    assert_close(torch.from_numpy(few.mapped(coarse, coarse)), expected(torch.from_numpy(coarse)))
+    error = {p: np.square(p.mapped(coarse, coarse) - dense.numpy()).mean() for p in (whole, few)}
+    assert error[whole] < error[few]

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("timm")
 
-from truth import commands  # noqa: E402
+from truth import commands, realigned  # noqa: E402
 from truth.commands import COMMANDS, Choice  # noqa: E402
 from truth.results import read  # noqa: E402
 from truth.tables import Candidate  # noqa: E402
@@ -108,3 +108,23 @@ def test_only_measures_settings_that_match(choice):
     assert COMMANDS["search"](replace(choice, only="^(random|grid)")) == 0
     made = {line["setting"] for line in read(choice.results / "choose.jsonl")}
     assert made == {"dense", "random:4", "grid-pool:4"}
+
+
+def test_realign_measures_maps_of_several_numbers_of_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TASKS, realigned.TASK, tiny(realigned.TASK, probe="knn", limit=None))
+    monkeypatch.setattr(realigned, "SETTINGS", ("tome:2", "resolution:24"))
+    monkeypatch.setattr(realigned, "NUMBERS", (3, 4))
+    assert COMMANDS["realign"](Choice(tmp_path, tmp_path / "out", [])) == 0
+    lines = read(tmp_path / "out" / "realigned.jsonl")
+    assert [(line["setting"], line["map_images"]) for line in lines] == [
+        (name, number) for number in (3, 4) for name in ("dense", "tome:2", "resolution:24")
+    ]
+    page = (tmp_path / "out" / "realigned.md").read_text()
+    assert "| setting | cost | as it is | map of 3 images | map of 4 images |" in page and "`resolution:24`" in page
+    assert "realigned.md" in capsys.readouterr().out
+
+
+def test_realign_says_which_package_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRUTH_WEIGHTS", "package")
+    assert COMMANDS["realign"](Choice(tmp_path, tmp_path / "out", [])) == 1
+    assert "not run: FileNotFoundError" in capsys.readouterr().err

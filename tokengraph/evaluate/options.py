@@ -60,6 +60,7 @@ class Options:
             "resamples": 10,
             "folds": 2,
             "neighbors": 1,
+            "map_images": 3,
             "workers": 0,
         }
         for name, low in least.items():

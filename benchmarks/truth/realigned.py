@@ -19,8 +19,8 @@ NUMBERS = (30, 100, 300, 640)
 HEAD = """# Features mapped back to dense ones: how many images without labels the map needs
 
 Written by `python benchmarks/truth realign`; do not edit. Defects of solar cells by the dense model's linear probe, in
-five folds; the map (`tokengraph.realign`) is fitted on so many images of the other folds, evenly spaced. Differences from
-the dense model are paired, with 95 % bootstrap intervals.
+five folds; the map (`tokengraph.realign`) is fitted on so many images of the other folds, evenly spaced. Differences
+from the dense model are paired, with 95 % bootstrap intervals.
 """
 
 

@@ -13,6 +13,7 @@ with _warnings.catch_warnings():
 from tokengraph import models, schedule
 from tokengraph.attach.attach import Attachment, attach, detach
 from tokengraph.attach.compiled import compile_blocks
+from tokengraph.attach.ragged import ragged_batches
 from tokengraph.datasets.dataset import TokenGraphDataset
 from tokengraph.edges import backends, grid_graph, knn_graph, knn_neighbors, local_knn_graph, window_graph
 from tokengraph.evaluate.evaluate import evaluate
@@ -200,6 +201,7 @@ __all__ = [
     "ppt",
     "propagation_graph",
     "quality",
+    "ragged_batches",
     "realign",
     "registry",
     "resolve",

@@ -12,6 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 COMMANDS = {
     "truth/README.md": "make truth TRUTH=report",
     "truth/planned.md": "python benchmarks/truth plan",
+    "truth/realigned.md": "python benchmarks/truth realign",
     "token_gnn.md": "python benchmarks/token_gnn",
     "cpu-1-core/vlm_gemma.md": "python benchmarks/vlm.py --cases gemma",
     "cpu-1-core/vlm_llava.md": "python benchmarks/vlm.py --cases llava",
@@ -22,6 +23,7 @@ COMMANDS = {
 TITLES = {
     "truth/README.md": "Accuracy on real features",
     "truth/planned.md": "Plans against fixed settings",
+    "truth/realigned.md": "Features mapped back to dense ones",
     "token_gnn.md": "GNNs on token graphs",
 }
 
@@ -31,8 +33,11 @@ def sources() -> dict[str, Path]:
     found = {}
     for file in sorted(RESULTS.rglob("*.md")):
         name = file.relative_to(RESULTS).as_posix()
-        page = "truth" if name == "truth/README.md" else "planned" if name == "truth/planned.md" else None
-        found[f"results/{page or name.removesuffix('.md').replace('/', '-')}.md"] = file
+        alone = file.parent.name == "truth"  # its pages have short names
+        page = (
+            ("truth" if file.stem == "README" else file.stem) if alone else name.removesuffix(".md").replace("/", "-")
+        )
+        found[f"results/{page}.md"] = file
     return found
 
 

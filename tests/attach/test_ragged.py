@@ -1,10 +1,13 @@
 """Images that keep different numbers of tokens run in groups of similar ones: what is padding, and what comes out."""
 
+import threading
+
 import pytest
 import torch
 from gradients import parameter_gradients
 from needs import library
 from strategies import CLASS, STRATEGIES
+from torch import nn
 from torch.testing import assert_close
 
 import tokengraph as tg
@@ -13,7 +16,8 @@ from tokengraph.flat.layout import Layout
 from tokengraph.testing import tiny_vit
 
 library("timm")
-RAGGED = ["mpm", "g2tm", "algm", "ats", "avit", "svit", "adavit"]
+RAGGED = {"mpm": None, "g2tm": tg.G2TM(0.1), "algm": tg.ALGM(layers=(1, 2)), "ats": None}
+BLOCK = nn.Identity().eval()
 
 
 def images(count=6):
@@ -64,7 +68,7 @@ def test_in_groups_gives_each_group_its_rows_and_leaves_padding_zero():
         return rows + 1
 
     layout = Layout.of(3, 11, (2, 7, 2), torch.device("cpu"))
-    out = run_ragged(part, torch.ones(3, 8, 4), None, layout, 1, {})
+    out = run_ragged(part, torch.ones(3, 8, 4), None, layout, 1, {}, block=BLOCK)
     assert seen == [([1, 8, 4], None), ([2, 3, 4], None)]
     assert out[:, :, 0].tolist() == [[2.0] * 3 + [0.0] * 5, [2.0] * 8, [2.0] * 3 + [0.0] * 5]
 
@@ -73,19 +77,24 @@ def test_in_groups_takes_no_mask_where_nothing_is_padding():
     masks = []
     layout = Layout.of(2, 9, (2, 7), torch.device("cpu"))
     bias = torch.tensor([[0.0] * 2 + [-torch.inf] * 5, [0.0] * 7])[:, None, None]
-    run_ragged(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
+    run_ragged(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {}, block=BLOCK)
     assert masks == [None, None]
     bias[1, ..., 0] = 0.5  # a size
-    run_ragged(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {})
+    run_ragged(lambda rows, own: masks.append(own) or rows, torch.ones(2, 7, 4), bias, layout, 0, {}, block=BLOCK)
     assert masks[2].tolist() == [[[[0.5] + [0.0] * 6]]] and masks[3] is None
 
 
 @pytest.mark.parametrize("name", RAGGED)
-def test_ragged_batches_equal_one_image_at_a_time(name):
+@pytest.mark.parametrize("size_bias", ["mask", "fold"])
+def test_ragged_batches_equal_one_image_at_a_time(name, size_bias):
     model, x = tiny_vit(depth=4), images()
-    with tg.attach(model, *(STRATEGIES | CLASS)[name]) as coarse, torch.no_grad():
+    own = (RAGGED[name],) if RAGGED[name] is not None else (STRATEGIES | CLASS)[name]
+    with tg.attach(model, *own, size_bias=size_bias) as coarse, torch.no_grad():
         together = model(x)
         counts = [coarse.trace.counts_per_image(layer) for layer in range(5)]
+        assert len(set(counts[-1])) > 1
+        if name in ("g2tm", "algm"):
+            assert len(groups_of([1 + count for count in counts[-1]])) > 1
         for i in range(len(x)):
             assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
             assert [coarse.trace.counts_per_image(layer)[0] for layer in range(5)] == [c[i] for c in counts]
@@ -121,7 +130,7 @@ def test_in_groups_passes_over_images_without_tokens():
         seen.append(tuple(rows.shape))
         return rows + 1
 
-    out = run_ragged(run, x, None, Layout.of(3, 5, (4, 0, 1), torch.device("cpu")), 0, {})
+    out = run_ragged(run, x, None, Layout.of(3, 5, (4, 0, 1), torch.device("cpu")), 0, {}, block=BLOCK)
     assert sorted(seen) == [(1, 1, 2), (1, 4, 2)]
     assert_close(out[0], x[0] + 1)
     assert_close(out[2, 0], x[2, 0] + 1)
@@ -129,15 +138,16 @@ def test_in_groups_passes_over_images_without_tokens():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_groups_have_the_gradients_of_the_padded_batch(checkpointing):
+def test_groups_have_the_gradients_of_the_padded_batch(checkpointing, monkeypatch):
     model, x = tiny_vit(depth=4), images()
     model.set_grad_checkpointing(checkpointing)
     model.train()
 
-    with tg.attach(model, *STRATEGIES["mpm"]):
+    with tg.attach(model, tg.G2TM(0.1)) as coarse:
         ours = parameter_gradients(model, x)
-        with ragged_batches("padded"):
-            expected = parameter_gradients(model, x)
+        assert len(groups_of([1 + count for count in coarse.trace.counts_per_image(4)])) > 1
+        monkeypatch.setitem(BEST, "cpu", "padded")
+        expected = parameter_gradients(model, x)
     for own, theirs in zip(ours, expected, strict=True):
         assert_close(own, theirs, rtol=1e-4, atol=1e-5)
 
@@ -161,7 +171,7 @@ def families():
 @pytest.mark.parametrize("size_bias", ["mask", "fold"])
 def test_packed_images_equal_padded_ones_in_every_library(name, size_bias):
     model, x = dict(families())[name], images()
-    with tg.attach(model, tg.MPM(layers=(1, 2)), size_bias=size_bias) as coarse, torch.no_grad():
+    with tg.attach(model, tg.G2TM(0.1), size_bias=size_bias) as coarse, torch.no_grad():
         found = {}
         for way in ("padded", "groups", "packed"):
             with ragged_batches(way):
@@ -172,15 +182,43 @@ def test_packed_images_equal_padded_ones_in_every_library(name, size_bias):
     assert_close(found["packed"], found["padded"], rtol=1e-4, atol=1e-5)
 
 
-def test_packed_images_have_the_gradients_of_the_padded_batch():
+@pytest.mark.parametrize("way", ["padded", "packed"])
+def test_a_checkpoint_computes_the_same_outside_of_the_with(way):
     model, x = tiny_vit(depth=4), images()
-    with tg.attach(model, *STRATEGIES["mpm"]):
-        with ragged_batches("packed"):
-            ours = parameter_gradients(model, x)
-        with ragged_batches("padded"):
-            expected = parameter_gradients(model, x)
+    model.set_grad_checkpointing(True)
+    with tg.attach(model, tg.G2TM(0.1)):
+        with ragged_batches(way):
+            loss = model(x).square().sum()
+        ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()), allow_unused=True)
     for own, theirs in zip(ours, expected, strict=True):
-        assert_close(own, theirs, rtol=1e-4, atol=1e-5)
+        assert (own is None) == (theirs is None)
+        if own is not None:
+            assert_close(own, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_way_holds_for_its_own_thread():
+    seen, layout = [], Layout.of(2, 9, (2, 7), torch.device("cpu"))
+
+    def run():
+        with torch.no_grad():
+            run_ragged(
+                lambda rows, _: seen.append(rows.size(1)) or rows, torch.ones(2, 7, 4), None, layout, 0, {}, block=BLOCK
+            )
+
+    with ragged_batches("packed"):
+        other = threading.Thread(target=run)
+        other.start()
+        other.join()
+        assert sorted(seen) == [2, 7]  # groups
+        run()
+    assert seen[2:] == [9]
+
+
+def test_an_old_torch_is_named(monkeypatch):
+    monkeypatch.setattr(torch.nested, "nested_tensor_from_jagged", lambda values, offsets, lengths, jagged_dim: None)
+    with pytest.raises(ImportError, match="Expected torch >= 2.5 for packed images"), ragged_batches("packed"):
+        pass
 
 
 def test_packed_rows_run_once_without_padding():
@@ -192,11 +230,11 @@ def test_packed_rows_run_once_without_padding():
 
     layout = Layout.of(4, 11, (2, 0, 7, 2), torch.device("cpu"))
     x = torch.arange(4 * 7.0).view(4, 7, 1)
-    with ragged_batches("packed"):
-        out = run_ragged(part, x, None, layout, 0, {})
+    with ragged_batches("packed"), torch.no_grad():
+        out = run_ragged(part, x, None, layout, 0, {}, block=BLOCK)
         assert seen == [([1, 11, 1], (2, 7, 2), False)]
         assert_close(out, torch.where(layout.valid[..., None], x + 1, 0.0))
-        padded = run_ragged(lambda rows, mask: rows, x, None, layout, 0, {}, training=True)
+        padded = run_ragged(lambda rows, mask: rows, x, None, layout, 0, {}, block=nn.Dropout())
         assert padded is x  # dropout of whole images sees images
 
 
@@ -204,14 +242,14 @@ def test_a_bias_that_hides_padding_alone_is_not_folded():
     seen, layout = [], Layout.of(2, 9, (2, 7), torch.device("cpu"))
     bias = torch.tensor([[0.0] * 2 + [-torch.inf] * 5, [0.5] + [0.0] * 6])[:, None, None]
     part = lambda rows, mask: seen.append(mask) or rows  # noqa: E731
-    with ragged_batches("packed"):
-        run_ragged(part, torch.ones(2, 7, 4), bias, layout, 0, {}, only_padding=True)
-        run_ragged(part, torch.ones(2, 7, 4), bias, layout, 0, {})
+    with ragged_batches("packed"), torch.no_grad():
+        run_ragged(part, torch.ones(2, 7, 4), bias, layout, 0, {}, block=BLOCK, only_padding=True)
+        run_ragged(part, torch.ones(2, 7, 4), bias, layout, 0, {}, block=BLOCK)
     assert not seen[0].biased and seen[1].bias.flatten().tolist() == [0.0, 0.0, 0.5] + [0.0] * 6
 
 
 def test_ways_are_named():
-    with pytest.raises(ValueError, match="Expected a way of auto, padded, groups, packed .got 'nested'"):
+    with pytest.raises(ValueError, match="Expected way to be auto, padded, groups or packed .got 'nested'"):
         with ragged_batches("nested"):
             pass
     assert BEST == {"cpu": "groups"}  # a device comes in when it was measured

@@ -14,6 +14,13 @@ def features(count=60, channels=6, seed=0):
     return torch.randn(count, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Cosine(nn.Linear):
+    """A head that is not linear."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.normalize(x, dim=-1))
+
+
 def moved(dense, noise=0.0, seed=3):
     """The features after a fixed invertible map and a shift, with noise."""
     draw = torch.Generator().manual_seed(1)
@@ -55,22 +62,31 @@ def test_leaving_one_out_equals_fitting_without_it():
     assert abs(error / float((coarse - dense).square().sum()) / found.left - 1) < 1e-6
 
 
-def test_realign_moves_the_mean_alone_where_there_is_nothing_else_to_learn():
+def test_a_shift_is_found_and_large_numbers_are_taken():
     draw = torch.Generator().manual_seed(7)
     coarse = features(40, 30)
     dense = coarse + 3.0 + 0.1 * torch.randn(coarse.shape, generator=draw, dtype=coarse.dtype)
-    found = tg.realign(coarse, dense)
-    assert_close(found(coarse).mean(0), dense.mean(0))
-    assert found.left < 0.01 and (found.weight - torch.eye(30, dtype=torch.float64)).abs().max() < 0.05
+    for scale in (1.0, 1e160, 1e-170):
+        found = tg.realign(coarse * scale, dense * scale)
+        assert_close(found(coarse * scale).mean(0) / scale, dense.mean(0))
+        assert found.left < 0.01
+
+
+def test_a_map_that_would_do_harm_is_none():
+    draw = torch.Generator().manual_seed(0)
+    dense = torch.randn(3, 64, generator=draw)
+    found = tg.realign(dense + 0.3 * torch.randn(3, 64, generator=draw), dense)
+    assert found.left == 1 and found.strength == torch.inf
+    assert_close(found(dense), dense, rtol=0, atol=0)
 
 
 def test_equal_features_and_constant_ones_give_a_map_without_nan():
     dense = features(5)
     same = tg.realign(dense, dense)
     assert_close(same(dense), dense)
-    flat = tg.realign(torch.ones(5, 6), dense.float())
-    assert_close(flat(torch.ones(5, 6)), dense.mean(0).expand(5, 6).float())
-    assert flat.strength == torch.inf
+    flat = tg.realign(torch.full((5, 6), 9.0), dense.float())
+    assert_close(flat(torch.full((5, 6), 9.0)), dense.mean(0).expand(5, 6).float())
+    assert flat.strength == torch.inf and flat.left < 0.1
 
 
 def test_a_head_is_folded_with_the_map():
@@ -83,6 +99,15 @@ def test_a_head_is_folded_with_the_map():
         found.fold(nn.Linear(7, 3))
     with pytest.raises(TypeError, match=r"Expected a head of kind nn.Linear .got ReLU"):
         found.fold(nn.ReLU())
+    with pytest.raises(TypeError, match="got Cosine.. Give its linear layer"):
+        found.fold(Cosine(6, 3))
+    head.weight.requires_grad_(False)
+    before = torch.get_rng_state()
+    assert not found.fold(head).weight.requires_grad and torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match=r"Expected floats \[..., 6\] .got torch.int64"):
+        found(torch.ones(2, 6, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"Expected floats \[..., 6\]"):
+        found(torch.ones(2, 7))
 
 
 def test_wrong_features_are_named():

@@ -62,15 +62,15 @@ def run_block(site: Site, block: Any, x: Tensor, mask: Tensor | None, side: dict
             x = adapter.feed(block, x) if inside else x
     else:
         alone = barred is None and (state.size is None or not site.request.rule.power)
-        how = {"only_padding": alone, "training": block.training}
+        how: Any = {"block": block, "only_padding": alone}
         x = run_ragged(lambda rows, own: adapter.whole(block, rows, own, **side), x, bias, now, prefix, side, **how)
     if "restore" in due:
         x, state = restore(state, prefix, x)
     if "act" in due:
         x, state = act(site, state, x, table.keep[finished], finished, mask, block, bias, side)
         if inside:  # placement "before" the next block acts here, after this block's MLP
-            feed = {"training": block.training}
-            x = run_ragged(lambda rows, _: adapter.feed(block, rows), x, None, state.lineage.now, prefix, {}, **feed)
+            now = state.lineage.now
+            x = run_ragged(lambda rows, _: adapter.feed(block, rows), x, None, now, prefix, {}, block=block)
     if finished == run.depth:
         x, state = hand_out(site, state, x, table)
     run.leave(site.index, x, state)

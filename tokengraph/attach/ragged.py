@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokengraph.attention.jagged import Jagged
+from tokengraph.attention.jagged import Jagged, has_jagged
 from tokengraph.attention.size_bias import SizeBias
 from tokengraph.flat.layout import Layout
 from tokengraph.flat.looks import may_write
+from tokengraph.flat.tables import table
 
 PADDING = 0.1  # share of a group's rows that may be padding
 WAYS = ("auto", "padded", "groups", "packed")
 # What "auto" does by device type, as measured (benchmarks/ragged.py); "padded" on all others. CUDA was not measured.
 BEST = {"cpu": "groups"}
-_WAY = ["auto"]
+_WAY: ContextVar[str] = ContextVar("ragged_batches", default="auto")
 
 
 @contextmanager
 def ragged_batches(way: str) -> Iterator[None]:
     """Chooses how attached models run images that keep different numbers of tokens, within the ``with``.
 
-    Outputs are equal up to rounding. Blocks that take more inputs than tokens and mask (rotary tables) run padded, and
-    so do packed blocks in training mode.
+    Outputs are equal up to rounding. With gradients, the default stays. Compiled models, ``torch.func`` and blocks that
+    take more inputs than tokens and mask (rotary tables) run padded, and so does attention that the strategy reads, and
+    packed images in a block that trains. Hooks inside a block see the groups, or one packed sequence; hooks on
+    ``nn.MultiheadAttention`` allow no packing.
 
     Args:
         way: ``"padded"``: to the longest image, with a mask. ``"groups"``: each of similar images, at most a tenth of
@@ -36,6 +41,7 @@ def ragged_batches(way: str) -> Iterator[None]:
 
     Raises:
         ValueError: For another way.
+        ImportError: For ``"packed"`` with an older torch.
 
     Example:
         >>> from tokengraph import MPM
@@ -47,12 +53,14 @@ def ragged_batches(way: str) -> Iterator[None]:
         torch.Size([3, 5])
     """
     if way not in WAYS:
-        raise ValueError(f"Expected a way of {', '.join(WAYS)} (got {way!r}).")
-    _WAY.append(way)
+        raise ValueError(f"Expected way to be auto, padded, groups or packed (got {way!r}).")
+    if way == "packed" and not has_jagged():
+        raise ImportError(f"Expected torch >= 2.5 for packed images (got {torch.__version__}). Choose 'padded'.")
+    before = _WAY.set(way)
     try:
         yield
     finally:
-        _WAY.pop()
+        _WAY.reset(before)
 
 
 def groups_of(counts: Sequence[int]) -> list[list[int]]:
@@ -90,8 +98,8 @@ def run_ragged(
     num_prefix: int,
     side: dict[str, Any],
     *,
+    block: nn.Module,
     only_padding: bool = False,
-    training: bool = False,
 ) -> Tensor:
     """Runs part of a block, where images have different numbers of tokens as :func:`ragged_batches` says.
 
@@ -102,24 +110,26 @@ def run_ragged(
         layout: How the patch tokens lie.
         num_prefix: P.
         side: The block's other inputs, which are rows of tokens or tables if any are tensors.
+        block: The block. If it trains, its dropout of whole images would take a packed sequence for one image.
         only_padding: Whether the bias hides padding and says nothing else; known without a look at its values.
-        training: Whether the block trains. Its dropout of whole images would take a packed sequence for one image.
 
     Returns:
         ``[B, P+n, C]``; zeros at padding, unless the batch was padded.
 
     Cost: groups and packed: one copy of the rows, there and back.
     """
-    way = BEST.get(x.device.type, "padded") if _WAY[-1] == "auto" else _WAY[-1]
-    if layout.counts is None or way == "padded" or not _splits(x, bias, side):
+    if layout.counts is None or not _splits(x, bias, side):
         return run(x, bias)
+    # A checkpoint computes a block again outside of the ``with``, so the choice must not change what it computes.
+    chosen = "auto" if torch.is_grad_enabled() else _WAY.get()
+    way = BEST.get(x.device.type, "padded") if chosen == "auto" else chosen
     counts = [num_prefix + count for count in layout.counts]
+    if way == "packed" and any(part.training for part in block.modules()):
+        way = "padded"
+    if way == "padded" or len(set(counts)) == 1:
+        return run(x, bias)
     if way == "packed":
-        return (
-            run(x, bias)
-            if training or len(set(counts)) == 1
-            else _packed(run, x, None if only_padding else bias, counts)
-        )
+        return _packed(run, x, None if only_padding else bias, counts)
     groups = groups_of(counts)
     if len(groups) == 1:
         return run(x, bias)
@@ -129,7 +139,7 @@ def run_ragged(
         if not width:  # images without any token come last
             continue
         own = None if bias is None else _keys(bias, lambda b, i=index, w=width: b.index_select(0, i)[..., :w])
-        if isinstance(own, Tensor) and not bool(own.any()):
+        if own is not None and not bool((own.bias if isinstance(own, SizeBias) else own).any()):
             own = None  # no padding and no sizes: the attention needs no mask
         out[:, :width].index_copy_(0, index, run(x[:, :width].index_select(0, index), own))
     return out
@@ -137,18 +147,22 @@ def run_ragged(
 
 def _packed(run: Callable[[Tensor, Any], Tensor], x: Tensor, bias: Any, counts: Sequence[int]) -> Tensor:
     """Runs a part on all tokens as one sequence."""
-    there = [count for count in counts if count]
-    length = torch.tensor(counts, device=x.device)
-    image = torch.arange(len(counts), device=x.device).repeat_interleave(length, output_size=sum(there))
-    gaps = torch.arange(len(counts), device=x.device) * x.size(1) - (length.cumsum(0) - length)  # padding before each
-    rows = torch.arange(sum(there), device=x.device) + gaps[image]
+    rows, offsets = _places(str(x.device), x.size(1), *counts)
     own = None
     if bias is not None:
         numbers = bias.bias if isinstance(bias, SizeBias) else bias
         own = numbers.float().flatten().index_select(0, rows).view(1, 1, 1, -1)
-    mask = Jagged(there, own, x.dtype, x.device)
+    mask = Jagged([count for count in counts if count], own, x.dtype, offsets)
     done = run(x.flatten(0, 1).index_select(0, rows)[None], mask)
     return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, rows, done[0]).view(x.shape)
+
+
+@table(8)
+def _places(device: str, width: int, *counts: int) -> tuple[Tensor, Tensor]:
+    """Returns the rows of tokens among padded ones, ``[T]``, and where each image that has tokens begins among them."""
+    rows = [image * width + place for image, count in enumerate(counts) for place in range(count)]
+    starts = [0, *accumulate(count for count in counts if count)]
+    return torch.tensor(rows, device=device), torch.tensor(starts, device=device)
 
 
 def _splits(x: Tensor, bias: Any, side: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -14,35 +15,32 @@ from torch import Tensor
 from tokengraph.attention.size_bias import SizeBias, fold
 
 
+def has_jagged() -> bool:
+    """Returns whether torch has nested tensors whose longest image is known without a look: from 2.5 on."""
+    make = getattr(torch.nested, "nested_tensor_from_jagged", None)
+    return make is not None and "max_seqlen" in inspect.signature(make).parameters
+
+
 class Jagged(SizeBias):
     """The limits of images in a packed sequence ``[1, T, C]``, in place of a block's attention mask.
 
     Tokens attend to those of their own image alone. If the block calls ``scaled_dot_product_attention``, it runs on a
     nested tensor: on CUDA in one fused kernel without padding, on CPU image by image. A bias on keys is folded into the
     heads, because that kernel takes no mask. A block that adds its mask to its scores gets one of T x T entries:
-    correct, but slower than padding.
+    correct, but with B times the memory and time of padding.
 
     Args:
         counts: Tokens of each image, in order, each at least 1; T in all.
         bias: The bias of each key, ``[1, 1, 1, T]`` float32; ``None``: none.
         dtype: The dtype of the mask that it replaces.
-        device: The device of the tokens.
-
-    Raises:
-        ImportError: If torch is older than 2.5.
+        offsets: Where each image begins, and T, ``[B + 1]``, on the device of the tokens.
     """
 
-    def __init__(self, counts: Sequence[int], bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> None:
-        if not hasattr(torch.nested, "nested_tensor_from_jagged"):
-            raise ImportError(f"Expected torch >= 2.5 for packed images (got {torch.__version__}). Use 'padded'.")
+    def __init__(self, counts: Sequence[int], bias: Tensor | None, dtype: torch.dtype, offsets: Tensor) -> None:
         self.counts, self.biased = tuple(counts), bias is not None
         _warm_up()
-        super().__init__(torch.zeros(1, 1, 1, sum(counts), device=device) if bias is None else bias, dtype)
-        lengths = torch.tensor((0, *counts), device=device)
-        self.offsets = lengths.cumsum(0)
-        self.image = torch.arange(len(counts), device=device).repeat_interleave(
-            lengths[1:], output_size=self.bias.size(3)
-        )
+        super().__init__(torch.zeros(1, 1, 1, sum(counts), device=offsets.device) if bias is None else bias, dtype)
+        self.offsets = offsets
 
     def float(self) -> Any:
         """Returns itself, as it has no numbers to convert."""
@@ -50,7 +48,10 @@ class Jagged(SizeBias):
 
     def dense(self) -> Tensor:
         """Returns the additive mask ``[1, 1, T, T]``, ``-inf`` between tokens of different images."""
-        return torch.where(self.image[:, None] == self.image, self.bias, -torch.inf)
+        lengths = self.offsets.diff()
+        numbers = torch.arange(len(lengths), device=lengths.device)
+        image = numbers.repeat_interleave(lengths, output_size=sum(self.counts))
+        return torch.where(image[:, None] == image, self.bias, -torch.inf)
 
     def plus(self, scores: Tensor) -> Tensor:
         """Adds :meth:`dense` to ``scores [1, H, T, T]``."""

@@ -94,7 +94,8 @@ def folded_attention(
     Raises:
         ValueError: If the bias has another shape.
 
-    Cost: copies of q, k and v; the kernel runs with a head width of ``D + 2`` rounded up to a multiple of 8.
+    Cost: copies of q, k and v; the kernel runs with a head width of ``D + 2`` (or E, if it is
+    larger) rounded up to a multiple of 8.
     """
     if bias.dim() != 4 or bias.shape[1:3] != (1, 1) or bias.size(3) != k.size(2):
         raise ValueError(f"Expected a bias of shape [B, 1, 1, {k.size(2)}] (got {list(bias.shape)}).")

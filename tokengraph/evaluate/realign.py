@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ class Realignment:
         weight: W, ``[C, C]`` float64.
         bias: b, ``[C]`` float64.
         left: Squared error to the dense features that the map leaves, as a share of the error without it. Each image
-            is left out of the fit for its own error, so this holds for new images of the same kind. 1 or more: the map
-            does not help.
-        strength: The chosen penalty; ``inf`` where only the mean is moved.
+            is left out of the fit for its own error, so this holds for new images of the same kind. 1: no map helps,
+            and this one changes nothing.
+        strength: The chosen penalty; ``inf`` where at most the mean is moved.
     """
 
     weight: Tensor
@@ -32,7 +33,9 @@ class Realignment:
     strength: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Maps features ``[..., C]``, in their own dtype."""
+        """Maps floats ``[..., C]``, in their own dtype."""
+        if not x.is_floating_point() or not x.dim() or x.size(-1) != len(self.bias):
+            raise ValueError(f"Expected floats [..., {len(self.bias)}] (got {x.dtype} {list(x.shape)}).")
         return x @ self.weight.to(x) + self.bias.to(x)
 
     def fold(self, head: nn.Linear) -> nn.Linear:
@@ -42,21 +45,25 @@ class Realignment:
             head: A linear head of the dense features, ``[C]`` to ``[K]``; it does not change.
 
         Raises:
-            TypeError: If it is no ``nn.Linear``.
+            TypeError: If it is no plain ``nn.Linear``.
             ValueError: If it takes another width.
         """
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"Expected a head of kind nn.Linear (got {type(head).__name__}). Map the features instead.")
+        if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+            raise TypeError(
+                f"Expected a head of kind nn.Linear (got {type(head).__name__}). Give its linear layer, such as "
+                "model.head.fc, or map the features instead."
+            )
         if head.in_features != len(self.bias):
             raise ValueError(f"Expected a head that takes {len(self.bias)} features (got {head.in_features}).")
         old = head.weight.detach()
-        made = nn.Linear(head.in_features, head.out_features, device=old.device, dtype=old.dtype)
-        matrix = old.double().cpu()
-        shift = matrix @ self.bias + (0.0 if head.bias is None else head.bias.detach().double().cpu())
+        how = {"device": old.device, "dtype": old.dtype}
+        made: Any = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, **how)
+        matrix = old.cpu().double()
+        shift = matrix @ self.bias + (0.0 if head.bias is None else head.bias.detach().cpu().double())
         with torch.no_grad():
             made.weight.copy_(matrix @ self.weight.T)
             made.bias.copy_(shift)
-        return made.train(head.training)
+        return made.train(head.training).requires_grad_(head.weight.requires_grad)
 
 
 @explains
@@ -76,14 +83,15 @@ def realign(coarse: Tensor, dense: Tensor) -> Realignment:
         dense: Features of the same images from the plain model, ``[n, C]``.
 
     Returns:
-        A :class:`Realignment`. A few hundred images are needed: on 800 solar cells and a ViT-S/14, 640 brought 168 px
-        to the plain accuracy, and 50 did not.
+        A :class:`Realignment`. Give a few hundred images: of 800 solar cells and a ViT-S/14, 640 brought 168 px to the
+        plain accuracy and 100 did not (``benchmarks/results/truth/realigned.md``).
 
     Raises:
         ValueError: If shapes differ, there are fewer than three images, or a number is not finite.
         TypeError: If an argument is no tensor of floats.
 
-    Cost: one singular value decomposition of ``[n, C]`` in float64 on CPU; a second for 2,000 images of width 768.
+    Cost: a singular value decomposition of ``[n, C]`` in float64 on CPU, and a product of its size for each of 13
+    penalties; about a second for 2,000 images of width 768.
 
     Source: Our own use of ridge regression; the leave-one-out error is that of Allen, *Technometrics* 16, 1974.
 
@@ -94,7 +102,8 @@ def realign(coarse: Tensor, dense: Tensor) -> Realignment:
         True
     """
     x, y = _checked(coarse, dense)
-    count = len(x)
+    count, scale = len(x), max(float(x.abs().max()), float(y.abs().max())) or 1.0
+    x, y = x / scale, y / scale  # squares of large numbers would overflow
     at, to = x.mean(dim=0), y.mean(dim=0)
     z, wanted = x - at, (y - to) - (x - at)
     u, s, v = torch.linalg.svd(z, full_matrices=False)
@@ -107,17 +116,21 @@ def realign(coarse: Tensor, dense: Tensor) -> Realignment:
         error = float(((wanted - u @ (shrink[:, None] * along)) / alone.clamp_min(1e-9)[:, None]).square().sum())
         if error < least:
             best, least = strength, error
-    weight = torch.eye(x.size(1), dtype=x.dtype)
+    weight, before = torch.eye(x.size(1), dtype=x.dtype), float((y - x).square().sum())
+    if least >= before:
+        return Realignment(weight, torch.zeros_like(to), 1.0, torch.inf)
     if best < torch.inf:
         weight = weight + v.T @ ((s / (energy + best * unit))[:, None] * along)
-    before = float((y - x).square().sum())
-    return Realignment(weight, to - at @ weight, least / before if before else 1.0, best)
+    return Realignment(weight, (to - at @ weight) * scale, least / before, best)
 
 
 def _checked(coarse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     for name, x in (("coarse", coarse), ("dense", dense)):
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"Expected {name} as a tensor of floats (got {getattr(x, 'dtype', type(x).__name__)}).")
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"Expected {name} as a tensor of floats (got {got}). For an array: torch.from_numpy(array)."
+            )
         if x.dim() != 2 or not x.size(1):
             raise ValueError(f"Expected {name} of shape [images, channels] (got {list(x.shape)}).")
         if not bool(x.isfinite().all()):
@@ -128,4 +141,4 @@ def _checked(coarse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         )
     if len(coarse) < FEWEST:
         raise ValueError(f"Expected at least {FEWEST} images (got {len(coarse)}). A few hundred serve well.")
-    return coarse.detach().double().cpu(), dense.detach().double().cpu()
+    return coarse.detach().cpu().double(), dense.detach().cpu().double()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import library
 
-pytest.importorskip("timm")
+library("timm")
 
 from truth import commands, realigned  # noqa: E402
 from truth.commands import COMMANDS, Choice  # noqa: E402

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import library
 
-pytest.importorskip("timm")
+library("timm")
 
 from truth.fashion import DATA, fashion, fashion_vit, weights  # noqa: E402
 

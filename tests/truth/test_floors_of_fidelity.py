@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import library
 
-pytest.importorskip("timm")
+library("timm")
 
 from truth.fashion import WEIGHTS  # noqa: E402
 from truth.floors import PICTURES, STORED, inputs, measured, settings  # noqa: E402

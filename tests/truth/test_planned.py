@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from needs import library
 
-pytest.importorskip("timm")
+library("timm")
 
 from truth import planned  # noqa: E402
 from truth.planned import compare, make_plans, paired, write_planned  # noqa: E402

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import library
 
-pytest.importorskip("timm")
+library("timm")
 
 from truth import official, weights  # noqa: E402
 from truth.agree import differences  # noqa: E402

@@ -24,7 +24,7 @@ def made(name):
     if not hasattr(transformers, FAMILIES[name]["config"]):
         pytest.skip(f"this transformers has no {FAMILIES[name]['config']}")
     if "timm" in str(FAMILIES[name]["settings"]):
-        pytest.importorskip("timm")
+        library("timm")
     try:
         return build(name)
     except ImportError as error:

@@ -107,7 +107,7 @@ def test_find_mean_std_knows_dino_among_the_vits_of_transformers():
 
 
 def test_find_mean_std_reads_the_word_of_open_clip():
-    open_clip = library("open_clip")
+    open_clip = pytest.importorskip("open_clip")
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-S-32-alt", pretrained=None)
     last = preprocess.transforms[-1]
     for part in (model, model.visual, nn.Sequential(model)):

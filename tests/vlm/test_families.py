@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from needs import library
 
 pytest.importorskip("transformers", minversion="5.18")
 

@@ -33,10 +33,9 @@ def sources() -> dict[str, Path]:
     found = {}
     for file in sorted(RESULTS.rglob("*.md")):
         name = file.relative_to(RESULTS).as_posix()
-        alone = file.parent.name == "truth"  # its pages have short names
-        page = (
-            ("truth" if file.stem == "README" else file.stem) if alone else name.removesuffix(".md").replace("/", "-")
-        )
+        page = name.removesuffix(".md").replace("/", "-")
+        if file.parent.name == "truth":  # its pages have short names
+            page = "truth" if file.stem == "README" else file.stem
         found[f"results/{page}.md"] = file
     return found
 

@@ -139,7 +139,7 @@ def run_ragged(
         if not width:  # images without any token come last
             continue
         own = None if bias is None else _keys(bias, lambda b, i=index, w=width: b.index_select(0, i)[..., :w])
-        if own is not None and not bool((own.bias if isinstance(own, SizeBias) else own).any()):
+        if own is not None and not bool(_numbers(own).any()):
             own = None  # no padding and no sizes: the attention needs no mask
         out[:, :width].index_copy_(0, index, run(x[:, :width].index_select(0, index), own))
     return out
@@ -150,8 +150,7 @@ def _packed(run: Callable[[Tensor, Any], Tensor], x: Tensor, bias: Any, counts: 
     rows, offsets = _places(str(x.device), x.size(1), *counts)
     own = None
     if bias is not None:
-        numbers = bias.bias if isinstance(bias, SizeBias) else bias
-        own = numbers.float().flatten().index_select(0, rows).view(1, 1, 1, -1)
+        own = _numbers(bias).float().flatten().index_select(0, rows).view(1, 1, 1, -1)
     mask = Jagged([count for count in counts if count], own, x.dtype, offsets)
     done = run(x.flatten(0, 1).index_select(0, rows)[None], mask)
     return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, rows, done[0]).view(x.shape)
@@ -169,8 +168,13 @@ def _splits(x: Tensor, bias: Any, side: dict[str, Any]) -> bool:
     """Returns whether rows and bias can be taken apart by images."""
     if not may_write(x) or any(isinstance(value, Tensor | tuple) for value in side.values()):
         return False
-    numbers = bias.bias if isinstance(bias, SizeBias) else bias
+    numbers = _numbers(bias)
     return bias is None or (isinstance(numbers, Tensor) and numbers.shape[:3] == (x.size(0), 1, 1))
+
+
+def _numbers(bias: Any) -> Any:
+    """The numbers of a bias of either kind."""
+    return bias.bias if isinstance(bias, SizeBias) else bias
 
 
 def _keys(bias: Any, take: Callable[[Tensor], Tensor]) -> Any:

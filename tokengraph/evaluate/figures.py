@@ -138,12 +138,8 @@ class Scorer:
         train = features if self.train is None else self.train.of(name)["pooled"]
         if features.shape[1] == protocol.dense.shape[1]:
             scores["probe_as_is"] = _of_right(protocol.answers(features)[:, 0] == labels)
-            if not protocol.can_map:
-                pass  # too few images
-            elif name == DENSE.key:
-                scores["probe_mapped"] = scores["probe_as_is"]  # nothing to map
-            else:
-                mapped = protocol.mapped(features, train)
+            if protocol.can_map:
+                mapped = features if name == DENSE.key else protocol.mapped(features, train)
                 scores["probe_mapped"] = _of_right(protocol.answers(mapped)[:, 0] == labels)
         scores["probe_refit"] = _of_right(protocol.answers(features, train)[:, 0] == labels)
         return scores
